@@ -1,0 +1,47 @@
+# `make run` and `make test` are all the set-up there is: each makes .venv once, from requirements.lock.
+
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14,$(shell command -v python$(v) 2>/dev/null)) python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test bench check lock clean
+
+help: ## show what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "kongsim needs Python 3.11 or newer, not `$(PYTHON) -V 2>&1`: install it, or name it with PYTHON=..." >&2; exit 2; }
+	@echo "setting up $(VENV) with `$(PYTHON) -V` (once)" >&2
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: $(READY) ## run the quickstart scenario
+	@$(BIN)/kongsim run scenarios/quickstart.yaml
+
+test: $(READY) ## run every test
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+bench: $(READY) ## run the benchmarks; ratios also go to .bench/latest.json
+	$(BIN)/python -m tests.bench
+
+check: $(READY) ## lint and type-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(READY) ## resolve the dependencies of pyproject.toml again
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url --no-annotate --extra dev pyproject.toml --output-file requirements.lock
+
+clean: ## remove everything that can be made again
+	rm -rf $(VENV) .bench runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
