@@ -1,0 +1,99 @@
+"""What one request carries: its context, the spans in it, and the tracing context of header propagation.
+
+The request context is a plain ``dict``, as ``ngx.ctx`` is a plain table: it lives from the start of the rewrite phase
+to the end of the log phase and belongs to one request (kong-semantics R4). The tracer keeps in it, per namespace, the
+span list under ``<namespace>_SPANS`` and the active span under ``<namespace>_active_span`` (T1).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kongtrace.phase import PHASES, Phase
+
+if TYPE_CHECKING:
+    from kongtrace.span import AnySpan, Span
+
+Context = dict[str, Any]
+
+DEFAULT_NAMESPACE = "KONG"
+KONG_PHASE = "KONG_PHASE"
+"""Key of the Kong phase's name in the request context (R9)."""
+
+TRACING_CONTEXT = "TRACING_CONTEXT"
+UNLINKED = "KONG_UNLINKED_SPANS"
+"""Key of the spans that were created in this request and may never be linked (P13)."""
+
+
+def spans_key(namespace: str) -> str:
+    """Where a namespace keeps its span list in the request context."""
+    return f"{namespace}_SPANS"
+
+
+def active_key(namespace: str) -> str:
+    """Where a namespace keeps its active span in the request context."""
+    return f"{namespace}_active_span"
+
+
+class Execution:
+    """What a worker executes at this moment: a phase, and the context of the request it belongs to.
+
+    A worker has one; whoever runs a handler calls :meth:`enter` before it, and again whenever a suspended handler goes
+    on. In a timer or at start-up the context belongs to no request.
+
+    Attributes:
+        phase: the nginx phase.
+        ctx: the request context, or None where there is none.
+        span_ctx: the request context where the phase permits spans, else None (T8).
+    """
+
+    __slots__ = ("ctx", "phase", "span_ctx")
+
+    def __init__(self) -> None:
+        self.enter(PHASES["init"], None)
+
+    def enter(self, phase: Phase, ctx: Context | None) -> None:
+        """From now on ``phase`` runs, with ``ctx``."""
+        self.phase = phase
+        self.ctx = ctx
+        self.span_ctx = ctx if phase.spans else None
+
+
+class TracingContext:
+    """The trace identity of a request, as propagation and export see it (section 10, X31).
+
+    Attributes:
+        raw_trace_id: the trace id as bytes, or None before it is known.
+        trace_id_formats: the id in every injected format, for the serialised log; None before any was injected.
+        flags: the W3C or B3 flags that log records carry, or None (O15).
+        unlinked_spans: spans made ahead of their time, by name (I15).
+    """
+
+    __slots__ = ("flags", "raw_trace_id", "trace_id_formats", "unlinked_spans")
+
+    def __init__(self) -> None:
+        self.raw_trace_id: bytes | None = None
+        self.trace_id_formats: dict[str, str] | None = None
+        self.flags: int | None = None
+        self.unlinked_spans: dict[str, AnySpan] = {}
+
+    def add_trace_id_formats(self, formats: dict[str, str]) -> dict[str, str]:
+        """Merge the ids that one plugin injected with those of the others; gives all of them (X31)."""
+        if self.trace_id_formats is None:
+            self.trace_id_formats = formats
+        else:
+            self.trace_id_formats.update(formats)
+        return self.trace_id_formats
+
+
+def tracing_context(ctx: Context) -> TracingContext:
+    """The tracing context of a request, made on first use."""
+    found: TracingContext | None = ctx.get(TRACING_CONTEXT)
+    if found is None:
+        found = ctx[TRACING_CONTEXT] = TracingContext()
+    return found
+
+
+def span_list(ctx: Context, namespace: str = DEFAULT_NAMESPACE) -> list[Span]:
+    """The spans of a request in the order in which they were linked; empty when there are none."""
+    return ctx.get(spans_key(namespace)) or []

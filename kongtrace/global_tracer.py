@@ -1,0 +1,109 @@
+"""Global state department: ``tracing``, the one piece of module state in this package.
+
+``from kongtrace import tracing`` may stand at the top of any module, long before the worker that runs it has forked.
+So the name is a handle that follows the global tracer: it is the no-op tracer until :func:`set_tracer_provider` has
+been called and instrumentation is on (kong-semantics T4). Tracers made from it before there is a provider are inert,
+and come to life with the provider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from kongtrace.context import Execution
+from kongtrace.noop import NoopTracer
+from kongtrace.provider import TracerProvider
+from kongtrace.tracer import Tracer
+
+if TYPE_CHECKING:
+    from kongtrace.span import AnySpan, Span
+
+
+def _no_time() -> int:
+    raise RuntimeError("no tracer provider has been set")
+
+
+def _no_bytes(_count: int) -> bytes:
+    raise RuntimeError("no tracer provider has been set")
+
+
+class _Unset(TracerProvider):
+    """The provider before there is one: it executes no request, so that its tracers give the no-op span."""
+
+    __slots__ = ("waiting",)
+
+    def __init__(self) -> None:
+        super().__init__(time_ns=_no_time, random_bytes=_no_bytes, execution=Execution())
+        self.waiting: WeakSet[Tracer] = WeakSet()
+
+    def new(self, name: Any = None, options: dict[str, Any] | None = None) -> Tracer | NoopTracer:
+        tracer = super().new(name, options)
+        if isinstance(tracer, Tracer):
+            self.waiting.add(tracer)
+        return tracer
+
+
+class GlobalTracer:
+    """The handle behind ``tracing``: every call goes to the global tracer of the provider that is set now."""
+
+    if TYPE_CHECKING:
+        name: str
+        start_span: Callable[..., AnySpan]
+        create_span: Callable[..., AnySpan]
+        new_span: Callable[..., AnySpan | None]
+        link_span: Callable[..., AnySpan | None]
+        active_span: Callable[[], AnySpan | None]
+        set_active_span: Callable[..., None]
+        process_span: Callable[..., None]
+        init_spans: Callable[[], list[Span] | None]
+        get_spans: Callable[[], list[Span] | None]
+        get_root_span: Callable[[], AnySpan | None]
+        set_should_sample: Callable[..., None]
+        get_sampling_decision: Callable[..., bool | None]
+
+    def __init__(self) -> None:
+        self._provider: TracerProvider = _Unset()
+        self._follow()
+
+    def new(self, name: Any = None, options: dict[str, Any] | None = None, **given: Any) -> Tracer | NoopTracer:
+        """A tracer (D2), its options in a mapping or as keyword arguments: see :meth:`TracerProvider.new`."""
+        return self._provider.new(name, {**(options or {}), **given} if given else options)
+
+    __call__ = new
+
+    def set_global_tracer(self, tracer: object = None) -> None:
+        """Make ``tracer`` the one that this handle stands for (T5).
+
+        Raises:
+            ApiError: it is not a tracer.
+        """
+        self._provider.set_global_tracer(tracer)
+
+    def use(self, provider: TracerProvider | None) -> None:
+        """Serve ``provider`` from now on; tracers that were made before there was one are bound to it.
+
+        None takes the handle back to its first state.
+        """
+        previous, self._provider = self._provider, provider or _Unset()
+        if isinstance(previous, _Unset):
+            for tracer in previous.waiting:
+                tracer.bind(self._provider)
+        self._provider.on_global_tracer = self._follow
+        self._follow()
+
+    def _follow(self) -> None:
+        # Bound methods as attributes of the instance: a call through the handle costs no more than on the tracer.
+        tracer = self._provider.global_tracer
+        for name in _FORWARDED:
+            setattr(self, name, getattr(tracer, name))
+
+    def __repr__(self) -> str:
+        return f"<tracing: {self._provider.global_tracer!r}>"
+
+
+_OWN = {"new", "set_global_tracer"}
+_FORWARDED = tuple(name for name in dir(NoopTracer) if not name.startswith("_") and name not in _OWN)
+
+tracing = GlobalTracer()

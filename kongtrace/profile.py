@@ -1,0 +1,40 @@
+"""The two profiles of the tracer, as data.
+
+``KONG`` is faithful to the real gateway, hazards included; ``SAFE`` keeps the same calls and results and takes the
+hazards out. The code reads these fields and nothing else; ``docs/profiles.md`` lists the source behind each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What distinguishes one profile of the tracer from the other.
+
+    Attributes:
+        name: the word that scenarios, reports and the command line use.
+        recycles_held_objects: an object goes back to its pool although somebody else still holds it, so that a stale
+            handle reaches into another request (kong-semantics P7, P9, P10; H5, H7, H8). When false, such an object
+            is left to its holder and a new one is made when one is needed.
+        released_span_raises: a method called on a released span raises (P11, H9); when false the call is logged at
+            level error and has no effect.
+        bare_root_raises: the sampling decision needs a root span with attributes (M7, H15).
+        keeps_unlinked: spans that were created and never linked are left to the garbage collector at the end of the
+            request (P13); when false they go back to the pool with the others.
+        ends_unusable: the span list stays in the context after the end of the request, spent, so that a span started
+            after it raises (E1); when false the context is as before the first span.
+    """
+
+    name: str
+    recycles_held_objects: bool
+    released_span_raises: bool
+    bare_root_raises: bool
+    keeps_unlinked: bool
+    ends_unusable: bool
+
+
+KONG = Profile("kong", True, True, True, True, True)
+SAFE = Profile("safe", False, False, False, False, False)
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in (KONG, SAFE)}

@@ -1,0 +1,331 @@
+"""The span, and the inert one that stands in for it.
+
+A span is created, linked into its request's span list, finished, and at the end of the request released: its memory
+goes back to the pool of its worker (kong-semantics S6). Finishing and releasing are different moments: a finished span
+can still be read and written, a released one belongs to nobody.
+
+Ownership: a span belongs to the request that started it, from creation to release. Whoever needs it longer takes a
+copy. ``attributes`` and ``events`` belong to the span; a mapping given as ``attributes`` is stored, not copied (S4).
+After release every field is ``None`` and a call of a method is an error.
+
+All times are integers in ns since the epoch, wall clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from opentelemetry.semconv.attributes.exception_attributes import EXCEPTION_MESSAGE
+
+from kongtrace.errors import ApiError
+
+if TYPE_CHECKING:
+    from kongtrace.provider import TracerProvider
+    from kongtrace.tracer import Tracer
+
+UNSPECIFIED, INTERNAL, SERVER, CLIENT, PRODUCER, CONSUMER = range(6)
+"""Span kinds (S1)."""
+
+STATUS_UNSET, STATUS_OK, STATUS_ERROR = range(3)
+"""Status codes (S15)."""
+
+EXCEPTION_EVENT = "exception"
+"""Name of the event that :meth:`Span.record_error` adds (S14)."""
+
+_CARRIED = frozenset({str, int, float, bool, list, dict, tuple, bytes})
+
+
+class Event(NamedTuple):
+    """One event of a span.
+
+    Attributes:
+        name: what happened.
+        time_ns: when, ns since the epoch.
+        attributes: mapping, or None when none were given.
+    """
+
+    name: str
+    time_ns: int
+    attributes: dict[str, Any] | None
+
+
+def is_number(value: object) -> bool:
+    """Whether Lua would call ``value`` a number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class Span:
+    """One operation of a trace. Made by a tracer, never by hand.
+
+    Attributes:
+        name: non-empty string; None before the span is linked.
+        trace_id: 16 random bytes, or inherited, or given (any length).
+        span_id: 8 random bytes.
+        parent_id: bytes, or None for a root.
+        parent: the parent span, or None.
+        tracer: the tracer that made it, or None.
+        kind: 0 unspecified, 1 internal, 2 server, 3 client, 4 producer, 5 consumer.
+        start_time_ns: ns since the epoch; None before the span is linked.
+        end_time_ns: ns since the epoch; None while the span is open.
+        should_sample: the sampling flag.
+        attributes: mapping, or None until the first attribute.
+        events: list of :class:`Event`, or None until the first event.
+        status: number, or None.
+        linked: True once the span is in a span list.
+        active: True once the span was made the active one.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_provider",
+        "active",
+        "attributes",
+        "end_time_ns",
+        "events",
+        "kind",
+        "linked",
+        "name",
+        "parent",
+        "parent_id",
+        "should_sample",
+        "span_id",
+        "start_time_ns",
+        "status",
+        "trace_id",
+        "tracer",
+    )
+
+    _provider: TracerProvider
+    name: str
+    trace_id: bytes
+    span_id: bytes
+    parent_id: bytes | None
+    parent: Span | None
+    tracer: Tracer | None
+    kind: int
+    start_time_ns: int
+    end_time_ns: int | None
+    should_sample: bool | None
+    attributes: dict[str, Any] | None
+    events: list[Event] | None
+    status: float | None
+    linked: bool | None
+    active: bool | None
+
+    is_recording = True
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        clear(self)
+
+    def finish(self, end_time_ns: float | None = None) -> None:
+        """End the span and, when it is the active one, make its parent active (S9).
+
+        Args:
+            end_time_ns: ns since the epoch; now when left out. An end before the start is logged and ignored: the span
+                stays open. A second call has no effect.
+
+        Raises:
+            ApiError: ``end_time_ns`` is not a number.
+        """
+        if self.end_time_ns is not None:
+            return
+        provider = self._provider
+        if self.span_id is None:
+            provider.used_after_release("finish")
+        elif end_time_ns is None:
+            self.end_time_ns = provider.time_ns()
+        elif not is_number(end_time_ns):
+            raise ApiError("invalid span end time")
+        elif end_time_ns < self.start_time_ns:
+            duration = end_time_ns - self.start_time_ns
+            provider.log("error", f"invalid span duration: {duration:.14g} for span: {self.name}")
+            return
+        else:
+            self.end_time_ns = end_time_ns  # type: ignore[assignment]  # a number is kept as it was given
+        if self.active:
+            self.tracer._deactivate(self)  # type: ignore[union-attr]  # noqa: SLF001 - Kong fails here too without a tracer
+
+    def set_attribute(self, key: str = None, value: Any = None) -> None:  # type: ignore[assignment]
+        """Set one attribute; ``None`` removes it (S11).
+
+        Args:
+            key: string.
+            value: string, number, boolean, list or mapping. Anything else is logged at level error and stored all the
+                same; the exporter writes it without a value.
+
+        Raises:
+            ApiError: ``key`` is not a string.
+        """
+        if type(key) is not str and not isinstance(key, (str, bytes)):
+            raise ApiError("invalid key")
+        attributes = self.attributes
+        if attributes is None:
+            provider = self._provider
+            if self.span_id is None:
+                provider.used_after_release("set_attribute")
+                return
+            attributes = self.attributes = provider.attributes.fetch()
+        if type(value) not in _CARRIED:
+            if value is None:
+                attributes.pop(key, None)
+                return
+            self._check_value(value)
+        attributes[key] = value
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Set several attributes; the same as one :meth:`set_attribute` for each (documented usage, C3)."""
+        for key, value in attributes.items():
+            self.set_attribute(key, value)
+
+    def add_event(
+        self,
+        name: str = None,  # type: ignore[assignment]
+        attributes: dict[str, Any] | None = None,
+        time_ns: int | None = None,
+    ) -> None:
+        """Append an event (S13).
+
+        Args:
+            name: string.
+            attributes: mapping, kept by reference, never pooled.
+            time_ns: ns since the epoch; now when left out.
+
+        Raises:
+            ApiError: ``name`` is not a string, or ``attributes`` is neither None nor a mapping.
+        """
+        if not isinstance(name, (str, bytes)):
+            raise ApiError("invalid name")
+        if attributes is not None and not isinstance(attributes, (dict, list)):
+            raise ApiError("invalid attribute")
+        provider = self._provider
+        if self.span_id is None:
+            provider.used_after_release("add_event")
+            return
+        events = self.events
+        if events is None:
+            events = self.events = provider.events.fetch()
+        now = provider.time_ns() if time_ns is None or time_ns is False else time_ns
+        events.append(Event(name, now, attributes))
+
+    def record_error(self, err: object = None) -> None:
+        """Append the event ``exception`` with the attribute ``exception.message`` (S14); the status is left alone."""
+        message = err if isinstance(err, (str, bytes)) else _lua_text(err)
+        self.add_event(EXCEPTION_EVENT, {EXCEPTION_MESSAGE: message})
+
+    def set_status(self, status: float = None) -> None:  # type: ignore[assignment]
+        """Set the status: 0 unset, 1 ok, 2 error; any number is stored (S15).
+
+        Raises:
+            ApiError: ``status`` is not a number.
+        """
+        if not is_number(status):
+            raise ApiError("invalid status")
+        if self.span_id is None:
+            self._provider.used_after_release("set_status")
+            return
+        self.status = status
+
+    def release(self) -> None:
+        """Give the memory back to the pool now instead of at the end of the request (S16).
+
+        The span stays in the span list of its request, which skips it from then on.
+        """
+        provider = self._provider
+        if self.span_id is None:
+            provider.used_after_release("release")
+            return
+        provider.release(self)
+
+    def each_baggage_item(self) -> Callable[[], None]:
+        """A callable that does nothing; Kong's placeholder for baggage (D19)."""
+        return _nothing
+
+    def _check_value(self, value: object) -> None:
+        if isinstance(value, (str, int, float, bytes, list, dict, tuple)):
+            return
+        self._provider.log("error", f"invalid span attribute value type: {lua_type(value)}")
+
+    def __repr__(self) -> str:
+        if self.span_id is None:
+            return "<Span released>"
+        return f"<Span {self.name!r} {self.trace_id.hex()}/{self.span_id.hex()}>"
+
+
+def clear(span: Span) -> None:
+    """Empty every field: what the pool does to a span (P6)."""
+    span.tracer = span.parent = span.name = span.trace_id = span.span_id = span.parent_id = None  # type: ignore[assignment]
+    span.kind = span.start_time_ns = span.end_time_ns = span.should_sample = span.attributes = None  # type: ignore[assignment]
+    span.events = span.status = span.linked = span.active = None
+
+
+def lua_type(value: object) -> str:
+    """The name that Lua's ``type()`` has for a Python value, for log lines that quote it."""
+    if callable(value):
+        return "function"
+    return type(value).__name__
+
+
+def _lua_text(value: object) -> str:
+    if value is None:
+        return "nil"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return f"{value:.14g}"
+    return str(value)
+
+
+def _nothing() -> None:
+    return None
+
+
+class NoopSpan:
+    """The span that records nothing, given where tracing is off or the phase forbids it (S17).
+
+    It has no ids and no name; every method accepts anything; writing to it is swallowed. One instance serves all.
+    """
+
+    __slots__ = ()
+
+    is_recording = False
+    name = trace_id = span_id = parent_id = parent = tracer = kind = start_time_ns = end_time_ns = None
+    should_sample = attributes = events = status = linked = active = None
+
+    def finish(self, end_time_ns: Any = None) -> None:
+        """Do nothing."""
+
+    def set_attribute(self, key: Any = None, value: Any = None) -> None:
+        """Do nothing."""
+
+    def set_attributes(self, attributes: Any = None) -> None:
+        """Do nothing."""
+
+    def add_event(self, name: Any = None, attributes: Any = None, time_ns: Any = None) -> None:
+        """Do nothing."""
+
+    def record_error(self, err: Any = None) -> None:
+        """Do nothing."""
+
+    def set_status(self, status: Any = None) -> None:
+        """Do nothing."""
+
+    def release(self) -> None:
+        """Do nothing; Kong's no-op span lacks this method and fails (C9, H11)."""
+
+    def each_baggage_item(self) -> Callable[[], None]:
+        """A callable that does nothing."""
+        return _nothing
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Swallow the write (S17)."""
+
+    def __repr__(self) -> str:
+        return "<NoopSpan>"
+
+
+NOOP_SPAN = NoopSpan()
+
+AnySpan = Span | NoopSpan
+SpanIterator = Iterator[Span]
