@@ -93,7 +93,7 @@ def _run_child(
 
 
 def reap(process: Process, timeout_s: float) -> int:
-    """Wait for the end of a child, kill it when it takes longer than `timeout_s`; return its exit code (-N: signal N)."""
+    """Wait for a child to end, kill it when it takes longer than `timeout_s`; return its exit code, -N for signal N."""
     process.join(timeout_s)
     if process.exitcode is None:
         process.kill()
