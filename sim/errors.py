@@ -4,7 +4,11 @@ The command line prints ``str(error)`` and exits with code 2; no traceback, noth
 itself is never a :class:`UserError`.
 """
 
-from __future__ import annotations
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+SHOWN_MAX = 60
+"""Characters of a value that a message shows at most."""
 
 
 class UserError(Exception):
@@ -39,3 +43,44 @@ class UserError(Exception):
         place = self.file if self.line is None else f"{self.file or '<input>'}:{self.line}"
         text = ": ".join(part for part in (place, self.field, self.message) if part)
         return " ".join((f"{text}; {self.cure}" if self.cure else text).split())
+
+
+class FieldError(ValueError):
+    """A value that does not fit its field; whoever knows the file and the line makes it a :class:`UserError`.
+
+    Attributes:
+        message: what was expected, and what stands there.
+        cure: what to do about it.
+        field: name of the field below the one that is being read, when the fault lies there.
+    """
+
+    def __init__(self, message: str, *, cure: str | None = None, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cure = cure
+        self.field = field
+
+
+def shown(value: object) -> str:
+    """Return how a message shows a value of the user: short, on one line, in the words of YAML."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case dict():
+            return "a mapping"
+        case list() | tuple():
+            return "a list"
+        case _:
+            text = repr(value)
+            return text if len(text) <= SHOWN_MAX else f"{text[: SHOWN_MAX - 3]}..."
+
+
+def nearest(word: object, known: Iterable[str]) -> str | None:
+    """Return the cure for a misspelt word: the known word it was probably meant to be, else all of them."""
+    words = list(known)
+    close = get_close_matches(str(word), words, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known here: {', '.join(words)}" if words else None

@@ -1,0 +1,329 @@
+"""The gateway's configuration: what nginx and Kong are told, with Kong's own field names, ranges and defaults.
+
+:class:`Gateway` is all that a master and its workers need; :mod:`sim.declarative` and :mod:`sim.scenario` read it from
+files. Durations are in seconds, but for the fields of Kong that are in milliseconds: ``connect_timeout``,
+``write_timeout``, ``send_timeout`` and ``read_timeout``.
+
+Sources: kong-semantics I1 (instrumentations), N4 (timers), O1-O10 (plugin), Q1-Q9, Q27 (queue), W12, W16 (workers).
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+from uuid import NAMESPACE_URL, uuid5
+
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
+
+from sim.document import Model, not_built
+from sim.errors import FieldError, nearest, shown
+from sim.units import Seconds
+
+T = TypeVar("T")
+
+Many = Annotated[tuple[T, ...], Strict(strict=False)]
+"""A list in a file, a tuple in the program."""
+
+ProfileName = Literal["kong", "safe"]
+
+WORKERS_MAX: Final = 1024
+"""Child processes that a master keeps at most (kong-semantics W17)."""
+
+TIMEOUT_MS_MAX: Final = 2**31 - 2
+
+SEED_MAX: Final = 2**63 - 1
+
+INSTRUMENTATIONS: Final = (
+    "off",
+    "all",
+    "request",
+    "db_query",
+    "dns_query",
+    "router",
+    "http_client",
+    "balancer",
+    "plugin_rewrite",
+    "plugin_access",
+    "plugin_header_filter",
+)
+"""The words of ``tracing_instrumentations`` (kong-semantics I1)."""
+
+SAMPLING_RATE_DEFAULT: Final = 0.01
+"""Kong's ``tracing_sampling_rate`` (kong-semantics V2)."""
+
+
+def parse_address(text: object) -> tuple[str, int]:
+    """Split ``host:port``; an IPv6 host stands in brackets; raises FieldError."""
+    match = (
+        re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})", text, re.ASCII) if isinstance(text, str) else None
+    )
+    if match is None or int(match[2]) > 65535:
+        raise FieldError(f"expected host:port, not {shown(text)}", cure="write 127.0.0.1:8000; port 0 is any free one")
+    return match[1].strip("[]"), int(match[2])
+
+
+def _address(text: object) -> object:
+    parse_address(text)
+    return text
+
+
+def _workers(value: object) -> object:
+    if value == "auto":
+        return len(os.sched_getaffinity(0))
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= WORKERS_MAX:
+        return value
+    raise FieldError(f"expected auto or a whole number from 1 to {WORKERS_MAX}, not {shown(value)}", cure="write 2")
+
+
+def _instrumentations(words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        if word not in INSTRUMENTATIONS:
+            raise FieldError(f"invalid tracing type: {word}", cure=nearest(word, INSTRUMENTATIONS))
+    if words[0] == "off" and len(words) > 1:
+        raise FieldError("off stands alone: other types are mutually exclusive", cure="write [off], or leave off out")
+    return words
+
+
+def _url(value: object) -> object:
+    parts = urlsplit(value) if isinstance(value, str) else None
+    if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise FieldError(f"expected a URL such as http://127.0.0.1:4318/v1/traces, not {shown(value)}")
+    if parts.scheme == "https":
+        raise not_built("https", "connections out are plain HTTP")
+    _port_of(value, 80)
+    return value
+
+
+def _port_of(url: object, default: int) -> int:
+    try:
+        return urlsplit(str(url)).port or default
+    except ValueError:
+        raise FieldError(f"expected a port from 1 to 65535 in {shown(url)}") from None
+
+
+Rate01 = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TimeoutMs = Annotated[int, Field(ge=1, le=TIMEOUT_MS_MAX)]
+Url = Annotated[str, BeforeValidator(_url)]
+Seed = Annotated[int, Field(ge=0, le=SEED_MAX)]
+
+
+class Tracing(Model):
+    """What Kong's ``tracing_instrumentations`` and ``tracing_sampling_rate`` say."""
+
+    instrumentations: Annotated[Many[str], Field(min_length=1), AfterValidator(_instrumentations)] = ("off",)
+    sampling_rate: Rate01 = SAMPLING_RATE_DEFAULT
+
+
+class Nginx(Model):
+    """Directives of nginx and of its Lua module; the defaults are Kong's.
+
+    Attributes:
+        worker_shutdown_timeout: seconds after which a quitting worker closes its connections; 0 waits for ever (W12).
+        worker_connections: connections that a worker has open at most.
+        lua_max_pending_timers: timers of a worker that wait at most (N4).
+        lua_max_running_timers: timers of a worker that run at most (N4).
+    """
+
+    worker_shutdown_timeout: Seconds = 0.0
+    worker_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16_384
+    lua_max_pending_timers: Annotated[int, Field(ge=1)] = 16_384
+    lua_max_running_timers: Annotated[int, Field(ge=1)] = 4_096
+
+
+class Service(Model):
+    """An upstream application; ``host`` is a name or an address, resolved by :attr:`Gateway.hosts` first.
+
+    A file may give ``url`` in place of ``protocol``, ``host``, ``port`` and ``path``.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    protocol: Literal["http"] = "http"
+    host: Annotated[str, Field(pattern=r"^[^\s/:]+$")]
+    port: Annotated[int, Field(ge=0, le=65_535)] = 80
+    path: Annotated[str, Field(pattern=r"^/")] | None = None
+    connect_timeout: TimeoutMs = 60_000
+    write_timeout: TimeoutMs = 60_000
+    read_timeout: TimeoutMs = 60_000
+    retries: Annotated[int, Field(ge=0, le=32_767)] = 5
+    id: str = Field(default_factory=lambda service: _id("service", service.get("name")))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_url(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "url" not in data:
+            return data
+        data = dict(data)
+        url = data.pop("url")
+        for field in ("protocol", "host", "port", "path"):
+            if field in data:
+                raise FieldError("stands beside url, which says it too", field=field, cure="keep one of the two")
+        try:
+            _url(url)
+            parts = urlsplit(url)
+            data |= {"host": parts.hostname, "port": _port_of(url, 80)}
+        except FieldError as error:
+            raise FieldError(error.message, cure=error.cure, field="url") from None
+        return data | ({"path": parts.path} if parts.path else {})
+
+
+class Route(Model):
+    """Which requests go to a service, by the name of the service."""
+
+    name: Annotated[str, Field(min_length=1)]
+    service: str
+    paths: Many[Annotated[str, Field(pattern=r"^/")]] = ()
+    hosts: Many[Annotated[str, Field(pattern=r"^[^\s/:]+(:\d+)?$")]] = ()
+    methods: Many[Annotated[str, Field(pattern=r"^[A-Z]+$")]] = ()
+    strip_path: bool = True
+    preserve_host: bool = False
+    id: str = Field(default_factory=lambda route: _id("route", route.get("name")))
+
+    @model_validator(mode="after")
+    def _matches_something(self) -> Self:
+        if not (self.paths or self.hosts or self.methods):
+            raise FieldError("matches nothing: paths, hosts and methods are empty", cure="add `paths: [/]`")
+        return self
+
+
+class Plugin(Model):
+    """A plugin, global or for one service or route, by name; ``config`` is as written, and is known to be valid."""
+
+    name: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    service: str | None = None
+    route: str | None = None
+    enabled: bool = True
+    instance_name: str | None = None
+    id: str = Field(
+        default_factory=lambda plugin: _id("plugin", plugin.get("name"), plugin.get("service"), plugin.get("route"))
+    )
+
+    @property
+    def lacks_endpoint(self) -> bool:
+        """Whether it exports traces and does not say where to."""
+        return self.name == "opentelemetry" and not {"traces_endpoint", "endpoint"} & self.config.keys()
+
+
+class Gateway(Model):
+    """Everything that a master and its workers are told.
+
+    Attributes:
+        profile: ``kong`` is faithful to the real gateway, ``safe`` avoids its traps.
+        seed: of every random draw of the gateway.
+        listen: ``host:port``; port 0 is any free one. :func:`parse_address` splits it.
+        workers: ``nginx_worker_processes``; ``auto`` in a file is one for each CPU that the process may use.
+        hosts: addresses of host names that need no DNS, each with the port that replaces the service's.
+        warnings: what the file asks for and nobody simulates, one line each.
+    """
+
+    profile: ProfileName = "kong"
+    seed: Seed = 0
+    listen: Annotated[str, BeforeValidator(_address)] = "127.0.0.1:0"
+    workers: Annotated[int, BeforeValidator(_workers)] = 1
+    tracing: Tracing = Tracing()
+    nginx: Nginx = Nginx()
+    hosts: dict[str, tuple[str, int]] = Field(default_factory=dict)
+    services: tuple[Service, ...] = ()
+    routes: tuple[Route, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def exporting_to(self, traces_endpoint: str) -> Self:
+        """Return the gateway with ``traces_endpoint`` for each opentelemetry plugin that names none."""
+        plugins = tuple(
+            plugin.model_copy(update={"config": {"traces_endpoint": traces_endpoint} | plugin.config})
+            if plugin.lacks_endpoint
+            else plugin
+            for plugin in self.plugins
+        )
+        return self.model_copy(update={"plugins": plugins})
+
+
+ExtractFormat = Literal["w3c", "b3", "jaeger", "ot", "datadog", "aws", "gcp", "instana"]
+InjectFormat = Literal[ExtractFormat, "b3-single"]
+
+
+class QueueConfig(Model):
+    """Parameters of a plugin's queue (kong-semantics Q1-Q8); delays and times are in seconds."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    max_coalescing_delay: Annotated[float, Field(ge=0, le=3_600)] = 1.0
+    max_entries: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    max_bytes: int | None = None
+    max_retry_time: Annotated[float, Field(allow_inf_nan=False)] = 60.0
+    initial_retry_delay: Annotated[float, Field(ge=0.001, le=1_000_000)] = 0.01
+    max_retry_delay: Annotated[float, Field(ge=0.001, le=1_000_000)] = 60.0
+    concurrency_limit: Literal[1, -1] = 1
+
+
+class OpenTelemetryQueueConfig(QueueConfig):
+    """The same, with the batch size that the plugin has by default (kong-semantics O4)."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+
+
+class Propagation(Model):
+    """Which header formats are read, removed and written (kong-semantics X28); None is: not configured."""
+
+    default_format: InjectFormat
+    extract: Many[ExtractFormat] | None = None
+    clear: Many[str] | None = None
+    inject: Many[Literal[InjectFormat, "preserve"]] | None = None
+
+
+class OpenTelemetryConfig(Model):
+    """Configuration of the opentelemetry plugin (kong-semantics O1-O10); timeouts in ms.
+
+    The deprecated ``endpoint``, ``batch_span_count`` and ``batch_flush_delay`` are read into what replaced them
+    (O1, O5, Q27).
+    """
+
+    not_built: ClassVar[Mapping[str, str]] = {"logs_endpoint": "it exports logs"}
+
+    traces_endpoint: Url | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+    resource_attributes: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    queue: OpenTelemetryQueueConfig = OpenTelemetryQueueConfig()
+    connect_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 1_000
+    send_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 5_000
+    read_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 5_000
+    http_response_header_for_traceid: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
+    header_type: Literal[InjectFormat, "preserve", "ignore"] = "preserve"
+    sampling_rate: Rate01 | None = None
+    propagation: Propagation = Propagation(default_format="w3c")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replace_deprecated(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if "endpoint" in data:
+            data.setdefault("traces_endpoint", data.pop("endpoint"))
+        queue = dict(data["queue"]) if isinstance(data.get("queue"), dict) else {}
+        for old, default, new in _LEGACY_QUEUE:
+            if (value := data.pop(old, default)) != default:
+                if not isinstance(value, int):
+                    raise FieldError(f"expected a whole number, not {shown(value)}", field=old)
+                queue[new] = value
+        return data | {"queue": queue} if queue else data
+
+
+_LEGACY_QUEUE: Final = (
+    ("batch_span_count", 200, "max_batch_size"),
+    ("batch_flush_delay", 3, "max_coalescing_delay"),
+)
+
+PLUGIN_CONFIGS: dict[str, type[Model]] = {"opentelemetry": OpenTelemetryConfig}
+"""The plugins that a gateway can run, and the model of each one's configuration."""
+
+
+def validate_plugin_config(name: str, config: Mapping[str, Any]) -> Model:
+    """Return the configuration of the plugin ``name`` as its model; raises pydantic's ValidationError."""
+    return PLUGIN_CONFIGS[name].model_validate(dict(config))
+
+
+def _id(kind: str, *names: str | None) -> str:
+    """Return the id that Kong would give an entity of a file: the same in every run."""
+    return str(uuid5(NAMESPACE_URL, "/".join((kind, *(name or "" for name in names)))))

@@ -1,0 +1,314 @@
+"""A YAML file that remembers where everything stands.
+
+Reads YAML 1.2, keeps the line of each field, takes overrides, gives the plain data to a model and turns what the model
+objects to into a :class:`~sim.errors.UserError` that names file, line, field, expectation and cure. Dates stay text,
+duplicate keys are refused, and :meth:`Document.text` writes the file again with the comments of its author.
+
+A path is a tuple of keys and list positions, ``("load", 0, "rate")``; people read and write it as ``load[0].rate``.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import RoundTripConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from sim.errors import FieldError, UserError, nearest, shown
+
+FieldPath = tuple[str | int, ...]
+
+NODES_MAX = 100_000
+"""Values in one file at most, aliases counted each time: a file that unfolds beyond this is a mistake."""
+
+_STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
+
+
+class Model(BaseModel):
+    """Base of everything read from a file: immutable, without coercion, closed to unknown fields.
+
+    ``not_built`` names the fields that belong to the vocabulary and cannot be used yet, with what they would do.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    not_built: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_every_field(cls, data: Any) -> Any:
+        for key in data if isinstance(data, dict) else ():
+            if key in cls.not_built:
+                raise not_built(str(key), cls.not_built[key], field=str(key))
+            if key not in cls.model_fields:
+                raise FieldError("unknown field", field=str(key), cure=nearest(key, cls.model_fields))
+        return data
+
+
+def not_built(word: str, meaning: str, *, field: str | None = None) -> FieldError:
+    """Return the error for a word that belongs to the vocabulary and cannot be used yet."""
+    return FieldError(f"{word} is not built yet: {meaning}", field=field, cure="leave it out")
+
+
+M = TypeVar("M", bound=Model)
+
+
+class Document:
+    """One YAML file, its lines and the overrides laid over it."""
+
+    def __init__(self, file: str, root: Any) -> None:
+        self.file = file
+        self.root = root
+        self._overrides: dict[FieldPath, str] = {}
+
+    @classmethod
+    def read(cls, file: str) -> Self:
+        """Read a file; raises UserError when it is missing, unreadable, not YAML or not a mapping."""
+        document = cls(file, _parse(_read_text(file), file))
+        if not isinstance(document.root, CommentedMap):
+            raise UserError(f"expected a mapping of fields, not {shown(document.root)}", file=file, line=1)
+        document.plain()
+        return document
+
+    def plain(self, path: FieldPath = ()) -> Any:
+        """Return the data at ``path`` as plain dicts, lists and scalars."""
+        budget = iter(range(NODES_MAX))
+        try:
+            return _plain(self._node(path), path, budget)
+        except RecursionError:
+            raise UserError("nested too deeply", file=self.file, line=self.line(path)) from None
+        except StopIteration:
+            raise UserError(f"more than {NODES_MAX} values", file=self.file, line=self.line(path)) from None
+        except _UnreadableError as error:
+            raise self.error(error.message, error.path, cure=error.cure) from None
+
+    def line(self, path: FieldPath) -> int:
+        """Return the line of the field at ``path``, or of the nearest field above it, counted from 1."""
+        node, line = self.root, self.root.lc.line if hasattr(self.root, "lc") else 0
+        for step in path:
+            try:
+                line = node.lc.data[step][0]
+                node = node[step]
+            except (AttributeError, KeyError, IndexError, TypeError):
+                break
+        return int(line) + 1
+
+    def error(self, message: str, path: FieldPath = (), *, cure: str | None = None) -> UserError:
+        """Return the error for the field at ``path``."""
+        origin = next((origin for at, origin in self._overrides.items() if path[: len(at)] == at), None)
+        field = written(path) or None
+        if origin is not None:
+            return UserError(message, file=origin, field=field, cure=cure)
+        return UserError(message, file=self.file, line=self.line(path), field=field, cure=cure)
+
+    def set(self, path: FieldPath, value: Any, origin: str) -> None:
+        """Lay a value over the field at ``path``; mappings on the way are made; ``origin`` names it in errors."""
+        *above, last = path
+        node = self.root
+        for depth, step in enumerate(above):
+            if isinstance(node, CommentedMap) and node.get(step) is None:
+                node[step] = CommentedMap()
+            node = self._child(node, step, path[: depth + 1], origin)
+        if isinstance(node, CommentedSeq):
+            self._child(node, last, path, origin)
+        elif not isinstance(node, CommentedMap):
+            raise UserError(f"has no field {last}, it is {shown(node)}", file=origin, field=written(path[:-1]))
+        node[last] = value
+        self._overrides[path] = origin
+
+    def text(self) -> str:
+        """Return the file with its overrides, as YAML, comments kept."""
+        out = io.StringIO()
+        _yaml().dump(self.root, out)
+        return out.getvalue()
+
+    def validate(self, model: type[M], data: Any, path: FieldPath = ()) -> M:
+        """Return ``data``, which stands at ``path``, as a model; raises UserError for the first mistake."""
+        try:
+            return model.model_validate(data)
+        except ValidationError as error:
+            raise min((self._located(details, path) for details in error.errors()), key=_order) from None
+
+    def _located(self, details: ErrorDetails, path: FieldPath) -> UserError:
+        message, cure, below = _explain(details)
+        where = tuple(step for step in details["loc"] if step != "[key]")
+        return self.error(message, (*path, *where, *below), cure=cure)
+
+    def _node(self, path: FieldPath) -> Any:
+        node = self.root
+        for step in path:
+            node = node[step]
+        return node
+
+    def _child(self, node: Any, step: str | int, path: FieldPath, origin: str) -> Any:
+        try:
+            return node[step]
+        except (KeyError, IndexError, TypeError):
+            size = f", it has {len(node)} entries" if isinstance(node, CommentedSeq) else f", it is {shown(node)}"
+            raise UserError(f"has no {step}{size}", file=origin, field=written(path[:-1])) from None
+
+
+def written(path: FieldPath) -> str:
+    """Return a path as people write it: ``load[0].rate``."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def parse_path(text: str) -> FieldPath:
+    """Read a path such as ``load[0].rate`` or ``load.0.rate``; raises FieldError."""
+    steps = tuple(int(index or word) if (index or word).isdecimal() else word for index, word in _STEP.findall(text))
+    if not steps or written(steps) != re.sub(r"\.(\d+)(?=\.|\[|$)", r"[\1]", text):
+        raise FieldError(f"expected a field such as load[0].rate, not {shown(text)}")
+    return steps
+
+
+def parse_value(text: str, origin: str) -> Any:
+    """Read a value as it would be read in a file, such as ``500/s``, ``true`` or ``[a, b]``; raises UserError."""
+    return _parse(text, origin)
+
+
+class _UnreadableError(Exception):
+    """A value that plain data cannot hold."""
+
+    def __init__(self, message: str, path: FieldPath, cure: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.path, self.cure = message, path, cure
+
+
+class _Constructor(RoundTripConstructor):
+    """Reads dates as the text that they are."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", RoundTripConstructor.construct_yaml_str)
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.Constructor = _Constructor
+    yaml.width = 120
+    return yaml
+
+
+def _read_text(file: str) -> str:
+    path = Path(file)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError("no such file", file=file, cure=_neighbour(path)) from None
+    except IsADirectoryError:
+        raise UserError("is a folder, expected a file", file=file, cure=_neighbour(path / "x")) from None
+    except PermissionError:
+        raise UserError("no permission to read it", file=file, cure="change its mode or its owner") from None
+    except UnicodeDecodeError:
+        raise UserError("is not UTF-8 text", file=file, cure="save it as UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read: {getattr(error, 'strerror', None) or error}", file=file) from None
+
+
+def _neighbour(path: Path) -> str | None:
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in {".yaml", ".yml"})
+    except OSError:
+        return f"there is no folder {path.parent}"
+    close = get_close_matches(path.name, names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {path.parent / close[0]}?"
+    return f"in {path.parent} there are {', '.join(names[:8])}" if names else None
+
+
+def _parse(text: str, file: str) -> Any:
+    try:
+        return _yaml().load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = " ".join(str(error.problem or error.context or "not YAML").split())
+        raise UserError(f"not YAML: {problem}", file=file, line=mark.line + 1 if mark else None) from None
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"not YAML: {str(error).splitlines()[0]}", file=file) from None
+    except RecursionError:
+        raise UserError("nested too deeply", file=file) from None
+
+
+def _plain(node: Any, path: FieldPath, budget: Iterator[int]) -> Any:
+    next(budget)
+    match node:
+        case None | str():
+            return None if node is None else str(node)
+        case bool():
+            return node
+        case int():
+            return int(node)
+        case float():
+            return float(node)
+        case CommentedMap():
+            return {_key(key, path): _plain(value, (*path, _key(key, path)), budget) for key, value in node.items()}
+        case CommentedSeq():
+            return [_plain(value, (*path, index), budget) for index, value in enumerate(node)]
+        case _:
+            tag = getattr(getattr(node, "tag", None), "value", None) or type(node).__name__
+            raise _UnreadableError(
+                f"a value of kind {tag} cannot stand here", path, cure="write text, a number or a list"
+            )
+
+
+def _key(key: Any, path: FieldPath) -> str | int:
+    if isinstance(key, bool) or not isinstance(key, str | int):
+        raise _UnreadableError(f"a field's name is text, not {shown(key)}", path, cure="put the name in quotes")
+    return str(key) if isinstance(key, str) else int(key)
+
+
+def _order(error: UserError) -> tuple[int, str]:
+    return (error.line or 0, error.field or "")
+
+
+def _explain(details: ErrorDetails) -> tuple[str, str | None, FieldPath]:
+    """Return message, cure and the field below, in the words of this program, for what a model objects to."""
+    given, limits, problem = shown(details["input"]), details.get("ctx", {}), details["type"]
+    match problem:
+        case "value_error" if isinstance(limits["error"], FieldError):
+            error = limits["error"]
+            return error.message, error.cure, (error.field,) if error.field else ()
+        case "missing":
+            return "missing", f"add {details['loc'][-1]}", ()
+        case "literal_error":
+            words = [word.strip("'") for word in re.split(", | or ", limits["expected"])]
+            return (
+                f"expected {limits['expected'].replace(chr(39), '')}, not {given}",
+                _meant(details["input"], words),
+                (),
+            )
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            bound, relation = next((limits[name], word) for name, word in _RELATIONS.items() if name in limits)
+            return f"must be {relation} {bound}, not {given}", None, ()
+        case _ if problem in _EXPECTED:
+            expected, cure = _EXPECTED[problem]
+            return f"expected {expected}, not {given}", cure, ()
+        case _:
+            return f"{details['msg'][:1].lower()}{details['msg'][1:]}, not {given}", None, ()
+
+
+def _meant(word: object, words: list[str]) -> str | None:
+    close = get_close_matches(str(word), words, n=1)
+    return f"did you mean {close[0]}?" if close else None
+
+
+_RELATIONS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
+
+_EXPECTED = {
+    "int_type": ("a whole number", None),
+    "int_from_float": ("a whole number", None),
+    "float_type": ("a number", None),
+    "finite_number": ("a finite number", None),
+    "bool_type": ("true or false", None),
+    "string_type": ("text", "put it in quotes"),
+    "dict_type": ("a mapping of fields", None),
+    "model_type": ("a mapping of fields", None),
+    "tuple_type": ("a list", "begin each entry with a dash"),
+    "too_short": ("at least one entry", None),
+    "string_too_short": ("some text", None),
+}
