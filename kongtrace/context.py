@@ -1,8 +1,8 @@
 """What one request carries: its context, the spans in it, and the tracing context of header propagation.
 
 The request context is a plain ``dict``, as ``ngx.ctx`` is a plain table: it lives from the start of the rewrite phase
-to the end of the log phase and belongs to one request (kong-semantics R4). The tracer keeps in it, per namespace, the
-span list under ``<namespace>_SPANS`` and the active span under ``<namespace>_active_span`` (T1).
+to the end of the log phase and belongs to one request (kong-semantics R4). The tracer keeps in it one :class:`Trace` per
+namespace, under the key ``<namespace>_SPANS``: the span list and the active span, which Kong keeps under two keys (T1).
 """
 
 from __future__ import annotations
@@ -31,8 +31,23 @@ def spans_key(namespace: str) -> str:
 
 
 def active_key(namespace: str) -> str:
-    """Where a namespace keeps its active span in the request context."""
+    """The name that Kong has for the place of a namespace's active span."""
     return f"{namespace}_active_span"
+
+
+class Trace:
+    """The spans of one namespace in one request.
+
+    Attributes:
+        spans: the linked spans in the order of linking; None until there is a list.
+        active: the active span, or None.
+    """
+
+    __slots__ = ("active", "spans")
+
+    def __init__(self) -> None:
+        self.spans: list[Span] | None = None
+        self.active: AnySpan | None = None
 
 
 class Execution:
@@ -96,4 +111,5 @@ def tracing_context(ctx: Context) -> TracingContext:
 
 def span_list(ctx: Context, namespace: str = DEFAULT_NAMESPACE) -> list[Span]:
     """The spans of a request in the order in which they were linked; empty when there are none."""
-    return ctx.get(spans_key(namespace)) or []
+    trace: Trace | None = ctx.get(spans_key(namespace))
+    return trace.spans or [] if trace is not None else []

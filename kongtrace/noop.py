@@ -79,4 +79,3 @@ class NoopTracer:
 
     def __repr__(self) -> str:
         return "<NoopTracer>"
-

@@ -53,7 +53,18 @@ class Pool(Generic[T]):
         clear: empties an object for its next use.
     """
 
-    __slots__ = ("_clear", "_new", "adopted", "discarded", "free", "lost", "misses", "released", "since_replaced", "tag")
+    __slots__ = (
+        "_clear",
+        "_new",
+        "adopted",
+        "discarded",
+        "free",
+        "lost",
+        "misses",
+        "released",
+        "since_replaced",
+        "tag",
+    )
 
     def __init__(self, tag: str, new: Callable[[], T], clear: Callable[[T], object]) -> None:
         self.tag = tag
@@ -85,15 +96,29 @@ class Pool(Generic[T]):
         self.free.append(obj)
         self.released += 1
 
-    def has_room(self, count: int) -> bool:
-        """Whether the next ``count`` releases would all reach the free list."""
-        return self.since_replaced + count < RELEASES_MAX and len(self.free) + count <= FREE_MAX
+    def room(self) -> int:
+        """How many objects the free list still takes."""
+        return FREE_MAX - len(self.free)
 
-    def put_back(self, cleared: list[T]) -> None:
-        """Release objects that the caller has cleared, in order; there must be room for them."""
-        self.since_replaced += len(cleared)
+    def is_due(self, count: int) -> bool:
+        """Whether one of the next ``count`` releases throws the free list away (P4)."""
+        return self.since_replaced + count >= RELEASES_MAX
+
+    def put_back(self, cleared: list[T], count: int) -> None:
+        """Release ``count`` objects at once, of which ``cleared`` go to the free list, in order.
+
+        The caller has cleared them and has seen to it that there is room and that no replacement is due.
+        """
+        self.since_replaced += count
+        self.discarded += count - len(cleared)
         self.free += cleared
         self.released += len(cleared)
+
+    def replace(self) -> None:
+        """Throw the free list away and count anew (P4)."""
+        self.lost += len(self.free)
+        self.free.clear()
+        self.since_replaced = 0
 
     def discard(self, count: int = 1) -> None:
         """Give up ``count`` objects that are out: they are left to whoever holds them."""
@@ -111,9 +136,7 @@ class Pool(Generic[T]):
         self.since_replaced += 1
         if self.since_replaced < RELEASES_MAX:
             return False
-        self.lost += len(self.free)
-        self.free.clear()
-        self.since_replaced = 0
+        self.replace()
         return True
 
 

@@ -11,14 +11,12 @@ drops every reference from span to span. What somebody still holds after that is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import chain
-from operator import itemgetter
+from collections.abc import Callable, Iterable
 from struct import Struct
 from sys import getrefcount
 from typing import Any
 
-from kongtrace.context import DEFAULT_NAMESPACE, TRACING_CONTEXT, UNLINKED, Context, Execution, active_key, spans_key
+from kongtrace.context import DEFAULT_NAMESPACE, TRACING_CONTEXT, UNLINKED, Context, Execution, Trace, spans_key
 from kongtrace.errors import ApiError, ReleasedSpanError
 from kongtrace.noop import NoopTracer
 from kongtrace.pool import Balance, Pool, balances
@@ -30,27 +28,39 @@ TRACE_ID_BYTES = 16
 SPAN_ID_BYTES = 8
 IDS_PER_BLOCK = 512
 
+_DEFAULT_KEY = spans_key(DEFAULT_NAMESPACE)
+
 _SPENT: tuple[Span, ...] = ()
 """Stands for the span list of a request that has ended: it is empty, and nothing can be appended to it."""
 
 
-def ids(random_bytes: Callable[[int], bytes], size: int) -> Iterator[bytes]:
-    """An endless supply of random ids, drawn in blocks.
+class IdSupply:
+    """An endless supply of random ids, drawn in blocks because one draw costs more than the id.
 
     Args:
         random_bytes: gives that many random bytes.
         size: bytes of one id. No id is all zero (W3C Trace Context 3.2.2.3).
+
+    Attributes:
+        drawn: ids that wait for use; take one with ``drawn.pop()``, and with :meth:`draw` when it is empty.
     """
-    zero = bytes(size)
 
-    def block() -> bytes:
-        drawn = random_bytes(size * IDS_PER_BLOCK)
-        while zero in drawn:
-            drawn = random_bytes(size * IDS_PER_BLOCK)
-        return drawn
+    __slots__ = ("_random_bytes", "_unpack", "_zero", "drawn")
 
-    blocks = iter(block, b"")
-    return map(itemgetter(0), chain.from_iterable(map(Struct(f"{size}s").iter_unpack, blocks)))
+    def __init__(self, random_bytes: Callable[[int], bytes], size: int) -> None:
+        self._random_bytes = random_bytes
+        self._unpack = Struct(f"{size}s" * IDS_PER_BLOCK)
+        self._zero = bytes(size)
+        self.drawn: list[bytes] = []
+
+    def draw(self) -> bytes:
+        """The next id."""
+        if not self.drawn:
+            block = self._random_bytes(self._unpack.size)
+            while self._zero in block:
+                block = self._random_bytes(self._unpack.size)
+            self.drawn.extend(self._unpack.unpack(block))
+        return self.drawn.pop()
 
 
 class TracerProvider:
@@ -63,8 +73,6 @@ class TracerProvider:
         log: takes a level ("debug", "info", "notice", "warn", "error") and a message.
         profile: ``SAFE`` or ``KONG``.
         sampling_rate: the configured ``tracing_sampling_rate``, 0 to 1 (D20).
-        trace_ids: iterator of 16-byte ids, in place of ``random_bytes``.
-        span_ids: iterator of 8-byte ids, in place of ``random_bytes``.
     """
 
     __slots__ = (
@@ -75,6 +83,7 @@ class TracerProvider:
         "execution",
         "global_tracer",
         "log",
+        "new_attributes",
         "noop_tracer",
         "on_global_tracer",
         "profile",
@@ -98,12 +107,10 @@ class TracerProvider:
         log: Callable[[str, str], None] = lambda _level, _message: None,
         profile: Profile = SAFE,
         sampling_rate: float = 1.0,
-        trace_ids: Iterator[bytes] | None = None,
-        span_ids: Iterator[bytes] | None = None,
     ) -> None:
         self.time_ns = time_ns
-        self.trace_ids = trace_ids or ids(random_bytes, TRACE_ID_BYTES)
-        self.span_ids = span_ids or ids(random_bytes, SPAN_ID_BYTES)
+        self.trace_ids = IdSupply(random_bytes, TRACE_ID_BYTES)
+        self.span_ids = IdSupply(random_bytes, SPAN_ID_BYTES)
         self.execution = execution or Execution()
         self.log = log
         self.profile = profile
@@ -116,7 +123,10 @@ class TracerProvider:
         self.attributes: Pool[dict[str, Any]] = Pool("KONG_SPAN_ATTRIBUTES", dict, lambda table: table.clear())
         self.events: Pool[list[Event]] = Pool("KONG_SPAN_EVENTS", list, list.clear)
         self._memo: dict[Any, Tracer] = {}
-        self._keys: dict[str, str] = {spans_key(DEFAULT_NAMESPACE): active_key(DEFAULT_NAMESPACE)}
+        self._keys: list[str] = [_DEFAULT_KEY]
+        self.new_attributes: Callable[[], dict[str, Any]] = (
+            self.attributes.fetch if profile.recycles_held_objects else self.attributes.make
+        )
 
     def new(self, name: Any = None, options: dict[str, Any] | None = None) -> Tracer | NoopTracer:
         """A tracer (D2).
@@ -146,7 +156,8 @@ class TracerProvider:
         rate = fields["sampling_rate"] = 1.0 if rate is None or rate is False else rate
         # Kong looks a tracer up by namespace and name and stores it by name alone (T2).
         tracer = self._memo[name] = self.tracer_class(name, self, rate, namespace)
-        self._keys[spans_key(namespace)] = active_key(namespace)
+        if tracer.spans_key not in self._keys:
+            self._keys.append(tracer.spans_key)
         return tracer
 
     def set_global_tracer(self, tracer: object) -> None:
@@ -184,40 +195,40 @@ class TracerProvider:
         After it no span of the request is live. Spans of other namespaces than ``KONG`` and spans that were never
         linked are recycled in profile ``safe`` and left to the garbage collector in profile ``kong`` (E2, P13).
         """
-        profile = self.profile
         unlinked = ctx.pop(UNLINKED, None)
-        if profile.recycles_held_objects:
+        if self.profile.recycles_held_objects:
+            if unlinked is not None:
+                self.give_up([span for span in unlinked if span.name is None])
             for key in self._keys:
-                spans = ctx.get(key)
-                if not spans:
+                trace: Trace | None = ctx.get(key)
+                if trace is None or trace.spans is None:
                     continue
-                if key == "KONG_SPANS":
-                    self._take_back(spans)
-                    self.storage.release(spans)
+                if key == _DEFAULT_KEY:
+                    self._take_back(trace.spans)
+                    self.storage.release(trace.spans)
                 else:
-                    self._give_up(spans)
+                    self.give_up(trace.spans)
                     self.storage.discard()
-                ctx[key] = _SPENT
-            if unlinked:
-                self._give_up([span for span in unlinked if not span.linked])
+                trace.spans = _SPENT  # type: ignore[assignment]
             return
-        ctx.pop(TRACING_CONTEXT, None)
-        for key, active in self._keys.items():
-            ctx.pop(active, None)
-            spans = ctx.pop(key, None)
-            if spans is not None:
-                self._take_back(spans)
-                self.storage.release(spans)
-        if unlinked:
-            self._take_back([span for span in unlinked if not span.linked])
+        if unlinked is not None:
+            ctx.pop(TRACING_CONTEXT, None)
+            self._take_back([span for span in unlinked if span.name is None])
+            del unlinked
+        for key in self._keys:
+            trace = ctx.pop(key, None)
+            if trace is not None and trace.spans is not None:
+                trace.active = None
+                self._take_back(trace.spans)
+                self.storage.release(trace.spans)
 
     def abandon_request(self, ctx: Context) -> None:
         """Give up every span of a request whose log phase failed: nothing is recycled (E4)."""
-        self._give_up([span for span in ctx.pop(UNLINKED, ()) if not span.linked])
+        self.give_up([span for span in ctx.pop(UNLINKED, ()) if span.name is None])
         for key in self._keys:
-            spans = ctx.pop(key, None)
-            if spans is not None:
-                self._give_up(spans)
+            trace: Trace | None = ctx.pop(key, None)
+            if trace is not None and trace.spans is not None:
+                self.give_up(trace.spans)
                 self.storage.discard()
 
     def balances(self) -> dict[str, Balance]:
@@ -226,39 +237,48 @@ class TracerProvider:
 
     def _take_back(self, spans: list[Span]) -> None:
         count = len(spans)
-        if not (self.spans.has_room(count) and self.attributes.has_room(count) and self.events.has_room(count)):
-            for span in spans:
-                if span.span_id is not None:
-                    self._recycle(span) if self.profile.recycles_held_objects else self._detach(span)
-            return
         spares_held = not self.profile.recycles_held_objects
-        cleared: list[Span] = []
+        if self.spans.is_due(count) or self.attributes.is_due(count):
+            if not spares_held:
+                self._take_back_singly(spans)
+                return
+            self.spans.replace()
+            self.attributes.replace()
+        elif self.spans.room() < count and not spares_held:
+            self._take_back_singly(spans)
+            return
+        room = 0 if spares_held else self.attributes.room()
+        with_table = 0
         tables: list[dict[str, Any]] = []
+        cleared: list[Span] = []
         for span in spans:
             if span.span_id is None:
                 # Released by hand, listed twice, or the no-op span.
                 continue
-            attributes = span.attributes
-            if attributes is not None:
-                # This frame, the span and the call's own argument hold the table; anyone else is outside.
-                if spares_held and getrefcount(attributes) > 3:
-                    self.attributes.discarded += 1
-                else:
-                    attributes.clear()
-                    tables.append(attributes)
+            table = span.attributes
+            if table is not None:
+                with_table += 1
+                if len(tables) < room:
+                    table.clear()
+                    tables.append(table)
             if span.events is not None:
                 self.events.release(span.events)
             span.tracer = span.parent = span.name = span.trace_id = span.span_id = span.parent_id = span.kind = None  # type: ignore[assignment]
             span.start_time_ns = span.end_time_ns = span.should_sample = span.attributes = span.events = None  # type: ignore[assignment]
-            span.status = span.linked = span.active = None
+            span.status = span.active = None
             cleared.append(span)
-        self.attributes.put_back(tables)
+        self.attributes.put_back(tables, with_table)
+        released = len(cleared)
         if spares_held:
             # The request's list, `cleared`, the loop's variable and the call's argument hold the span.
-            free = [span for span in cleared if getrefcount(span) <= 4]
-            self.spans.discarded += len(cleared) - len(free)
-            cleared = free
-        self.spans.put_back(cleared)
+            span = None  # type: ignore[assignment]
+            cleared = [span for span in cleared if getrefcount(span) <= 4][: self.spans.room()]
+        self.spans.put_back(cleared, released)
+
+    def _take_back_singly(self, spans: list[Span]) -> None:
+        for span in spans:
+            if span.span_id is not None:
+                self._recycle(span)
 
     def _recycle(self, span: Span) -> None:
         if span.attributes is not None:
@@ -268,10 +288,11 @@ class TracerProvider:
         self.spans.release(span)
 
     def _detach(self, span: Span) -> None:
-        self._give_up([span])
+        self.give_up([span])
         clear(span)
 
-    def _give_up(self, spans: list[Span]) -> None:
+    def give_up(self, spans: Iterable[Span]) -> None:
+        """Leave spans to the garbage collector, and say so in the balance."""
         for span in spans:
             if span.span_id is None:
                 continue

@@ -72,7 +72,6 @@ class Span:
         attributes: mapping, or None until the first attribute.
         events: list of :class:`Event`, or None until the first event.
         status: number, or None.
-        linked: True once the span is in a span list.
         active: True once the span was made the active one.
     """
 
@@ -84,7 +83,6 @@ class Span:
         "end_time_ns",
         "events",
         "kind",
-        "linked",
         "name",
         "parent",
         "parent_id",
@@ -110,7 +108,6 @@ class Span:
     attributes: dict[str, Any] | None
     events: list[Event] | None
     status: float | None
-    linked: bool | None
     active: bool | None
 
     is_recording = True
@@ -118,6 +115,11 @@ class Span:
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         clear(self)
+
+    @property
+    def linked(self) -> bool | None:
+        """True once the span is in a span list: linking is what gives it its name."""
+        return True if self.name is not None else None
 
     def finish(self, end_time_ns: float | None = None) -> None:
         """End the span and, when it is the active one, make its parent active (S9).
@@ -135,7 +137,8 @@ class Span:
         if self.span_id is None:
             provider.used_after_release("finish")
         elif end_time_ns is None:
-            self.end_time_ns = provider.time_ns()
+            time_ns = provider.time_ns
+            self.end_time_ns = time_ns()
         elif not is_number(end_time_ns):
             raise ApiError("invalid span end time")
         elif end_time_ns < self.start_time_ns:
@@ -145,7 +148,14 @@ class Span:
         else:
             self.end_time_ns = end_time_ns  # type: ignore[assignment]  # a number is kept as it was given
         if self.active:
-            self.tracer._deactivate(self)  # type: ignore[union-attr]  # noqa: SLF001 - Kong fails here too without a tracer
+            # Without a tracer Kong fails here too.
+            key = self.tracer.spans_key  # type: ignore[union-attr]
+            ctx = provider.execution.span_ctx
+            if ctx is not None and (trace := ctx.get(key)) is not None and trace.active is self:
+                parent = trace.active = self.parent
+                if parent is not None:
+                    parent.active = True
+                self.active = None
 
     def set_attribute(self, key: str = None, value: Any = None) -> None:  # type: ignore[assignment]
         """Set one attribute; ``None`` removes it (S11).
@@ -166,7 +176,7 @@ class Span:
             if self.span_id is None:
                 provider.used_after_release("set_attribute")
                 return
-            attributes = self.attributes = provider.attributes.fetch()
+            attributes = self.attributes = provider.new_attributes()
         if type(value) not in _CARRIED:
             if value is None:
                 attributes.pop(key, None)
@@ -257,7 +267,7 @@ def clear(span: Span) -> None:
     """Empty every field: what the pool does to a span (P6)."""
     span.tracer = span.parent = span.name = span.trace_id = span.span_id = span.parent_id = None  # type: ignore[assignment]
     span.kind = span.start_time_ns = span.end_time_ns = span.should_sample = span.attributes = None  # type: ignore[assignment]
-    span.events = span.status = span.linked = span.active = None
+    span.events = span.status = span.active = None
 
 
 def lua_type(value: object) -> str:

@@ -11,10 +11,10 @@ Calls are valid in the phases of :data:`kongtrace.phase.PHASES` whose column ``s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kongtrace.context import KONG_PHASE, UNLINKED, active_key, spans_key, tracing_context
+from kongtrace.context import KONG_PHASE, UNLINKED, Trace, active_key, spans_key, tracing_context
 from kongtrace.errors import ApiError
 from kongtrace.sampler import Decision, sample
 from kongtrace.span import INTERNAL, NOOP_SPAN, AnySpan, NoopSpan, Span, is_number
@@ -41,6 +41,7 @@ class Tracer:
     __slots__ = (
         "__weakref__",
         "_execution",
+        "_free_spans",
         "_provider",
         "_span_ids",
         "_span_pool",
@@ -65,8 +66,9 @@ class Tracer:
         self._provider = provider
         self._execution = provider.execution
         self._time_ns = provider.time_ns
-        self._span_ids = provider.span_ids
+        self._span_ids = provider.span_ids.drawn
         self._span_pool = provider.spans
+        self._free_spans = provider.spans.free
 
     def new(self, name: Any = None, options: dict[str, Any] | None = None) -> Tracer | NoopTracer:
         """Another tracer (D2): see :meth:`TracerProvider.new`."""
@@ -116,47 +118,65 @@ class Tracer:
         ctx = self._execution.span_ctx
         if ctx is None:
             return NOOP_SPAN
-        if not name or type(name) is not str:
+        if type(name) is not str or not name:
             _check_name(name)
-        if (
-            options is not None
-            or start_time_ns is not None
-            or span_kind is not None
-            or should_sample is not None
-            or attributes is not None
-            or parent is not None
-            or trace_id is not None
-            or parent_id is not None
-        ):
-            given = _given(options, start_time_ns, span_kind, should_sample, attributes, parent, trace_id, parent_id)
-            span = self._create(self, given)
-            return self._link(self, span, name, given)
+        if options is not None:
+            return self.start_span(
+                name,
+                None,
+                **_start_options(
+                    options, start_time_ns, span_kind, should_sample, attributes, parent, trace_id, parent_id
+                ),
+            )
+        if start_time_ns is not None or span_kind is not None or should_sample is not None or attributes is not None:
+            _check_options(start_time_ns, span_kind, should_sample, attributes)
 
-        parent = ctx.get(self.active_key)
-        if type(parent) is not Span or (sampled := parent.should_sample) is None or (inherited := parent.trace_id) is None:
-            return self._link(self, self._create(self, {}), name, {})
-        # What _create and _link do, for the case that makes up nearly all spans: a child, nothing given.
-        pool = self._span_pool
-        span = pool.free.pop() if pool.free else pool.make()
+        try:
+            trace = ctx[self.spans_key]
+        except KeyError:
+            trace = ctx[self.spans_key] = Trace()
+        if not parent:
+            parent = trace.active
+        if type(parent) is Span:
+            inherited = parent.trace_id
+            sampled = parent.should_sample
+            inherited_id = parent.span_id
+        else:
+            inherited, sampled, inherited_id = _identity(parent)
+        if inherited is None:
+            inherited = trace_id or self._provider.trace_ids.draw()
+        if sampled is None:
+            sampled = self._sampled(inherited) if should_sample is None else should_sample
+
+        try:
+            span = self._free_spans.pop()
+        except IndexError:
+            span = self._span_pool.make()
         span.parent = parent
         span.trace_id = inherited
-        span.parent_id = parent.span_id
+        span.parent_id = parent_id if inherited_id is None else inherited_id
         span.should_sample = sampled
         span.tracer = self
-        span.span_id = next(self._span_ids)
-        span.kind = INTERNAL
-        span.start_time_ns = self._time_ns()
+        try:
+            span.span_id = self._span_ids.pop()
+        except IndexError:
+            span.span_id = self._provider.span_ids.draw()
+        span.kind = INTERNAL if span_kind is None else span_kind
+        if attributes is not None:
+            span.attributes = attributes
+            self._provider.attributes.adopted += 1
         span.name = name
-        span.linked = True
-        spans = ctx.get(self.spans_key)
+        if start_time_ns is None:
+            time_ns = self._time_ns
+            start_time_ns = time_ns()
+        span.start_time_ns = start_time_ns
+        spans = trace.spans
         if spans is None:
-            spans = self._new_list(ctx)
+            spans = trace.spans = self._provider.storage.fetch()
         spans.append(span)
         return span
 
-    def create_span(
-        self, tracer: Tracer | None = None, options: dict[str, Any] | None = None, **given: Any
-    ) -> AnySpan:
+    def create_span(self, tracer: Tracer | None = None, options: dict[str, Any] | None = None, **given: Any) -> AnySpan:
         """A new span that is in no list yet: only its ids are needed so far (D16).
 
         Args:
@@ -188,8 +208,9 @@ class Tracer:
             arguments = (self, *arguments)
         tracer, span, name, options = (*arguments, None, None, None, None)[:4]
         if tracer is None or tracer is False:
-            _check_options(_merged(options, given))
-            self._fill(None, span, name, _merged(options, given))
+            fields = _merged(options, given)
+            _check_options(*map(fields.get, _CHECKED))
+            self._fill(None, span, name, fields)
             raise TypeError("link_span needs a tracer: its span list takes the span")
         if not isinstance(tracer, Tracer):
             raise ApiError("invalid tracer")
@@ -211,7 +232,10 @@ class Tracer:
     def active_span(self) -> AnySpan | None:
         """The active span of the running request, or None (D5)."""
         ctx = self._execution.span_ctx
-        return None if ctx is None else ctx.get(self.active_key)
+        if ctx is None or self.spans_key not in ctx:
+            return None
+        trace: Trace = ctx[self.spans_key]
+        return trace.active
 
     def set_active_span(self, span: AnySpan | None = None) -> None:
         """Make ``span`` the active one, the implicit parent of the next; None clears (D6, T10).
@@ -222,14 +246,16 @@ class Tracer:
         ctx = self._execution.span_ctx
         if ctx is None:
             return
-        if span is None or span is False:
-            ctx[self.active_key] = None
-            return
-        if isinstance(span, dict):
-            span["active"] = True
-        else:
-            span.active = True
-        ctx[self.active_key] = span
+        try:
+            trace = ctx[self.spans_key]
+        except KeyError:
+            trace = ctx[self.spans_key] = Trace()
+        if span:
+            try:
+                span.active = True
+            except AttributeError:
+                _flag_active(span)
+        trace.active = span or None
 
     def process_span(self, processor: Callable[..., object] = None, *extra: Any) -> None:  # type: ignore[assignment]
         """Show every span of this tracer's name, in the order of linking, to ``processor`` (D7, T9).
@@ -246,29 +272,34 @@ class Tracer:
         if not callable(processor):
             raise ApiError("processor must be a function")
         name = self.name
-        for span in (ctx and ctx.get(self.spans_key)) or ():
+        for span in self._linked():
             tracer = span.tracer
             if tracer is not None and tracer.name == name:
                 processor(span, *extra)
 
     def init_spans(self) -> list[Span]:
         """A new span list for the running request, in place of the one it has (D17)."""
-        return self._new_list(self._context())
+        trace = self._trace()
+        if trace.spans is not None:
+            self._provider.give_up(trace.spans)
+        trace.spans = self._provider.storage.fetch()
+        return trace.spans
 
     def get_spans(self) -> list[Span]:
         """The span list of the running request; made when there is none (D17, T15)."""
-        ctx = self._context()
-        spans: list[Span] | None = ctx.get(self.spans_key)
-        return self._new_list(ctx) if spans is None else spans
+        trace = self._trace()
+        if trace.spans is None:
+            trace.spans = self._provider.storage.fetch()
+        return trace.spans
 
     def get_root_span(self) -> AnySpan | None:
         """The first span of the list, or None (D17)."""
-        spans = self._context().get(self.spans_key)
+        spans = self._linked()
         return spans[0] if spans else None
 
     def set_should_sample(self, should_sample: bool | None = None) -> None:
         """Write the sampling flag of every span now in the list (T14)."""
-        for span in self._context().get(self.spans_key) or ():
+        for span in self._linked():
             span.should_sample = should_sample
 
     def get_sampling_decision(
@@ -284,7 +315,7 @@ class Tracer:
             TypeError: the root span has no attributes, in profile ``kong`` (M7).
         """
         ctx = self._context()
-        spans = ctx.get(self.spans_key)
+        spans = self._linked()
         if not spans or self._is_propagation_only(spans[0]):
             return False
         trace_id = tracing_context(ctx).raw_trace_id
@@ -301,45 +332,39 @@ class Tracer:
         return sample(trace_id, self.sampling_rate if rate is None or rate is False else rate)  # type: ignore[arg-type]
 
     def _create(self, tracer: Tracer | None, options: dict[str, Any]) -> Span:
-        _check_options(options)
+        _check_options(*map(options.get, _CHECKED))
         get = options.get
         parent = get("parent") or (tracer.active_span() if tracer is not None and tracer is not False else None)
-        inherited = sampled = parent_id = None
-        if parent is not None:
-            inherited, sampled, parent_id = _identity(parent)
-        trace_id = inherited if inherited is not None else get("trace_id")
+        inherited, sampled, parent_id = _identity(parent)
         provider = self._provider
-        if trace_id is None or trace_id is False:
-            trace_id = next(provider.trace_ids)
+        trace_id = inherited if inherited is not None else get("trace_id") or provider.trace_ids.draw()
         if sampled is None:
             sampled = get("should_sample")
         if sampled is None:
-            sampled = tracer is not None and self._sampled(tracer, trace_id)
+            sampled = tracer is not None and tracer._sampled(trace_id)
         span = provider.spans.fetch()
         span.parent = parent
         span.trace_id = trace_id
         span.parent_id = parent_id if parent_id is not None else get("parent_id")
         span.should_sample = sampled
         span.tracer = tracer
-        span.span_id = next(provider.span_ids)
+        span.span_id = provider.span_ids.draw()
         kind = get("span_kind")
         span.kind = INTERNAL if kind is None else kind
         return span
 
-    def _sampled(self, tracer: Tracer, trace_id: bytes) -> bool:
-        sampled, error = tracer.sampler(trace_id)
+    def _sampled(self, trace_id: bytes) -> bool:
+        if self.sampling_rate == 1:
+            return True
+        sampled, error = self.sampler(trace_id)
         if error is not None:
             self._provider.log("error", f"sampler failure: {error}")
         return bool(sampled)
 
     def _link(self, tracer: Tracer, span: AnySpan, name: str, options: dict[str, Any]) -> AnySpan:
-        _check_options(options)
+        _check_options(*map(options.get, _CHECKED))
         self._fill(tracer, span, name, options)
-        ctx = self._context()
-        spans = ctx.get(self.spans_key)
-        if spans is None:
-            spans = self._new_list(ctx)
-        spans.append(span)
+        self.get_spans().append(span)  # type: ignore[arg-type]  # the no-op span is listed too, as in Kong
         return span
 
     def _fill(self, tracer: Tracer | None, span: AnySpan, name: str, options: dict[str, Any]) -> None:
@@ -356,14 +381,6 @@ class Tracer:
         pool.adopted += span.attributes is not None
         span.start_time_ns = now
         span.name = name
-        span.linked = True
-
-    def _deactivate(self, span: Span) -> None:
-        """Make the parent of ``span`` active if ``span`` is the active one (S9 e)."""
-        ctx = self._execution.span_ctx
-        if ctx is not None and ctx.get(self.active_key) is span:
-            self.set_active_span(span.parent)
-            span.active = None
 
     def _context(self) -> dict[str, Any]:
         ctx = self._execution.ctx
@@ -371,9 +388,17 @@ class Tracer:
             raise ApiError("no request found")
         return ctx
 
-    def _new_list(self, ctx: dict[str, Any]) -> list[Span]:
-        spans = ctx[self.spans_key] = self._provider.storage.fetch()
-        return spans
+    def _trace(self) -> Trace:
+        ctx = self._context()
+        trace: Trace | None = ctx.get(self.spans_key)
+        if trace is None:
+            trace = ctx[self.spans_key] = Trace()
+        return trace
+
+    def _linked(self) -> Sequence[Span]:
+        ctx = self._execution.ctx
+        trace = ctx.get(self.spans_key) if ctx is not None else None
+        return trace.spans or () if trace is not None else ()
 
     def _is_propagation_only(self, root: AnySpan) -> bool:
         attributes = root.attributes
@@ -397,31 +422,34 @@ class Tracer:
         return f"<Tracer {self.name!r} in {self.namespace}>"
 
 
+def _flag_active(span: Any) -> None:
+    if not isinstance(span, dict):
+        raise TypeError(f"the active span must be a span, not {type(span).__name__}")
+    span["active"] = True
+
+
 def _check_name(name: object) -> None:
     if not isinstance(name, (str, bytes)) or not name:
         raise ApiError("invalid span name")
 
 
-_OPTION_CHECKS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
-    ("start_time_ns", is_number, "invalid start time"),
-    ("span_kind", is_number, "invalid start kind"),
-    ("should_sample", lambda value: isinstance(value, bool), "invalid sampled"),
-    ("attributes", lambda value: isinstance(value, (dict, list)), "invalid attributes"),
-)
+_CHECKED = ("start_time_ns", "span_kind", "should_sample", "attributes")
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def _check_options(start_time_ns: object, span_kind: object, should_sample: object, attributes: object) -> None:
     """Check the types of the options in Kong's order (S3)."""
-    for field, is_valid, message in _OPTION_CHECKS:
-        value = options.get(field)
-        if value is not None and not is_valid(value):
-            raise ApiError(message)
+    if start_time_ns is not None and not is_number(start_time_ns):
+        raise ApiError("invalid start time")
+    if span_kind is not None and not is_number(span_kind):
+        raise ApiError("invalid start kind")
+    if should_sample is not None and not isinstance(should_sample, bool):
+        raise ApiError("invalid sampled")
+    if attributes is not None and not isinstance(attributes, (dict, list)):
+        raise ApiError("invalid attributes")
 
 
 def _merged(options: object, given: dict[str, Any]) -> dict[str, Any]:
     if options is None:
-        return given
-    if isinstance(options, list) and not options:
         return given
     if not isinstance(options, (dict, list)):
         raise ApiError("invalid options type")
@@ -430,30 +458,21 @@ def _merged(options: object, given: dict[str, Any]) -> dict[str, Any]:
     return {**options, **given} if given else options
 
 
-def _given(
-    options: dict[str, Any] | None,
-    start_time_ns: object,
-    span_kind: object,
-    should_sample: object,
-    attributes: object,
-    parent: object,
-    trace_id: object,
-    parent_id: object,
-) -> dict[str, Any]:
-    given = {
-        "start_time_ns": start_time_ns,
-        "span_kind": span_kind,
-        "should_sample": should_sample,
-        "attributes": attributes,
-        "parent": parent,
-        "trace_id": trace_id,
-        "parent_id": parent_id,
+_START_OPTIONS = (*_CHECKED, "parent", "trace_id", "parent_id")
+
+
+def _start_options(options: object, *given: object) -> dict[str, Any]:
+    """The options that start_span knows, arguments before the mapping."""
+    fields = _merged(options, {})
+    return {
+        name: fields.get(name) if value is None else value for name, value in zip(_START_OPTIONS, given, strict=True)
     }
-    return _merged(options, {field: value for field, value in given.items() if value is not None})
 
 
 def _identity(parent: Any) -> tuple[bytes | None, bool | None, bytes | None]:
     """Trace id, sampling flag and span id of a parent, which may be any object with fields (T11)."""
+    if parent is None:
+        return None, None, None
     if isinstance(parent, (Span, NoopSpan)):
         return parent.trace_id, parent.should_sample, parent.span_id
     if isinstance(parent, dict):
