@@ -1,0 +1,117 @@
+"""The request headers as propagation sees them: an interface, and an implementation in memory.
+
+Names are lower case. A value is ``str``, or ``list[str]`` when the header was sent several times. Text is UTF-8; a byte
+that is not UTF-8 is a lone surrogate (``errors="surrogateescape"``), so that every header survives unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+from kongtrace.propagation.context import UnguardedError
+
+HeaderValue = str | list[str]
+
+HEADERS_SEEN_MAX = 100
+"""Header lines of a request that Kong looks at: ``lua_max_req_headers`` (kong-semantics X30)."""
+
+
+class RequestHeaders(Protocol):
+    """What propagation asks of a request. A gateway's request can implement it; :class:`Headers` does.
+
+    Only the first 100 lines of a request are to be seen by ``get`` and ``items`` (X30).
+    """
+
+    def get(self, name: str, /) -> HeaderValue | None:
+        """The value of the header ``name``, or None; a ``_`` in ``name`` finds ``-``."""
+
+    def items(self) -> Iterable[tuple[str, HeaderValue]]:
+        """All headers, names in lower case."""
+
+    def set(self, name: str, value: str, /) -> None:
+        """Replace the header, however often it was sent; ``name`` in any case."""
+
+    def clear(self, name: str, /) -> None:
+        """Remove the header, if it is there; ``name`` in any case."""
+
+
+class Headers:
+    """Request headers in memory.
+
+    Args:
+        lines: (name, value) pairs in the order in which they came, names in any case; or a mapping of name to value,
+            where a list stands for a header sent several times.
+        seen_max: number of lines that can be read (X30); the others are only passed on.
+    """
+
+    __slots__ = ("_seen", "_unseen")
+
+    def __init__(
+        self, lines: Iterable[tuple[str, str]] | Mapping[str, HeaderValue] = (), seen_max: int = HEADERS_SEEN_MAX
+    ) -> None:
+        self._seen: dict[str, HeaderValue] = {}
+        self._unseen: list[tuple[str, str]] = []
+        for position, (name, value) in enumerate(_lines(lines.items()) if isinstance(lines, Mapping) else lines):
+            if position < seen_max:
+                self._add(name.lower(), value)
+            else:
+                self._unseen.append((name.lower(), value))
+
+    def _add(self, name: str, value: str) -> None:
+        earlier = self._seen.get(name)
+        if earlier is None:
+            self._seen[name] = value
+        elif isinstance(earlier, list):
+            earlier.append(value)
+        else:
+            self._seen[name] = [earlier, value]
+
+    def get(self, name: str, /) -> HeaderValue | None:
+        """The value of the header, or None; case does not matter, and a ``_`` finds ``-``."""
+        value = self._seen.get(name)
+        return value if value is not None else self._seen.get(_key(name))
+
+    def items(self) -> Iterable[tuple[str, HeaderValue]]:
+        """The headers that can be seen."""
+        return self._seen.items()
+
+    def set(self, name: str, value: str, /) -> None:
+        """Replace the header; one that was not there comes last."""
+        self._seen[name.lower()] = value
+        self._forget_unseen(name.lower())
+
+    def clear(self, name: str, /) -> None:
+        """Remove the header."""
+        self._seen.pop(name.lower(), None)
+        self._forget_unseen(name.lower())
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Every line to be passed on, names in lower case."""
+        yield from _lines(self._seen.items())
+        yield from self._unseen
+
+    def _forget_unseen(self, name: str) -> None:
+        if self._unseen:
+            self._unseen = [line for line in self._unseen if line[0] != name]
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _lines(items: Iterable[tuple[str, HeaderValue]]) -> Iterator[tuple[str, str]]:
+    for name, value in items:
+        for one in [value] if isinstance(value, str) else value:
+            yield name, one
+
+
+def single(name: str, value: HeaderValue) -> str:
+    """The value of a header that Kong takes for granted was sent once.
+
+    Raises:
+        UnguardedError: it was sent several times (kong-semantics H34).
+    """
+    if isinstance(value, str):
+        return value
+    raise UnguardedError(f"{name} header repeated")
