@@ -16,7 +16,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
-from sim.document import Model, not_built
+from sim.document import Model, matching, not_built
 from sim.errors import FieldError, nearest, shown
 from sim.units import Seconds
 
@@ -102,16 +102,22 @@ def _port_of(url: object, default: int) -> int:
         raise FieldError(f"expected a port from 1 to 65535 in {shown(url)}") from None
 
 
+Path = Annotated[str, matching(r"/[!-~]*", "a path that begins with /")]
+Method = Annotated[str, matching(r"[A-Z]+", "a method in capitals, such as GET")]
+HeaderName = Annotated[str, matching(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", "the name of a header")]
+Instrumentations = Annotated[Many[str], Field(min_length=1), AfterValidator(_instrumentations)]
 Rate01 = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TimeoutMs = Annotated[int, Field(ge=1, le=TIMEOUT_MS_MAX)]
 Url = Annotated[str, BeforeValidator(_url)]
+Listen = Annotated[str, BeforeValidator(_address)]
+Workers = Annotated[int, BeforeValidator(_workers)]
 Seed = Annotated[int, Field(ge=0, le=SEED_MAX)]
 
 
 class Tracing(Model):
     """What Kong's ``tracing_instrumentations`` and ``tracing_sampling_rate`` say."""
 
-    instrumentations: Annotated[Many[str], Field(min_length=1), AfterValidator(_instrumentations)] = ("off",)
+    instrumentations: Instrumentations = ("off",)
     sampling_rate: Rate01 = SAMPLING_RATE_DEFAULT
 
 
@@ -139,9 +145,9 @@ class Service(Model):
 
     name: Annotated[str, Field(min_length=1)]
     protocol: Literal["http"] = "http"
-    host: Annotated[str, Field(pattern=r"^[^\s/:]+$")]
+    host: Annotated[str, matching(r"[^\s/:]+", "a host name or an address")]
     port: Annotated[int, Field(ge=0, le=65_535)] = 80
-    path: Annotated[str, Field(pattern=r"^/")] | None = None
+    path: Path | None = None
     connect_timeout: TimeoutMs = 60_000
     write_timeout: TimeoutMs = 60_000
     read_timeout: TimeoutMs = 60_000
@@ -172,9 +178,9 @@ class Route(Model):
 
     name: Annotated[str, Field(min_length=1)]
     service: str
-    paths: Many[Annotated[str, Field(pattern=r"^/")]] = ()
-    hosts: Many[Annotated[str, Field(pattern=r"^[^\s/:]+(:\d+)?$")]] = ()
-    methods: Many[Annotated[str, Field(pattern=r"^[A-Z]+$")]] = ()
+    paths: Many[Path] = ()
+    hosts: Many[Annotated[str, matching(r"[^\s/:]+(:\d+)?", "a host, such as api.example.com")]] = ()
+    methods: Many[Method] = ()
     strip_path: bool = True
     preserve_host: bool = False
     id: str = Field(default_factory=lambda route: _id("route", route.get("name")))
@@ -219,8 +225,8 @@ class Gateway(Model):
 
     profile: ProfileName = "kong"
     seed: Seed = 0
-    listen: Annotated[str, BeforeValidator(_address)] = "127.0.0.1:0"
-    workers: Annotated[int, BeforeValidator(_workers)] = 1
+    listen: Listen = "127.0.0.1:0"
+    workers: Workers = 1
     tracing: Tracing = Tracing()
     nginx: Nginx = Nginx()
     hosts: dict[str, tuple[str, int]] = Field(default_factory=dict)
@@ -268,7 +274,7 @@ class Propagation(Model):
 
     default_format: InjectFormat
     extract: Many[ExtractFormat] | None = None
-    clear: Many[str] | None = None
+    clear: Many[HeaderName] | None = None
     inject: Many[Literal[InjectFormat, "preserve"]] | None = None
 
 
@@ -279,16 +285,16 @@ class OpenTelemetryConfig(Model):
     (O1, O5, Q27).
     """
 
-    not_built: ClassVar[Mapping[str, str]] = {"logs_endpoint": "it exports logs"}
+    fields_not_built: ClassVar[Mapping[str, str]] = {"logs_endpoint": "it exports logs"}
 
     traces_endpoint: Url | None = None
-    headers: dict[str, str] = Field(default_factory=dict)
+    headers: dict[HeaderName, str] = Field(default_factory=dict)
     resource_attributes: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     queue: OpenTelemetryQueueConfig = OpenTelemetryQueueConfig()
     connect_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 1_000
     send_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 5_000
     read_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 5_000
-    http_response_header_for_traceid: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
+    http_response_header_for_traceid: HeaderName | None = None
     header_type: Literal[InjectFormat, "preserve", "ignore"] = "preserve"
     sampling_rate: Rate01 | None = None
     propagation: Propagation = Propagation(default_format="w3c")

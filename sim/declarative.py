@@ -6,8 +6,9 @@ silence: where it would decide which requests are answered and how, the file is 
 request, or is another plugin, a warning names it. Both carry file and line.
 """
 
+import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from sim.config import PLUGIN_CONFIGS, SAMPLING_RATE_DEFAULT, Gateway, Plugin, ProfileName, Route, Service
@@ -107,7 +108,7 @@ def load(
         sampling_rate: from 0 to 1.
         traces_endpoint: URL for the opentelemetry plugins that name none; without it each has to.
     """
-    entities = read_entities(Document.read(file), built_in_collector=traces_endpoint is not None)
+    entities = read_entities(Document.read(file), provided={"collector"} if traces_endpoint else ())
     settings = {
         "profile": profile,
         "seed": secrets.randbits(32),
@@ -119,12 +120,19 @@ def load(
     return gateway.exporting_to(traces_endpoint) if traces_endpoint else gateway
 
 
-def read_entities(document: Document, path: FieldPath = (), *, built_in_collector: bool = False) -> Entities:
-    """Read services, routes and plugins, nested or not, from the mapping at ``path``; raises UserError.
+def read_entities(document: Document, path: FieldPath = (), *, provided: Collection[str] = ()) -> Entities:
+    """Read services, routes and plugins, nested or not, from the mapping at ``path``.
 
-    With a built-in collector, a plugin that exports traces need not say where to.
+    Args:
+        document: the file.
+        path: where in the file they stand.
+        provided: built-in servers, by name. With ``collector``, a plugin that exports traces need not say where to;
+            with others, a service whose host is a single word has to name one of these.
+
+    Raises:
+        UserError: a mistake in the file, or something that is not built yet.
     """
-    reader = _EntityReader(document, built_in_collector=built_in_collector)
+    reader = _EntityReader(document, provided)
     reader.file(document.plain(path), path)
     return Entities(tuple(reader.services), tuple(reader.routes), tuple(reader.plugins), tuple(reader.warnings))
 
@@ -132,9 +140,10 @@ def read_entities(document: Document, path: FieldPath = (), *, built_in_collecto
 class _EntityReader:
     """Walks a declarative file and flattens it."""
 
-    def __init__(self, document: Document, *, built_in_collector: bool) -> None:
+    def __init__(self, document: Document, provided: Collection[str]) -> None:
         self.document = document
-        self.built_in_collector = built_in_collector
+        self.collector_provided = "collector" in provided
+        self.upstreams = sorted(name for name in provided if name != "collector")
         self.services: list[Service] = []
         self.routes: list[Route] = []
         self.plugins: list[Plugin] = []
@@ -168,12 +177,18 @@ class _EntityReader:
         routes, plugins = self._entries(data, "routes", path), self._entries(data, "plugins", path)
         data.setdefault("name", f"service-{len(self.services) + 1}")
         service = self.document.validate(Service, data, path)
+        self._check_host(service.host, (*path, "url" if "url" in data else "host"))
         self.services.append(service)
         self._declare("service", service, path)
         for entry, where in routes:
             self._route(entry, where, service.name)
         for entry, where in plugins:
             self._plugin(entry, where, {"service": service.name})
+
+    def _check_host(self, host: str, path: FieldPath) -> None:
+        one_word = re.fullmatch(r"[A-Za-z0-9_-]+", host, re.ASCII)
+        if self.upstreams and one_word and host not in self.upstreams and host != "localhost":
+            raise self.document.error(f"there is no upstream {host}", path, cure=nearest(host, self.upstreams))
 
     def _route(self, data: Any, path: FieldPath, service: str | None) -> None:
         data = self._simulated("route", data, path)
@@ -203,7 +218,7 @@ class _EntityReader:
             self._leave_aside(plugin.name, path)
             return
         self.document.validate(PLUGIN_CONFIGS[plugin.name], plugin.config, (*path, "config"))
-        if plugin.lacks_endpoint and not self.built_in_collector:
+        if plugin.lacks_endpoint and not self.collector_provided:
             raise self.document.error("missing", (*path, "config", "traces_endpoint"), cure=_ENDPOINT_CURE)
         identity = (plugin.name, plugin.service, plugin.route)
         if identity in self._scopes:

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -34,18 +34,27 @@ _STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 class Model(BaseModel):
     """Base of everything read from a file: immutable, without coercion, closed to unknown fields.
 
-    ``not_built`` names the fields that belong to the vocabulary and cannot be used yet, with what they would do.
+    Attributes:
+        fields_not_built: fields that belong to the vocabulary and cannot be used yet, and what each would do.
+        words_not_built: the same for the words of a field, by field.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    not_built: ClassVar[Mapping[str, str]] = {}
+    fields_not_built: ClassVar[Mapping[str, str]] = {}
+    words_not_built: ClassVar[Mapping[str, Mapping[str, str]]] = {}
 
     @model_validator(mode="before")
     @classmethod
-    def _know_every_field(cls, data: Any) -> Any:
-        for key in data if isinstance(data, dict) else ():
-            if key in cls.not_built:
-                raise not_built(str(key), cls.not_built[key], field=str(key))
+    def _know_every_word(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for field, words in cls.words_not_built.items():
+            word = data.get(field)
+            if isinstance(word, str) and word in words:
+                raise not_built(word, words[word], field=field)
+        for key in data:
+            if key in cls.fields_not_built:
+                raise not_built(str(key), cls.fields_not_built[key], field=str(key))
             if key not in cls.model_fields:
                 raise FieldError("unknown field", field=str(key), cure=nearest(key, cls.model_fields))
         return data
@@ -54,6 +63,18 @@ class Model(BaseModel):
 def not_built(word: str, meaning: str, *, field: str | None = None) -> FieldError:
     """Return the error for a word that belongs to the vocabulary and cannot be used yet."""
     return FieldError(f"{word} is not built yet: {meaning}", field=field, cure="leave it out")
+
+
+def matching(pattern: str, expected: str) -> AfterValidator:
+    """Return the validator of a text that has to match ``pattern`` as a whole; ``expected`` says so in words."""
+    compiled = re.compile(pattern, re.ASCII)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise FieldError(f"expected {expected}, not {shown(text)}")
+        return text
+
+    return AfterValidator(check)
 
 
 M = TypeVar("M", bound=Model)
@@ -191,6 +212,7 @@ def _yaml() -> YAML:
     yaml = YAML()
     yaml.Constructor = _Constructor
     yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
     return yaml
 
 

@@ -69,9 +69,9 @@ def shown(value: object) -> str:
         case bool():
             return str(value).lower()
         case dict():
-            return "a mapping"
+            return "a mapping" if value else "an empty mapping"
         case list() | tuple():
-            return "a list"
+            return "a list" if value else "an empty list"
         case _:
             text = repr(value)
             return text if len(text) <= SHOWN_MAX else f"{text[: SHOWN_MAX - 3]}..."

@@ -1,0 +1,118 @@
+"""Thresholds: what a run has to hold, as expressions over its summary.
+
+An expression is ``METRIC OP NUMBER`` or ``METRIC / METRIC OP NUMBER``: ``ledger.unaccounted == 0``,
+``latency.p99 < 200ms``, ``requests.failed / requests.sent < 1%``. Metrics are the fields of ``summary.json``
+(``METRICS`` says which); a latency is compared with a duration, a ratio with a number or a percentage, a count with a
+number. A metric that the run could not measure, or a ratio over nothing, has no value and does not pass.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sim.errors import FieldError, nearest, shown
+from sim.ledger import Ledger
+from sim.units import parse_duration
+
+_MS_PER_S: Final = 1_000
+
+METRICS: Final[Mapping[str, tuple[str, ...]]] = {
+    **{f"requests.{name}": ("requests", name) for name in ("offered", "sent", "completed", "failed")},
+    **{f"latency.{name}": ("latency_ms", name) for name in ("min", "mean", "p50", "p90", "p99", "p99_9", "max")},
+    **{f"ledger.{name}": ("ledger", name) for name in Ledger.__slots__},
+    **{
+        f"collector.{name}": ("collector", name)
+        for name in ("requests", "received_unique", "received_duplicates", "orphans", "malformed")
+    },
+    **{f"workers.{name}": ("totals", name) for name in ("cpu_us_per_request", "rss_mib", "deaths")},
+}
+"""Where each metric stands in ``summary.json``."""
+
+_OPERATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+_EXPRESSION = re.compile(r"\s*([\w.]+)\s*(?:/\s*([\w.]+)\s*)?(==|!=|<=|>=|<|>)\s*(\S+)\s*", re.ASCII)
+_NUMBER = re.compile(r"-?\d{1,30}(\.\d{1,30})?", re.ASCII)
+_PERCENTAGE = re.compile(r"(-?\d{1,30}(?:\.\d{1,30})?)%", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """One expression.
+
+    Attributes:
+        expression: as written.
+        metric: a key of ``METRICS``.
+        over: the metric that it is divided by, if any.
+        relation: ``==``, ``!=``, ``<=``, ``>=``, ``<`` or ``>``.
+        limit: in the unit of the metric: ms for a latency.
+    """
+
+    expression: str
+    metric: str
+    over: str | None
+    relation: str
+    limit: float
+
+    def evaluate(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``{expression, value, passed}`` for a summary in the shape of ``summary.json``."""
+        value = _measured(summary, self.metric)
+        if value is not None and self.over is not None:
+            over = _measured(summary, self.over)
+            value = value / over if over else None
+        passed = value is not None and _OPERATORS[self.relation](value, self.limit)
+        return {"expression": self.expression, "value": value, "passed": passed}
+
+
+def parse(value: object) -> Threshold:
+    """Read an expression; raises FieldError."""
+    match = _EXPRESSION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise FieldError(
+            f"expected an expression, not {shown(value)}", cure="write METRIC OP NUMBER: latency.p99 < 200ms"
+        )
+    metric, over, relation, limit = match.groups()
+    for name in (metric, over):
+        if name is not None and name not in METRICS:
+            raise FieldError(f"there is no metric {name}", cure=_meant(name))
+    return Threshold(match[0].strip(), metric, over, relation, _limit(limit, metric, over))
+
+
+def evaluate(thresholds: Iterable[Threshold], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Evaluate all thresholds over one summary."""
+    return [threshold.evaluate(summary) for threshold in thresholds]
+
+
+def _meant(name: str) -> str | None:
+    section = [metric for metric in METRICS if metric.split(".")[0] == name.split(".", maxsplit=1)[0]]
+    return nearest(name, section or METRICS)
+
+
+def _limit(text: str, metric: str, over: str | None) -> float:
+    if over is None and metric.startswith("latency."):
+        try:
+            return parse_duration(int(text) if text == "0" else text) * _MS_PER_S
+        except FieldError as error:
+            raise FieldError(error.message, cure="write 200ms") from None
+    if over is not None and (percentage := _PERCENTAGE.fullmatch(text)):
+        return float(percentage[1]) / 100
+    if not _NUMBER.fullmatch(text):
+        expected = "a number" if over is None else "a number or a percentage"
+        raise FieldError(
+            f"expected {expected}, not {shown(text)}", cure=f"{metric} carries no unit" if over is None else None
+        )
+    return float(text)
+
+
+def _measured(summary: Mapping[str, Any], metric: str) -> float | None:
+    section, name = METRICS[metric]
+    value: float | None = summary[section][name]
+    return value
