@@ -1,0 +1,327 @@
+"""nginx's master cycle as a decision, and what one worker of one generation is given.
+
+What came in and what time it is go in, what is to be done comes out: nothing here forks, signals, waits or reads a
+clock, so crash storms, lost races and three seconds of escalation are tested without one process and in no time.
+`sim.master` is the part that acts.
+
+Theory of operation. A signal only raises a flag (`SIGNALS`, the table that nginx has in `ngx_process.c`). Each turn
+asks in nginx's order: reap, terminate, quit, reconfigure, reopen (kong-semantics W8).
+
+- A dead worker is started again in its slot, unless it was told to leave, the master is leaving, or its exit code says
+  that another try is in vain (W11). nginx does so without pause; here, so that a worker that cannot live does not take
+  the machine with it, a slot that keeps dying within `CALM_LIFE_S` waits longer each time.
+- Terminate: TERM at once and at every alarm, whose interval doubles from `ALARM_S_FIRST`; when the interval that passed
+  is longer than `ALARM_S_PATIENCE`, KILL: 3.15 s after the start (W9). A user who asks again, with the same signal, is
+  not made to wait: KILL at once.
+- Quit: QUIT once to each worker (W1). One that is still starting has no handler for it yet and gets it when ready.
+- Reconfigure: a new generation is started beside the old one, which is told to quit when the new one is *ready*, where
+  nginx naps 100 ms (W10). An old worker that dies meanwhile is not replaced: its successor is on its way.
+
+Times in ns on a monotonic clock, handed in; names in `_S` in seconds.
+"""
+
+import hashlib
+import signal
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sim.config import Gateway
+from sim.error_log import ErrorLog
+from sim.process import Connection
+from sim.scoreboard import Record
+
+ALARM_S_FIRST: Final = 0.05  # kong-semantics W9
+ALARM_S_PATIENCE: Final = 1.0  # kong-semantics W9
+CALM_LIFE_S: Final = 1.0
+DEATHS_AT_ONCE_MAX: Final = 3
+RESPAWN_DELAY_S_FIRST: Final = 0.1
+RESPAWN_DELAY_S_MAX: Final = 5.0
+GENERATIONS_ALIVE_MAX: Final = 16
+EXIT_FATAL: Final = 2  # kong-semantics W11: the code of a worker that must not be respawned
+
+_NS_PER_S: Final = 1_000_000_000
+_DOUBLINGS_MAX: Final = 16
+
+SIGNALS: Final = {
+    signal.SIGCHLD: ("reap", ""),
+    signal.SIGTERM: ("terminate", ", exiting"),
+    signal.SIGINT: ("terminate", ", exiting"),
+    signal.SIGQUIT: ("quit", ", shutting down"),
+    signal.SIGHUP: ("reconfigure", ", reconfiguring"),
+    signal.SIGUSR1: ("reopen", ", reopening logs"),
+    signal.SIGUSR2: ("change_binary", ", ignored: there is no binary to change to"),
+}
+"""What each signal asks of the master, and how the log says so (kong-semantics W1-W7).
+
+WINCH matters to a daemon only (W6), which this is not: not caught, it does nothing."""
+
+
+def child_seed(seed: int, *names: str | int) -> int:
+    """Return the seed of the part `names` of a run with `seed`: 63 bits, independent of those of other parts."""
+    digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerArgs:
+    """What a worker is given at its fork.
+
+    A worker that cannot start exits with `EXIT_FATAL`; one that is told to leave, after its work, with 0.
+
+    Attributes:
+        slot: Its `worker_id`, 0 to n - 1.
+        generation: Of the configuration, from 1; raised by each reload.
+        gateway: The configuration.
+        listeners: Sockets that listen, non-blocking, shared by all workers; it closes them when it accepts no more.
+        record: Its record of the scoreboard; it alone publishes there.
+        ready: It sends its pid once, when it accepts connections and has its signal handlers: QUIT, TERM, INT, USR1.
+        hosts: Addresses of host names that need no DNS.
+        seed: Of all its randomness; each incarnation has its own.
+        error_log: `error_log(level, message)`, with nginx's levels; `reopen()` when USR1 comes.
+    """
+
+    slot: int
+    generation: int
+    gateway: Gateway
+    listeners: list[socket.socket]
+    record: Record
+    ready: Connection
+    hosts: Mapping[str, list[tuple[str, int]]]
+    seed: int
+    error_log: ErrorLog
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Fork the worker of a slot and report it with `Cycle.started`."""
+
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Send a signal to a worker."""
+
+    pid: int
+    signum: signal.Signals
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Write a line to the error log."""
+
+    level: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CloseListeners:
+    """Accept no more: the master's copies of the listening sockets are closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigure:
+    """Read the configuration again and report success with `Cycle.reconfigured`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReopenLogs:
+    """Open the log files again under their names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """All workers of a generation serve."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """Leave: no worker is left."""
+
+    code: int
+
+
+Action = Spawn | Kill | Log | CloseListeners | Reconfigure | ReopenLogs | Announce | Exit
+
+
+@dataclass(slots=True)
+class _Child:
+    """A worker that has not been reaped."""
+
+    slot: int
+    generation: int
+    pid: int
+    started_ns: int
+    ready: bool = False
+    exiting: bool = False
+
+
+class Cycle:
+    """The state of a master with `slots` workers, and its decisions."""
+
+    def __init__(self, slots: int) -> None:
+        self.generation = 0
+        self._slots = range(slots)
+        self._children: dict[int, _Child] = {}
+        self._early_deaths = dict.fromkeys(self._slots, 0)  # in a row
+        self._due_ns: dict[int, int] = {}  # when the next worker of a slot shall start
+        self._unready: set[int] = set()  # slots of this generation whose first worker is awaited
+        self._stop_signum: signal.Signals | None = None
+        self._quitting = False
+        self._flags: set[str] = set()
+        self._alarm_interval_s = ALARM_S_FIRST
+        self._alarm_ns: int | None = None
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """When the next turn is due though nothing comes in; None: never."""
+        if self._leaving:
+            return self._alarm_ns
+        return min(self._due_ns.values(), default=None)
+
+    @property
+    def _leaving(self) -> bool:
+        return self._quitting or self._stop_signum is not None
+
+    def begin(self) -> list[Action]:
+        """Start the first generation."""
+        return [Log("notice", "start worker processes"), *self.reconfigured()]
+
+    def reconfigured(self) -> list[Action]:
+        """Start a generation from the configuration that was just read."""
+        self.generation += 1
+        self._unready = set(self._slots)
+        self._early_deaths = dict.fromkeys(self._slots, 0)
+        self._due_ns = {}
+        return [Spawn(slot, self.generation) for slot in self._slots]
+
+    def started(self, spawn: Spawn, pid: int, now_ns: int) -> None:
+        """Note the worker that a `Spawn` has become."""
+        self._children[pid] = _Child(spawn.slot, spawn.generation, pid, now_ns)
+
+    def turn(
+        self,
+        now_ns: int,
+        *,
+        signals: Iterable[tuple[signal.Signals, int]] = (),
+        exits: Iterable[tuple[int, int]] = (),
+        ready: Iterable[int] = (),
+    ) -> list[Action]:
+        """Decide what to do now.
+
+        Args:
+            now_ns: The time.
+            signals: That came in since the last turn, each with its sender's pid.
+            exits: Workers reaped since then: pid and exit code, -N for signal N.
+            ready: The pids of workers that have begun to serve since then.
+        """
+        actions = self._hear(signals)
+        for pid, code in exits:
+            actions += self._reap(self._children.pop(pid), code, now_ns)
+        for pid in ready:
+            actions += self._welcome(pid)
+        return actions + self._act(now_ns, spawning=any(isinstance(action, Spawn) for action in actions))
+
+    def _hear(self, signals: Iterable[tuple[signal.Signals, int]]) -> list[Action]:
+        logs: list[Action] = []
+        self._flags = set()
+        for signum, sender in signals:
+            flag, meaning = SIGNALS[signum]
+            logs.append(Log("notice", f"signal {signum} ({signum.name}) received from {sender}{meaning}"))
+            self._flags.add("kill" if signum is self._stop_signum else flag)
+            if flag == "terminate":
+                self._stop_signum = self._stop_signum or signum
+            elif flag == "quit":
+                self._quitting = True
+        return logs
+
+    def _act(self, now_ns: int, *, spawning: bool) -> list[Action]:
+        if not self._children:
+            if self._leaving:
+                return [Log("notice", "exit"), Exit(0)]
+            if self.deadline_ns is None and not spawning:
+                return [Log("emerg", "no worker process is left that may be respawned"), Exit(EXIT_FATAL)]
+        if self._stop_signum:
+            return self._terminate(now_ns)
+        if self._quitting:
+            return [*self._quit(self._children.values()), *([CloseListeners()] if "quit" in self._flags else [])]
+        actions: list[Action] = []
+        if "reconfigure" in self._flags:
+            actions.append(self._reconfigure())
+        if "reopen" in self._flags:
+            actions.append(ReopenLogs())
+            actions += [Kill(pid, signal.SIGUSR1) for pid, child in self._children.items() if child.ready]
+        return actions + self._respawn_due(now_ns)
+
+    def _reconfigure(self) -> Action:
+        generations = len({child.generation for child in self._children.values()})
+        if generations < GENERATIONS_ALIVE_MAX:
+            return Reconfigure()
+        return Log("alert", f"not reconfiguring: workers of {generations} generations are still alive")
+
+    def _reap(self, child: _Child, code: int, now_ns: int) -> list[Action]:
+        who = f"worker process {child.pid} exited"
+        log = Log("alert", f"{who} on signal {-code}") if code < 0 else Log("notice", f"{who} with code {code}")
+        if child.exiting or child.generation != self.generation or self._leaving:
+            return [log]
+        if code == EXIT_FATAL:
+            fatal = Log("alert", f"{who} with fatal code {code} and cannot be respawned")
+            return [fatal, *self._complete(child.slot)]
+        return [log, *self._respawn(child, now_ns)]
+
+    def _respawn(self, child: _Child, now_ns: int) -> list[Action]:
+        early = now_ns - child.started_ns < CALM_LIFE_S * _NS_PER_S
+        deaths = self._early_deaths[child.slot] = self._early_deaths[child.slot] + 1 if early else 0
+        if deaths <= DEATHS_AT_ONCE_MAX:
+            return [Spawn(child.slot, self.generation)]
+        doublings = min(deaths - DEATHS_AT_ONCE_MAX - 1, _DOUBLINGS_MAX)
+        delay_s = min(RESPAWN_DELAY_S_FIRST * 2**doublings, RESPAWN_DELAY_S_MAX)
+        self._due_ns[child.slot] = now_ns + int(delay_s * _NS_PER_S)
+        died = f"the worker of slot {child.slot} has died {deaths} times in a row within {CALM_LIFE_S:g} s of its start"
+        return [Log("error", f"{died}, next start in {delay_s:g} s")]
+
+    def _respawn_due(self, now_ns: int) -> list[Action]:
+        due = [slot for slot, due_ns in self._due_ns.items() if now_ns >= due_ns]
+        for slot in due:
+            del self._due_ns[slot]
+        return [Spawn(slot, self.generation) for slot in due]
+
+    def _welcome(self, pid: int) -> list[Action]:
+        child = self._children.get(pid)
+        if child is None:  # it died right after it had said so
+            return []
+        child.ready = True
+        if child.exiting:
+            return [Kill(pid, signal.SIGQUIT)]
+        return self._complete(child.slot) if child.generation == self.generation else []
+
+    def _complete(self, slot: int) -> list[Action]:
+        if slot not in self._unready:
+            return []
+        self._unready.remove(slot)
+        if self._unready or not any(child.generation == self.generation for child in self._children.values()):
+            return []
+        old = [child for child in self._children.values() if child.generation != self.generation]
+        return [Announce(self.generation), *self._quit(old)]
+
+    def _quit(self, children: Iterable[_Child]) -> list[Action]:
+        staying = [child for child in children if not child.exiting]
+        for child in staying:
+            child.exiting = True
+        return [Kill(child.pid, signal.SIGQUIT) for child in staying if child.ready]
+
+    def _terminate(self, now_ns: int) -> list[Action]:
+        if "kill" in self._flags:
+            return [Kill(pid, signal.SIGKILL) for pid in self._children]
+        if self._alarm_ns is not None and now_ns < self._alarm_ns:
+            return []
+        signum = signal.SIGKILL if self._alarm_interval_s > ALARM_S_PATIENCE else signal.SIGTERM
+        if self._alarm_ns is not None and signum is signal.SIGTERM:
+            self._alarm_interval_s *= 2
+        self._alarm_ns = now_ns + int(self._alarm_interval_s * _NS_PER_S)
+        return [Kill(pid, signum) for pid in self._children]
