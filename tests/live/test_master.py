@@ -1,0 +1,329 @@
+"""A master with real workers and real signals, as nginx's."""
+
+import os
+import re
+import socket
+import sys
+from contextlib import contextmanager, suppress
+from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1
+
+import pytest
+
+from sim import process
+from sim.config import Gateway
+from sim.error_log import ErrorLog
+from sim.errors import UserError
+from sim.master import Master
+from sim.scoreboard import Scoreboard, State
+from tests import tiny_worker
+
+TIMEOUT_S = 30.0
+
+
+class Running:
+    """A master in a process of its own, with its scoreboard in view."""
+
+    def __init__(self, directory, worker_main, workers, reread):
+        self.scoreboard = Scoreboard(workers)
+        self.log = directory / "error.log"
+        self.control, theirs = process.pipe()
+        master = Master(
+            Gateway(workers=workers),
+            self.scoreboard,
+            error_log=ErrorLog(self.log),
+            announce=lambda: theirs.send("announced"),
+            reread=reread,
+            worker_main=worker_main,
+        )
+        self.address = master.listener.getsockname()
+        self.process = process.start(lambda: sys.exit(master.cycle()), name="master", closing=[self.control])
+        theirs.close()
+        master.close()
+
+    def wait_announced(self):
+        assert self.control.poll(TIMEOUT_S)
+        assert self.control.recv() == "announced"
+
+    def wait_until(self, condition):
+        """Wait until a reading of the scoreboard fulfils the condition, and return it."""
+        for _ in range(int(TIMEOUT_S * 100)):
+            if condition(reading := self.scoreboard.read()):
+                return reading
+            process.wait([self.process.sentinel], 0.01)
+        raise AssertionError("it never came true")
+
+    def signal(self, *signums):
+        for signum in signums:
+            os.kill(self.process.pid, signum)
+
+    def exit_code(self):
+        self.process.join(TIMEOUT_S)
+        return self.process.exitcode
+
+    def connect(self):
+        """Return the pid of the worker that answers."""
+        with socket.create_connection(self.address, TIMEOUT_S) as connection, connection.makefile() as answer:
+            return int(answer.readline())
+
+    def alive(self):
+        return {worker.pid for worker in self.scoreboard.read().alive}
+
+    def logged(self):
+        """Return the log's lines without their times and the writer's pid."""
+        return [line.split("] ")[0].split("[")[1] + ": " + line.split(": ", 1)[1] for line in self.lines()]
+
+    def lines(self):
+        return self.log.read_text().splitlines()
+
+
+@contextmanager
+def running(directory, worker_main=tiny_worker.serve, *, workers=2, reread=None, announced=True):
+    master = Running(directory, worker_main, workers, reread)
+    try:
+        if announced:
+            master.wait_announced()
+        yield master
+    finally:
+        with suppress(ProcessLookupError):
+            master.signal(SIGKILL)
+        process.reap(master.process, TIMEOUT_S)
+
+
+def serving(count):
+    """Build the condition that so many workers serve."""
+    return lambda reading: len([w for w in reading.alive if w.state is State.SERVING]) == count
+
+
+def test_all_workers_serve_when_the_master_says_so(tmp_path):
+    """The announcement comes when each slot's worker is ready; requests are answered and counted."""
+    with running(tmp_path, workers=3) as master:
+        reading = master.scoreboard.read()
+        assert [(w.slot, w.generation, w.serial, w.state) for w in reading.workers] == [
+            (slot, 1, 1, State.SERVING) for slot in range(3)
+        ]
+        answered = {master.connect() for _ in range(5)}
+
+        assert answered <= master.alive()
+        master.wait_until(lambda reading: reading.sum("requests") == 5)
+
+
+def test_killed_worker_is_respawned_and_its_count_stays(tmp_path):
+    """After `kill -9` another worker takes the slot; what the dead one counted is kept, its spans are lost."""  # W11
+    with running(tmp_path, workers=1) as master:
+        (pid,) = master.alive()
+        assert [master.connect() for _ in range(3)] == [pid] * 3
+        master.wait_until(lambda reading: reading.sum("requests") == 3)
+
+        os.kill(pid, SIGKILL)
+
+        reading = master.wait_until(lambda reading: serving(1)(reading) and len(reading.workers) == 2)
+        dead, fresh = reading.workers
+        assert (dead.pid, dead.slot, dead.exit_code, fresh.slot, fresh.serial) == (pid, 0, -SIGKILL, 0, 2)
+        assert master.connect() == fresh.pid != pid
+        reading = master.wait_until(lambda reading: reading.sum("requests") == 4)
+        assert (reading.ledger.lost_in_request, reading.ledger.open, reading.ledger.unaccounted) == (3, 1, 0)
+        assert f"alert: worker process {pid} exited on signal 9" in master.logged()
+        assert f"notice: start worker process {fresh.pid}" in master.logged()
+
+
+def test_no_connection_is_refused_while_the_only_worker_is_dead(tmp_path):
+    """The listening socket stays with the master: a connection waits for the next worker."""
+    with running(tmp_path, workers=1) as master:
+        for _ in range(5):
+            (pid,) = master.alive()
+            os.kill(pid, SIGKILL)
+
+            assert master.connect() != pid
+
+
+@pytest.mark.parametrize("signum", [SIGTERM, SIGINT, SIGQUIT])
+def test_master_leaves_with_all_its_workers(tmp_path, ended, signum):
+    """After TERM, INT or QUIT no process is left, every worker has exited with 0, and the port is closed."""  # W1, W2
+    with running(tmp_path) as master:
+        workers = [os.pidfd_open(pid) for pid in master.alive()]
+
+        master.signal(signum)
+
+        assert master.exit_code() == 0
+        assert ended(*workers)
+        assert [(w.state, w.exit_code) for w in master.scoreboard.read().workers] == [(State.EXITED, 0)] * 2
+        with pytest.raises(ConnectionRefusedError):
+            master.connect()
+
+
+def test_log_tells_the_story_in_the_words_of_nginx(tmp_path):
+    """Start, signal with its sender, exits and the end are in the error log, in nginx's format."""
+    with running(tmp_path, workers=1) as master:
+        (pid,) = master.alive()
+        master.signal(SIGTERM)
+        assert master.exit_code() == 0
+
+        assert master.logged() == [
+            "notice: start worker processes",
+            f"notice: start worker process {pid}",
+            f"notice: signal 15 (SIGTERM) received from {os.getpid()}, exiting",
+            f"notice: signal 17 (SIGCHLD) received from {pid}",
+            f"notice: worker process {pid} exited with code 0",
+            "notice: exit",
+        ]
+        stamp = r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d"
+        writer = f"{master.process.pid}#{master.process.pid}"
+        assert all(re.fullmatch(rf"{stamp} \[notice\] {writer}: .+", line) for line in master.lines())
+
+
+def test_killing_the_master_leaves_nothing(tmp_path, ended):
+    """Workers do not outlive a master that is killed with -9, and the port is free."""
+    with running(tmp_path) as master:
+        workers = [os.pidfd_open(pid) for pid in master.alive()]
+
+        master.signal(SIGKILL)
+
+        assert master.exit_code() == -SIGKILL
+        assert ended(*workers)
+        with pytest.raises(ConnectionRefusedError):
+            master.connect()
+
+
+def test_workers_that_ignore_terminate_are_killed(tmp_path):
+    """The escalation ends in KILL without being asked."""  # W9
+    with running(tmp_path, tiny_worker.stubborn) as master:
+        master.signal(SIGTERM)
+
+        assert master.exit_code() == 0
+        assert [w.exit_code for w in master.scoreboard.read().workers] == [-SIGKILL] * 2
+
+
+def test_interrupting_twice_does_not_wait(tmp_path):
+    """A second Ctrl-C kills workers that do not leave; nothing is left behind."""
+    with running(tmp_path, tiny_worker.stubborn) as master:
+        master.signal(SIGINT)
+        while "notice: signal 2 (SIGINT) received from" not in "".join(master.logged()):
+            process.wait([master.process.sentinel], 0.01)
+        master.signal(SIGINT)
+
+        assert master.exit_code() == 0
+        assert sum("SIGINT" in line for line in master.logged()) == 2
+        assert [w.exit_code for w in master.scoreboard.read().workers] == [-SIGKILL] * 2
+
+
+def test_terminate_while_workers_are_still_starting_leaves_nothing(tmp_path):
+    """A master may be told to leave before a single worker serves."""
+    with running(tmp_path, tiny_worker.never_ready, announced=False) as master:
+        master.wait_until(lambda reading: len(reading.alive) == 2)
+        master.signal(SIGTERM)
+
+        assert master.exit_code() == 0
+        assert master.alive() == set()
+
+
+def test_workers_that_fail_fatally_end_the_master_with_2(tmp_path):
+    """A configuration that no worker can start with is not tried again."""  # W11
+    with running(tmp_path, tiny_worker.fatal, announced=False) as master:
+        assert master.exit_code() == 2
+        assert [w.exit_code for w in master.scoreboard.read().workers] == [2, 2]
+
+
+def test_mistake_of_the_user_found_by_a_worker_is_one_line(tmp_path, capfd):
+    """A `UserError` in a worker is a fatal exit and a line of the log, not a traceback."""
+
+    def mistaken(args):
+        raise UserError("the plugin cannot be loaded", field="plugins[0]")
+
+    with running(tmp_path, mistaken, workers=1, announced=False) as master:
+        assert master.exit_code() == 2
+        assert "emerg: plugins[0]: the plugin cannot be loaded" in master.logged()
+    assert capfd.readouterr().err == ""
+
+
+def test_worker_that_cannot_live_does_not_take_the_machine_with_it(tmp_path):
+    """A slot that keeps dying is started less and less often, which the log says."""
+
+    def short_lived(args):
+        os._exit(1)
+
+    with running(tmp_path, short_lived, workers=1, announced=False) as master:
+        master.wait_until(lambda reading: len(reading.workers) >= 5)
+        master.signal(SIGTERM)
+
+        assert master.exit_code() == 0
+        delays = [line for line in master.logged() if line.startswith("error: the worker of slot 0 has died 4 times")]
+        assert len(delays) == 1
+
+
+def test_reload_replaces_all_workers_without_refusing_anyone(tmp_path):
+    """After HUP a new generation serves, the old one leaves, and the port never closes."""  # W10
+    with running(tmp_path, reread=lambda: Gateway(profile="safe", workers=2)) as master:
+        old = master.alive()
+
+        master.signal(SIGHUP)
+
+        master.wait_announced()
+        reading = master.wait_until(lambda reading: len(reading.alive) == 2)
+        assert {worker.generation for worker in reading.alive} == {2}
+        assert {worker.pid for worker in reading.workers if worker.exit_code == 0} == old
+        assert master.connect() in master.alive()
+        hangups = [line for line in master.logged() if line.endswith(f"received from {os.getpid()}, reconfiguring")]
+        assert hangups == [f"notice: signal 1 (SIGHUP) received from {os.getpid()}, reconfiguring"]
+
+
+def test_reload_of_a_broken_configuration_changes_nothing(tmp_path):
+    """The mistake is one line of the log; the old workers go on serving."""  # W10
+
+    def broken():
+        raise UserError("expected a whole number, not 'x'", file="kong.yml", line=3, field="workers")
+
+    with running(tmp_path, reread=broken) as master:
+        old = master.alive()
+        master.signal(SIGHUP)
+        while "emerg: kong.yml:3: workers: expected a whole number, not 'x'" not in master.logged():
+            process.wait([master.process.sentinel], 0.01)
+
+        assert master.connect() in old
+        assert master.alive() == old
+
+
+def test_what_a_reload_cannot_change_stays_and_is_logged(tmp_path):
+    """The number of workers is the master's for life."""
+    with running(tmp_path, workers=1, reread=lambda: Gateway(workers=2)) as master:
+        master.signal(SIGHUP)
+        master.wait_announced()
+
+        reading = master.wait_until(lambda reading: len(reading.alive) == 1)
+        assert reading.alive[0].generation == 2
+        assert "warn: workers stays 1: it takes effect at the next start" in master.logged()
+
+
+def test_logs_are_reopened_by_master_and_workers(tmp_path):
+    """After USR1 all write to a new file under the old name."""  # W4
+    with running(tmp_path, workers=1) as master:
+        rotated = master.log.rename(tmp_path / "error.log.1")
+        assert not master.log.exists()
+
+        master.signal(SIGUSR1)
+        while not (master.log.exists() and "notice: reopening logs" in master.logged()):
+            process.wait([master.process.sentinel], 0.01)
+        master.signal(SIGTERM)
+
+        assert master.exit_code() == 0
+        assert master.logged()[-1] == "notice: exit"
+        assert "start worker processes" in rotated.read_text()
+
+
+def test_workers_draw_from_seeds_of_their_own(tmp_path):
+    """No two incarnations share a seed, and the same run gives the same ones."""
+
+    def tell_seed(args):
+        args.error_log("notice", f"slot {args.slot} serial {args.record.serial} seed {args.seed}")
+        tiny_worker.serve(args)
+
+    seen = []
+    for directory in (tmp_path / "a", tmp_path / "b"):
+        directory.mkdir()
+        with running(directory, tell_seed, workers=2) as master:
+            slot_1 = master.scoreboard.read().workers[1]
+            os.kill(slot_1.pid, SIGKILL)
+            master.wait_until(lambda reading: serving(2)(reading) and len(reading.workers) == 3)
+            seen.append(sorted(line for line in master.logged() if "seed" in line))
+
+    assert seen[0] == seen[1]
+    assert len({line.split("seed ")[1] for line in seen[0]}) == 3

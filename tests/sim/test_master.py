@@ -1,0 +1,70 @@
+"""Binding, and the mistakes that a user can make about it."""
+
+import socket
+
+import pytest
+
+from sim.config import Gateway
+from sim.error_log import ErrorLog
+from sim.errors import UserError
+from sim.master import Master, listen, url_of
+from sim.scoreboard import Scoreboard
+
+
+def test_port_0_is_any_free_port():
+    """The address that was really bound is known afterwards."""
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+
+        assert url_of(listener) == f"http://127.0.0.1:{port}"
+        assert listener.getblocking() is False
+        socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_ipv6_address_stands_in_brackets():
+    """A URL shows an IPv6 host as RFC 3986 wants it."""
+    try:
+        listener = listen("::1", 0)
+    except UserError:
+        pytest.skip("this machine has no IPv6")
+    with listener:
+        assert url_of(listener).startswith("http://[::1]:")
+
+
+def test_busy_port_is_a_mistake_of_the_user():
+    """One line names the address, the field and the cure."""
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(UserError) as caught:
+            listen("127.0.0.1", port, field="listen")
+
+    assert str(caught.value) == (
+        f"listen: cannot listen on 127.0.0.1:{port}: Address already in use; "
+        "end the program that listens there, or choose another port; 0 is any free one"
+    )
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_address_of_another_machine_is_a_mistake_of_the_user(host):
+    """An address that this machine does not have cannot be bound."""
+    with pytest.raises(UserError, match="write an address of this machine"):
+        listen(host, 0)
+
+
+def test_port_is_bound_when_the_master_is_made():
+    """Whoever makes a master hears of a busy port before anything runs."""
+    with listen("127.0.0.1", 0) as listener:
+        gateway = Gateway(listen=f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"^listen: cannot listen on 127\.0\.0\.1:\d+: Address already in use"):
+            Master(gateway, Scoreboard(1), error_log=ErrorLog(), announce=lambda: None)
+
+
+def test_closing_a_master_that_runs_elsewhere_frees_the_port():
+    """A master that nobody runs holds no port after `close`."""
+    master = Master(Gateway(), Scoreboard(1), error_log=ErrorLog(), announce=lambda: None)
+    address = master.listener.getsockname()
+
+    master.close()
+
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
