@@ -18,16 +18,21 @@ from sim.units import parse_duration
 
 _MS_PER_S: Final = 1_000
 
-METRICS: Final[Mapping[str, tuple[str, ...]]] = {
-    **{f"requests.{name}": ("requests", name) for name in ("offered", "sent", "completed", "failed")},
-    **{f"latency.{name}": ("latency_ms", name) for name in ("min", "mean", "p50", "p90", "p99", "p99_9", "max")},
-    **{f"ledger.{name}": ("ledger", name) for name in Ledger.__slots__},
-    **{
-        f"collector.{name}": ("collector", name)
-        for name in ("requests", "received_unique", "received_duplicates", "orphans", "malformed")
-    },
-    **{f"workers.{name}": ("totals", name) for name in ("cpu_us_per_request", "rss_mib", "deaths")},
+_NAMES: Final = {
+    ("requests", "requests"): (
+        *("offered", "sent", "completed", "failed", "unsent", "resent", "waited"),
+        *("status_2xx", "status_3xx", "status_4xx", "status_5xx"),
+    ),
+    ("latency", "latency_ms"): ("mean", "p50", "p90", "p99", "p99_9", "max"),
+    ("ledger", "ledger"): Ledger.__slots__,
+    ("collector", "collector"): ("requests", "received_unique", "received_duplicates", "orphans", "malformed"),
+    ("workers", "totals"): (
+        *("requests", "spans", "deaths", "cpu_s"),
+        *("cpu_us_per_request", "rss_mib", "loop_lag_ms_max"),
+    ),
 }
+
+METRICS: Final = {f"{prefix}.{name}": (section, name) for (prefix, section), names in _NAMES.items() for name in names}
 """Where each metric stands in ``summary.json``."""
 
 _OPERATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {

@@ -1,0 +1,350 @@
+"""The summary of a run: ``summary.json``, schema ``kongsim.summary/1``; ``docs/summary-schema.md`` explains each field.
+
+:func:`summarize` makes it from what the processes of a run reported; nothing in it refers to anything alive. A figure
+that could not be measured is null, never 0. Latencies are in ms, CPU times in µs a request or in s, memory in MiB,
+ledger accounts in spans, pools in objects.
+"""
+
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sim.ledger import PoolBalance
+from sim.scenario import Scenario
+from sim.scoreboard import Reading, Retired, Snapshot
+from sim.threshold import evaluate
+
+SCHEMA: Final = "kongsim.summary/1"
+FILE_NAME: Final = "summary.json"
+
+Verdict = Literal["passed", "failed", "invalid", "interrupted"]
+
+EXIT_CODES: Final[Mapping[Verdict, int]] = {"passed": 0, "failed": 99, "invalid": 98, "interrupted": 130}
+
+_STATUS_CLASSES: Final = ("2xx", "3xx", "4xx", "5xx")
+_US_PER_NS: Final = 1e-3
+_MS_PER_NS: Final = 1e-6
+_S_PER_NS: Final = 1e-9
+_MIB: Final = 1 << 20
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class ThresholdResult(_Section):
+    """One threshold, its measured value, in the unit of the metric, and whether it held."""
+
+    expression: str
+    value: float | None
+    passed: bool
+
+
+class Requests(_Section):
+    """What became of the requests of the load."""
+
+    offered: int
+    sent: int
+    completed: int
+    failed: int
+    unsent: int
+    resent: int
+    waited: int
+    status_2xx: int
+    status_3xx: int
+    status_4xx: int
+    status_5xx: int
+    failed_by_reason: dict[str, int]
+    by_status: dict[str, int]
+
+
+class LatencyMs(_Section):
+    """Time from the intended start of a request to the end of its answer, in ms."""
+
+    mean: float | None
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    p99_9: float | None
+    max: float | None
+
+
+class Load(_Section):
+    """How well the load generator kept up."""
+
+    offered_rate_per_s: float
+    achieved_rate_per_s: float
+    duration_s: float
+    lag_ms: dict[str, float]
+    connections_opened: int
+    cpu_s: float
+
+
+class Collector(_Section):
+    """What arrived at the collector, in spans."""
+
+    requests: int
+    received_unique: int
+    received_duplicates: int
+    orphans: int
+    malformed: int
+
+
+class Pool(_Section):
+    """The balance of one pool: fetched = released + discarded + live."""
+
+    fetched: int
+    released: int
+    discarded: int
+    live: int
+    hits: int
+    misses: int
+    free: int
+
+
+class Worker(_Section):
+    """One worker process; those of a slot that were too many to tell apart are added up, without pid."""
+
+    slot: int
+    generation: int | None
+    incarnation: int | None
+    incarnations: int
+    pid: int | None
+    ended: str | None
+    requests: int
+    status_2xx: int
+    status_3xx: int
+    status_4xx: int
+    status_5xx: int
+    connections: int
+    spans: int
+    cpu_s: float
+    cpu_us_per_request: float | None
+    rss_mib: float | None
+    loop_lag_ms_max: float
+    ledger: dict[str, int]
+    pools: dict[str, Pool]
+
+
+class Totals(_Section):
+    """All workers together; memory is that of the largest."""
+
+    requests: int
+    spans: int
+    deaths: int
+    cpu_s: float
+    cpu_us_per_request: float | None
+    rss_mib: float | None
+    loop_lag_ms_max: float
+
+
+class Environment(_Section):
+    """What the run ran on."""
+
+    cpu: str
+    cores: int
+    memory_mib: int
+    kernel: str
+    python: str
+    versions: dict[str, str]
+
+
+class Summary(_Section):
+    """The whole result of a run."""
+
+    schema_: Literal["kongsim.summary/1"] = Field(SCHEMA, alias="schema")
+    version: str
+    scenario: str
+    profile: str
+    seed: int
+    started_at: str
+    elapsed_s: float
+    verdict: Verdict
+    invalid_reason: str | None
+    thresholds: list[ThresholdResult]
+    requests: Requests
+    latency_ms: LatencyMs
+    load: Load
+    ledger: dict[str, int]
+    collector: Collector
+    upstreams: dict[str, dict[str, Any]]
+    totals: Totals
+    workers: list[Worker]
+    faults: list[dict[str, Any]]
+    warnings: list[str]
+    environment: Environment
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command line for this verdict."""
+        return EXIT_CODES[self.verdict]
+
+    def to_json(self) -> str:
+        """Return the content of ``summary.json``."""
+        return self.model_dump_json(by_alias=True, indent=2) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Write ``summary.json`` into a folder."""
+        (folder / FILE_NAME).write_text(self.to_json(), encoding="utf-8")
+
+
+def summarize(
+    scenario: Scenario,
+    *,
+    load: Mapping[str, Any],
+    collector: Mapping[str, Any],
+    upstreams: Mapping[str, Mapping[str, Any]],
+    workers: Reading,
+    environment: Environment,
+    started_at: datetime,
+    elapsed_s: float,
+    faults: Sequence[Mapping[str, Any]] = (),
+    interrupted: bool = False,
+) -> Summary:
+    """Put together what a run has told.
+
+    Args:
+        scenario: what was run.
+        load: last report of :mod:`sim.load.driver`.
+        collector: last report of :mod:`sim.collector`.
+        upstreams: last report of each :mod:`sim.origin`, by name.
+        workers: the scoreboard, read when all workers had been reaped.
+        environment: what it ran on.
+        started_at: wall-clock time of the beginning, with its time zone.
+        elapsed_s: from the beginning to the end of the last process.
+        faults: those that were carried out: ``{at_s, target, kind}`` and what else is known of each.
+        interrupted: the user ended it.
+    """
+    sections = {
+        "requests": _requests(load),
+        "latency_ms": load["latency_ms"] if load["requests"]["completed"] else dict.fromkeys(LatencyMs.model_fields),
+        "ledger": asdict(workers.ledger),
+        "collector": {name: collector[name] for name in Collector.model_fields},
+        "totals": _totals(workers),
+    }
+    thresholds = evaluate(scenario.thresholds, sections)
+    return Summary.model_validate(
+        {
+            **sections,
+            "version": version("kongsim"),
+            "scenario": scenario.name,
+            "profile": scenario.profile,
+            "seed": scenario.seed,
+            "started_at": started_at.isoformat(timespec="milliseconds"),
+            "elapsed_s": round(elapsed_s, 3),
+            "verdict": _verdict(thresholds, valid=load["valid"], interrupted=interrupted),
+            "invalid_reason": load["invalid_reason"],
+            "thresholds": thresholds,
+            "load": {
+                "offered_rate_per_s": scenario.load[0].rate,
+                "achieved_rate_per_s": load["achieved_rate_per_s"],
+                "duration_s": scenario.duration_s,
+                "lag_ms": load["lag_ms"],
+                "connections_opened": load["connections"]["opened"],
+                "cpu_s": load["cpu_s"],
+            },
+            "upstreams": upstreams,
+            "workers": [_worker(account) for account in sorted(workers.accounts, key=_birth) if _incarnations(account)],
+            "faults": faults,
+            "warnings": scenario.gateway.warnings,
+            "environment": environment,
+        }
+    )
+
+
+def _verdict(thresholds: Iterable[Mapping[str, Any]], *, valid: bool, interrupted: bool) -> Verdict:
+    if interrupted:
+        return "interrupted"
+    if not valid:
+        return "invalid"
+    return "passed" if all(threshold["passed"] for threshold in thresholds) else "failed"
+
+
+def _requests(load: Mapping[str, Any]) -> dict[str, Any]:
+    by_status = {int(status): count for status, count in load["by_status"].items()}
+    classes = dict.fromkeys(_STATUS_CLASSES, 0)
+    for status, count in by_status.items():
+        classes[f"{status // 100}xx"] = classes.get(f"{status // 100}xx", 0) + count
+    counts = ("offered", "sent", "completed", "failed", "unsent", "resent", "waited")
+    return {
+        **{name: load["requests"][name] for name in counts},
+        **{f"status_{name}": classes[name] for name in _STATUS_CLASSES},
+        "failed_by_reason": load["failed_by_reason"],
+        "by_status": {str(status): count for status, count in sorted(by_status.items())},
+    }
+
+
+def _worker(account: Snapshot | Retired) -> dict[str, Any]:
+    values = account.values
+    return {
+        **_identity(account),
+        "slot": account.slot,
+        "incarnations": _incarnations(account),
+        "requests": values["requests"],
+        **{f"status_{name}": values[f"responses_{name}"] for name in _STATUS_CLASSES},
+        "connections": values["connections"],
+        "spans": values["created"],
+        "cpu_s": values["cpu_ns"] * _S_PER_NS,
+        "cpu_us_per_request": _cpu_us_per_request([account]),
+        "loop_lag_ms_max": values["loop_lag_ns_max"] * _MS_PER_NS,
+        "ledger": asdict(account.ledger),
+        "pools": {tag: _pool(balance) for tag, balance in account.pools.items()},
+    }
+
+
+def _identity(account: Snapshot | Retired) -> dict[str, Any]:
+    if isinstance(account, Retired):
+        return dict.fromkeys(("generation", "incarnation", "pid", "ended", "rss_mib"))
+    return {
+        "generation": account.generation,
+        "incarnation": account.serial,
+        "pid": account.pid,
+        "ended": _ended(account.exit_code),
+        "rss_mib": account.values["rss_bytes"] / _MIB,
+    }
+
+
+def _totals(workers: Reading) -> dict[str, Any]:
+    accounts = workers.accounts
+    return {
+        "requests": workers.sum("requests"),
+        "spans": workers.sum("created"),
+        "deaths": sum(worker.exit_code not in {0, None} for worker in workers.workers)
+        + sum(retired.deaths for retired in workers.retired),
+        "cpu_s": workers.sum("cpu_ns") * _S_PER_NS,
+        "cpu_us_per_request": _cpu_us_per_request(accounts),
+        "rss_mib": max((worker.values["rss_bytes"] / _MIB for worker in workers.workers), default=None),
+        "loop_lag_ms_max": max(account.values["loop_lag_ns_max"] for account in accounts) * _MS_PER_NS,
+    }
+
+
+def _cpu_us_per_request(accounts: Iterable[Snapshot | Retired]) -> float | None:
+    """CPU time since a worker began to serve, by request: its start is not the requests' cost."""
+    all_values = [account.values for account in accounts]
+    requests = sum(values["requests"] for values in all_values)
+    cpu_ns = sum(values["cpu_ns"] - values["cpu_ns_at_ready"] for values in all_values)
+    return cpu_ns * _US_PER_NS / requests if requests else None
+
+
+def _pool(balance: PoolBalance) -> dict[str, int]:
+    return {name: getattr(balance, name) for name in Pool.model_fields}
+
+
+def _incarnations(account: Snapshot | Retired) -> int:
+    return 1 if isinstance(account, Snapshot) else account.incarnations
+
+
+def _birth(account: Snapshot | Retired) -> tuple[int, int]:
+    return account.slot, account.serial if isinstance(account, Snapshot) else 0
+
+
+def _ended(exit_code: int | None) -> str | None:
+    if exit_code is None:
+        return None
+    return signal.Signals(-exit_code).name if exit_code < 0 else f"exit {exit_code}"
