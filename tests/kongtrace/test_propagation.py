@@ -1,0 +1,465 @@
+"""Trace headers: reading them, writing them, and what a hostile client can do (kong-semantics section 10)."""
+
+import pytest
+
+from kongtrace.context import TracingContext
+from kongtrace.errors import ApiError
+from kongtrace.propagation import (
+    EXTRACTORS,
+    INJECTORS,
+    KONG,
+    SAFE,
+    Headers,
+    PropagationContext,
+    UnguardedError,
+    extract,
+    extract_format,
+    get_plugin_params,
+    inject,
+    propagate,
+    trace_flags,
+)
+
+TRACE_ID = bytes.fromhex("0af7651916cd43dd8448eb211c80319c")
+SPAN_ID = bytes.fromhex("b7ad6b7169203331")
+TRACEPARENT = f"00-{TRACE_ID.hex()}-{SPAN_ID.hex()}-01"
+CONTEXT = PropagationContext(trace_id=TRACE_ID, span_id=SPAN_ID, should_sample=True)
+ALL_FORMATS = [*EXTRACTORS]
+
+
+class Log(list[tuple[str, str]]):
+    """A log that keeps its lines."""
+
+    def __call__(self, level: str, message: str) -> None:
+        self.append((level, message))
+
+
+def read(name, headers, log=None):
+    return extract_format(name, Headers(headers), Log() if log is None else log)
+
+
+def written(name, context, profile=SAFE):
+    headers = Headers()
+    inject({"inject": [name]}, context, headers, plugin={}, tracing=TracingContext(), log=Log(), profile=profile)
+    return dict(headers.items())
+
+
+def run(params, headers, callback=None, *arguments, plugin=None, tracing=None, log=None, profile=KONG):
+    """Propagate in a fresh request."""
+    return propagate(
+        params,
+        headers,
+        callback,
+        *arguments,
+        plugin={} if plugin is None else plugin,
+        tracing=tracing or TracingContext(),
+        log=Log() if log is None else log,
+        profile=profile,
+    )
+
+
+# What goes in, what goes out
+
+
+@pytest.mark.parametrize(
+    ("name", "headers"),
+    [
+        ("w3c", {"traceparent": TRACEPARENT}),
+        ("b3", {"x-b3-traceid": TRACE_ID.hex(), "x-b3-spanid": SPAN_ID.hex(), "x-b3-sampled": "1"}),
+        ("b3-single", {"b3": f"{TRACE_ID.hex()}-{SPAN_ID.hex()}-1"}),
+        ("jaeger", {"uber-trace-id": f"{TRACE_ID.hex()}:{SPAN_ID.hex()}:0:01"}),
+        (
+            "ot",
+            {"ot-tracer-traceid": "8448eb211c80319c", "ot-tracer-spanid": SPAN_ID.hex(), "ot-tracer-sampled": "1"},
+        ),
+        (
+            "datadog",
+            {
+                "x-datadog-trace-id": "9532127138774266268",
+                "x-datadog-parent-id": "13235353014750950193",
+                "x-datadog-sampling-priority": "1",
+            },
+        ),
+        ("aws", {"x-amzn-trace-id": "Root=1-0af76519-16cd43dd8448eb211c80319c;Parent=b7ad6b7169203331;Sampled=1"}),
+        ("gcp", {"x-cloud-trace-context": f"{TRACE_ID.hex()}/13235353014750950193;o=1"}),
+        ("instana", {"x-instana-t": TRACE_ID.hex(), "x-instana-s": SPAN_ID.hex(), "x-instana-l": "1"}),
+    ],
+)
+def test_injector_writes_the_headers_of_its_format(name, headers):
+    """Each format has its own notation of the same context; ot and datadog have room for half of the trace id."""
+    # X15..X23, X32
+    assert headers == written(name, CONTEXT)
+
+
+@pytest.mark.parametrize("name", INJECTORS)
+def test_injector_leaves_the_context_as_it_was(name):
+    """Several injectors see the same context."""
+    # X27
+    context = PropagationContext(trace_id=b"\1", span_id=b"\2" * 9, parent_id=b"\3", baggage={"k": "v"}, flags="1")
+    before = PropagationContext(trace_id=b"\1", span_id=b"\2" * 9, parent_id=b"\3", baggage={"k": "v"}, flags="1")
+    written(name, context)
+    assert before == context
+
+
+@pytest.mark.parametrize(
+    ("received", "name", "header", "sent"),
+    [
+        (8, "b3", "x-b3-traceid", "8448eb211c80319c"),
+        (16, "b3", "x-b3-traceid", TRACE_ID.hex()),
+        (None, "b3", "x-b3-traceid", TRACE_ID.hex()),
+        (4, "b3", "x-b3-traceid", TRACE_ID.hex()),
+        (16, "ot", "ot-tracer-traceid", TRACE_ID.hex()),
+        (8, "instana", "x-instana-t", "8448eb211c80319c"),
+        (8, "w3c", "traceparent", TRACEPARENT),
+    ],
+)
+def test_trace_id_goes_out_in_the_size_in_which_it_came(received, name, header, sent):
+    """The received size is kept where the format has it, else the format's default is used."""
+    # X14
+    context = PropagationContext(
+        trace_id=TRACE_ID, span_id=SPAN_ID, should_sample=True, trace_id_original_size=received
+    )
+    assert sent == written(name, context)[header]
+
+
+def test_short_jaeger_ids_are_padded_inside():
+    """The internal sizes are 16 and 8 bytes; the received size is remembered."""
+    # X33
+    context = read("jaeger", {"uber-trace-id": "abc:1:0:3"})
+    assert (
+        PropagationContext(
+            trace_id=bytes.fromhex("abc".rjust(32, "0")),
+            span_id=bytes.fromhex("1".rjust(16, "0")),
+            parent_id=bytes(8),
+            reuse_span_id=True,
+            should_sample=True,
+            trace_id_original_size=2,
+        )
+        == context
+    )
+
+
+def test_long_datadog_id_is_converted_whatever_its_length():
+    """A decimal id longer than Python converts at once keeps its last bytes and its size."""
+    # X9
+    number = 10**9000 + 7
+    context = read("datadog", {"x-datadog-trace-id": "1" + "0" * 8999 + "7"})
+    assert (number % 2**128).to_bytes(16, "big") == context.trace_id
+    assert (number.bit_length() + 7) // 8 == context.trace_id_original_size
+
+
+def test_aws_parent_that_is_not_hexadecimal_becomes_other_bytes():
+    """Kong checks the length of Parent, not its digits; pairs of digits are converted, the rest is taken as it is."""
+    # X10
+    context = read("aws", {"x-amzn-trace-id": "Parent=zz0102030405060f"})
+    assert context.span_id == b"z\1\2\3\4\5\6\x0f"
+
+
+def test_extracted_baggage_is_read_only():
+    """A plugin that wants other baggage sets another mapping."""
+    context = read("ot", {"ot-tracer-sampled": "1", "ot-baggage-user": "caf%C3%A9+1"})
+    assert context.baggage == {"user": "café 1"}
+    with pytest.raises(TypeError):
+        context.baggage["user"] = "other"
+
+
+def test_baggage_that_is_not_utf8_survives():
+    """Bytes that are no UTF-8 go out as they came in."""
+    context = read("jaeger", {"uber-trace-id": "1:2:0:1", "uberctx-k": "%E2%9C"})
+    assert written("jaeger", context)["uberctx-k"] == "%E2%9C"
+
+
+def test_repeated_baggage_header_is_joined():
+    """The values of a repeated header form one list (RFC 9110, 5.3)."""
+    context = read("jaeger", {"uber-trace-id": "1:2:0:1", "uberctx-k": ["a", "b"]})
+    assert context.baggage == {"k": "a,b"}
+
+
+# The order of things
+
+
+def test_first_format_that_yields_something_wins():
+    """Extraction follows the list and stops at the first success."""
+    # X25
+    plugin = {}
+    headers = Headers({"traceparent": TRACEPARENT, "uber-trace-id": "1:2:0:1"})
+    context = extract({"extract": ["gcp", "jaeger", "w3c"]}, headers, plugin=plugin, log=Log())
+    assert ("jaeger", bytes(15) + b"\1") == (plugin["extracted_from"], context.trace_id)
+
+
+def test_malformed_format_gives_way_to_the_next():
+    """A malformed header is logged and ignored."""
+    # X2
+    log = Log()
+    headers = Headers({"traceparent": "00-bad", "uber-trace-id": "1:2:0:1"})
+    context = extract({"extract": ["w3c", "jaeger"]}, headers, plugin={}, log=log)
+    assert bytes(15) + b"\1" == context.trace_id
+    assert log == [("warn", "invalid W3C traceparent header; ignoring.")]
+
+
+def test_callback_decides_what_is_injected():
+    """It gets the extracted context and the further arguments; what it returns goes out."""
+    # X25
+
+    def callback(context, span_id):
+        assert context.trace_id == TRACE_ID
+        context.span_id = span_id
+        return context
+
+    headers = Headers({"traceparent": TRACEPARENT})
+    run({"extract": ["w3c"], "inject": ["w3c"]}, headers, callback, b"\x11" * 8)
+    assert f"00-{TRACE_ID.hex()}-{'11' * 8}-01" == headers.get("traceparent")
+
+
+def test_headers_are_cleared_before_they_are_injected():
+    """A header that is cleared and injected is there afterwards."""
+    # X25
+    headers = Headers({"traceparent": TRACEPARENT, "tracestate": "a=b", "x-other": "1"})
+    run({"extract": ["w3c"], "clear": ["Traceparent", "tracestate"], "inject": ["w3c"]}, headers)
+    assert dict(headers.items()) == {"x-other": "1", "traceparent": TRACEPARENT}
+
+
+@pytest.mark.parametrize(
+    ("headers", "default", "sent"),
+    [
+        ({"uber-trace-id": "1:2:0:1"}, "w3c", "uber-trace-id"),
+        ({"b3": f"{TRACE_ID.hex()}-{SPAN_ID.hex()}-1"}, "w3c", "b3"),
+        ({"x-b3-traceid": TRACE_ID.hex(), "x-b3-spanid": SPAN_ID.hex()}, "w3c", "x-b3-traceid"),
+        ({}, "gcp", "x-cloud-trace-context"),
+        ({}, None, "traceparent"),
+    ],
+)
+def test_preserve_is_the_received_format_or_the_default_or_w3c(headers, default, sent):
+    """`preserve` answers in the format, and for b3 in the form, in which the context came."""
+    # X26
+    request = Headers(headers)
+    params = {"extract": ["b3", "jaeger"], "inject": ["preserve"], "default_format": default}
+
+    def callback(context):
+        context.trace_id, context.span_id = TRACE_ID, SPAN_ID
+        return context
+
+    for name in headers:
+        params.setdefault("clear", []).append(name)
+    run(params, request, callback)
+    assert sent in dict(request.items())
+
+
+def test_failed_injectors_are_logged_together_and_nothing_is_published():
+    """The other formats are written, and their ids are published by the next plugin of the request."""
+    # X24, X31
+    log, tracing, headers = Log(), TracingContext(), Headers()
+    context = PropagationContext(trace_id=TRACE_ID)
+    arguments = {"plugin": {}, "tracing": tracing, "log": log}
+    published = inject({"inject": ["w3c", "datadog", "ot"]}, context, headers, **arguments)
+    assert published is None
+    assert log == [
+        (
+            "error",
+            (
+                "w3c injector context is invalid: field span_id not found in context, "
+                "ot injector context is invalid: field span_id not found in context"
+            ),
+        )
+    ]
+    assert headers.get("x-datadog-trace-id") == "9532127138774266268"
+    assert {"datadog": "9532127138774266268", "gcp": TRACE_ID.hex()} == inject(
+        {"inject": ["gcp"]}, CONTEXT, headers, **arguments
+    )
+
+
+def test_nothing_is_done_without_parameters():
+    """Unset lists switch their step off."""
+    # X27
+    headers = Headers({"traceparent": TRACEPARENT})
+    assert run({"extract": None, "clear": None, "inject": None}, headers) is None
+    assert dict(headers.items()) == {"traceparent": TRACEPARENT}
+
+
+@pytest.mark.parametrize("params", [{"extract": ["b3-single"]}, {"inject": ["zipkin"]}])
+def test_unknown_format_is_named(params):
+    """The mistake of a configuration is an error that lists the formats."""
+    with pytest.raises(ApiError, match=r"^unknown header format '(b3-single|zipkin)', expected one of w3c, b3, "):
+        run(params, Headers())
+
+
+# Legacy options
+
+
+@pytest.mark.parametrize(
+    ("config", "params"),
+    [
+        ({}, {}),
+        ({"header_type": "preserve"}, {"extract": [*EXTRACTORS], "inject": ["preserve"]}),
+        ({"header_type": "jaeger"}, {"extract": [*EXTRACTORS], "inject": ["preserve", "jaeger"]}),
+        (
+            {"header_type": "ignore", "default_header_type": "ot"},
+            {"default_format": "ot", "inject": ["ot"]},
+        ),
+        (
+            {"header_type": "ignore", "propagation": {"default_format": "gcp"}},
+            {"default_format": "gcp", "inject": ["gcp"]},
+        ),
+        ({"header_type": "b3", "propagation": {"clear": []}}, {"clear": []}),
+        (
+            {"header_type": None, "propagation": {"clear": None, "default_format": "w3c"}},
+            {"clear": None, "default_format": "w3c"},
+        ),
+    ],
+)
+def test_legacy_options_become_parameters(config, params):
+    """`header_type` counts unless one of extract, clear and inject is set."""
+    # X29
+    converted = get_plugin_params(config)
+    if "extract" in params:
+        assert sorted(params["extract"]) == sorted(converted["extract"])
+        assert converted["extract"][:2] == ["b3", "w3c"]
+    assert {**params, "extract": None} == {**converted, "extract": None}
+
+
+def test_legacy_options_are_converted_once():
+    """The result stands in the plugin's own configuration."""
+    # X29
+    config = {"header_type": "jaeger", "propagation": {"default_format": "w3c"}}
+    params = get_plugin_params(config)
+    assert params is config["propagation"]
+    config["header_type"] = "ignore"
+    assert get_plugin_params(config)["inject"] == ["preserve", "jaeger"]
+
+
+# Hazards, in both profiles
+
+
+@pytest.mark.parametrize(
+    ("name", "headers", "message"),
+    [
+        ("datadog", {"x-datadog-trace-id": ["1", "2"]}, "x-datadog-trace-id header repeated; ignoring."),
+        ("datadog", {"x-datadog-parent-id": ["1", "2"]}, "x-datadog-parent-id header repeated; ignoring."),
+        (
+            "instana",
+            {"x-instana-t": TRACE_ID.hex(), "x-instana-s": SPAN_ID.hex(), "x-instana-l": ["1", "1"]},
+            "x-instana-l header repeated; ignoring.",
+        ),
+        ("b3", {"x-b3-traceid": ["0"] * 16}, "x-b3-traceid header repeated; ignoring."),
+        ("ot", {"ot-tracer-spanid": ["0"] * 16}, "ot-tracer-spanid header repeated; ignoring."),
+    ],
+)
+def test_unguarded_header_breaks_the_request_in_profile_kong_alone(name, headers, message):
+    """Profile `safe` logs and ignores what raises in Kong."""
+    # H34
+    log = Log()
+    params = {"extract": [name, "w3c"]}
+    request = Headers({**headers, "traceparent": TRACEPARENT})
+    with pytest.raises(UnguardedError):
+        extract(params, request, plugin={}, log=log, profile=KONG)
+    assert extract(params, request, plugin={}, log=log, profile=SAFE).trace_id == TRACE_ID
+    assert [("warn", message)] == log
+
+
+def test_instana_without_ids_breaks_the_request_in_profile_kong_alone():
+    """Profile `safe` reports it as it does for the other formats."""
+    # X23
+    params = {"inject": ["instana"]}
+    log = Log()
+    with pytest.raises(UnguardedError):
+        run(params, Headers(), profile=KONG, log=log)
+    assert run(params, Headers(), profile=SAFE, log=log) is None
+    assert log == [("error", "instana injector context is invalid: field trace_id not found in context")]
+
+
+def test_repeated_b3_flags_break_the_injection_in_profile_kong_alone():
+    """Kong refuses to set a header to a list; profile `safe` leaves the b3 headers as they came."""
+    # H34
+    headers = {"x-b3-flags": ["1", "1"], "x-b3-traceid": TRACE_ID.hex(), "x-b3-spanid": SPAN_ID.hex()}
+    params = {"extract": ["b3"], "inject": ["b3", "w3c"]}
+    with pytest.raises(UnguardedError):
+        run(params, Headers(headers), profile=KONG)
+    log, request = Log(), Headers(headers)
+    run(params, request, profile=SAFE, log=log)
+    assert log[-1] == ("error", "x-b3-flags header repeated")
+    assert f"00-{TRACE_ID.hex()}-{SPAN_ID.hex()}-00" == request.get("traceparent")
+
+
+@pytest.mark.parametrize(
+    ("profile", "found", "sent"),
+    [(KONG, "b3", {"x-b3-sampled": "0"}), (SAFE, "w3c", {})],
+)
+def test_b3_before_w3c_loses_the_trace_in_profile_kong_alone(profile, found, sent):
+    """Any tracestate makes b3 succeed with nothing in it; profile `safe` looks further."""
+    # H33, X13
+    plugin = {}
+    received = {"traceparent": TRACEPARENT, "tracestate": "rojo=1"}
+    headers = Headers(received)
+    params = {"extract": ["b3", "w3c"], "inject": ["preserve"]}
+    run(params, headers, plugin=plugin, profile=profile)
+    assert found == plugin["extracted_from"]
+    assert received | sent == dict(headers.items())
+
+
+@pytest.mark.parametrize(
+    ("received", "sampled", "flags"),
+    [
+        (PropagationContext(), True, 1),
+        (PropagationContext(), False, 0),
+        (PropagationContext(w3c_flags=2, flags="1"), True, 3),
+        (PropagationContext(w3c_flags=1), False, 1),
+        (PropagationContext(flags="1"), False, 1),
+        (PropagationContext(flags=" 0x10 "), True, 17),
+    ],
+)
+def test_flags_of_log_records_are_the_received_ones_and_the_sampled_bit(received, sampled, flags):
+    """W3C flags come before b3 flags; a sampled bit that was received is never cleared."""
+    # O15
+    assert flags == trace_flags(received, sampled=sampled, log=Log(), profile=KONG)
+
+
+@pytest.mark.parametrize("flags", ["d", "", "1 1", "0x", ["1", "1"]])
+def test_b3_flags_that_are_no_number_break_the_request_in_profile_kong_alone(flags):
+    """Profile `safe` logs them and takes 0."""
+    # H34, O15
+    received, log = PropagationContext(flags=flags), Log()
+    with pytest.raises(UnguardedError):
+        trace_flags(received, sampled=True, log=log, profile=KONG)
+    assert trace_flags(received, sampled=True, log=log, profile=SAFE) == 1
+    assert [(level, message.endswith("ignoring.")) for level, message in log] == [("warn", True)]
+
+
+# Headers
+
+
+def test_header_is_found_in_any_case_and_with_underscores():
+    """A `_` in the wanted name finds a `-`; a `_` in a name that was sent stays."""
+    headers = Headers([("X-B3-TraceId", "1"), ("x_other", "2")])
+    assert [headers.get(name) for name in ("x-b3-traceid", "X-B3-TRACEID", "x_b3_traceid", "x_other", "x-other")] == [
+        "1",
+        "1",
+        "1",
+        "2",
+        None,
+    ]
+
+
+def test_repeated_header_is_a_list():
+    """Values are kept in the order in which they came, equal ones too."""
+    headers = Headers([("a", "1"), ("b", "2"), ("A", "1"), ("a", "3")])
+    assert headers.get("a") == ["1", "1", "3"]
+    assert list(headers.lines()) == [("a", "1"), ("a", "1"), ("a", "3"), ("b", "2")]
+
+
+def test_setting_a_header_replaces_all_its_lines():
+    """Setting and clearing are for the name, however often and wherever it was sent."""
+    headers = Headers([("a", "1"), ("a", "2"), ("a", "3"), ("b", "4")], seen_max=2)
+    headers.set("A", "5")
+    assert list(headers.lines()) == [("a", "5"), ("b", "4")]
+    headers.clear("B")
+    headers.clear("not-there")
+    assert list(headers.lines()) == [("a", "5")]
+
+
+def test_headers_after_the_hundredth_are_passed_on_unseen():
+    """Kong looks at the first 100 header lines."""
+    # X30
+    headers = Headers([(f"x-{number}", "") for number in range(100)] + [("traceparent", TRACEPARENT)])
+    assert headers.get("traceparent") is None
+    assert extract({"extract": ALL_FORMATS}, headers, plugin={}, log=Log()) == PropagationContext()
+    assert ("traceparent", TRACEPARENT) in list(headers.lines())
