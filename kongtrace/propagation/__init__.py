@@ -58,7 +58,7 @@ Extractor = Callable[[RequestHeaders, Log], PropagationContext | None]
 Injector = Callable[[PropagationContext, RequestHeaders], dict[str, str]]
 """Writes a format; gives the trace id as written, under the format's name."""
 
-_Any = TypeVar("_Any")
+_Entry = TypeVar("_Entry")
 
 EXTRACTORS: Final[dict[str, Extractor]] = {
     "w3c": w3c.extract,
@@ -322,7 +322,7 @@ def _number(flags: HeaderValue | None) -> int:
     return int(text, 16 if "x" in text.lower() else 10)
 
 
-def _format(formats: Mapping[str, _Any], name: str) -> _Any:
+def _format(formats: Mapping[str, _Entry], name: str) -> _Entry:
     try:
         return formats[name]
     except KeyError:

@@ -1,5 +1,8 @@
 """Trace headers: reading them, writing them, and what a hostile client can do (kong-semantics section 10)."""
 
+import doctest
+from pathlib import Path
+
 import pytest
 
 from kongtrace.context import TracingContext
@@ -153,6 +156,33 @@ def test_aws_parent_that_is_not_hexadecimal_becomes_other_bytes():
     # X10
     context = read("aws", {"x-amzn-trace-id": "Parent=zz0102030405060f"})
     assert context.span_id == b"z\1\2\3\4\5\6\x0f"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "2",
+        "abc-b7ad6b7169203331-1",
+        f"{TRACE_ID.hex()}-b7ad6b716920333",
+        f"{TRACE_ID.hex()}-b7ad6b7169203331-1-b7ad6b716920333",
+        f"{TRACE_ID.hex()}-b7ad6b7169203331-0123456789abcdef",  # the 0 is taken for the decision
+        f"{TRACE_ID.hex()}-b7ad6b7169203331-1\n",
+    ],
+)
+def test_malformed_single_b3_header_carries_no_ids(header):
+    """It is logged; the context says that the single header was there."""
+    # X5
+    log = Log()
+    assert read("b3", {"b3": header}, log) == PropagationContext(reuse_span_id=True, single_header=True)
+    assert log == [("warn", "b3 single header invalid; ignoring.")]
+
+
+def test_gcp_span_id_has_up_to_twenty_digits():
+    """What does not fit into 8 bytes keeps the last ones; more digits are malformed."""
+    # X11
+    context = read("gcp", {"x-cloud-trace-context": f"{TRACE_ID.hex()}/{2**64 + 5}"})
+    assert (context.span_id, context.should_sample) == (bytes(7) + b"\5", False)
+    assert read("gcp", {"x-cloud-trace-context": f"{TRACE_ID.hex()}/{10**20}"}) is None
 
 
 def test_extracted_baggage_is_read_only():
@@ -463,3 +493,10 @@ def test_headers_after_the_hundredth_are_passed_on_unseen():
     assert headers.get("traceparent") is None
     assert extract({"extract": ALL_FORMATS}, headers, plugin={}, log=Log()) == PropagationContext()
     assert ("traceparent", TRACEPARENT) in list(headers.lines())
+
+
+def test_examples_of_the_users_page_run():
+    """What the documentation shows is what happens."""
+    page = Path(__file__).parents[2] / "docs" / "propagation.md"
+    result = doctest.testfile(str(page), module_relative=False)
+    assert (result.failed, result.attempted > 0) == (0, True)
