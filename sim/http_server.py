@@ -1,0 +1,240 @@
+"""A small HTTP/1.1 server on uvloop and httptools, the base of origin and collector.
+
+Theory of operation. A connection parses whatever arrives. Complete requests wait in line and are answered one at a
+time, so pipelined ones are answered in order (RFC 9112 9.3.2). While any waits, or while the client does not read its
+answers, nothing more is read: at most what one read brought is held. An answer is given at once or after a delay; the
+server's one timer keeps the delays of all connections.
+
+A malformed request is answered 400, a head that is too large 431, then the connection is closed. An upgrade is never
+accepted: the request is answered as if it had not asked (RFC 9110 7.8). Idle connections stay open until the client
+closes them. Delays in nanoseconds, sizes in bytes.
+"""
+
+import asyncio
+import heapq
+import itertools
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import httptools
+
+from sim.timerfd import TimerFd
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+
+__all__ = ["HEAD_BYTES_MAX", "HttpConnection", "HttpServer", "response"]
+
+HEAD_BYTES_MAX: Final = 65_536
+"""The largest request head accepted; twice what nginx takes (`large_client_header_buffers 4 8k`)."""
+
+_BACKLOG: Final = 511  # nginx's, NGX_LISTEN_BACKLOG
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+_WITHOUT_BODY: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+
+
+def response(
+    status: int, headers: "Mapping[str, str]", body: bytes, *, head: bool = False, keep_alive: bool = True
+) -> bytes:
+    """Return a whole response.
+
+    Args:
+        status: HTTP status, 200 to 599.
+        headers: Header fields beside those of framing and connection, which are added.
+        body: Left out where there can be none (204, 304).
+        head: Whether the request was HEAD: the same header fields, no body (RFC 9110 9.3.2).
+        keep_alive: Whether the connection stays open; if not, the response says so.
+    """
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}", *(f"{name}: {value}" for name, value in headers.items())]
+    if status in _WITHOUT_BODY:
+        body = b""
+    else:
+        lines.append(f"Content-Length: {len(body)}")
+    if not keep_alive:
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if head else body)
+
+
+class HttpConnection(asyncio.Protocol, ABC):
+    """One client's connection; a subclass says what a request is and how it is answered.
+
+    A subclass may also have the callbacks `on_url` and `on_body` of httptools; without them the parser skips both.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: "HttpServer") -> None:
+        # The connection's lifetime.
+        self.server = server
+        self.parser = httptools.HttpRequestParser(self)
+        self._waiting: deque[tuple[Any, bool]] = deque()  # requests in line, each with its keep-alive
+        self._keep_alive = True  # after the response under way
+        self._busy = False  # a response is under way
+        self._blocked = False  # the client does not read
+        self._reading = True
+        self._last = False  # no request is read any more
+        self._afterwards = b""  # to be written once no request is in line
+        # The lifetime of the request that is being read.
+        self._head_bytes = 0
+        self._in_body = False
+
+    @abstractmethod
+    def request(self) -> Any:
+        """Return the request that is complete now, in the form that `respond` takes."""
+
+    @abstractmethod
+    def respond(self, request: Any, keep_alive: bool) -> tuple[bytes, int]:
+        """Return the response to `request`, and by how many ns it is to be delayed."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Enter the connection into the server's accounts."""
+        self.transport = cast("asyncio.Transport", transport)
+        self.server.accepted += 1
+        self.server.connections.add(self)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Drop what was in line: nobody waits for it."""
+        self.server.connections.discard(self)
+        self._waiting.clear()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived."""
+        if self._last:
+            return
+        if not self._in_body:
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.data_received(data[upgrade.args[0] :])
+        except httptools.HttpParserCallbackError:
+            raise
+        except httptools.HttpParserError:
+            self._refuse(HTTPStatus.BAD_REQUEST)
+        else:
+            if self._head_bytes > HEAD_BYTES_MAX:
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note `Expect: 100-continue` (RFC 9110 10.1.1)."""
+        if len(name) == 6 and name.lower() == b"expect" and value.lower() == b"100-continue":
+            self._afterwards = _CONTINUE
+
+    def on_headers_complete(self) -> None:
+        """Ask for the body, if the client waits to be asked; one of HTTP/1.0 would take that for the answer."""
+        self._head_bytes = 0
+        self._in_body = True
+        if self._afterwards:
+            if self.parser.get_http_version() == "1.0":
+                self._afterwards = b""
+            self._advance()
+
+    def on_message_complete(self) -> None:
+        """Put the request in line."""
+        self._in_body = False
+        if self._last:
+            return
+        self._afterwards = b""
+        keep_alive = self.parser.should_keep_alive()
+        self._last = not keep_alive
+        self._waiting.append((self.request(), keep_alive))
+        self._advance()
+
+    def pause_writing(self) -> None:
+        """Answer nothing more until the client has read."""
+        self._blocked = True
+
+    def resume_writing(self) -> None:
+        """Go on answering."""
+        self._blocked = False
+        self._advance()
+
+    def finish(self, data: bytes) -> None:
+        """Send the delayed response `data`, and go on with the requests in line."""
+        if not self.transport.is_closing():
+            self._send(data)
+            self._advance()
+
+    def _advance(self) -> None:
+        while self._waiting and not self._busy and not self._blocked:
+            self._busy = True
+            request, self._keep_alive = self._waiting.popleft()
+            data, delay_ns = self.respond(request, self._keep_alive)
+            if delay_ns > 0:
+                self.server.finish_later(self, data, delay_ns)
+            else:
+                self._send(data)
+        if self._afterwards and not self._waiting and not self._busy:
+            self.transport.write(self._afterwards)
+            self._afterwards = b""
+            if self._last:
+                self.transport.close()
+        if self._reading == bool(self._waiting):
+            self._read(not self._waiting)
+
+    def _send(self, data: bytes) -> None:
+        self._busy = False
+        self.transport.write(data)
+        if not self._keep_alive:
+            self.transport.close()
+
+    def _read(self, reading: bool) -> None:
+        self._reading = reading
+        if not self.transport.is_closing():
+            (self.transport.resume_reading if reading else self.transport.pause_reading)()
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        if not self._last:
+            self._last = True
+            self._afterwards = response(status, {}, b"", keep_alive=False)
+            self._advance()
+
+
+class HttpServer(ABC):
+    """What all connections of one process share.
+
+    Attributes:
+        accepted: Connections accepted so far.
+        connections: Those open now.
+    """
+
+    _timer: TimerFd
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.connections: set[HttpConnection] = set()
+        self._delayed: list[tuple[int, int, HttpConnection, bytes]] = []  # a heap, by deadline in ns
+        self._sequence = itertools.count()  # breaks ties, in order of request
+
+    @abstractmethod
+    def accept(self) -> HttpConnection:
+        """Return the protocol of a new connection."""
+
+    async def serve(self, sock: "socket.socket", stop: asyncio.Event) -> None:
+        """Accept connections on the bound socket `sock` until `stop` is set, then close all of them."""
+        loop = asyncio.get_running_loop()
+        self._timer = TimerFd(loop, self._finish_due)
+        listener = await loop.create_server(self.accept, sock=sock, backlog=_BACKLOG)
+        await stop.wait()
+        listener.close()
+        for connection in tuple(self.connections):
+            connection.transport.abort()
+        self._timer.close()
+
+    def finish_later(self, connection: HttpConnection, data: bytes, delay_ns: int) -> None:
+        """Have `connection` finish with `data` after `delay_ns`."""
+        deadline_ns = time.monotonic_ns() + delay_ns
+        heapq.heappush(self._delayed, (deadline_ns, next(self._sequence), connection, data))
+        if self._delayed[0][0] == deadline_ns:
+            self._timer.arm(deadline_ns)
+
+    def _finish_due(self, now_ns: int) -> int | None:
+        while self._delayed and self._delayed[0][0] <= now_ns:
+            _, _, connection, data = heapq.heappop(self._delayed)
+            connection.finish(data)
+        return self._delayed[0][0] if self._delayed else None

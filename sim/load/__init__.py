@@ -1,0 +1,1 @@
+"""The load generator: when requests arrive, how they are sent, what they took."""

@@ -1,0 +1,265 @@
+"""The driver of an open load: every request starts at its intended time, whatever became of those before it.
+
+Theory of operation. One timer walks the arrival schedule; what is due goes to the pool of connections at once. Latency
+counts from the *intended* start, so neither a wait for a connection nor what a client would have held back is hidden
+("coordinated omission", G. Tene; the measure of wrk2).
+
+Every offered request ends in exactly one account: `completed` when a whole answer arrived, whatever its status;
+`failed` when none did, by reason; `unsent` when the load was stopped before its time.
+
+| reason | |
+|---|---|
+| connect | no connection could be made |
+| reset | the connection ended before the whole answer was there, and sending again was not safe (`sim.load.pool`) |
+| timeout | no whole answer within `timeout_s` of the intended start, or when the drain at the end was over |
+| bad_response | what came is not HTTP |
+
+The generator's own lateness is measured too: `lag_ms`, from the intended start to the moment the driver gets to it
+(timer, its own work, lack of CPU; never a slow server). A load that fell behind is not valid, see `invalid_reason`.
+
+Times in s and ms as named, ns inside.
+"""
+
+import asyncio
+import random
+import resource
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sim import peer
+from sim.load.arrivals import SCHEDULES
+from sim.load.latency import Latencies
+from sim.load.pool import Pool
+from sim.timerfd import TimerFd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from sim.load.request import Request
+    from sim.process import Connection
+
+__all__ = ["ConstantArrivalRate", "drive", "invalid_reason"]
+
+_NS_PER_S: Final = 1_000_000_000
+_SWEEP_S: Final = 0.1  # how late a timeout may be noticed
+_BATCH_MAX: Final = 64  # requests begun in a row before the loop may write them out
+_SPARE_DESCRIPTORS: Final = 64  # beside those of connections
+
+LAG_SHARE_MAX: Final = 0.1
+"""Share of the measured latency that the generator's own lag may be, at the 99th percentile."""
+
+LAG_MS_NEGLIGIBLE: Final = 10.0
+"""Lag that is no sign of falling behind: three turns of Linux's scheduler (`base_slice_ns`, about 3 ms each), which a
+process on a busy machine may have to wait now and then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstantArrivalRate:
+    """An open load of constant rate; the name is that of k6's executor.
+
+    Attributes:
+        rate_per_s: Requests per second.
+        duration_s: How long requests arrive.
+        arrival: `uniform` or `poisson`, see `sim.load.arrivals`.
+        seed: Of the generator that draws the arrivals.
+        connections_max: Connections at most; more requests than that at once wait, and their latency shows it.
+        timeout_s: How long an answer is waited for, from the intended start; the default is k6's.
+        drain_timeout_s: How long answers are waited for once the last request has arrived.
+
+    Raises:
+        ValueError: A value out of range; the message names it.
+    """
+
+    rate_per_s: float
+    duration_s: float
+    arrival: str = "uniform"
+    seed: int = 0
+    connections_max: int = 1000
+    timeout_s: float = 60.0
+    drain_timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("rate_per_s", "duration_s", "connections_max", "timeout_s", "drain_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.arrival not in SCHEDULES:
+            raise ValueError(f"arrival must be one of {', '.join(SCHEDULES)}, not {self.arrival!r}")
+
+    def schedule(self) -> "Iterator[int]":
+        """Return the intended starts, in ns after the beginning."""
+        return SCHEDULES[self.arrival](self.rate_per_s, self.duration_s, random.Random(self.seed))
+
+
+def drive(control: "Connection", load: ConstantArrivalRate, request: "Request") -> None:
+    """Drive the load from this process, as a peer; it ends by itself once every request has.
+
+    Its report:
+        state: `running` while requests arrive, `draining` while answers are awaited, then `finished`.
+        requests: `{offered, sent, completed, failed, unsent, outstanding, resent, waited}`: offered are those whose
+            intended time has come (all of the schedule at the end), outstanding those under way (0 at the end),
+            waited those that found all `connections_max` connections busy.
+        by_status: completed requests by status.
+        failed_by_reason: failed requests by reason.
+        latency_ms: `{p50, p90, p99, p99_9, max, mean}` of completed requests.
+        lag_ms: the same of the generator's own lateness.
+        histogram: the latencies for `Latencies.merge`, once finished.
+        achieved_rate_per_s: requests sent, by the time that passed or the duration, whichever is longer.
+        valid, invalid_reason: whether the figures count; see `invalid_reason`.
+        connections: `{opened, open}`.
+        elapsed_s, cpu_s: time since the beginning; CPU time of the process.
+    """
+    driver = _Driver(load, request)
+    peer.run(control, driver.run, driver.report)
+
+
+def invalid_reason(lag_ms: "Mapping[str, float]", latency_ms: "Mapping[str, float]") -> str | None:
+    """Return why the figures of a load do not count, None when they do.
+
+    Every latency contains the lag of its request, so with a large lag it is the generator that was measured. Judged
+    where the tail is read, at the 99th percentile, by `LAG_MS_NEGLIGIBLE` and `LAG_SHARE_MAX`.
+
+    Args:
+        lag_ms: The lag, as `Latencies.summary_ms` gives it.
+        latency_ms: The latency, the same way.
+    """
+    if lag_ms["p99"] <= max(LAG_MS_NEGLIGIBLE, LAG_SHARE_MAX * latency_ms["p99"]):
+        return None
+    return (
+        f"the load generator fell behind its own schedule by {lag_ms['p99']:.0f} ms (p99), "
+        f"{LAG_SHARE_MAX:.0%} of the latency at most may be its own; give it more CPU or a lower rate"
+    )
+
+
+class _Driver:
+    def __init__(self, load: ConstantArrivalRate, request: "Request") -> None:
+        self._load = load
+        # The accounts.
+        self._offered = 0
+        self._completed = 0
+        self._unsent = 0
+        self._failed_by_reason: Counter[str] = Counter()
+        self._by_status: Counter[int] = Counter()
+        self._latency = Latencies()
+        self._lag = Latencies()
+        # The load under way.
+        self._pool = Pool(request, load.connections_max, self)
+        self._starts_ns: Iterator[int] = iter(())
+        self._next_ns: int | None = None  # the next intended start
+        self._begun_ns = 0
+        self._arrived_ns = 0  # when the arrivals ended; 0 until then
+        self._finished_ns = 0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Send what the schedule says until it ends or `stop` is set, then wait for the answers."""
+        _allow_descriptors(self._load.connections_max + _SPARE_DESCRIPTORS)
+        self._arrivals_over, self._settled = asyncio.Event(), asyncio.Event()
+        self._begun_ns = time.monotonic_ns()
+        self._starts_ns = (self._begun_ns + offset_ns for offset_ns in self._load.schedule())
+        self._advance()
+        timer = TimerFd(asyncio.get_running_loop(), self._send_due)
+        timer.arm(self._next_ns or 0)
+        self._sweep()
+        await _first(self._arrivals_over, stop)
+        timer.close()
+        self._leave_unsent()
+        try:
+            async with asyncio.timeout(self._load.drain_timeout_s):
+                await self._settled.wait()
+        except TimeoutError:
+            self._pool.give_up(time.monotonic_ns())
+            await self._settled.wait()
+        self._finished_ns = time.monotonic_ns()
+
+    def completed(self, intended_ns: int, status: int) -> None:
+        """Account for a request whose whole answer has arrived."""
+        self._completed += 1
+        self._latency.record((time.monotonic_ns() - intended_ns) // 1000)
+        self._by_status[status] += 1
+        self._check_settled()
+
+    def failed(self, reason: str) -> None:
+        """Account for a request that gets no answer."""
+        self._failed_by_reason[reason] += 1
+        self._check_settled()
+
+    def report(self) -> dict[str, Any]:
+        """Return the report of `drive`."""
+        now_ns = self._finished_ns or time.monotonic_ns()
+        latency_ms, lag_ms = self._latency.summary_ms(), self._lag.summary_ms()
+        reason = invalid_reason(lag_ms, latency_ms)
+        return {
+            "state": "finished" if self._finished_ns else "draining" if self._arrived_ns else "running",
+            "requests": {
+                "offered": self._offered,
+                "sent": self._pool.sent,
+                "completed": self._completed,
+                "failed": self._failed_by_reason.total(),
+                "unsent": self._unsent,
+                "outstanding": self._outstanding(),
+                "resent": self._pool.resent,
+                "waited": self._pool.waited,
+            },
+            "by_status": dict(self._by_status),
+            "failed_by_reason": dict(self._failed_by_reason),
+            "latency_ms": latency_ms,
+            "lag_ms": lag_ms,
+            "histogram": self._latency.encode() if self._finished_ns else None,
+            "achieved_rate_per_s": self._pool.sent * _NS_PER_S / max(1, (self._arrived_ns or now_ns) - self._begun_ns),
+            "valid": reason is None,
+            "invalid_reason": reason,
+            "connections": {"opened": self._pool.opened_total, "open": len(self._pool)},
+            "elapsed_s": (now_ns - self._begun_ns) / _NS_PER_S,
+            "cpu_s": time.process_time(),
+        }
+
+    def _send_due(self, now_ns: int) -> int | None:
+        for _ in range(_BATCH_MAX):
+            intended_ns = self._next_ns
+            if intended_ns is None or intended_ns > now_ns:
+                break
+            self._offered += 1
+            self._lag.record((now_ns - intended_ns) // 1000)
+            self._pool.begin(intended_ns)
+            self._advance()
+            now_ns = time.monotonic_ns()
+        return self._next_ns
+
+    def _advance(self) -> None:
+        self._next_ns = next(self._starts_ns, None)
+        if self._next_ns is None:
+            self._arrived_ns = max(time.monotonic_ns(), self._begun_ns + round(self._load.duration_s * _NS_PER_S))
+            self._arrivals_over.set()
+            self._check_settled()
+
+    def _leave_unsent(self) -> None:
+        if self._next_ns is not None:
+            self._unsent = 1 + sum(1 for _ in self._starts_ns)
+            self._offered += self._unsent
+            self._next_ns = None
+            self._arrived_ns = time.monotonic_ns()
+            self._check_settled()
+
+    def _outstanding(self) -> int:
+        return self._offered - self._completed - self._failed_by_reason.total() - self._unsent
+
+    def _check_settled(self) -> None:
+        if self._next_ns is None and not self._outstanding():
+            self._settled.set()
+
+    def _sweep(self) -> None:
+        self._pool.give_up(time.monotonic_ns() - round(self._load.timeout_s * _NS_PER_S))
+        asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+
+async def _first(*events: asyncio.Event) -> None:
+    await asyncio.wait([asyncio.ensure_future(event.wait()) for event in events], return_when=asyncio.FIRST_COMPLETED)
+
+
+def _allow_descriptors(count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard)
+        )
