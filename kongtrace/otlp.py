@@ -1,0 +1,593 @@
+"""Spans and log records as OTLP bytes: what Kong's ``kong/observability/otlp`` puts on the wire, written by hand.
+
+The copy that the log phase keeps of a span *is* its encoding: :meth:`Encoder.encode_span` gives the bytes of one entry
+of ``ScopeSpans.spans``, which refer to nothing, so the span can go back to its pool. A batch of such copies becomes a
+request by concatenation (:func:`encode_traces`). Log records go the same way.
+
+Theory of operation: a span is written by a fast path that knows the usual span alone: ids of 16 and 8 bytes, both
+times set, a mapping of attributes. Whatever it trips over is written by the general path: the span is first turned
+into plain dicts of OTLP's shape (:meth:`Encoder.transform_span`), then those into bytes. Both give the same bytes.
+What makes the fast path fast: tags and lengths are packed together with ids and times, and what precedes the text of
+an attribute depends on its key and on the length of the text alone, so it is remembered by those two. Texts are not
+remembered: what a span costs does not depend on how often its values recur. A memo holds at most
+``MEMO_ENTRIES_MAX`` entries and is emptied when it is full.
+
+Units and shapes: times are ns since the epoch; ids are bytes. Fields are written in the order of their numbers,
+attributes in the order of their mapping (kong-semantics L4: no order is promised). A span is anything with the fields
+of :class:`SpanData`.
+
+Errors: :class:`~kongtrace.errors.ApiError` for what cannot be written. Kong finds most of these when it sends the
+batch, and fails the whole batch; here the span that is at fault fails, when it is handed over.
+
+Source: kong-semantics sections 11 (O13, O17-O19) and 12 (L1-L6); opentelemetry-proto 1.x; the protobuf wire format.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from kongtrace.errors import ApiError
+
+V = TypeVar("V")
+
+Plain = dict[str, Any]
+"""A protobuf message as a plain dict, by field name; an absent field is a missing key."""
+
+TRACE_ID_BYTES = 16
+SPAN_ID_BYTES = 8
+
+MEMO_ENTRIES_MAX = 256
+"""Entries that a memo holds before it is emptied."""
+
+SEVERITIES: dict[int, tuple[int, str]] = {
+    8: (5, "DEBUG"),
+    7: (9, "INFO"),
+    6: (11, "NOTICE"),
+    5: (13, "WARN"),
+    4: (17, "ERR"),
+    3: (19, "CRIT"),
+    2: (21, "ALERT"),
+    1: (23, "EMERG"),
+}
+"""OTLP severity number and text by nginx log level (L5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What distinguishes the encoding of one profile from the other's.
+
+    Attributes:
+        integer_keys: attributes that are written as integers whatever their value is (L3).
+        integer_field: the field of ``AnyValue`` for a Python ``int``; Lua knows doubles only (L3).
+        lua_tables: an empty mapping, and one with the keys 1 to n, is an array; bytes are a string like any other,
+            although a collector may refuse a request with text that is not UTF-8. When false, a mapping is a
+            mapping, and bytes that are not UTF-8 are a ``bytes_value`` (OTLP, common.proto).
+        refuses: a name, a key or the body of a log record that is no text raises, and bytes among them are written
+            as they are. When false, a name or a key is made text, and a body is written by what it is.
+    """
+
+    integer_keys: frozenset[str]
+    integer_field: str
+    lua_tables: bool
+    refuses: bool
+
+
+KONG = Rules(frozenset({"http.status_code"}), "double_value", True, True)
+SAFE = Rules(frozenset(), "int_value", False, False)
+
+
+class SpanData(Protocol):
+    """The fields of a span that are read.
+
+    Attributes:
+        trace_id: bytes of any length, fitted to 16.
+        span_id: bytes, written as they are; or None.
+        parent_id: bytes of any length, fitted to 8; or None.
+        name: text, or None.
+        kind: number; None is 0.
+        start_time_ns: ns since the epoch, or None.
+        end_time_ns: ns since the epoch, or None while the span is open.
+        attributes: mapping, or None.
+        events: list of (name, time_ns, attributes), or None.
+        status: 0, 1 or 2; any other value is no status (L4).
+    """
+
+    trace_id: Any
+    span_id: Any
+    parent_id: Any
+    name: Any
+    kind: Any
+    start_time_ns: Any
+    end_time_ns: Any
+    attributes: Any
+    events: Any
+    status: Any
+
+
+# --- the wire format ---------------------------------------------------------------------------------------------
+# A field is its tag, one byte here (number << 3 | wire type), and its content; text, bytes and messages (wire type 2)
+# carry their length in front of it. Every field number of OTLP that is written is below 16.
+
+_pack_ids = struct.Struct("<H16sH8s").pack
+_pack_ids_with_parent = struct.Struct("<H16sH8sH8s").pack
+_pack_kind_and_times = struct.Struct("<HBqBq").pack
+_pack_double = struct.Struct("<d").pack
+_pack_fixed32 = struct.Struct("<I").pack
+_pack_fixed64 = struct.Struct("<Q").pack
+
+_TRACE_ID = 0x0A | TRACE_ID_BYTES << 8
+_SPAN_ID = 0x12 | SPAN_ID_BYTES << 8
+_PARENT_ID = 0x22 | SPAN_ID_BYTES << 8
+_KINDS = {kind: 0x30 | kind << 8 for kind in range(1, 0x80)}
+_START = 0x39
+_END = 0x41
+_ATTRIBUTES = b"\x4a"
+_STATUS = {0: b"\x7a\x00", 1: b"\x7a\x02\x18\x01", 2: b"\x7a\x02\x18\x02"}
+
+
+def _long_varint(number: int) -> bytes:
+    groups = bytearray()
+    while number > 0x7F:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    groups.append(number)
+    return bytes(groups)
+
+
+_SHORT = 0x400
+_VARINTS = tuple(map(_long_varint, range(_SHORT)))
+_SPAN_STARTS = tuple(b"\x12" + size for size in _VARINTS)
+
+
+def _varint(number: int) -> bytes:
+    return _VARINTS[number] if number < _SHORT else _long_varint(number)
+
+
+def _field(tag: bytes, content: bytes) -> bytes:
+    return tag + _varint(len(content)) + content
+
+
+_SCOPE = _field(b"\x0a", _field(b"\x0a", b"kong-internal") + _field(b"\x12", b"0.1.0"))
+_INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
+
+
+def _text(value: object) -> bytes:
+    """UTF-8; bytes stand for themselves, as any Lua string does."""
+    if isinstance(value, str):
+        return value.encode(errors="replace")
+    if isinstance(value, bytes):
+        return value
+    raise ApiError(f"text expected, not {value!r}")
+
+
+def _integer(value: object) -> int:
+    """An integer of 64 bits, in two's complement, from whatever Lua would take for a number."""
+    number = _lua_number(value) if isinstance(value, (str, bytes)) else value
+    if not isinstance(number, (int, float)) or isinstance(number, bool):
+        raise ApiError(f"number expected, not {value!r}")
+    if not _INT64_MIN <= number <= _INT64_MAX:
+        raise ApiError("number has no integer representation")
+    return int(number) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def _lua_number(text: str | bytes) -> float | None:
+    """The number that a text denotes in Lua, or None; an empty one is 0 to lua-protobuf."""
+    try:
+        return float(text or 0)
+    except ValueError:
+        return None
+
+
+def _double(value: float) -> bytes:
+    try:
+        return _pack_double(value)
+    except OverflowError:
+        return _pack_double(math.inf if value > 0 else -math.inf)
+
+
+def _key_values(tag: bytes, entries: Iterable[Plain]) -> bytes:
+    """Repeated ``KeyValue``."""
+    return b"".join(_key_value(tag, entry["key"], entry["value"]) for entry in entries)
+
+
+def _key_value(tag: bytes, key: object, value: Plain) -> bytes:
+    return _field(tag, _filled(b"\x0a", _text(key)) + _field(b"\x12", _any_value(value)))
+
+
+def _any_value(value: Plain) -> bytes:
+    """``AnyValue``: the one field that is set, or nothing."""
+    for field, content in value.items():
+        return _ANY_VALUE[field](content)
+    return b""
+
+
+_ANY_VALUE: dict[str, Callable[[Any], bytes]] = {
+    "string_value": lambda text: _field(b"\x0a", _text(text)),
+    "bool_value": lambda truth: b"\x10\x01" if truth else b"\x10\x00",
+    "int_value": lambda number: b"\x18" + _varint(_integer(number)),
+    "double_value": lambda number: b"\x21" + _double(number),
+    "array_value": lambda array: _field(b"\x2a", b"".join(_field(b"\x0a", _any_value(v)) for v in array["values"])),
+    "kvlist_value": lambda kvlist: _field(b"\x32", _key_values(b"\x0a", kvlist["values"])),
+    "bytes_value": lambda content: _field(b"\x3a", content),
+}
+
+
+# Fields without explicit presence: the default of proto3 is not written.
+
+
+def _filled(tag: bytes, content: bytes) -> bytes:
+    return _field(tag, content) if content else b""
+
+
+def _fixed64(tag: bytes, value: object) -> bytes:
+    return tag + _pack_fixed64(number) if value is not None and (number := _integer(value)) else b""
+
+
+def _fixed32(tag: bytes, value: object) -> bytes:
+    return tag + _pack_fixed32(number) if value is not None and (number := _integer(value) & 0xFFFF_FFFF) else b""
+
+
+def _enum(tag: bytes, value: object) -> bytes:
+    return tag + _varint(number) if value is not None and (number := _integer(value)) else b""
+
+
+def _name(tag: bytes, text: object) -> bytes:
+    return _filled(tag, _text(text)) if text is not None else b""
+
+
+def _span(plain: Plain) -> bytes:
+    return b"".join(
+        (
+            _field(b"\x0a", plain["trace_id"]),
+            _filled(b"\x12", plain.get("span_id", b"")),
+            _filled(b"\x22", plain["parent_span_id"]),
+            _name(b"\x2a", plain.get("name")),
+            _enum(b"\x30", plain["kind"]),
+            _fixed64(b"\x39", plain.get("start_time_unix_nano")),
+            _fixed64(b"\x41", plain.get("end_time_unix_nano")),
+            _key_values(_ATTRIBUTES, plain.get("attributes", ())),
+            b"".join(_field(b"\x5a", _event(event)) for event in plain.get("events", ())),
+            _STATUS[plain["status"]["code"]] if "status" in plain else b"",
+        )
+    )
+
+
+def _event(plain: Plain) -> bytes:
+    return (
+        _fixed64(b"\x09", plain.get("time_unix_nano"))
+        + _name(b"\x12", plain.get("name"))
+        + _key_values(b"\x1a", plain.get("attributes", ()))
+    )
+
+
+def _log_record(plain: Plain) -> bytes:
+    return b"".join(
+        (
+            _fixed64(b"\x09", plain.get("time_unix_nano")),
+            _enum(b"\x10", plain.get("severity_number")),
+            _name(b"\x1a", plain.get("severity_text")),
+            _field(b"\x2a", _any_value(plain["body"])),
+            _key_values(b"\x32", plain["attributes"]),
+            _fixed32(b"\x45", plain.get("flags")),
+            _filled(b"\x4a", plain.get("trace_id", b"")),
+            _filled(b"\x52", plain.get("span_id", b"")),
+            _fixed64(b"\x59", plain.get("observed_time_unix_nano")),
+        )
+    )
+
+
+# --- the encoder -------------------------------------------------------------------------------------------------
+
+
+class _Memo(dict[Any, V]):
+    """Remembers what ``make`` gave for a key."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[[Any], V]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: Any) -> V:
+        made = self._make(key)
+        if len(self) >= MEMO_ENTRIES_MAX:
+            self.clear()
+        self[key] = made
+        return made
+
+
+class Encoder:
+    """Writes spans and log records; a worker has one, for its memos.
+
+    Args:
+        rules: what the profile prescribes.
+    """
+
+    __slots__ = ("_integers", "_names", "_rules", "_text_starts")
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._names = _Memo(self._name)
+        self._text_starts = _Memo(self._text_starts_of)
+        self._integers = _Memo(self._integer_attribute)
+
+    def encode_span(self, span: SpanData, trace_id: bytes | None = None) -> bytes:
+        """The bytes of one entry of ``ScopeSpans.spans``, ready to be concatenated; they refer to nothing.
+
+        Args:
+            span: the span; finished or not.
+            trace_id: the raw trace id of the request, in place of the span's own (O13, O17).
+
+        Raises:
+            ApiError: the span has no trace id, or holds something that cannot be written.
+        """
+        if trace_id is None:
+            trace_id = span.trace_id
+        span_id = span.span_id
+        parent_id = span.parent_id
+        start_time_ns = span.start_time_ns
+        end_time_ns = span.end_time_ns
+        try:
+            if (
+                len(trace_id) != TRACE_ID_BYTES
+                or len(span_id) != SPAN_ID_BYTES
+                or (parent_id is not None and len(parent_id) != SPAN_ID_BYTES)
+                or not (start_time_ns and end_time_ns)
+            ):
+                return self._encode_unusual(span, trace_id)
+            if parent_id is None:
+                body = _pack_ids(_TRACE_ID, trace_id, _SPAN_ID, span_id)
+            else:
+                body = _pack_ids_with_parent(_TRACE_ID, trace_id, _SPAN_ID, span_id, _PARENT_ID, parent_id)
+            body += self._names[span.name] + _pack_kind_and_times(
+                _KINDS[span.kind], _START, start_time_ns, _END, end_time_ns
+            )
+            attributes = span.attributes
+            if attributes is not None:
+                text_starts = self._text_starts
+                for key, value in attributes.items():
+                    if type(value) is str:
+                        text = value.encode()
+                        body += text_starts[key][len(text)] + text
+                    else:
+                        body += self._attribute(key, value)
+        except (AttributeError, KeyError, TypeError, UnicodeEncodeError, struct.error):
+            return self._encode_unusual(span, trace_id)
+        if span.events is not None:
+            body += self._events(span.events)
+        if span.status is not None:
+            body += _STATUS.get(span.status, b"")
+        size = len(body)
+        return (_SPAN_STARTS[size] if size < _SHORT else b"\x12" + _long_varint(size)) + body
+
+    def transform_span(self, span: SpanData, trace_id: bytes | None = None) -> Plain:
+        """A copy of a span as plain dicts in the shape of OTLP: what an exporter of another format keeps of it.
+
+        Nothing in it is shared with the span, however deep (H6). Ids are fitted, values carry their type:
+        ``{"trace_id": ..., "attributes": [{"key": "http.method", "value": {"string_value": "GET"}}], ...}``. A field
+        that the span does not have is left out, except ``parent_span_id``, then empty, and ``kind``, then 0 (L2).
+
+        Args:
+            span: the span; finished or not.
+            trace_id: the raw trace id of the request, in place of the span's own (O13, O17).
+
+        Raises:
+            ApiError: the span has no trace id, or its attributes are no mapping.
+        """
+        trace_id = span.trace_id if trace_id is None else trace_id
+        if trace_id is None:
+            raise ApiError("span without a trace id")
+        return _present(
+            {
+                "trace_id": fit_id(trace_id, TRACE_ID_BYTES),
+                "span_id": span.span_id,
+                "parent_span_id": b"" if span.parent_id is None else fit_id(span.parent_id, SPAN_ID_BYTES),
+                "name": self._plain_name(span.name),
+                "kind": 0 if span.kind is None else span.kind,
+                "start_time_unix_nano": span.start_time_ns,
+                "end_time_unix_nano": span.end_time_ns,
+                "attributes": self._plain_attributes(span.attributes),
+                "events": self._plain_events(span.events),
+                "status": {"code": span.status} if span.status in _STATUS else None,
+            }
+        )
+
+    def encode_resource(self, attributes: Mapping[str, Any] | None, *, instance_id: str, version: str) -> bytes:
+        """The resource of every request of one configuration; made once, kept with the configuration (L6, O19).
+
+        Args:
+            attributes: the configured ones, which override the defaults.
+            instance_id: id of the node, ``service.instance.id``.
+            version: version of the gateway, ``service.version``.
+
+        Raises:
+            ApiError: an attribute cannot be written.
+        """
+        defaults = {"service.name": "kong", "service.instance.id": instance_id, "service.version": version}
+        merged = sorted({**defaults, **(attributes or {})}.items(), key=lambda item: _text(item[0]))
+        return _field(b"\x0a", _key_values(b"\x0a", self._plain_attributes(dict(merged)) or ()))
+
+    def prepare_logs(self, logs: Iterable[Mapping[str, Any]], trace_id: bytes | None, flags: int | None) -> list[Plain]:
+        """Log records in the shape of OTLP (L5).
+
+        Args:
+            logs: mappings with ``log_level`` (nginx's number), ``body``, ``attributes`` (required),
+                ``time_unix_nano``, ``observed_time_unix_nano`` and ``span_id``; the others may be missing.
+            trace_id: bytes, or None.
+            flags: W3C trace flags, or None.
+
+        Raises:
+            ApiError: the attributes are no mapping.
+        """
+        return [self._plain_log(log, trace_id, flags) for log in logs]
+
+    def _attribute(self, key: Any, value: object) -> bytes:
+        """A span's attribute that is no text; of the others, small sets of values are likely for integers only."""
+        kind = type(value)
+        if (kind is int or kind is bool) and type(key) is str:
+            return self._integers[key, kind, value]  # 1 and True are one key of a dict
+        return _key_values(_ATTRIBUTES, self._plain_entries({key: value}))
+
+    def _integer_attribute(self, of: tuple[str, type, int]) -> bytes:
+        key, _kind, value = of
+        return _key_value(_ATTRIBUTES, key, self._plain_value(key, value))
+
+    def _name(self, name: object) -> bytes:
+        return _name(b"\x2a", self._plain_name(name))
+
+    def _text_starts_of(self, key: Any) -> _Memo[bytes]:
+        """By length, what precedes the text of an attribute; a key whose values are no texts has none."""
+        if type(key) is not str or key in self._rules.integer_keys:
+            raise KeyError(key)
+        return _Memo(partial(_text_start, _filled(b"\x0a", _text(key))))
+
+    def _encode_unusual(self, span: SpanData, trace_id: bytes | None) -> bytes:
+        return _field(b"\x12", _span(self.transform_span(span, trace_id)))
+
+    def _events(self, events: Any) -> bytes:
+        return b"".join(_field(b"\x5a", _event(event)) for event in self._plain_events(events) or ())
+
+    def _plain_log(self, log: Mapping[str, Any], trace_id: bytes | None, flags: int | None) -> Plain:
+        plain = {field: value for field, value in log.items() if field != "log_level"}
+        number, text = SEVERITIES.get(log.get("log_level"), (None, None))  # type: ignore[arg-type]  # None is no level
+        attributes = self._plain_attributes(log.get("attributes"))
+        if attributes is None:
+            raise ApiError("invalid attributes")
+        plain |= {
+            "severity_number": number,
+            "severity_text": text,
+            "trace_id": trace_id,
+            "flags": flags,
+            "attributes": attributes,
+            "body": self._plain_body(log.get("body")),
+        }
+        return _present(plain)
+
+    def _plain_body(self, body: object) -> Plain:
+        if body is None:
+            return {}
+        return {"string_value": body} if self._rules.refuses else self._plain_value(None, body)
+
+    def _plain_attributes(self, attributes: object) -> list[Plain] | None:
+        if attributes is None or attributes is False:
+            return None
+        if isinstance(attributes, (list, tuple)):
+            attributes = dict(enumerate(attributes, start=1))
+        if not isinstance(attributes, Mapping):
+            raise ApiError("invalid attributes")
+        return self._plain_entries(attributes)
+
+    def _plain_events(self, events: object) -> list[Plain] | None:
+        if not isinstance(events, (list, tuple)):
+            return None
+        return [
+            _present(
+                {
+                    "name": self._plain_name(name),
+                    "time_unix_nano": time_ns,
+                    "attributes": self._plain_attributes(attributes),
+                }
+            )
+            for name, time_ns, attributes in events
+        ]
+
+    def _plain_entries(self, mapping: Mapping[Any, Any]) -> list[Plain]:
+        """The entries of a mapping; one that is None is not there, as in any Lua table."""
+        return [
+            {"key": self._plain_text(key), "value": self._plain_value(key, value)}
+            for key, value in mapping.items()
+            if value is not None
+        ]
+
+    def _plain_name(self, name: object) -> object:
+        return None if name is None else self._plain_text(name)
+
+    def _plain_text(self, text: object) -> object:
+        """A name or a key."""
+        if self._rules.refuses or isinstance(text, str):
+            return text
+        return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+
+    def _plain_value(self, key: object, value: object) -> Plain:
+        """``AnyValue`` of an attribute or of an element, whose key is None (L3)."""
+        if isinstance(value, (list, tuple)):
+            return {"array_value": {"values": [self._plain_value(None, element) for element in value]}}
+        if isinstance(value, dict):
+            if self._rules.lua_tables and value.keys() == set(range(1, len(value) + 1)):
+                return self._plain_value(None, [value[index] for index in range(1, len(value) + 1)])
+            return {"kvlist_value": {"values": self._plain_entries(value)}}
+        field = "int_value" if key in self._rules.integer_keys else self._field_of(value)
+        return {field: value} if field else {}
+
+    def _field_of(self, value: object) -> str | None:
+        """The field of ``AnyValue`` for a scalar; None for what OTLP has no type for."""
+        match value:
+            case bool():
+                return "bool_value"
+            case str():
+                return "string_value"
+            case float():
+                return "double_value"
+            case int():
+                return self._rules.integer_field if _INT64_MIN <= value <= _INT64_MAX else "double_value"
+            case bytes():
+                return "string_value" if self._rules.lua_tables or _is_utf8(value) else "bytes_value"
+        return None
+
+
+def _text_start(key: bytes, size: int) -> bytes:
+    """What precedes a text of ``size`` bytes: tags and lengths of attribute, key (given whole), value and text."""
+    text = b"\x0a" + _varint(size)
+    value = b"\x12" + _varint(len(text) + size) + text
+    return _ATTRIBUTES + _varint(len(key) + len(value) + size) + key + value
+
+
+def fit_id(identifier: bytes, size: int) -> bytes:
+    """An id of ``size`` bytes: the last ones of a longer id, zeros before a shorter one (X1)."""
+    return identifier[-size:].rjust(size, b"\0")
+
+
+def encode_log(record: Plain) -> bytes:
+    """The bytes of one entry of ``ScopeLogs.log_records``, from a record of :meth:`Encoder.prepare_logs` (L5).
+
+    Raises:
+        ApiError: the record holds something that cannot be written.
+    """
+    return _field(b"\x12", _log_record(record))
+
+
+def encode_traces(spans: Iterable[bytes], resource: bytes) -> bytes:
+    """An ``ExportTraceServiceRequest``: one resource, one scope, the spans (L1).
+
+    Args:
+        spans: from :meth:`Encoder.encode_span`.
+        resource: from :meth:`Encoder.encode_resource`.
+    """
+    return _field(b"\x0a", resource + _field(b"\x12", _SCOPE + b"".join(spans)))
+
+
+def encode_logs(records: Iterable[bytes], resource: bytes) -> bytes:
+    """An ``ExportLogsServiceRequest``; the two requests have the same fields.
+
+    Args:
+        records: from :func:`encode_log`.
+        resource: from :meth:`Encoder.encode_resource`.
+    """
+    return encode_traces(records, resource)
+
+
+def _present(plain: Plain) -> Plain:
+    return {field: value for field, value in plain.items() if value is not None}
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
