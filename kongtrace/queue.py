@@ -1,0 +1,1135 @@
+"""Batching queue: gathers entries into batches, tries each until it is taken, drops the oldest entry when it is full.
+
+It decides and never waits. Whoever drives it sleeps, sends, and says what time it is: seconds of a clock that never
+goes back, from any origin. The driver, one per queue, is a loop:
+
+1. The ``schedule`` that was handed in starts it, which happens when an entry comes to an absent queue.
+2. It polls. The answer is :class:`Send`: send the entries and tell ``done`` what came of it, then poll again; or
+   :class:`Wait`: poll again at that time, or earlier when ``Queue.wake`` is called, if the wait is ``or_entry``; or
+   None: there is nothing left, the loop ends.
+
+Theory of operation. A queue is *absent* until an entry comes; then a job is *scheduled*. The job takes the first entry
+and *coalesces*: it waits for more until the batch is full or ``max_coalescing_delay`` s have passed since that first
+entry. The batch leaves the queue and is *delivered*: tried, and after a failure tried again, each delay twice the one
+before. Then comes the next batch; one at a time. When no entry is left the queue is absent again, and takes new
+parameters from the entry that calls it back; while it exists, only the handler's configuration follows the newest
+entry (kong-semantics Q10-Q13, Q16-Q22). With ``concurrency_limit`` -1 there is no queue: every entry is a job of its
+own (Q23).
+
+Kong counts entries with a semaphore, and so do we: a *permit* per entry waiting, which the job takes as it collects and
+the drop of an oldest entry takes back. Three traps follow from it. While the job holds all permits and waits for more,
+nothing can be dropped: enqueue raises (H28). In the log phase a permit cannot be taken, so a drop there leaves one too
+many (Q29): the job then collects more permits than there are entries, the front of the queue passes its back, and what
+is enqueued until the back has caught up is never seen by anybody: ``swallowed``. And a job that dies leaves a queue
+that nobody drains (H26). Profile ``kong`` has all three, profile ``safe`` none; their differences are the fields of
+:class:`QueueProfile`.
+
+Most entries meet none of this, and need not wake the job either: `Queue._settle` finds out how far the next entries may
+go straight to the back of the queue, and `Queue.enqueue` asks no more than that.
+
+Accounts. ``enqueued = acknowledged + dropped_overflow + dropped_retries + dropped_shutdown + swallowed + queued +
+in_flight``, at any time. Entries that `enqueue` refuses, with an error or by raising, are ``rejected``.
+
+Errors: :class:`~kongtrace.errors.ApiError` for a bad argument, with Kong's text; :class:`BookkeepingError` where
+Kong's own bookkeeping fails.
+
+Source: kong-semantics section 13; OTLP specification, "OTLP/HTTP Response".
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, fields
+from math import ceil, floor, inf
+from typing import Any, Final, NamedTuple, Protocol
+
+from kongtrace.errors import ApiError, KongTraceError
+
+CAPACITY_WARNING_THRESHOLD: Final = 0.8
+"""Share of ``max_entries`` from which on the queue warns (Q14)."""
+
+COALESCE_POLL_S: Final = 1.0
+"""A coalescing job looks at least this often whether the worker is exiting (Q16)."""
+
+COALESCE_MIN_S: Final = 0.05
+"""A coalescing delay of which less remains counts as over; also the whole delay of an exiting worker (Q16, Q17)."""
+
+LEGACY_WARNING_INTERVAL_S: Final = 60.0
+"""A legacy parameter is warned about at most once in this time (Q27)."""
+
+_DOUBLINGS_MAX: Final = 1023
+"""Two to the power of more is no longer a float."""
+
+_INSTANT_S: Final = 1e-5
+"""Times that differ by less are the same: no timer is finer than that."""
+
+Log = Callable[[str, str], object]
+"""Takes a level ("info", "warn", "error") and a message."""
+
+
+class BookkeepingError(KongTraceError, RuntimeError):
+    """Kong's own bookkeeping failed, as profile ``kong`` reproduces it (kong-semantics H26-H28); the text is Lua's."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueProfile:
+    """What distinguishes the queue of one profile from the other's; ``docs/profiles.md`` has the sources.
+
+    Attributes:
+        name: as in :class:`kongtrace.profile.Profile`.
+        accepted: statuses that count as success (O18, H29).
+        retryable: statuses after which a batch is tried again; None: all. No answer at all is always tried again.
+        honours_retry_after: a ``Retry-After`` of the collector is the least delay.
+        jitter: the largest share by which a delay is shortened at random.
+        bounds_retry_time: no attempt starts later than ``max_retry_time`` s after the first; else the limit is looked
+            at only after a failure (Q21).
+        counts_partial_success: entries that an answer of success refuses are not counted as acknowledged.
+        enforces_bytes: ``max_bytes`` holds: what has no size is refused, and what is too large is refused before
+            anything is dropped for it; else Q14(f) and Q15.
+        has_permits: entries are counted by a semaphore (H28, Q29).
+        loses_silently: entries that nobody will ever send are accepted: a job that cannot be scheduled (Q13, H26), a
+            limit that is neither 1 nor -1, a job of its own that finds the worker exiting (Q23).
+        formats_names: the queue's name is part of a format string, so a percent sign in it kills the job.
+        batch_entries_max: a larger batch kills the job; None: no limit (H26).
+        reads_wall_clock: delays are measured by a clock that can be set (Q26).
+        complaint_interval_s: what concerns single entries is logged at most once in this time, s; 0: each time.
+    """
+
+    name: str
+    accepted: range
+    retryable: frozenset[int] | None
+    honours_retry_after: bool
+    jitter: float
+    bounds_retry_time: bool
+    counts_partial_success: bool
+    enforces_bytes: bool
+    has_permits: bool
+    loses_silently: bool
+    formats_names: bool
+    batch_entries_max: int | None
+    reads_wall_clock: bool
+    complaint_interval_s: float
+
+    def outcome(self, status: int, body: str = "", *, retry_after_s: float | None = None, refused: int = 0) -> Outcome:
+        """What an answer of the collector means for a batch (O18).
+
+        Args:
+            status: HTTP status.
+            body: of the answer, for the log.
+            retry_after_s: seconds that the header ``Retry-After`` asks for.
+            refused: entries that the collector accepted the request without (OTLP ``partial_success``).
+        """
+        if status in self.accepted:
+            return Outcome(ok=True, status=status, refused=refused)
+        reason = f"response error: {status}, body: {body}"
+        return Outcome(ok=False, reason=reason, status=status, retry_after_s=retry_after_s)
+
+
+KONG = QueueProfile(
+    name="kong",
+    accepted=range(200, 201),
+    retryable=None,
+    honours_retry_after=False,
+    jitter=0.0,
+    bounds_retry_time=False,
+    counts_partial_success=False,
+    enforces_bytes=False,
+    has_permits=True,
+    loses_silently=True,
+    formats_names=True,
+    batch_entries_max=7997,
+    reads_wall_clock=True,
+    complaint_interval_s=0.0,
+)
+SAFE = QueueProfile(
+    name="safe",
+    accepted=range(200, 300),
+    retryable=frozenset({429, 502, 503, 504}),
+    honours_retry_after=True,
+    jitter=0.5,
+    bounds_retry_time=True,
+    counts_partial_success=True,
+    enforces_bytes=True,
+    has_permits=False,
+    loses_silently=False,
+    formats_names=False,
+    batch_entries_max=None,
+    reads_wall_clock=False,
+    complaint_interval_s=60.0,
+)
+PROFILES: Final = {profile.name: profile for profile in (KONG, SAFE)}
+
+
+@dataclass(frozen=True, slots=True)
+class QueueParameters:
+    """What a queue is made with, under Kong's names (kong-semantics Q1-Q9).
+
+    Attributes:
+        name: identifies the queue within a workspace.
+        log_tag: stands in front of its log lines.
+        max_batch_size: entries in one batch.
+        max_coalescing_delay: s to wait for more after the first entry of a batch.
+        max_entries: entries waiting.
+        max_bytes: bytes waiting; None: no limit.
+        max_retry_time: s after which a failing batch is given up; -1: after the first failure.
+        initial_retry_delay: s before the second attempt.
+        max_retry_delay: s between attempts, at most.
+        concurrency_limit: 1: one batch after the other; -1: every entry is a job of its own.
+        prefix: what every log line starts with.
+
+    Raises:
+        ApiError: a parameter is of the wrong type (Q11).
+    """
+
+    name: str
+    log_tag: str | None = None
+    max_batch_size: float = 1
+    max_coalescing_delay: float = 1
+    max_entries: float = 10_000
+    max_bytes: float | None = None
+    max_retry_time: float = 60
+    initial_retry_delay: float = 0.01
+    max_retry_delay: float = 60
+    concurrency_limit: float = 1
+    prefix: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ApiError("arg #1 (queue_conf) must include a name")
+        for parameter in _NUMBERS:
+            if not _is_number(getattr(self, parameter)):
+                raise ApiError(f"arg #1 (queue_conf) {parameter} must be a number")
+        if self.max_bytes is not None and not _is_number(self.max_bytes):
+            raise ApiError("arg #1 (queue_conf) max_bytes must be a number or nil")
+        object.__setattr__(self, "prefix", f"[{self.log_tag or ''}] queue {self.name}: ")
+
+    @classmethod
+    def of(cls, conf: Mapping[str, Any]) -> QueueParameters:
+        """The parameters in a configuration record that says all of them: there is no default here, as in Kong (Q11).
+
+        Raises:
+            ApiError: a parameter is missing or of the wrong type.
+        """
+        if not isinstance(conf, Mapping):
+            raise ApiError("arg #1 (queue_conf) must be a table")
+        given: dict[str, Any] = {
+            parameter.name: conf.get(parameter.name) for parameter in fields(cls) if parameter.init
+        }
+        return cls(**given)
+
+
+_NUMBERS: Final = (
+    "max_batch_size",
+    "max_coalescing_delay",
+    "max_entries",
+    "max_retry_time",
+    "initial_retry_delay",
+    "max_retry_delay",
+    "concurrency_limit",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Binding:
+    """What an entry is enqueued with. A producer keeps one and makes another when its configuration changes.
+
+    Attributes:
+        parameters: for the queue, if it is absent (kong-semantics Q12).
+        handler: what batches are sent with, if the queue is absent; a function, for the driver to call.
+        handler_conf: the handler's configuration, from now on; a record or None.
+
+    Raises:
+        ApiError: an attribute is of the wrong type (Q11).
+    """
+
+    parameters: QueueParameters
+    handler: Callable[..., Any]
+    handler_conf: Any = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.handler):
+            raise ApiError("arg #2 (handler) must be a function")
+        if isinstance(self.handler_conf, str | bytes | int | float):
+            raise ApiError("arg #3 (handler_conf) must be a table or nil")
+
+
+class Wait(NamedTuple):
+    """Poll again at ``until`` (s), or as soon as an entry wakes the job if ``or_entry``."""
+
+    until: float
+    or_entry: bool
+
+
+class Send(NamedTuple):
+    """Give ``entries`` to ``handler`` under ``handler_conf``, then call ``done``."""
+
+    handler: Callable[..., Any]
+    handler_conf: Any
+    entries: list[Any]
+
+
+Action = Wait | Send | None
+"""What a job has to do next; None: it is at its end."""
+
+
+class Outcome(NamedTuple):
+    """What came of sending a batch; made by :meth:`QueueProfile.outcome`, or by hand when there was no answer.
+
+    Attributes:
+        ok: the batch was taken.
+        reason: why it was not, for the log.
+        status: HTTP status; None: no answer.
+        retry_after_s: s that the collector asks to wait.
+        refused: entries that the collector refused while it took the others.
+    """
+
+    ok: bool
+    reason: str | None = None
+    status: int | None = None
+    retry_after_s: float | None = None
+    refused: int = 0
+
+
+class Counters(NamedTuple):
+    """The accounts of a queue in entries, but for ``bytes``; the equation stands in the module's docstring.
+
+    Attributes:
+        enqueued: accepted.
+        acknowledged: sent and taken.
+        dropped_overflow: dropped as the oldest of a full queue.
+        dropped_retries: given up after a failure.
+        dropped_shutdown: held when the worker was terminated, or found by a job that came too late.
+        swallowed: lost without a word (Q29, H26, Q23).
+        rejected: not accepted.
+        refused: those of ``dropped_retries`` that the collector did not want, now or ever.
+        queued: waiting.
+        in_flight: in a batch that is being sent or waits to be sent again.
+        bytes: of the waiting entries, where there is a ``max_bytes``.
+    """
+
+    enqueued: int = 0
+    acknowledged: int = 0
+    dropped_overflow: int = 0
+    dropped_retries: int = 0
+    dropped_shutdown: int = 0
+    swallowed: int = 0
+    rejected: int = 0
+    refused: int = 0
+    queued: int = 0
+    in_flight: int = 0
+    bytes: int = 0
+
+
+class Job(Protocol):
+    """What ``schedule`` is given to drive: a :class:`Queue`, or one :class:`Delivery` of its own."""
+
+    def premature(self) -> None:
+        """Take note, before the first poll, that the timer went off because the worker is exiting (N8, N10)."""
+
+    def poll(self, now: float) -> Action:
+        """Say what to do next."""
+
+    def done(self, outcome: Outcome, now: float) -> None:
+        """Take note of what came of the last :class:`Send`."""
+
+
+Schedule = Callable[[str | None, Job], str | None]
+"""Starts a job in the background as soon as the caller has yielded, under a name or without one (Q13, Q23).
+
+Returns why it cannot, or None.
+"""
+
+Result = tuple[bool | None, str | None]
+ACCEPTED: Final[Result] = (True, None)
+
+
+class Delivery:
+    """One batch on its way: tried, tried again after a growing delay, given up (kong-semantics Q19-Q22).
+
+    Args:
+        queue: keeps the accounts.
+        binding: what the batch is sent with.
+        entries: the batch, counted as in flight.
+
+    Attributes:
+        handler_conf: the handler's configuration for the next attempt.
+    """
+
+    __slots__ = (
+        "_binding",
+        "_due",
+        "_ended",
+        "_entries",
+        "_out",
+        "_queue",
+        "_retries",
+        "_started",
+        "handler_conf",
+    )
+
+    def __init__(self, queue: Queue, binding: Binding, entries: list[Any]) -> None:
+        self._queue = queue
+        self._binding = binding
+        self._entries = entries
+        self.handler_conf = binding.handler_conf
+        self._started: float | None = None  # of the wall clock
+        self._due = -inf
+        self._retries = 0
+        self._out = False
+        self._ended = False
+
+    def poll(self, now: float) -> Action:
+        """The next attempt, the wait before it, or None when there will be none."""
+        assert not self._out, "a batch is out: say what came of it first"
+        if self._ended:
+            return None
+        if self._started is None:
+            self._begin(now)
+        if now < self._due - _INSTANT_S:
+            return Wait(self._due, or_entry=False)
+        self._out = True
+        return Send(self._binding.handler, self.handler_conf, self._entries)
+
+    def done(self, outcome: Outcome, now: float) -> None:
+        """Close the books on the batch, or fix the time of the next attempt."""
+        assert self._out, "no batch is out"
+        assert self._started is not None
+        self._out = False
+        queue, count = self._queue, len(self._entries)
+        if outcome.ok:
+            self._acknowledge(outcome.refused)
+            return
+        reason = "no error details returned by handler" if outcome.reason is None else outcome.reason
+        self._tell("warn", "handler could not process entries: %s", reason)
+        if outcome.reason is None:
+            self._tell("error", "handler returned falsy value but no error information")
+        delay = self._delay(outcome)
+        latest = delay if queue.profile.bounds_retry_time else 0.0
+        if not self._may_retry(outcome.status):
+            self._tell("error", "collector refused the entries for good. %d queue entries were lost", count)
+            queue.refused += count
+            self._give_up()
+        elif queue.wall(now) - self._started + latest > self._binding.parameters.max_retry_time:
+            self._tell(
+                "error", "could not send entries due to max_retry_time exceeded. %d queue entries were lost", count
+            )
+            self._give_up()
+        else:
+            self._due = now + delay
+            self._retries += 1
+
+    def premature(self) -> None:
+        """Do nothing more, as Kong's job of its own (Q23)."""
+        if self._queue.profile.loses_silently:
+            self._end()
+            self._queue.dropped_shutdown += len(self._entries)
+
+    def _begin(self, now: float) -> None:
+        queue = self._queue
+        self._started = queue.wall(now)
+        prefix = self._binding.parameters.prefix
+        if queue.profile.formats_names and "%" in prefix:
+            self._check_name(prefix)
+
+    def _check_name(self, prefix: str) -> None:
+        """Die as the job does when it says that it passes the entries on."""
+        try:
+            _lua_format(prefix + "passing %d entries to handler", (len(self._entries),))
+        except BookkeepingError:
+            self._end()
+            self._queue.swallowed += len(self._entries)
+            raise
+
+    def _acknowledge(self, refused: int) -> None:
+        queue, count = self._queue, len(self._entries)
+        self._end()
+        if refused and queue.profile.counts_partial_success:
+            refused = min(refused, count)
+            self._tell("warn", "collector refused %d of %d queue entries", refused, count)
+            queue.refused += refused
+            queue.dropped_retries += refused
+            count -= refused
+        queue.acknowledged += count
+
+    def _give_up(self) -> None:
+        self._end()
+        self._queue.dropped_retries += len(self._entries)
+
+    def _end(self) -> None:
+        self._ended = True
+        self._queue.in_flight -= len(self._entries)
+
+    def _may_retry(self, status: int | None) -> bool:
+        retryable = self._queue.profile.retryable
+        return retryable is None or status is None or status in retryable
+
+    def _delay(self, outcome: Outcome) -> float:
+        parameters, profile = self._binding.parameters, self._queue.profile
+        doubled = 2.0 ** min(self._retries, _DOUBLINGS_MAX) * parameters.initial_retry_delay
+        delay: float = min(parameters.max_retry_delay, doubled)
+        if profile.jitter:
+            delay *= 1 - profile.jitter * self._queue.random()
+        if profile.honours_retry_after and outcome.retry_after_s is not None:
+            delay = max(delay, outcome.retry_after_s)
+        return delay
+
+    def _tell(self, level: str, template: str, *arguments: object) -> None:
+        self._queue.tell(self._binding.parameters, level, template, *arguments)
+
+
+class Queue:
+    """One queue of one worker, absent or not, and its accounts, which outlive its absences.
+
+    Args:
+        key: the queue's identity, workspace and name joined by a dot (Q10).
+        profile: ``KONG`` or ``SAFE``.
+        log: takes what Kong would log.
+        random: gives a number in [0, 1), for the jitter.
+        schedule: starts the job that drains the queue, or sends one entry.
+
+    Attributes:
+        exists: not absent (Q10, Q24).
+        wake: called when a job that waits ``or_entry`` should be polled; the driver sets it.
+        exiting: the worker is on its way out.
+    """
+
+    def __init__(
+        self, key: str, profile: QueueProfile, log: Log, random: Callable[[], float], schedule: Schedule
+    ) -> None:
+        self.key = key
+        self.profile = profile
+        self.log = log
+        self.random = random
+        self._schedule = schedule
+        self.wake: Callable[[], object] = _nobody
+        self.exiting = False
+        self._step = 0.0  # s by which the wall clock has been set forward
+        self._complaints: dict[str, tuple[float, int]] = {}  # by kind: when logged last, how often not since
+        self._entries: deque[Any] = deque()
+        self.enqueued = self.acknowledged = self.rejected = self.refused = self.swallowed = self.in_flight = 0
+        self.dropped_overflow = self.dropped_retries = self.dropped_shutdown = 0
+        self._leave()
+
+    def _leave(self) -> None:
+        """Be absent."""
+        self.exists = self._dead = False
+        self._binding = self._bound = _UNBOUND  # the newest, and the one that brought parameters and handler
+        self._parameters = _UNBOUND.parameters
+        self._delivery: Delivery | None = None
+        self._entries.clear()
+        self.bytes = 0
+        self._warned = self._resuming = False
+        # The job: permits that it has collected, whether it waits for more and until when, whether it has been woken.
+        self._collected = 0
+        self._waiting = self._woken = False
+        self._wake_at = self._started = 0.0
+        # Permits too many, and entries by which the front is ahead of the back (Q29).
+        self._surplus = self._overtaken = 0
+        # Entries may go straight to the back while fewer than this are there and it is not yet that time.
+        self._capacity = self._quiet_below = 0
+        self._quiet_until = inf
+
+    # What producers call.
+
+    def enqueue(self, entry: object, binding: Binding, now: float, log_phase: bool = False) -> Result:
+        """Add an entry.
+
+        Args:
+            entry: anything but None; a string (``str`` or ``bytes``) where ``max_bytes`` is to be right.
+            binding: what to enqueue it with.
+            now: s.
+            log_phase: the caller is in a request's log phase, where no permit can be taken (Q29).
+
+        Returns:
+            (True, None), or (None, why not).
+
+        Raises:
+            ApiError: profile ``kong`` only: there is no room, although there should be (Q14e).
+            BookkeepingError: profile ``kong`` only: there is nothing that could be dropped (H28).
+        """
+        if (
+            len(self._entries) < self._quiet_below
+            and now < self._quiet_until
+            and binding is self._binding
+            and entry is not None
+        ):
+            self._entries.append(entry)
+            self.enqueued += 1
+            return ACCEPTED
+        return self._enqueue(entry, binding, now, log_phase=log_phase)
+
+    def enqueue_many(
+        self, entries: Sequence[object], binding: Binding, now: float, log_phase: bool = False
+    ) -> list[str]:
+        """Add several entries in order: the same as to `enqueue` each, but faster.
+
+        Returns:
+            The errors of those that were refused.
+        """
+        if (
+            len(self._entries) + len(entries) <= self._quiet_below
+            and now < self._quiet_until
+            and binding is self._binding
+            and None not in entries
+        ):
+            self._entries.extend(entries)
+            self.enqueued += len(entries)
+            return []
+        results = [self.enqueue(entry, binding, now, log_phase) for entry in entries]
+        return [error for _, error in results if error is not None]
+
+    def is_full(self) -> bool:
+        """Whether nothing more fits without a drop; an absent queue is never full (Q24)."""
+        return self.exists and self._is_full()
+
+    def can_enqueue(self, entry: object) -> bool:
+        """Whether ``entry`` fits without a drop; into an absent queue everything does (Q24)."""
+        return not self.exists or self._fits(_string_size(entry))
+
+    # What the driver calls.
+
+    def premature(self) -> None:
+        """Go on all the same (Q25)."""
+
+    def poll(self, now: float) -> Action:
+        """Say what the job has to do next; None: nothing any more.
+
+        Raises:
+            BookkeepingError: profile ``kong`` only: the job dies here, and nobody will drain the queue (H26).
+        """
+        if self._dead or not self.exists:
+            return None
+        try:
+            return self._process(now)
+        except BookkeepingError:
+            self._dead = True
+            raise
+        finally:
+            self._settle()
+
+    def done(self, outcome: Outcome, now: float) -> None:
+        """Take note of what came of the last :class:`Send`; then poll again."""
+        assert self._delivery is not None, "no batch is out"
+        self._delivery.done(outcome, now)
+
+    def exit(self) -> None:
+        """The worker is leaving: coalesce no longer than needed (Q17). Retries go on (Q25)."""
+        self.exiting = True
+        self._settle()
+
+    def abandon(self) -> None:
+        """The worker is terminated: all that it holds is lost (Q25). No other call may follow."""
+        self.dropped_shutdown += len(self._entries) + self.in_flight
+        self.in_flight = 0
+        self._leave()
+
+    def clock_stepped(self, seconds: float) -> None:
+        """The wall clock was set forward by ``seconds`` (back if negative), which only profile ``kong`` feels (Q26)."""
+        if self.profile.reads_wall_clock:
+            self._step += seconds
+            self._settle()
+
+    def counters(self) -> Counters:
+        """The accounts now."""
+        return Counters(
+            self.enqueued,
+            self.acknowledged,
+            self.dropped_overflow,
+            self.dropped_retries,
+            self.dropped_shutdown,
+            self.swallowed,
+            self.rejected,
+            self.refused,
+            len(self._entries),
+            self.in_flight,
+            self.bytes,
+        )
+
+    # Enqueueing, in the order of Q14.
+
+    def _enqueue(self, entry: object, binding: Binding, now: float, *, log_phase: bool) -> Result:
+        try:
+            error = self._enter(entry, binding, now, log_phase=log_phase)
+        except KongTraceError:
+            self.rejected += 1
+            raise
+        finally:
+            self._settle()
+        if error is not None:
+            self.rejected += 1
+            return None, error
+        return ACCEPTED
+
+    def _enter(self, entry: object, binding: Binding, now: float, *, log_phase: bool) -> str | None:
+        limit = 1 if self.exists else binding.parameters.concurrency_limit
+        if limit == -1:
+            return self._send_alone(entry, binding)
+        if limit != 1 and not self.profile.loses_silently:
+            return f"concurrency_limit must be 1 or -1, not {limit}"
+        if not self.exists:
+            error = self._appear(binding)
+            if error is not None:
+                return error
+        self._binding = binding
+        try:
+            return self._join(entry, now, log_phase=log_phase)
+        finally:
+            if limit != 1:  # no job was scheduled for it and nobody remembers it
+                self.swallowed += len(self._entries)
+                self._leave()
+
+    def _join(self, entry: object, now: float, *, log_phase: bool) -> str | None:
+        if entry is None:
+            return _NIL
+        self._catch_up()
+        error = self._admit(entry, now, log_phase=log_phase)
+        if error is None and self._waiting and not self._woken:
+            self._woken = True
+            self.wake()
+        return error
+
+    def _send_alone(self, entry: object, binding: Binding) -> str | None:
+        if entry is None:
+            return _NIL
+        error = self._schedule(None, Delivery(self, binding, [entry]))
+        if error is not None:
+            return f"failed to crete timer: {error}"
+        self.enqueued += 1
+        self.in_flight += 1
+        return None
+
+    def _appear(self, binding: Binding) -> str | None:
+        """Exist again, with new parameters, and have a job scheduled."""
+        parameters = binding.parameters
+        if parameters.concurrency_limit == 1:
+            error = self._schedule(f"queue {self.key}", self)
+            if error is not None and not self.profile.loses_silently:
+                return f"failed to schedule queue {self.key}: {error}"
+        self.exists = True
+        self._bound, self._parameters = binding, parameters
+        self._coalescing_s = parameters.max_coalescing_delay
+        self._size = parameters.max_batch_size
+        if not self.profile.has_permits:
+            self._size = min(self._size, parameters.max_entries)
+        if parameters.max_bytes is None:
+            max_entries = parameters.max_entries
+            self._capacity = min(ceil(CAPACITY_WARNING_THRESHOLD * max_entries), floor(max_entries))
+        return None
+
+    def _admit(self, entry: object, now: float, *, log_phase: bool) -> str | None:
+        max_entries, max_bytes = self._parameters.max_entries, self._parameters.max_bytes
+        size = _string_size(entry)
+        if max_bytes is not None and self.profile.enforces_bytes:
+            error = self._oversize(size, max_bytes, now)
+            if error is not None:
+                return error
+        self._warn_of_capacity(now, max_entries)
+        if self._room() == 0:
+            self._complain(now, "full", "error", _FULL)
+            self._drop_oldest(log_phase=log_phase)
+        if max_bytes is not None:
+            error = self._make_room(size, max_bytes, now, log_phase=log_phase)
+            if error is not None:
+                return error
+        if not self.profile.enforces_bytes and not self._fits(size):
+            raise ApiError("queue should not be full after dropping entries")
+        if max_bytes is not None:
+            if size is None:
+                self._complain(now, "non-string", "error", _NON_STRING)
+                size = _lua_length(entry)
+            self.bytes += size
+        self._append(entry)
+        return None
+
+    def _warn_of_capacity(self, now: float, max_entries: float) -> None:
+        if self._depth < max_entries * CAPACITY_WARNING_THRESHOLD:
+            self._warned = False
+        elif not self._warned:
+            self._complain(now, "capacity", "warn", "queue at %s%% capacity", "80")
+            self._warned = True
+
+    def _oversize(self, size: int | None, max_bytes: float, now: float) -> str | None:
+        if size is None:
+            error = "entry must be a string: the queue has max_bytes set"
+        elif size > max_bytes:
+            error = _TOO_LARGE % (size, max_bytes)
+        else:
+            return None
+        self._complain(now, "size", "error", error)
+        return error
+
+    def _make_room(self, size: int | None, max_bytes: float, now: float, *, log_phase: bool) -> str | None:
+        """Drop the oldest entries until ``size`` bytes more fit; None: it is no string and counts as none."""
+        if size is None:
+            return None
+        if size > max_bytes:
+            return self._oversize(size, max_bytes, now)
+        dropped = 0
+        while size > self._room_bytes(max_bytes):
+            self._drop_oldest(log_phase=log_phase)
+            dropped += 1
+        if dropped:
+            self._complain(now, "bytes", "error", "byte capacity exceeded, %d queue entries were dropped", dropped)
+        return None
+
+    def _append(self, entry: object) -> None:
+        self.enqueued += 1
+        if self._overtaken:  # the front has passed this place already (Q29)
+            self._overtaken -= 1
+            self.swallowed += 1
+        else:
+            self._entries.append(entry)
+
+    def _drop_oldest(self, *, log_phase: bool) -> None:
+        if self.profile.has_permits:
+            if self._permits - self._waiting <= 0:
+                raise BookkeepingError("assertion failed!")
+            self._surplus += log_phase
+        elif self._permits == 0:
+            self._collected -= 1
+        entry = self._entries.popleft()
+        if self._parameters.max_bytes is not None:
+            self.bytes -= _size(entry)
+        self.dropped_overflow += 1
+        self._resuming = True
+
+    # Capacity (Q24).
+
+    @property
+    def _depth(self) -> int:
+        """Entries between front and back; negative when the front has passed the back (Q29)."""
+        return len(self._entries) - self._overtaken
+
+    @property
+    def _permits(self) -> int:
+        """What the semaphore counts: a permit per entry, and those too many, less what the job has collected."""
+        return len(self._entries) - self._overtaken + self._surplus - self._collected
+
+    def _room(self) -> float:
+        max_bytes = self._parameters.max_bytes
+        room = self._parameters.max_entries - self._depth
+        if room < 0 or (max_bytes is not None and self.bytes > max_bytes):
+            raise ApiError("queue should not be over capacity")
+        return room
+
+    def _room_bytes(self, max_bytes: float) -> float:
+        self._room()
+        return max_bytes - self.bytes
+
+    def _is_full(self) -> bool:
+        return self._room() == 0 or self.bytes == self._parameters.max_bytes
+
+    def _fits(self, size: int | None) -> bool:
+        max_bytes = self._parameters.max_bytes
+        if self._is_full() or self._room() < 1:
+            return False
+        return max_bytes is None or size is None or size <= max_bytes - self.bytes
+
+    # The job (Q16-Q18).
+
+    def _process(self, now: float) -> Action:
+        while True:
+            if self._delivery is not None:
+                self._delivery.handler_conf = self._binding.handler_conf
+                action = self._delivery.poll(now)
+                if action is not None:
+                    return action
+                self._delivery = None
+            if not self._waiting:
+                if self._depth <= 0:
+                    self._leave()
+                    return None
+                self._collected = 1
+                self._started = self.wall(now)
+            wait = self._coalesce(now)
+            if wait is not None:
+                return wait
+            batch = self._take_batch()
+            if self._resuming:
+                self.tell(self._parameters, "info", "queue resumed processing")
+                self._resuming = False
+            self.in_flight += len(batch)
+            self._delivery = Delivery(self, self._bound, batch)
+
+    def _coalesce(self, now: float) -> Wait | None:
+        """Collect permits until the batch is full or the delay is over."""
+        if self._waiting and not self._is_resumed(now):
+            return Wait(self._wake_at, or_entry=True)
+        while self._collected < self._size:
+            remaining = self._coalescing_s - (self.wall(now) - self._started)
+            if remaining < COALESCE_MIN_S:
+                break
+            wait = min(remaining, COALESCE_POLL_S)
+            if self.exiting:
+                self._coalescing_s = wait = COALESCE_MIN_S
+            if self._permits <= 0:
+                self._waiting = True
+                self._wake_at = now + wait
+                return Wait(self._wake_at, or_entry=True)
+            self._collected += 1 if self.exiting else min(ceil(self._size) - self._collected, self._permits)
+        return None
+
+    def _is_resumed(self, now: float) -> bool:
+        """Whether the job's wait for a permit is over: one came, or the time has."""
+        is_granted = self._woken and self._permits > 0
+        self._catch_up()
+        if is_granted:
+            self._collected += 1
+        elif now < self._wake_at - _INSTANT_S:
+            self._woken = False
+            return False
+        self._waiting = self._woken = False
+        return True
+
+    def _catch_up(self) -> None:
+        """Collect the permits of entries that came while the job was waiting and did not need to wake it."""
+        if self._waiting and not self._woken:
+            self._collected += self._permits
+
+    def _take_batch(self) -> list[Any]:
+        """Take as many entries as permits were collected, or what there is, and let the front pass the back (Q29)."""
+        count, entries_max = self._collected, self.profile.batch_entries_max
+        if entries_max is not None and count > entries_max:
+            raise BookkeepingError("too many results to unpack")
+        entries = self._entries
+        batch = [entries.popleft() for _ in range(min(count, len(entries)))]
+        self._collected = count - len(batch)
+        if self._parameters.max_bytes is not None:
+            self.bytes -= sum(map(_size, batch))
+            if self._collected:
+                self.swallowed += len(batch)
+                raise BookkeepingError("attempt to get length of a nil value")
+        self._overtaken += self._collected
+        self._collected = 0
+        return batch
+
+    def _settle(self) -> None:
+        """Find out how far the next entries can go straight to the back, unseen by the job.
+
+        They can while no limit is near. While the job waits for them, they can until one fills the batch or comes so
+        late that the job would leave at once, provided that the job need not look up before the batch's own end.
+        """
+        self._quiet_below, self._quiet_until = self._capacity, inf
+        if self._warned or self._overtaken:
+            self._quiet_below = 0
+        elif self._waiting and not self._woken:
+            end = self._started - self._step + self._coalescing_s
+            is_steady = not self.exiting and abs(end - self._wake_at) < _INSTANT_S
+            if is_steady and self._size <= self._capacity:
+                unfilled = len(self._entries) + ceil(self._size) - self._collected - self._permits - 1
+                self._quiet_below = min(self._capacity, unfilled)
+                self._quiet_until = end - COALESCE_MIN_S - _INSTANT_S
+            else:
+                self._quiet_below = 0
+
+    # Time and log.
+
+    def wall(self, now: float) -> float:
+        """The time by which delays are measured, s."""
+        return now + self._step
+
+    def tell(self, parameters: QueueParameters, level: str, template: str, *arguments: object) -> None:
+        """Log a line with the queue's prefix, which Kong formats as a part of the template."""
+        prefix = parameters.prefix
+        if not arguments:
+            self.log(level, prefix + template)
+        elif self.profile.formats_names and "%" in prefix:
+            self.log(level, _lua_format(prefix + template, arguments))
+        else:
+            self.log(level, prefix + template % arguments)
+
+    def _complain(self, now: float, kind: str, level: str, template: str, *arguments: object) -> None:
+        """Log what a single entry gives cause to, each kind no more often than the profile has it."""
+        logged, unlogged = self._complaints.get(kind, (-inf, 0))
+        if now - logged < self.profile.complaint_interval_s:
+            self._complaints[kind] = (logged, unlogged + 1)
+            return
+        self._complaints[kind] = (now, 0)
+        if unlogged:
+            template, arguments = template + " (and %d times since this was logged last)", (*arguments, unlogged)
+        self.tell(self._parameters, level, template, *arguments)
+
+
+class Queues:
+    """The queues of one worker, by workspace and name; made after the fork.
+
+    Args:
+        profile: ``KONG`` or ``SAFE``.
+        log: takes what Kong would log.
+        random: gives a number in [0, 1).
+        schedule: starts a job in the background.
+    """
+
+    def __init__(self, profile: QueueProfile, log: Log, random: Callable[[], float], schedule: Schedule) -> None:
+        self.profile = profile
+        self._log = log
+        self._random = random
+        self._schedule = schedule
+        self._exiting = False
+        self._queues: dict[str, Queue] = {}
+        self._warned: dict[tuple[str, str], float] = {}
+
+    def queue(self, name: str, workspace: str = "") -> Queue:
+        """The queue of that name, for good: it may be absent now, but stays the same object."""
+        key = f"{workspace}.{name}"
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = Queue(key, self.profile, self._log, self._random, self._schedule)
+            queue.exiting = self._exiting
+        return queue
+
+    def exit(self) -> None:
+        """The worker is leaving (:meth:`Queue.exit`)."""
+        self._exiting = True
+        for queue in self._queues.values():
+            queue.exit()
+
+    def abandon(self) -> None:
+        """The worker is terminated (:meth:`Queue.abandon`)."""
+        for queue in self._queues.values():
+            queue.abandon()
+
+    def clock_stepped(self, seconds: float) -> None:
+        """The wall clock was set (:meth:`Queue.clock_stepped`)."""
+        for queue in self._queues.values():
+            queue.clock_stepped(seconds)
+
+    def counters(self) -> Counters:
+        """The accounts of all queues together."""
+        return Counters(*map(sum, zip(*(queue.counters() for queue in self._queues.values()), strict=True)))
+
+    def get_plugin_params(
+        self,
+        plugin_name: str,
+        config: Mapping[str, Any],
+        queue_name: str | None,
+        *,
+        plugin_id: str,
+        wall_s: float,
+    ) -> MutableMapping[str, Any]:
+        """The queue's configuration record in a plugin's, with the legacy parameters moved to their new places (Q27).
+
+        Args:
+            plugin_name: for the log tag.
+            config: of the plugin; its record ``queue``, where there is one, is completed in place.
+            queue_name: name of the queue; None: ``plugin_id``. A name in the record goes first.
+            plugin_id: identifies the plugin's instance.
+            wall_s: s since the epoch; the first minute of it counts as warned about.
+        """
+        record: MutableMapping[str, Any] = {} if config.get("queue") is None else config["queue"]
+        instance = config.get("plugin_instance_name")
+        record["log_tag"] = f"{plugin_name} plugin {plugin_id}" + (f" ({instance})" if instance is not None else "")
+        if record.get("name") is None:
+            record["name"] = plugin_id if queue_name is None else queue_name
+        for legacy, default, parameter, warning in _LEGACY:
+            value = config.get(legacy)
+            if value is None or value == default:
+                continue
+            if parameter is not None:
+                record[parameter] = value
+            self._warn(record["name"], warning, wall_s)
+        return record
+
+    def _warn(self, name: str, warning: str, wall_s: float) -> None:
+        if wall_s - self._warned.get((name, warning), 0.0) >= LEGACY_WARNING_INTERVAL_S:
+            self._warned[name, warning] = wall_s
+            self._log("warn", warning)
+
+
+def _moved(legacy: str, parameter: str) -> str:
+    return f"the {legacy} parameter is deprecated, please update your configuration to use queue.{parameter} instead"
+
+
+_WITHOUT_EFFECT: Final = (
+    "the retry_count parameter no longer works, please update your configuration to use "
+    "initial_retry_delay and max_retry_time instead"
+)
+
+_LEGACY: Final = (
+    ("retry_count", 10, None, _WITHOUT_EFFECT),
+    ("queue_size", 1, "max_batch_size", _moved("queue_size", "max_batch_size")),
+    ("flush_timeout", 2, "max_coalescing_delay", _moved("flush_timeout", "max_coalescing_delay")),
+    ("batch_span_count", 200, "max_batch_size", _moved("batch_span_count", "max_batch_size")),
+    ("batch_flush_delay", 3, "max_coalescing_delay", _moved("batch_flush_delay", "max_coalescing_delay")),
+)
+"""Legacy parameter, the default that is passed over, where its value goes, what is said about it (Q27)."""
+
+_NIL: Final = "entry must be a non-nil Lua value"
+
+_FULL: Final = "queue full, dropping old entries until processing is successful again"
+
+_TOO_LARGE: Final = "string to be queued is longer (%d bytes) than the queue's max_bytes (%d bytes)"
+
+_NON_STRING: Final = (
+    "queuing non-string entry to a queue that has queue.max_bytes set, capacity monitoring will not be correct"
+)
+
+
+def _nobody() -> None:
+    """Nobody is there to be woken, or to send."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _string_size(entry: object) -> int | None:
+    """Bytes of a string; None: it is none."""
+    if isinstance(entry, bytes):
+        return len(entry)
+    return len(entry.encode()) if isinstance(entry, str) else None
+
+
+def _size(entry: object) -> int:
+    """What an entry counts for where there is a ``max_bytes``."""
+    size = _string_size(entry)
+    return _lua_length(entry) if size is None else size
+
+
+def _lua_length(entry: object) -> int:
+    """What ``#`` says of a table: how many numbers from 1 on are keys. A record of ours is a table without any.
+
+    Raises:
+        BookkeepingError: it is no table, and has no length.
+    """
+    if isinstance(entry, int | float) or callable(entry):
+        raise BookkeepingError(f"attempt to get length of a {type(entry).__name__} value")
+    if isinstance(entry, list | tuple):
+        return len(entry)
+    length = 0
+    while isinstance(entry, Mapping) and length + 1 in entry:
+        length += 1
+    return length
+
+
+_DIRECTIVE: Final = re.compile(r"%([-+ #0]*\d{0,2}(?:\.\d{0,2})?)(.?)", re.DOTALL)
+
+
+def _lua_format(template: str, arguments: tuple[object, ...]) -> str:
+    """What Lua's ``string.format`` makes of a template.
+
+    Raises:
+        BookkeepingError: a directive in it is unknown, or has no argument, or one of the wrong type.
+    """
+    given = iter(enumerate(arguments, start=2))
+
+    def expand(directive: re.Match[str]) -> str:
+        if directive[0] == "%%":
+            return "%"
+        conversion = directive[2]
+        if not conversion or conversion not in "cdeEfgGiosuxX":
+            raise BookkeepingError(f"invalid option '{directive[0]}' to 'format'")
+        position, value = next(given, (len(arguments) + 2, None))
+        if value is None:
+            raise BookkeepingError(f"bad argument #{position} to 'format' (no value)")
+        if conversion != "s" and not _is_number(value):
+            raise BookkeepingError(f"bad argument #{position} to 'format' (number expected, got string)")
+        return directive[0] % value
+
+    return _DIRECTIVE.sub(expand, template)
+
+
+_UNBOUND: Final = Binding(QueueParameters(""), _nobody)
+"""What an absent queue is bound to."""

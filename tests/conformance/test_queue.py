@@ -1,0 +1,309 @@
+"""The queue does what Kong's Lua queue did (kong-semantics section 13), replayed on a virtual clock.
+
+Every case is played by a driver that sleeps and sends in virtual time, and its whole trace is compared in order. A case
+with a record, field or action that this replay does not know fails. `pytest -rP` shows the number of comparisons.
+"""
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any
+
+from kongtrace.errors import KongTraceError
+from kongtrace.queue import KONG, Binding, Job, Outcome, QueueParameters, Queues, Send, Wait
+from tests.conformance.vectors import NULL, cases, decode, noop
+
+LEVELS = {"info": "INFO", "warn": "WARN", "error": "ERR"}
+TOLERANCE_MS = 0.1
+FIRST, LATER = range(2)  # actions of a moment come before what it wakes and what is due
+
+
+def test_a_queue_behaves_as_the_recorded_one():
+    """Calls, entries, times, logs, results, errors, pauses and the end of every recorded run are the same."""
+    replayed = compare_all("run", compare_run)
+    assert replayed["cases"]
+    assert replayed["records"]
+    print(dict(replayed))
+
+
+def test_legacy_parameters_move_as_recorded():
+    """`get_plugin_params` gives the recorded parameters, changes and warnings (Q27)."""
+    replayed = compare_all("plugin_params", compare_plugin_params)
+    assert replayed["cases"]
+    assert replayed["records"]
+    print(dict(replayed))
+
+
+def compare_all(kind: str, compare: Callable[[dict[str, Any]], int]) -> Counter[str]:
+    replayed: Counter[str] = Counter()
+    failures = {}
+    for case in cases("queue"):
+        assert case["kind"] in {"run", "plugin_params"}, f"{case['id']}: unknown kind {case['kind']}"
+        if case["kind"] != kind:
+            continue
+        try:
+            replayed["records"] += compare(case)
+        except Exception as error:  # noqa: BLE001  the other cases are to be seen too
+            failures[f"{case['id']} {case['category']}"] = f"{type(error).__name__}: {error}"
+        replayed["cases"] += 1
+    assert not failures, "\n".join(f"{name}: {error}" for name, error in failures.items())
+    return replayed
+
+
+def compare_run(case: dict[str, Any]) -> int:
+    known(case, {"queues", "handlers", "actions", "trace", "final", "ties", "kong_fault", "float_sensitive"})
+    seen = Run(case)
+    seen.play()
+    for position, (is_, should) in enumerate(zip(seen.trace, case["trace"], strict=False)):
+        assert same_record(is_, should), f"record {position} is {is_}, was {should}"
+    assert len(seen.trace) == len(case["trace"]), f"{len(seen.trace)} records, were {len(case['trace'])}"
+    final = seen.final()
+    assert abs(final["t"] - case["final"]["t"]) <= TOLERANCE_MS, f"ended at {final['t']}, was {case['final']['t']}"
+    assert final["queues"] == case["final"]["queues"]
+    seen.check_accounts()
+    return len(case["trace"]) + 1
+
+
+def compare_plugin_params(case: dict[str, Any]) -> int:
+    known(case, {"calls", "results"})
+    logs: list[tuple[str, str]] = []
+    queues = Queues(KONG, lambda level, message: logs.append((level, message)), random=lambda: 0.0, schedule=no_job)
+    for call, result in zip(case["calls"], case["results"], strict=True):
+        known(call, {"config", "plugin", "queue_name", "t"})
+        known(result, {"ret", "config_after", "logs"})
+        config, queue_name = plain(decode(call["config"])), call.get("queue_name")
+        logs.clear()
+        ret = queues.get_plugin_params(
+            call["plugin"], config, queue_name, plugin_id="plugin-id", wall_s=call["t"] / 1000
+        )
+        assert ret == plain(decode(result["ret"]))
+        assert config == plain(decode(result["config_after"]))
+        assert [{"level": LEVELS[level], "msg": message} for level, message in logs] == result["logs"]
+    return 3 * len(case["calls"])
+
+
+def known(record: dict[str, Any], names: set[str]) -> None:
+    unknown = record.keys() - names - {"id", "category", "kind", "note"}
+    assert not unknown, f"unknown fields {unknown}"
+
+
+def plain(value: Any) -> Any:
+    """A decoded value with JSON's null as None, which stands for both in a configuration."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return None if value is NULL else value
+
+
+def no_job(_name: str | None, _job: Job) -> None:
+    return None
+
+
+def cancelled() -> None:
+    """What an event does whose time will not come."""
+
+
+def same_record(is_: dict[str, Any], should: dict[str, Any]) -> bool:
+    should = decode(should)
+    if is_.keys() != should.keys():
+        return False
+    return all(same_field(name, is_[name], should[name]) for name in is_)
+
+
+def same_field(name: str, is_: Any, should: Any) -> bool:
+    if name in {"t", "ms"}:
+        return abs(is_ - should) <= TOLERANCE_MS
+    if name == "err" and isinstance(should, dict):
+        assert should["kind"] in {"api", "runtime"}, f"unknown kind of error {should}"
+        return should["kind"] == "runtime" or is_["msg"] == should["msg"]
+    return is_ == should and type(is_) is type(should)
+
+
+class Run:
+    """A worker of one case: its queues, its handlers, its timers."""
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        self.case = case
+        self.trace: list[dict[str, Any]] = []
+        self.t = 0.0  # ms
+        self.events: list[list[Any]] = []  # time, rank, order, what happens
+        self.order = count()
+        self.waits: dict[Job, list[Any]] = {}  # the event that ends the wait of each job
+        self.timers_fail = False
+        self.handler_calls: Counter[str] = Counter()
+        self.entries: dict[str, int] = {}
+        self.bindings: dict[str, Binding] = {}
+        self.handlers = {label: partial(noop, label) for label in case["queues"]}
+        self.labels = {handler: label for label, handler in self.handlers.items()}
+        self.queues = Queues(KONG, self.log, random=lambda: 0.0, schedule=self.schedule)
+        for label in case["queues"]:
+            queue = self.queue(label)
+            queue.wake = partial(self.later, partial(self.turn, queue))
+
+    def queue(self, label: str) -> Any:
+        name = self.case["queues"][label].get("name", label)
+        return self.queues.queue(name if isinstance(name, str) else label)
+
+    # Time.
+
+    def play(self) -> None:
+        for index, action in enumerate(self.case["actions"]):
+            self.at(action["t"], FIRST, partial(self.act, index, action))
+        while self.events:
+            t, _, _, happen = heapq.heappop(self.events)
+            if happen is not cancelled:
+                self.t = t
+                happen()
+
+    def at(self, t: float, rank: int, happen: Callable[[], None]) -> list[Any]:
+        event = [t, rank, next(self.order), happen]
+        heapq.heappush(self.events, event)
+        return event
+
+    def later(self, happen: Callable[[], None]) -> None:
+        self.at(self.t, LATER, happen)
+
+    def record(self, ev: str, **values: Any) -> None:
+        self.trace.append({"ev": ev, "t": self.t, **values})
+
+    def log(self, level: str, message: str) -> None:
+        self.record("log", level=LEVELS[level], msg=message)
+
+    # Jobs.
+
+    def schedule(self, name: str | None, job: Job) -> str | None:
+        if name is None and self.timers_fail:
+            return "too many pending timers"
+        self.later(partial(self.turn, job))
+        return None
+
+    def turn(self, job: Job, *, failed: bool = False) -> None:
+        """Poll the job, and do what it says."""
+        now = self.t / 1000
+        if job in self.waits:
+            self.waits.pop(job)[-1] = cancelled
+        try:
+            action = job.poll(now)
+        except KongTraceError as error:
+            self.record("worker_error", err={"kind": "api", "msg": str(error)})
+            return
+        match action:
+            case Wait(until, or_entry):
+                if failed and not or_entry:
+                    self.record("retry_wait", ms=(until - now) * 1000)
+                self.waits[job] = self.at(round(until * 1000, 2), LATER, partial(self.turn, job))
+            case Send():
+                self.send(job, action)
+            case _:
+                assert action is None
+
+    def send(self, job: Job, action: Send) -> None:
+        label = self.labels[action.handler]
+        self.handler_calls[label] += 1
+        n = self.handler_calls[label]
+        entries = [entry if isinstance(entry, bool) else self.entries[key(entry)] for entry in action.entries]
+        conf = {} if action.handler_conf is None else {"handler_conf": action.handler_conf}
+        self.record("call", queue=label, n=n, entries=entries, **conf)
+        steps = self.case["handlers"][label]
+        step = steps[min(n, len(steps)) - 1]
+        known(step, {"duration", "returns", "raises"})
+        returned = partial(self.returned, job, label, n, step)
+        if "duration" in step:
+            self.at(self.t + step["duration"] * 1000, LATER, returned)
+        else:
+            returned()
+
+    def returned(self, job: Job, label: str, n: int, step: dict[str, Any]) -> None:
+        if "duration" in step:
+            self.record("call_end", queue=label, n=n)
+        outcome = outcome_of(step)
+        job.done(outcome, self.t / 1000)
+        self.turn(job, failed=not outcome.ok)
+
+    # Actions.
+
+    def act(self, index: int, action: dict[str, Any]) -> None:
+        before = len(self.trace)
+        do = getattr(self, f"do_{action['do']}")
+        try:
+            seen = {"ret": ret} if (ret := do(index, action)) not in ([True], None) else {}
+        except KongTraceError as error:
+            seen = {"err": {"kind": "api", "msg": str(error)}}
+        self.trace.insert(before, {"ev": "action", "i": index, "t": self.t, **seen})
+
+    def do_enqueue(self, index: int, action: dict[str, Any]) -> list[Any]:
+        known(action, {"do", "t", "queue", "entry", "handler_conf", "conf", "raw_conf", "raw_handler"})
+        label, entry = action["queue"], decode(action["entry"])
+        conf = {"name": label} | self.case["queues"][label] | action.get("conf", {})
+        handler = decode(action["raw_handler"]) if "raw_handler" in action else self.handlers[label]
+        binding = self.binding(action.get("raw_conf", conf), handler, action.get("handler_conf"))
+        self.entries[key(entry)] = index
+        ok, error = self.queue(label).enqueue(entry, binding, self.t / 1000)
+        return [ok] if error is None else [ok, error]
+
+    def binding(self, conf: Any, handler: Any, handler_conf: Any) -> Binding:
+        """The same object for the same arguments, as a plugin would have it."""
+        called_with = key([conf, repr(handler), handler_conf])
+        if called_with not in self.bindings:
+            self.bindings[called_with] = Binding(QueueParameters.of(decode(conf)), handler, decode(handler_conf))
+        return self.bindings[called_with]
+
+    def do_exists(self, _index: int, action: dict[str, Any]) -> list[Any]:
+        known(action, {"do", "t", "queue"})
+        return [self.queue(action["queue"]).exists]
+
+    def do__exists(self, _index: int, action: dict[str, Any]) -> list[Any]:
+        known(action, {"do", "t", "queue"})
+        queue = self.queue(action["queue"])
+        return [queue.counters().queued > 0 if queue.exists else None]
+
+    def do_is_full(self, _index: int, action: dict[str, Any]) -> list[Any]:
+        known(action, {"do", "t", "queue"})
+        return [self.queue(action["queue"]).is_full()]
+
+    def do_can_enqueue(self, _index: int, action: dict[str, Any]) -> list[Any]:
+        known(action, {"do", "t", "queue", "entry"})
+        return [self.queue(action["queue"]).can_enqueue(decode(action["entry"]))]
+
+    def do_exit(self, _index: int, action: dict[str, Any]) -> None:
+        known(action, {"do", "t"})
+        self.queues.exit()
+
+    def do_clock_jump(self, _index: int, action: dict[str, Any]) -> None:
+        known(action, {"do", "t", "ms"})
+        self.queues.clock_stepped(action["ms"] / 1000)
+
+    def do_timers_fail(self, _index: int, action: dict[str, Any]) -> None:
+        known(action, {"do", "t", "value"})
+        self.timers_fail = action["value"]
+
+    # The end.
+
+    def final(self) -> dict[str, Any]:
+        return {
+            "t": self.t,
+            "queues": {
+                label: {"exists": self.queue(label).exists, "handler_calls": self.handler_calls[label]}
+                for label in self.case["queues"]
+            },
+        }
+
+    def check_accounts(self) -> None:
+        total = self.queues.counters()
+        dropped = total.dropped_overflow + total.dropped_retries + total.dropped_shutdown
+        assert total.enqueued == total.acknowledged + dropped + total.swallowed + total.queued + total.in_flight
+
+
+def key(entry: Any) -> str:
+    """What tells entries apart, as the recording did: their value."""
+    return json.dumps(entry, default=repr, sort_keys=True)
+
+
+def outcome_of(step: dict[str, Any]) -> Outcome:
+    """What a handler's result means: only exactly true is success (Q19)."""
+    if "raises" in step:
+        return Outcome(ok=False, reason=step["raises"])
+    ok, reason, *_ = [*decode(step["returns"]), None, None]
+    return Outcome(ok=ok is True, reason=None if reason is None or reason is False else str(reason))
