@@ -68,9 +68,14 @@ def _address(text: object) -> object:
     return text
 
 
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use: what ``auto`` workers are."""
+    return len(os.sched_getaffinity(0))
+
+
 def _workers(value: object) -> object:
     if value == "auto":
-        return len(os.sched_getaffinity(0))
+        return available_cpus()
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= WORKERS_MAX:
         return value
     raise FieldError(f"expected auto or a whole number from 1 to {WORKERS_MAX}, not {shown(value)}", cure="write 2")

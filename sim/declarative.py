@@ -11,8 +11,23 @@ import secrets
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from sim.config import PLUGIN_CONFIGS, SAMPLING_RATE_DEFAULT, Gateway, Plugin, ProfileName, Route, Service
-from sim.document import Document, FieldPath, not_built
+from pydantic import Field
+from ruamel.yaml.comments import CommentedMap
+
+from sim.config import (
+    PLUGIN_CONFIGS,
+    Gateway,
+    Listen,
+    Plugin,
+    ProfileName,
+    Route,
+    Service,
+    Tracing,
+    Url,
+    Workers,
+    available_cpus,
+)
+from sim.document import Document, FieldPath, Model, Override, not_built
 from sim.errors import UserError, nearest, shown
 
 FORMAT_VERSIONS: Final = ("1.1", "2.1", "3.0")
@@ -87,37 +102,36 @@ class Entities(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def load(
-    file: str,
-    *,
-    listen: str,
-    workers: int | None = None,
-    profile: ProfileName = "kong",
-    instrumentations: Iterable[str] = ("off",),
-    sampling_rate: float = SAMPLING_RATE_DEFAULT,
-    traces_endpoint: str | None = None,
-) -> Gateway:
+class _Settings(Model):
+    """What a gateway of its own is told beside the file."""
+
+    listen: Listen = "127.0.0.1:8000"
+    workers: Workers = Field(default_factory=available_cpus)
+    profile: ProfileName = "kong"
+    tracing: Tracing = Tracing()
+    collector: Url | None = None
+
+
+def load(file: str, settings: Iterable[Override] = ()) -> Gateway:
     """Read a ``kong.yml`` for a gateway of its own; raises UserError.
 
-    Args:
-        file: path of the file.
-        listen: ``host:port``.
-        workers: how many; None is one for each CPU.
-        profile: ``kong`` or ``safe``.
-        instrumentations: words of :data:`~sim.config.INSTRUMENTATIONS`.
-        sampling_rate: from 0 to 1.
-        traces_endpoint: URL for the opentelemetry plugins that name none; without it each has to.
+    ``settings`` are ``listen``, ``workers``, ``profile``, ``tracing`` and ``collector``, the URL for the opentelemetry
+    plugins that name none; without it each has to.
     """
-    entities = read_entities(Document.read(file), provided={"collector"} if traces_endpoint else ())
-    settings = {
-        "profile": profile,
-        "seed": secrets.randbits(32),
-        "listen": listen,
-        "workers": "auto" if workers is None else workers,
-        "tracing": {"instrumentations": list(instrumentations), "sampling_rate": sampling_rate},
-    }
-    gateway = Gateway.model_validate(settings | entities._asdict())
-    return gateway.exporting_to(traces_endpoint) if traces_endpoint else gateway
+    told = Document("settings", CommentedMap())
+    for setting in settings:
+        told.set(setting)
+    told_settings = told.validate(_Settings, told.plain())
+    collector = told_settings.collector
+    entities = read_entities(Document.read(file), provided={"collector"} if collector else ())
+    values = {name: getattr(told_settings, name) for name in ("listen", "workers", "profile", "tracing")}
+    gateway = Gateway.model_validate({**values, "seed": secrets.randbits(32), **entities._asdict()})
+    return gateway.exporting_to(collector) if collector else gateway
+
+
+def is_kong_yml(document: Document) -> bool:
+    """Whether a file is a Kong declarative file, and not a scenario."""
+    return "_format_version" in document.root
 
 
 def read_entities(document: Document, path: FieldPath = (), *, provided: Collection[str] = ()) -> Entities:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -80,6 +80,14 @@ def matching(pattern: str, expected: str) -> AfterValidator:
 M = TypeVar("M", bound=Model)
 
 
+class Override(NamedTuple):
+    """A value that takes the place of a file's; ``origin`` stands for file and line in errors."""
+
+    path: FieldPath
+    value: Any
+    origin: str
+
+
 class Document:
     """One YAML file, its lines and the overrides laid over it."""
 
@@ -128,8 +136,9 @@ class Document:
             return UserError(message, file=origin, field=field, cure=cure)
         return UserError(message, file=self.file, line=self.line(path), field=field, cure=cure)
 
-    def set(self, path: FieldPath, value: Any, origin: str) -> None:
-        """Lay a value over the field at ``path``; mappings on the way are made; ``origin`` names it in errors."""
+    def set(self, override: Override) -> None:
+        """Lay a value over a field; mappings on the way are made."""
+        path, value, origin = override
         *above, last = path
         node = self.root
         for depth, step in enumerate(above):
@@ -188,9 +197,21 @@ def parse_path(text: str) -> FieldPath:
     return steps
 
 
-def parse_value(text: str, origin: str) -> Any:
-    """Read a value as it would be read in a file, such as ``500/s``, ``true`` or ``[a, b]``; raises UserError."""
-    return _parse(text, origin)
+def parse_override(text: str) -> Override:
+    """Read ``FIELD=VALUE``; raises UserError."""
+    origin = f"--set {text}"
+    field, equals, value = text.partition("=")
+    if not equals:
+        raise UserError("expected FIELD=VALUE", file=origin, cure="write --set load[0].rate=800/s")
+    return override(field.strip(), value, origin)
+
+
+def override(field: str, value: str, origin: str) -> Override:
+    """Read a field and its value as they would stand in a file, such as ``500/s`` or ``[a, b]``; raises UserError."""
+    try:
+        return Override(parse_path(field), _parse(value, origin), origin)
+    except FieldError as error:
+        raise UserError(error.message, file=origin, cure=error.cure) from None
 
 
 class _UnreadableError(Exception):

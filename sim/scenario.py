@@ -7,12 +7,11 @@ that this version cannot act on is refused by name; any other is an unknown fiel
 """
 
 import math
-import os
 import pathlib
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
@@ -29,10 +28,11 @@ from sim.config import (
     Seed,
     Tracing,
     Workers,
+    available_cpus,
 )
 from sim.declarative import Entities, read_entities
-from sim.document import Document, FieldPath, Model, matching, parse_path, parse_value
-from sim.errors import FieldError, UserError, shown
+from sim.document import Document, Model, Override, matching
+from sim.errors import FieldError, shown
 from sim.threshold import Threshold
 from sim.threshold import parse as parse_threshold
 from sim.units import Bytes, PerSecond, Seconds, format_duration
@@ -192,10 +192,16 @@ class _Gateway(Model):
     """The gateway's part of the file."""
 
     listen: Listen = "127.0.0.1:0"
-    workers: Workers = Field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: Workers = Field(default_factory=available_cpus)
     config: Any
     tracing: _Tracing = _Tracing()
     nginx: Nginx = Nginx()
+
+
+def _not_the_collector(name: str) -> str:
+    if name == "collector":
+        raise FieldError("is the name of the built-in collector", cure="give the upstream another name")
+    return name
 
 
 class _File(Model):
@@ -205,7 +211,7 @@ class _File(Model):
     profile: ProfileName = "kong"
     seed: Seed
     gateway: _Gateway
-    upstreams: dict[Name, Upstream] = Field(default_factory=dict)
+    upstreams: dict[Annotated[Name, AfterValidator(_not_the_collector)], Upstream] = Field(default_factory=dict)
     collector: Collector = Collector()
     load: Annotated[tuple[ConstantArrivalRate, ...], Strict(strict=False), Field(min_length=1)]
     faults: Many[Fault] = ()
@@ -240,33 +246,13 @@ class Scenario:
         return sum(load.duration for load in self.load)
 
 
-class Override(NamedTuple):
-    """A value that takes the place of the file's; ``origin`` names it in errors."""
-
-    path: FieldPath
-    value: Any
-    origin: str
-
-
-def override(text: str) -> Override:
-    """Read ``FIELD=VALUE``, the value written as in a file; raises UserError."""
-    origin = f"--set {text}"
-    field, equals, value = text.partition("=")
-    if not equals:
-        raise UserError("expected FIELD=VALUE", file=origin, cure="write --set load[0].rate=800/s")
-    try:
-        return Override(parse_path(field.strip()), parse_value(value, origin), origin)
-    except FieldError as error:
-        raise UserError(error.message, file=origin, cure=error.cure) from None
-
-
 def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
     """Read and check a scenario; one without a seed gets a random one; raises UserError."""
     document = Document.read(file)
-    for path, value, origin in overrides:
-        document.set(path, value, origin)
+    for override in overrides:
+        document.set(override)
     if "seed" not in document.root:
-        document.set(("seed",), secrets.randbits(32), "drawn seed")
+        document.set(Override(("seed",), secrets.randbits(32), "drawn seed"))
     content = document.validate(_File, document.plain())
     entities = _entities(document, content)
     settings = {name: getattr(content.gateway, name) for name in ("listen", "workers", "tracing", "nginx")}

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sim.ledger import PoolBalance
 from sim.scenario import Scenario
-from sim.scoreboard import Reading, Retired, Snapshot
+from sim.scoreboard import POOLS, Reading, Retired, Snapshot
 from sim.threshold import evaluate
 
 SCHEMA: Final = "kongsim.summary/1"
@@ -142,6 +142,7 @@ class Totals(_Section):
     cpu_us_per_request: float | None
     rss_mib: float | None
     loop_lag_ms_max: float
+    pools: dict[str, Pool]
 
 
 class Environment(_Section):
@@ -321,6 +322,7 @@ def _totals(workers: Reading) -> dict[str, Any]:
         "cpu_us_per_request": _cpu_us_per_request(accounts),
         "rss_mib": max((worker.values["rss_bytes"] / _MIB for worker in workers.workers), default=None),
         "loop_lag_ms_max": max(account.values["loop_lag_ns_max"] for account in accounts) * _MS_PER_NS,
+        "pools": {tag: _pool(sum((a.pools[tag] for a in accounts), start=PoolBalance())) for tag in POOLS},
     }
 
 

@@ -1,0 +1,5 @@
+"""``python -m sim`` is ``kongsim``."""
+
+from sim.cli import main
+
+main()

@@ -1,0 +1,117 @@
+"""The command line: ``kongsim run``, ``serve``, ``collector`` and ``check``.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 all held; 99 a threshold failed; 98 the run is invalid,
+because the load generator fell behind; 2 bad usage, scenario or configuration; 1 the program failed; 130 interrupted.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from sim.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sim.document import Override
+
+EXIT_USER_ERROR: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+def main() -> None:
+    """Run the command that the arguments name, and exit."""
+    try:
+        code = commands.main(prog_name="kongsim", standalone_mode=False)
+    except UserError as error:
+        click.echo(f"kongsim: {error}", err=True)
+        code = EXIT_USER_ERROR
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+@click.group()
+@click.version_option(package_name="kongsim", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Simulate an nginx-style gateway with Kong's tracing API, in as many worker processes as you like."""
+
+
+@commands.command()
+@click.argument("scenario")
+@click.option("--workers", metavar="N", help="Number of workers; sets gateway.workers.")
+@click.option("--seed", metavar="N", help="Seed of every random draw; sets seed.")
+@click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", help="Set any field: load[0].rate=800/s.")
+@click.option("--out", metavar="DIR", help="Folder for the results.  [default: runs/NAME-DATE-TIME]")
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of tables.")
+def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: bool, **options: str | None) -> int:
+    """Run the load scenario in the file SCENARIO."""
+    from rich.console import Console  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+
+    from sim import scenario as scenarios  # noqa: PLC0415 - the same
+    from sim.document import parse_override  # noqa: PLC0415 - the same
+    from sim.report.folder import folder  # noqa: PLC0415 - the same
+    from sim.report.progress import Progress  # noqa: PLC0415 - the same
+    from sim.report.tables import show  # noqa: PLC0415 - the same
+
+    overrides = [parse_override(text) for text in fields]
+    overrides += _overrides({"workers": "gateway.workers", "seed": "seed"}, options)
+    checked = scenarios.load(scenario, overrides)
+    from sim import run as runs  # noqa: PLC0415 - a mistake in the file is told before any of this is imported
+
+    with folder(checked, out) as out_dir:
+        summary = runs.run(checked, out_dir=out_dir, progress=Progress(Console(stderr=True)))
+        summary.write(out_dir)
+    if as_json:
+        click.echo(summary.to_json(), nl=False)
+    else:
+        show(summary, str(out_dir), Console())
+    return summary.exit_code
+
+
+@commands.command()
+@click.argument("file", metavar="KONG_YML")
+@click.option("--listen", metavar="HOST:PORT", help="Where to listen.  [default: 127.0.0.1:8000]")
+@click.option("--workers", metavar="N", help="Number of workers.  [default: one for each CPU]")
+@click.option("--profile", metavar="NAME", help="kong or safe.  [default: kong]")
+@click.option("--collector", metavar="URL", help="Where opentelemetry plugins without traces_endpoint export to.")
+@click.option("--tracing-instrumentations", metavar="WORDS", help="What is traced: all, or a list.  [default: off]")
+@click.option("--tracing-sampling-rate", metavar="RATE", help="Share of traces kept, 0 to 1.  [default: 0.01]")
+def serve(*, file: str, **options: str | None) -> int:
+    """Run the gateway that KONG_YML describes, in the foreground, with nginx's signals."""
+    from sim import declarative, master  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+
+    fields = {name: name for name in ("listen", "workers", "profile", "collector")}
+    fields |= {f"tracing_{name}": f"tracing.{name}" for name in ("instrumentations", "sampling_rate")}
+    if words := options["tracing_instrumentations"]:
+        options["tracing_instrumentations"] = f"[{words}]"
+    settings = _overrides(fields, options)
+    return master.serve(declarative.load(file, settings), reread=lambda: declarative.load(file, settings))
+
+
+@commands.command()
+@click.argument("file")
+def check(*, file: str) -> None:
+    """Check the scenario or kong.yml in FILE, and start nothing."""
+    from sim import declarative, scenario  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+    from sim.document import Document  # noqa: PLC0415 - the same
+
+    if declarative.is_kong_yml(Document.read(file)):
+        gateway, kind = declarative.load(file), "configuration"
+    else:
+        gateway, kind = scenario.load(file).gateway, "scenario"
+    for warning in gateway.warnings:
+        click.echo(warning, err=True)
+    click.echo(f"{file}: {kind} ok")
+
+
+def _overrides(fields: "Mapping[str, str]", options: "Mapping[str, str | None]") -> "list[Override]":
+    """Return what the given options set, each read as if it stood in a file at the field that it is named for."""
+    from sim.document import override  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+
+    given = [(field, value, option) for option, field in fields.items() if (value := options[option]) is not None]
+    return [override(field, value, f"--{option.replace('_', '-')}") for field, value, option in given]

@@ -1,0 +1,51 @@
+"""The folder of a run: ``runs/NAME-DATE-TIME`` unless the user names one; made before anything is started."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sim.errors import UserError
+
+if TYPE_CHECKING:
+    from sim.scenario import Scenario
+
+RUNS: Final = Path("runs")
+"""Where the folders of runs are, below the current one."""
+
+
+@contextmanager
+def folder(scenario: "Scenario", out: str | None) -> Iterator[Path]:
+    """Make the folder of a run and put ``scenario.yaml`` into it.
+
+    Args:
+        scenario: what is run.
+        out: the folder that the user named; what it holds of an earlier run is overwritten.
+
+    Raises:
+        UserError: it cannot be made or written; when the run itself raises one, because it could not start, the folder
+            is removed again, unless it was there before.
+    """
+    path = _unused(scenario.name) if out is None else Path(out)
+    existed = path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "scenario.yaml").write_text(scenario.as_run, encoding="utf-8")
+    except OSError as error:
+        cure = "name another folder with --out"
+        raise UserError(f"cannot write there: {error.strerror}", file=str(path), cure=cure) from None
+    try:
+        yield path
+    except UserError:
+        if not existed:
+            shutil.rmtree(path)
+        raise
+
+
+def _unused(name: str) -> Path:
+    stem = f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(RUNS.joinpath, names) if not path.exists())

@@ -1,0 +1,204 @@
+"""The result of a run as tables: what the user reads when it is over.
+
+Numbers are right-aligned under headings that carry the unit. The ledger has a row for each account and a column for
+each worker process, the dead ones too; where the columns do not fit side by side, they go on below. Colours appear on
+a terminal only, and never carry anything that the words do not say.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from sim.units import format_duration, format_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import RenderableType
+
+    from sim.report.summary import Summary, Worker
+
+_ACCOUNTS: Final = (
+    ("created", "created"),
+    ("unsampled", "  unsampled"),
+    ("unprocessed", "  unprocessed"),
+    ("rejected", "  rejected"),
+    ("lost_in_request", "  lost in request"),
+    ("open", "  open"),
+    ("enqueued", "  enqueued"),
+    ("acknowledged", "    acknowledged"),
+    ("dropped_overflow", "    dropped, overflow"),
+    ("dropped_retries", "    dropped, retries"),
+    ("dropped_shutdown", "    dropped, shutdown"),
+    ("swallowed", "    swallowed"),
+    ("lost_in_queue", "    lost in queue"),
+    ("queued", "    queued"),
+    ("in_flight", "    in flight"),
+    ("unaccounted", "unaccounted"),
+)
+"""The accounts of a ledger in the order of its equations: what is indented adds up to what it hangs under."""
+
+_TRANSIENT: Final = frozenset({"open", "queued", "in_flight"})
+"""Accounts that are empty once all workers have ended; shown only when they are not."""
+
+_NAME_WIDTH: Final = 21
+_COLUMN_WIDTH: Final = 11
+_INDENT: Final = 2
+_VERDICT_STYLE: Final = {"passed": "bold green", "failed": "bold red", "invalid": "bold yellow", "interrupted": "bold"}
+
+
+def show(summary: "Summary", folder: str, console: Console) -> None:
+    """Print the result of a run that was written to ``folder``."""
+    console.print(result(summary, folder, console.width), highlight=False)
+
+
+def result(summary: "Summary", folder: str, width: int) -> "RenderableType":
+    """Return the whole result for a console of ``width`` columns."""
+    return Group(
+        _section("load", _load(summary)),
+        _section("workers", _workers(summary.workers)),
+        *(_section(title, block) for title, block in _ledger(summary, width)),
+        _section("pools, objects of all workers", _pools(summary)),
+        _section("collector, spans", _collector(summary)),
+        *([_section("thresholds", _thresholds(summary))] if summary.thresholds else []),
+        *(Text(f"warning: {warning}", style="yellow") for warning in summary.warnings),
+        _verdict(summary, folder),
+    )
+
+
+def _load(summary: "Summary") -> "RenderableType":
+    requests, latency, load = summary.requests, summary.latency_ms, summary.load
+    counts = _table("requests", "offered", "sent", "completed", "failed", "5xx", "offered /s", "sent /s")
+    counts.add_row(
+        "",
+        *(f"{count:,}" for count in (requests.offered, requests.sent, requests.completed, requests.failed)),
+        f"{requests.status_5xx:,}",
+        f"{load.offered_rate_per_s:,.1f}",
+        f"{load.achieved_rate_per_s:,.1f}",
+    )
+    times = _table("latency, ms", "mean", "p50", "p90", "p99", "p99.9", "max", "generator lag p99")
+    shown = (latency.mean, latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max, load.lag_ms["p99"])
+    times.add_row("", *(_number(value, 2) for value in shown))
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in requests.failed_by_reason.items() if count)
+    return Group(counts, *([f"failed: {reasons}"] if reasons else []), "", times)
+
+
+def _workers(workers: "Iterable[Worker]") -> Table:
+    table = _table("slot", "pid", "ended", "requests", "spans", "CPU us/req", "RSS MiB", "lag ms")
+    for worker in workers:
+        table.add_row(
+            str(worker.slot),
+            str(worker.pid) if worker.pid else f"{worker.incarnations} earlier",
+            worker.ended or "",
+            f"{worker.requests:,}",
+            f"{worker.spans:,}",
+            _number(worker.cpu_us_per_request, 0),
+            _number(worker.rss_mib, 1),
+            _number(worker.loop_lag_ms_max, 1),
+        )
+    return table
+
+
+def _ledger(summary: "Summary", width: int) -> "Iterable[tuple[str, RenderableType]]":
+    columns = [(_heading(worker), worker.ledger) for worker in summary.workers] + [("all", summary.ledger)]
+    at_once = max(1, (width - _INDENT - _NAME_WIDTH) // _COLUMN_WIDTH)
+    for first in range(0, len(columns), at_once):
+        yield ("ledger, spans" if not first else "ledger, continued"), _accounts(columns[first : first + at_once])
+
+
+def _accounts(columns: "Sequence[tuple[str, dict[str, int]]]") -> Table:
+    table = Table(box=None, padding=0, pad_edge=False, header_style="dim")
+    table.add_column("", width=_NAME_WIDTH)
+    for heading, _ledger in columns:
+        table.add_column(heading, justify="right", width=_COLUMN_WIDTH, vertical="bottom")
+    for account, label in _ACCOUNTS:
+        figures = [ledger[account] for _heading, ledger in columns]
+        if account in _TRANSIENT and not any(figures):
+            continue
+        cells = [Text(f"{figure:,}", style=_figure_style(account, figure)) for figure in figures]
+        table.add_row(Text(label, style="bold" if account == "unaccounted" else ""), *cells)
+    return table
+
+
+def _figure_style(account: str, figure: int) -> str:
+    if account == "unaccounted":
+        return "bold red" if figure else "bold green"
+    return "" if figure else "dim"
+
+
+def _heading(worker: "Worker") -> str:
+    lines = (f"slot {worker.slot}", str(worker.pid or f"{worker.incarnations} earlier"), worker.ended or "")
+    return "\n".join(line for line in lines if line)
+
+
+def _pools(summary: "Summary") -> Table:
+    table = _table("pool", "fetched", "made anew", "released", "discarded", "live")
+    table.columns[0].justify = "left"
+    for tag, pool in summary.totals.pools.items():
+        figures = (pool.fetched, pool.misses, pool.released, pool.discarded, pool.live)
+        table.add_row(tag, *(f"{figure:,}" for figure in figures))
+    return table
+
+
+def _collector(summary: "Summary") -> Table:
+    collector = summary.collector
+    figures = {
+        "received": collector.received_unique,
+        "received twice": collector.received_duplicates,
+        "orphans": collector.orphans,
+        "export requests": collector.requests,
+    }
+    table = _table("", *figures)
+    table.add_row("", *(f"{figure:,}" for figure in figures.values()))
+    return table
+
+
+def _thresholds(summary: "Summary") -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("expression")
+    table.add_column("value", justify="right")
+    table.add_column("")
+    for threshold in summary.thresholds:
+        word, style = ("passed", "green") if threshold.passed else ("FAILED", "bold red")
+        table.add_row(threshold.expression, _value(threshold.expression, threshold.value), Text(word, style=style))
+    return table
+
+
+def _verdict(summary: "Summary", folder: str) -> "RenderableType":
+    shape = f"{format_rate(summary.load.offered_rate_per_s)} for {format_duration(summary.load.duration_s)}"
+    head = Text.assemble(
+        (summary.verdict.upper(), _VERDICT_STYLE[summary.verdict]),
+        f"  {summary.scenario}, profile {summary.profile}, seed {summary.seed}, {shape}, ",
+        f"run of {summary.elapsed_s:.1f} s",
+    )
+    lines: list[RenderableType] = ["", head]
+    if summary.verdict == "invalid":
+        lines.append(f"the figures do not count: {summary.invalid_reason}")
+    return Group(*lines, Text(f"results in {folder}", overflow="fold"))
+
+
+def _section(title: str, content: "RenderableType") -> "RenderableType":
+    return Group("", Text(title, style="bold"), Padding(content, (0, 0, 0, _INDENT), expand=False))
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _value(expression: str, value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    if "%" in expression:
+        return f"{value * 100:.3g}%"
+    text = f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"
+    return f"{text} ms" if expression.startswith("latency.") and "/" not in expression else text
