@@ -1,0 +1,185 @@
+"""Instrumentations: the spans that the core makes of a request, of the types in `tracing_instrumentations`.
+
+Each type is a method; one that is not enabled is replaced by a no-op when the worker starts, so that the way of a
+request asks nothing (kong-semantics I1-I19). Only the first word of the list is tested for `all` and `off` (I2). The
+root span is made whenever the list is not `off` (I3).
+
+Attribute names come from the published semantic conventions; those that Kong still uses are the older ones.
+"""
+
+from functools import cache
+from typing import Any, Final
+
+from opentelemetry.semconv._incubating.attributes import http_attributes, net_attributes
+
+from kongtrace import NOOP_SPAN, NoopSpan, Span, TracerProvider, tracing_context
+from kongtrace.context import span_list
+from kongtrace.span import CLIENT, SERVER, STATUS_ERROR
+from sim.config import Tracing
+from sim.request import Request, Try
+
+HTTP_METHOD: Final = http_attributes.HTTP_METHOD
+HTTP_URL: Final = http_attributes.HTTP_URL
+HTTP_HOST: Final = http_attributes.HTTP_HOST
+HTTP_SCHEME: Final = http_attributes.HTTP_SCHEME
+HTTP_FLAVOR: Final = http_attributes.HTTP_FLAVOR
+HTTP_CLIENT_IP: Final = http_attributes.HTTP_CLIENT_IP
+HTTP_STATUS_CODE: Final = http_attributes.HTTP_STATUS_CODE
+HTTP_ROUTE: Final = http_attributes.HTTP_ROUTE
+NET_PEER_IP: Final = net_attributes.NET_PEER_IP
+NET_PEER_PORT: Final = net_attributes.NET_PEER_PORT
+NET_PEER_NAME: Final = net_attributes.NET_PEER_NAME
+
+# Kong's own, in no convention.
+KONG_REQUEST_ID: Final = "kong.request.id"
+TRY_COUNT: Final = "try_count"
+DNS_DOMAIN: Final = "dns.record.domain"
+DNS_PORT: Final = "dns.record.port"
+DNS_IP: Final = "dns.record.ip"
+
+BALANCER: Final = "balancer"
+"""Name under which the tracing context keeps the span made ahead for the last try (I15)."""
+
+_TYPES: Final = ("router", "balancer", "dns_query", "plugin_rewrite", "plugin_access", "plugin_header_filter")
+_NS_PER_MS: Final = 1_000_000
+
+
+class Instrumentation:
+    """The instrumentations of one worker; makes its tracer the global one when any is on (T4).
+
+    Args:
+        provider: of the worker's tracers.
+        tracing: which types, and the sampling rate.
+    """
+
+    def __init__(self, provider: TracerProvider, tracing: Tracing) -> None:
+        words = tracing.instrumentations
+        self.enabled = words[0] != "off"
+        self._whole_ms = provider.profile.name == "kong"
+        if not self.enabled:
+            self.request = self.status = self.log = _nothing
+        off = _TYPES if not self.enabled else () if words[0] == "all" else tuple(t for t in _TYPES if t not in words)
+        for kind in off:
+            setattr(self, kind, _noop)
+        if BALANCER in off:
+            self.precreate_balancer = _nothing  # type: ignore[method-assign]
+            self.balancer = _nothing  # type: ignore[method-assign]
+        if self.enabled:
+            provider.set_global_tracer(provider.new("instrument", {"sampling_rate": tracing.sampling_rate}))
+        self._tracer: Any = provider.global_tracer
+
+    def request(self, request: Request) -> None:
+        """Start the root span and make it active (I5, I18)."""
+        start_ns = request.started_ns
+        if self._whole_ms:
+            # nginx notes a request's start in ms.
+            start_ns -= start_ns % _NS_PER_MS
+        host = request.host
+        peer = request.connection.peer
+        root = self._tracer.start_span(
+            "kong",
+            None,
+            start_ns,
+            SERVER,
+            None,
+            {
+                HTTP_METHOD: request.method,
+                HTTP_URL: f"http://{host}{request.target.decode('latin-1')}",
+                HTTP_HOST: host,
+                HTTP_SCHEME: "http",
+                HTTP_FLAVOR: request.version,
+                HTTP_CLIENT_IP: peer,
+                NET_PEER_IP: peer,
+                KONG_REQUEST_ID: request.id.decode(),
+            },
+        )
+        tracing_context(request.ctx).raw_trace_id = root.trace_id
+        self._tracer.set_active_span(root)
+
+    def router(self) -> Span | NoopSpan:
+        """Start the span of matching a route (I6)."""
+        return self._active("kong.router")
+
+    def plugin_rewrite(self, name: str) -> Span | NoopSpan:
+        """Start the span of a plugin's rewrite handler (I7)."""
+        return self._active(_plugin_span("rewrite", name))
+
+    def plugin_access(self, name: str) -> Span | NoopSpan:
+        """Start the span of a plugin's access handler (I7)."""
+        return self._active(_plugin_span("access", name))
+
+    def plugin_header_filter(self, name: str) -> Span | NoopSpan:
+        """Start the span of a plugin's header_filter handler (I7)."""
+        return self._active(_plugin_span("header_filter", name))
+
+    def dns_query(self) -> Span | NoopSpan:
+        """Start the span of resolving a host (I9)."""
+        return self._active("kong.dns", CLIENT)
+
+    def precreate_balancer(self, request: Request) -> None:
+        """Make the span of the last try ahead, since its id goes into the headers (I15)."""
+        spans = span_list(request.ctx)
+        span = self._tracer.create_span(None, {"span_kind": CLIENT, "parent": spans[0] if spans else None})
+        tracing_context(request.ctx).unlinked_spans[BALANCER] = span
+
+    def status(self, request: Request) -> None:
+        """Write status and route into the root span (I5)."""
+        spans = span_list(request.ctx)
+        if spans:
+            spans[0].set_attribute(HTTP_STATUS_CODE, request.status)
+            paths = request.match.route.paths if request.match else ()
+            spans[0].set_attribute(HTTP_ROUTE, paths[0] if paths else "")
+
+    def balancer(self, request: Request) -> None:
+        """Make the spans of the tries (I14)."""
+        ahead = tracing_context(request.ctx).unlinked_spans.get(BALANCER)
+        last = len(request.tries)
+        for number, attempt in enumerate(request.tries, 1):
+            options = {
+                "span_kind": CLIENT,
+                "start_time_ns": attempt.start_ns,
+                "attributes": {TRY_COUNT: number, NET_PEER_IP: attempt.address, NET_PEER_PORT: attempt.port},
+            }
+            if number == last and attempt.state is None and ahead is not None and not ahead.linked:
+                self._tracer.set_active_span(ahead)
+                self._tracer.link_span(self._tracer, ahead, "kong.balancer", options)
+                self._name_peer(ahead, request, attempt)
+                ahead.finish(request.body_ended_ns or None)
+                return
+            span = self._tracer.start_span("kong.balancer", options)
+            if attempt.state is not None:
+                span.set_attribute(HTTP_STATUS_CODE, attempt.code)
+                span.set_status(STATUS_ERROR)
+            self._name_peer(span, request, attempt)
+            span.finish(attempt.start_ns + attempt.latency_ns + attempt.connect_ns)
+
+    def log(self, request: Request) -> None:
+        """End what is active, which is the root unless something leaked (I13)."""
+        self.balancer(request)
+        active = self._tracer.active_span()
+        if active is not None:
+            active.finish(request.body_ended_ns or None)
+
+    def _active(self, name: str, kind: int | None = None) -> Span | NoopSpan:
+        tracer = self._tracer
+        span: Span | NoopSpan = tracer.start_span(name) if kind is None else tracer.start_span(name, None, None, kind)
+        tracer.set_active_span(span)
+        return span
+
+    def _name_peer(self, span: Span | NoopSpan, request: Request, attempt: Try) -> None:
+        if request.hostname:
+            span.set_attribute(NET_PEER_NAME, request.hostname)
+            span.set_attribute(NET_PEER_PORT, attempt.port)
+
+
+@cache
+def _plugin_span(phase: str, name: str) -> str:
+    return f"kong.{phase}.plugin.{name}"
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
+def _noop(*_: object) -> NoopSpan:
+    return NOOP_SPAN

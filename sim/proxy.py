@@ -1,0 +1,297 @@
+"""One proxied exchange: the request to a target, its answer to the client, other tries when one fails.
+
+A try that fails before anything of the answer has come is followed by another, up to the service's `retries`, unless
+the request may have had an effect: its method is not idempotent and it was sent, or a part of its body is gone (nginx,
+`proxy_next_upstream`). A kept connection that turns out to be closed is no try. What finally fails is 502, or 504 when
+time ran out. Once the answer's head has gone to the client, a failure can only be told by closing the connection.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from kongtrace import PHASES
+from sim.phases import LightThread
+from sim.request import HOP_BY_HOP, HeaderLines, Request, Try
+from sim.upstream import ConnectTimeoutError, UpstreamConnection
+
+if TYPE_CHECKING:
+    from sim.runloop import Runloop
+
+BALANCER: Final = PHASES["balancer"]
+NOT_IDEMPOTENT: Final = frozenset({"POST", "LOCK", "PATCH"})
+"""Methods that nginx does not send twice."""
+
+VIA: Final = b"1.1 kongsim"
+_NS_PER_MS: Final = 1_000_000
+_LENGTH: Final = b"content-length"
+_DROPPED: Final = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-real-ip", b"x-forwarded-for"}
+_DROPPED_SIZES: Final = frozenset(map(len, _DROPPED))
+_ANSWER_DROPPED: Final = HOP_BY_HOP
+_ANSWER_DROPPED_SIZES: Final = frozenset(map(len, _ANSWER_DROPPED))
+
+
+class ProxiedExchange:
+    """The exchange of one request.
+
+    Args:
+        runloop: of the worker.
+        request: whose target is chosen.
+    """
+
+    __slots__ = (
+        "_address",
+        "_body_sent",
+        "_chunked_answer",
+        "_connection",
+        "_held",
+        "_request",
+        "_runloop",
+        "_try",
+    )
+
+    def __init__(self, runloop: "Runloop", request: Request) -> None:
+        self._runloop = runloop
+        self._request = request
+        self._body_sent = False
+        self._chunked_answer = False
+        self._connection: UpstreamConnection | None = None
+        self._held = False
+        self._try: Try
+        self._address: tuple[str, int] = request.ctx["balancer_address"]
+
+    def begin(self) -> None:
+        """Send the request to the target, on a kept connection if there is one."""
+        runloop, request = self._runloop, self._request
+        start_ns = runloop.time_ns()
+        runloop.execution.enter(BALANCER, request.ctx)
+        self._try = Try(*self._address, start_ns)
+        request.tries.append(self._try)
+        connection = runloop.pool.take(self._address)
+        self._try.latency_ns = runloop.time_ns() - start_ns
+        if connection is not None:
+            self._send(connection)
+        else:
+            self._connect()
+
+    def send_body(self, data: bytes) -> None:
+        """Pass a part of the body on, or keep it until there is a connection."""
+        if self._connection is None:
+            self._request.body.append(data)
+        else:
+            self._body_sent = True
+            self._connection.write(self._framed(data))
+
+    def end_body(self) -> None:
+        """The whole request has been read."""
+        if self._connection is not None and self._request.content_length is None:
+            self._connection.write(b"0\r\n\r\n")
+
+    def cancel(self) -> None:
+        """The client has gone."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+
+    def hold_response(self) -> None:
+        """The client does not read: read no more of the answer."""
+        if self._connection is not None and not self._held:
+            self._held = True
+            self._connection.transport.pause_reading()
+
+    def release_response(self) -> None:
+        """The client reads again."""
+        if self._connection is not None and self._held:
+            self._held = False
+            self._connection.transport.resume_reading()
+
+    def _connect(self) -> None:
+        runloop, request = self._runloop, self._request
+        assert request.match is not None
+        timeout_s = request.match.service.connect_timeout / 1000
+        made: list[UpstreamConnection] = []
+        before_ns = runloop.time_ns()
+
+        async def connect() -> None:
+            made.append(await runloop.pool.connect(self._address, timeout_s))
+
+        def go_on(error: BaseException | None) -> None:
+            self._try.connect_ns = runloop.time_ns() - before_ns
+            if request.done:
+                if made:
+                    runloop.pool.keep(made[0])
+            elif error is None:
+                self._send(made[0])
+            else:
+                self._failed(f"connect() failed: {error}", timeout=isinstance(error, ConnectTimeoutError), sent=False)
+
+        runloop.runtime.run(LightThread(connect(), runloop.execution, BALANCER, request.ctx), go_on)
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        request = self._request
+        assert request.match is not None
+        self._connection = connection
+        out = [self._head()]
+        if request.body:
+            self._body_sent = True
+            out += map(self._framed, request.body)
+            request.body = []
+        if request.content_length is None and request.complete:
+            out.append(b"0\r\n\r\n")
+        connection.send(
+            self,
+            b"".join(out),
+            timeout_s=request.match.service.read_timeout / 1000,
+            bodiless=request.method == "HEAD",
+        )
+        if request.expects_continue and not request.complete:
+            request.connection.ask_for_body()
+
+    def _head(self) -> bytes:
+        request = self._request
+        match = request.match
+        assert match is not None
+        path, mark, query = request.target.partition(b"?")
+        if match.prefix not in ("", "/") or match.service.path or not match.route.strip_path:
+            path = match.upstream_path(request.path).encode("latin-1")
+        host = request.authority if match.route.preserve_host or not request.hostname else request.hostname.encode()
+        peer = request.connection.peer.encode()
+        forwarded = b""
+        out = [request.method.encode(), b" ", path, mark, query, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
+        named = _connection_options(request.forwarded_lines())
+        for name, value in request.forwarded_lines():
+            if len(name) in _DROPPED_SIZES and (lower := name.lower()) in _DROPPED:
+                if lower == b"x-forwarded-for":
+                    forwarded = forwarded + value + b", "
+                continue
+            if named and name.lower() in named:
+                continue
+            out += (name, b": ", value, b"\r\n")
+        if request.content_length is None:
+            out.append(b"Transfer-Encoding: chunked\r\n")
+        elif request.content_length or request.method in ("POST", "PUT", "PATCH"):
+            out.append(b"Content-Length: %d\r\n" % request.content_length)
+        out += (b"X-Real-IP: ", peer, b"\r\nX-Forwarded-For: ", forwarded, peer)
+        out += (b"\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: ", request.host.encode("latin-1"))
+        out += (b"\r\nX-Kong-Request-Id: ", request.id, b"\r\nVia: ", VIA, b"\r\nConnection: keep-alive\r\n\r\n")
+        return b"".join(out)
+
+    def _framed(self, data: bytes) -> bytes:
+        return data if self._request.content_length is not None else b"%x\r\n%b\r\n" % (len(data), data)
+
+    # The connection calls these.
+
+    def on_head(self, status: int, lines: HeaderLines, *, framed: bool) -> None:
+        """Filter the head and write it."""
+        request = self._request
+        request.status = status
+        now_ns = self._runloop.time_ns()
+        request.upstream_ns = now_ns - self._try.start_ns
+        has_length = False
+        kept: HeaderLines = []
+        for line in lines:
+            name = line[0]
+            if len(name) in _ANSWER_DROPPED_SIZES:
+                lower = name.lower()
+                if lower in _ANSWER_DROPPED:
+                    continue
+                has_length = has_length or lower == _LENGTH
+            kept.append(line)
+        kept.append((b"X-Kong-Upstream-Latency", b"%d" % (request.upstream_ns // _NS_PER_MS)))
+        kept.append((b"X-Kong-Proxy-Latency", b"%d" % ((self._try.start_ns - request.started_ns) // _NS_PER_MS)))
+        kept.append((b"Via", VIA))
+        request.response_lines = kept
+        if not self._runloop.header_filter(request):
+            self._give_up()
+            return
+        bodiless = request.method == "HEAD" or status in (204, 304)
+        if not has_length and not bodiless:
+            if request.version == "1.1":
+                self._chunked_answer = True
+                request.response_lines.append((b"Transfer-Encoding", b"chunked"))
+            else:
+                request.keep_alive = False
+        self._runloop.write_head(request)
+
+    def on_body(self, data: bytes) -> None:
+        """Filter a part of the body and write it."""
+        request = self._request
+        if request.done:
+            return
+        if not self._runloop.body_filter(request, last=False):
+            self._give_up()
+            return
+        request.connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked_answer else data)
+
+    def on_end(self) -> None:
+        """The answer is complete."""
+        request = self._request
+        self._connection = None
+        if request.done:
+            return
+        if not self._runloop.body_filter(request, last=True):
+            self._give_up()
+            return
+        if self._chunked_answer:
+            request.connection.write(b"0\r\n\r\n")
+        request.connection.flush()
+        self._runloop.end(request)
+
+    def on_flush(self) -> None:
+        """Send what one read has brought."""
+        if not self._request.done:
+            self._request.connection.flush()
+
+    def on_lost(self, connection: UpstreamConnection, reason: str, *, timeout: bool) -> None:
+        """Try again, or tell the client."""
+        self._connection = None
+        request = self._request
+        if request.done:
+            return
+        if request.header_sent:
+            self._runloop.log_line("error", f"{reason} while reading upstream")
+            request.connection.abort()
+            self._runloop.end(request)
+        elif connection.reused and not connection.answered and not timeout and self._may_repeat(sent=True):
+            request.tries.pop()
+            self.begin()
+        else:
+            self._failed(reason, timeout=timeout, sent=True)
+
+    def pause(self) -> None:
+        """The upstream does not read."""
+        self._request.connection.pause_body()
+
+    def resume(self) -> None:
+        """It reads again."""
+        self._request.connection.resume_body()
+
+    def _may_repeat(self, *, sent: bool) -> bool:
+        return not self._body_sent and not (sent and self._request.method in NOT_IDEMPOTENT)
+
+    def _failed(self, reason: str, *, timeout: bool, sent: bool) -> None:
+        request, runloop = self._request, self._runloop
+        assert request.match is not None
+        attempt = self._try
+        attempt.code = 504 if timeout else 502
+        runloop.log_line("error", f"{reason}, upstream: {attempt.address}:{attempt.port}")
+        if len(request.tries) <= request.match.service.retries and self._may_repeat(sent=sent):
+            attempt.state = "next"
+            self.begin()
+            return
+        attempt.state = "failed"
+        runloop.execution.enter(PHASES["content"], request.ctx)
+        runloop.respond(request, attempt.code)
+
+    def _give_up(self) -> None:
+        self.cancel()
+        self._runloop.end(self._request)
+
+
+def _connection_options(lines: HeaderLines) -> frozenset[bytes]:
+    """The headers that the Connection header names as its own (RFC 9110 7.6.1)."""
+    for name, value in lines:
+        if len(name) == 10 and name.lower() == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            return frozenset(option.strip().lower() for option in value.split(b","))
+    return _NO_OPTIONS
+
+
+_NO_OPTIONS: Final[frozenset[bytes]] = frozenset()

@@ -1,0 +1,473 @@
+"""The runloop: what the gateway does with a request in each phase, in Kong's order (kong-semantics R1, E1).
+
+    rewrite   root span, global plugins        header_filter  status into the root span, plugins
+    access    router, plugins, target          body_filter    plugins, once for each part
+    content   the proxied exchange             log            balancer spans, end of the root, plugins, release
+
+Errors of a handler: in rewrite and access the client gets 500 and later phases run; in a filter the connection is
+closed, since the answer is under way; in log nothing more of that phase runs (R6, E4). In every case the log phase runs
+and the request ends. In profile `safe` its spans are released whatever happens; in profile `kong` a log handler that
+raises leaves them to the garbage collector (E4).
+"""
+
+import json
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from kongtrace import PHASES, Phase, TracerProvider
+from kongtrace.context import KONG_PHASE, UNLINKED, span_list
+from kongtrace.span import STATUS_ERROR
+from sim.config import Gateway
+from sim.instrumentation import DNS_DOMAIN, DNS_IP, DNS_PORT, Instrumentation
+from sim.pdk import Exit, Kong
+from sim.phases import AGAIN, DONE, Handler, LightThread, PhaseEngine
+from sim.plugin import Handler as PluginHandler
+from sim.plugin import Plan, Plans
+from sim.proxy import ProxiedExchange
+from sim.request import HeaderLines, Request
+from sim.resolver import Resolver, is_address
+from sim.router import Router
+from sim.upstream import Pool
+
+if TYPE_CHECKING:
+    from sim.connection import ClientConnection
+    from sim.runtime import Runtime
+
+REWRITE: Final = PHASES["rewrite"]
+ACCESS: Final = PHASES["access"]
+CONTENT: Final = PHASES["content"]
+HEADER_FILTER: Final = PHASES["header_filter"]
+BODY_FILTER: Final = PHASES["body_filter"]
+LOG: Final = PHASES["log"]
+
+CLIENT_CLOSED_REQUEST: Final = 499
+"""nginx's status of a request whose client has gone."""
+
+MESSAGES: Final = {
+    400: "Bad request",
+    404: "no Route matched with those values",
+    500: "An unexpected error occurred",
+    502: "An invalid response was received from the upstream server",
+    503: "name resolution failed",
+    504: "The upstream server is timing out",
+}
+"""What Kong tells the client."""
+
+_STATUS_LINES: Final = {
+    status: b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode())
+    for status in (s.value for s in HTTPStatus)
+}
+
+
+def status_line(status: int) -> bytes:
+    """Return the first line of an answer."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+class Counts:
+    """What the runloop counts, for the scoreboard.
+
+    Attributes:
+        requests: whose log phase has run.
+        responses: by hundreds of the status, index 0 to 5.
+        connections: accepted.
+        active: requests begun and not ended.
+        unsampled: spans that an exporter saw and that were not sampled.
+        unprocessed: spans that no exporter saw.
+        rejected: spans that could not be encoded.
+        lost_in_request: spans open when the worker was terminated.
+    """
+
+    __slots__ = (
+        "active",
+        "connections",
+        "lost_in_request",
+        "rejected",
+        "requests",
+        "responses",
+        "unprocessed",
+        "unsampled",
+    )
+
+    def __init__(self) -> None:
+        self.requests = self.connections = self.active = self.unsampled = self.unprocessed = self.rejected = (
+            self.lost_in_request
+        ) = 0
+        self.responses = [0] * 6
+
+
+class Runloop:
+    """Serves the requests of one worker.
+
+    Args:
+        gateway: the configuration.
+        provider: of the worker's tracers.
+        runtime: of the worker.
+        pool: connections to upstreams.
+        plans: which plugins run.
+        kong: handed to them.
+        counts: what it counts.
+        on_change: called when a count has changed.
+        on_idle: called when no request is being served any more.
+
+    Attributes:
+        connections: of clients.
+        draining: the worker is leaving: connections are closed when they are idle.
+        counts: see `Counts`.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        provider: TracerProvider,
+        runtime: "Runtime",
+        pool: Pool,
+        plans: Plans,
+        kong: Kong,
+        counts: "Counts",
+        on_change: Callable[[], None],
+        on_idle: Callable[[], None],
+    ) -> None:
+        self.connections: set[ClientConnection] = set()
+        self.draining = False
+        self.counts = counts
+        self.runtime = runtime
+        self.pool = pool
+        self.time_ns = runtime.time_ns
+        self.execution = provider.execution
+        self.log_line = provider.log
+        self._provider = provider
+        self._plans = plans
+        self._kong = kong
+        self._on_change = on_change
+        self._on_idle = on_idle
+        self._releases_always = not provider.profile.recycles_held_objects
+        self._router = Router(gateway.routes, gateway.services)
+        self._resolver = Resolver(runtime, gateway.hosts)
+        self.instrumentation = Instrumentation(provider, gateway.tracing)
+        handlers: list[tuple[Phase, Handler]] = [
+            (REWRITE, self._rewrite),
+            (ACCESS, self._route),
+            (ACCESS, self._access),
+            (ACCESS, self._target),
+            (CONTENT, self._proxy),
+        ]
+        self._engine = PhaseEngine(self.execution, tuple(handlers), self.respond)
+
+    # What the connection calls.
+
+    def accepted(self) -> None:
+        """A connection was accepted."""
+        self.counts.connections += 1
+        self._on_change()
+
+    def begin(self, request: Request, body: list[bytes]) -> None:
+        """Serve a request whose header section is complete; `body` is what has come of its body."""
+        self.counts.active += 1
+        request.body = body
+        self._engine.run(request)
+
+    def body(self, request: Request, data: bytes) -> None:
+        """Pass a part of the request's body on."""
+        exchange = request.exchange
+        if exchange is not None:
+            exchange.send_body(data)
+        elif not request.done:
+            request.body.append(data)
+
+    def body_complete(self, request: Request) -> None:
+        """The whole request has been read."""
+        exchange = request.exchange
+        if exchange is not None:
+            exchange.end_body()
+
+    def client_gone(self, request: Request) -> None:
+        """The client has closed the connection (499)."""
+        exchange = request.exchange
+        if exchange is not None:
+            exchange.cancel()
+        if not request.header_sent:
+            request.status = CLIENT_CLOSED_REQUEST
+        self.end(request)
+
+    def client_blocked(self, request: Request) -> None:
+        """The client does not read."""
+        exchange = request.exchange
+        if exchange is not None:
+            exchange.hold_response()
+
+    def client_unblocked(self, request: Request) -> None:
+        """The client reads again."""
+        exchange = request.exchange
+        if exchange is not None:
+            exchange.release_response()
+
+    # Rewrite and access.
+
+    def _rewrite(self, request: Request) -> int | None:
+        request.id = self._provider.trace_ids.draw().hex().encode()
+        request.ctx[KONG_PHASE] = "rewrite"
+        self.instrumentation.request(request)
+        return self._run_plugins(request, REWRITE, self._plans.everywhere.rewrite, self.instrumentation.plugin_rewrite)
+
+    def _route(self, request: Request) -> int | None:
+        request.ctx[KONG_PHASE] = "access"
+        self.instrumentation.precreate_balancer(request)
+        span = self.instrumentation.router()
+        match = request.match = self._router.match(request.method, request.host, request.path)
+        if match is None:
+            span.set_status(STATUS_ERROR)
+        span.finish()
+        request.plan = self._plans.of_route(match.route.name) if match is not None else self._plans.everywhere
+        return None if match is not None else 404
+
+    def _access(self, request: Request) -> int | None:
+        assert request.plan is not None
+        return self._run_plugins(request, ACCESS, request.plan.access, self.instrumentation.plugin_access)
+
+    def _run_plugins(
+        self, request: Request, phase: Phase, handlers: tuple[PluginHandler, ...], start_span: Callable[[str], Any]
+    ) -> int | None:
+        if not handlers:
+            return None
+        steps = self._plugins(request, handlers, start_span)
+        if not any(handler.awaits for handler in handlers):
+            try:
+                steps.send(None)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            raise RuntimeError("a handler that is no coroutine function has awaited")
+        answer: list[int | None] = []
+
+        async def collect() -> None:
+            answer.append(await steps)
+
+        def go_on(error: BaseException | None) -> None:
+            if request.done:
+                return
+            if error is not None:
+                self._report(error, phase.name)
+                self.respond(request, 500)
+            elif answer[0] is None:
+                self._engine.run(request)
+            elif answer[0] != DONE:
+                self.respond(request, answer[0])
+
+        self.runtime.run(LightThread(collect(), self.execution, phase, request.ctx), go_on)
+        return AGAIN
+
+    async def _plugins(
+        self, request: Request, handlers: tuple[PluginHandler, ...], start_span: Callable[[str], Any]
+    ) -> int | None:
+        kong = self._kong
+        for handler in handlers:
+            span = start_span(handler.name)
+            kong.ctx.plugin_id = handler.entity_id
+            try:
+                awaitable = handler.call(kong)
+                if awaitable is not None:
+                    await awaitable
+            except Exit as answer:
+                span.finish()
+                self._answer(request, answer.status, answer.body, [_line(*h) for h in answer.headers.items()])
+                return DONE
+            except Exception as error:  # noqa: BLE001 - a handler may raise anything, and the request goes on (R6)
+                span.record_error(str(error))
+                span.set_status(STATUS_ERROR)
+                span.finish()
+                self._report(error, request.ctx[KONG_PHASE])
+                return 500
+            span.finish()
+        return None
+
+    def _target(self, request: Request) -> int | None:
+        """Choose the target: resolve the service's host (R1: access, target selection)."""
+        assert request.match is not None
+        service = request.match.service
+        if is_address(service.host):
+            request.ctx[ADDRESS] = (service.host, service.port)
+            return None
+        request.hostname = service.host
+        span = self.instrumentation.dns_query()
+        try:
+            known = self._resolver.known(service.host, service.port)
+        except OSError as error:
+            return self._resolved(request, span, error)
+        if known is not None:
+            return self._resolved(request, span, known)
+        found: list[tuple[str, int]] = []
+
+        async def ask() -> None:
+            found.append(await self._resolver.resolve(service.host, service.port))
+
+        def go_on(error: BaseException | None) -> None:
+            if request.done:
+                return
+            self.execution.enter(ACCESS, request.ctx)
+            status = self._resolved(request, span, found[0] if error is None else error)
+            if status is None:
+                self._engine.run(request)
+            else:
+                self.respond(request, status)
+
+        self.runtime.run(LightThread(ask(), self.execution, ACCESS, request.ctx), go_on)
+        return AGAIN
+
+    def _resolved(self, request: Request, span: Any, found: tuple[str, int] | BaseException) -> int | None:
+        assert request.match is not None
+        span.set_attribute(DNS_DOMAIN, request.hostname)
+        span.set_attribute(DNS_PORT, request.match.service.port)
+        if isinstance(found, BaseException):
+            span.record_error(str(found))
+            span.set_status(STATUS_ERROR)
+            span.finish()
+            self.log_line("error", f"{request.hostname} could not be resolved: {found}")
+            return 503
+        span.set_attribute(DNS_IP, found[0])
+        span.finish()
+        request.ctx[ADDRESS] = found
+        return None
+
+    def _proxy(self, request: Request) -> int | None:
+        exchange = request.exchange = ProxiedExchange(self, request)
+        exchange.begin()
+        return DONE
+
+    # The answer.
+
+    def respond(self, request: Request, status: int) -> None:
+        """Answer with one of the gateway's own messages."""
+        message = MESSAGES.get(status) or HTTPStatus(status).phrase
+        body = json.dumps({"message": message, "request_id": request.id.decode()}).encode()
+        self._answer(request, status, body, [(b"Content-Type", b"application/json; charset=utf-8")])
+
+    def _answer(self, request: Request, status: int, body: bytes, lines: HeaderLines) -> None:
+        lines.append((b"Content-Length", b"%d" % len(body)))
+        request.status = status
+        request.response_lines = lines
+        if self.header_filter(request) and self.body_filter(request, last=True):
+            if not request.complete:
+                request.keep_alive = False
+            self.write_head(request)
+            if request.method != "HEAD":
+                request.connection.write(body)
+            request.connection.flush()
+        self.end(request)
+
+    def header_filter(self, request: Request) -> bool:
+        """Run the header_filter phase; False when it failed and the connection was closed (R6)."""
+        self.execution.enter(HEADER_FILTER, request.ctx)
+        request.ctx[KONG_PHASE] = "header_filter"
+        self.instrumentation.status(request)
+        kong = self._kong
+        plan = request.plan or self._plans.everywhere
+        for handler in plan.header_filter:
+            span = self.instrumentation.plugin_header_filter(handler.name)
+            kong.ctx.plugin_id = handler.entity_id
+            try:
+                handler.call(kong)
+            except Exception as error:  # noqa: BLE001 - see above
+                # The span stays open, as Kong leaves it (R6).
+                return self._filter_failed(request, error, "header_filter")
+            span.finish()
+        return True
+
+    def body_filter(self, request: Request, *, last: bool) -> bool:
+        """Run the body_filter phase for one part; False when it failed and the connection was closed (R6)."""
+        self.execution.enter(BODY_FILTER, request.ctx)
+        request.ctx[KONG_PHASE] = "body_filter"
+        kong = self._kong
+        plan = request.plan or self._plans.everywhere
+        for handler in plan.body_filter:
+            kong.ctx.plugin_id = handler.entity_id
+            try:
+                handler.call(kong)
+            except Exception as error:  # noqa: BLE001 - see above
+                return self._filter_failed(request, error, "body_filter")
+        if last:
+            request.body_ended_ns = self.time_ns()
+        return True
+
+    def write_head(self, request: Request) -> None:
+        """Write status line and headers."""
+        request.header_sent = True
+        keep_alive = request.keep_alive and not self.draining
+        if not keep_alive:
+            request.keep_alive = False
+        out = [status_line(request.status)]
+        for name, value in request.response_lines:
+            out += (name, b": ", value, b"\r\n")
+        out += (b"X-Kong-Request-Id: ", request.id, b"\r\nConnection: ", b"keep-alive" if keep_alive else b"close")
+        out.append(b"\r\n\r\n")
+        request.connection.write(b"".join(out))
+
+    def _filter_failed(self, request: Request, error: Exception, phase: str) -> bool:
+        self._report(error, phase)
+        request.connection.abort()
+        return False
+
+    # The end.
+
+    def end(self, request: Request) -> None:
+        """Run the log phase and release what the request held; then its connection goes on."""
+        if request.done:
+            return
+        request.done = True
+        request.exchange = None
+        ctx = request.ctx
+        self.execution.enter(LOG, ctx)
+        ctx[KONG_PHASE] = "log"
+        completed = self._log(request)
+        counts = self.counts
+        counts.requests += 1
+        counts.active -= 1
+        counts.responses[min(request.status // 100, 5)] += 1
+        if self.instrumentation.enabled or UNLINKED in ctx or span_list(ctx):
+            counts.unprocessed += self._spans_of(ctx) - request.handled
+            if completed or self._releases_always:
+                self._provider.end_request(ctx)
+            else:
+                self._provider.abandon_request(ctx)
+        ctx.clear()
+        self._on_change()
+        request.connection.answered(request)
+        if not counts.active:
+            self._on_idle()
+
+    def _log(self, request: Request) -> bool:
+        kong = self._kong
+        plan = request.plan or self._plans.everywhere
+        phase: Plan = plan
+        try:
+            self.instrumentation.log(request)
+            for handler in phase.log:
+                kong.ctx.plugin_id = handler.entity_id
+                handler.call(kong)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._report(error, "log")
+            return False
+        return True
+
+    def _spans_of(self, ctx: dict[str, Any]) -> int:
+        unlinked = ctx.get(UNLINKED)
+        return len(span_list(ctx)) + (sum(1 for span in unlinked if not span.linked) if unlinked else 0)
+
+    def _report(self, error: BaseException, phase: str) -> None:
+        traceback = error.__traceback__
+        while traceback is not None and traceback.tb_next is not None:
+            traceback = traceback.tb_next
+        where = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}: " if traceback is not None else ""
+        what = f"{type(error).__name__}: {error}"
+        if phase in ("header_filter", "body_filter", "log"):
+            self.log_line("error", f"failed to run {phase}_by_lua*: {where}{what}")
+        else:
+            self.log_line("error", f"lua entry thread aborted: runtime error: {phase}_by_lua: {where}{what}")
+
+
+ADDRESS: Final = "balancer_address"
+"""Key under which `ctx` holds the target's address and port."""
+
+
+def _line(name: str, value: str) -> tuple[bytes, bytes]:
+    return name.encode("latin-1"), value.encode("utf-8", "surrogateescape")

@@ -1,0 +1,301 @@
+"""Connections to upstreams: kept alive, pooled by address, one exchange at a time.
+
+A `Pool` hands out `UpstreamConnection`s, idle ones first, the one used last before the others. An exchange is whoever
+uses one now: the proxied request (`sim.proxy`) or the exporter (`sim.exporter`); it is called with the parts of the
+response as they arrive. Sizes in bytes, times in s.
+
+A kept connection that the other side has closed before any byte of a response is not the exchange's fault: `lost` tells
+it so (`reused` and no `answered`), and it may try again (RFC 9112 9.3.1).
+"""
+
+import asyncio
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+import httptools
+
+from sim.request import HeaderLines
+
+if TYPE_CHECKING:
+    from sim.runtime import Runtime
+
+IDLE_MAX: Final = 512
+"""Idle connections kept per target; Kong's `upstream_keepalive_pool_size`."""
+
+SWEEP_S: Final = 0.05
+"""How often deadlines are looked at, which is how late a timeout may be."""
+
+
+class ConnectTimeoutError(OSError):
+    """No connection within the time given."""
+
+
+class Exchange(Protocol):
+    """Who waits for a response."""
+
+    def on_head(self, status: int, lines: HeaderLines, *, framed: bool) -> None:
+        """Take status and header lines; `framed`: the end of the body can be told from the close of the connection."""
+
+    def on_body(self, data: bytes) -> None:
+        """Take a part of the body."""
+
+    def on_end(self) -> None:
+        """The response is complete."""
+
+    def on_flush(self) -> None:
+        """All that one read has brought was passed on."""
+
+    def on_lost(self, connection: "UpstreamConnection", reason: str, *, timeout: bool) -> None:
+        """The response will not be completed."""
+
+    def pause(self) -> None:
+        """The upstream does not read: send no more."""
+
+    def resume(self) -> None:
+        """It reads again."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to a target.
+
+    Attributes:
+        exchange: who uses it now; None when it is idle.
+        reused: it has served an exchange before.
+        answered: a byte of the present response has come.
+        deadline_s: when the present wait is given up, on the runtime's clock.
+    """
+
+    def __init__(self, pool: "Pool", address: tuple[str, int]) -> None:
+        self._pool = pool
+        self.address = address
+        self.transport: asyncio.Transport
+        self.exchange: Exchange | None = None
+        self.reused = False
+        self.answered = False
+        self.deadline_s = 0.0
+        self._timeout_s = 0.0
+        self._bodiless = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._lines: HeaderLines = []
+        self._framed = False
+        self._in_body = False
+
+    def send(self, exchange: Exchange, data: bytes, *, timeout_s: float, bodiless: bool) -> None:
+        """Begin an exchange with the first bytes of its request.
+
+        Args:
+            exchange: gets the response.
+            data: to write.
+            timeout_s: between two reads of the response.
+            bodiless: the response has no body whatever its headers say (HEAD).
+        """
+        self.exchange = exchange
+        self.answered = False
+        self._bodiless = bodiless
+        self._lines = []
+        self._timeout_s = timeout_s
+        self._pool.watch(self, timeout_s)
+        self.transport.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Send more of the request."""
+        self.transport.write(data)
+
+    def abort(self) -> None:
+        """Give the exchange up; nobody is told."""
+        self.exchange = None
+        self._pool.unwatch(self)
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Be ready."""
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse a part of the response."""
+        exchange = self.exchange
+        if exchange is None:
+            # Nobody asked: a late or a second answer makes the connection useless.
+            self._pool.forget(self)
+            self.transport.abort()
+            return
+        self.answered = True
+        self._pool.watch(self, self._timeout_s)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            raise cause if cause is not None else error from None
+        except httptools.HttpParserError as error:
+            self._fail(f"upstream sent an invalid response: {error}")
+            return
+        exchange.on_flush()
+
+    def eof_received(self) -> None:
+        """The upstream sends no more; the connection closes."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End what was under way."""
+        self._pool.forget(self)
+        exchange = self.exchange
+        if exchange is None:
+            return
+        if self._in_body and not self._framed and error is None:
+            self.exchange = None
+            self._pool.unwatch(self)
+            exchange.on_end()
+            exchange.on_flush()
+            return
+        self._fail("upstream prematurely closed connection" if error is None else str(error))
+
+    def pause_writing(self) -> None:
+        """The upstream does not read."""
+        if self.exchange is not None:
+            self.exchange.pause()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        if self.exchange is not None:
+            self.exchange.resume()
+
+    def timed_out(self) -> None:
+        """The deadline has passed."""
+        self._fail("upstream timed out", timeout=True)
+
+    def _fail(self, reason: str, *, timeout: bool = False) -> None:
+        exchange, self.exchange = self.exchange, None
+        self._pool.unwatch(self)
+        self._pool.forget(self)
+        self.transport.abort()
+        if exchange is not None:
+            exchange.on_lost(self, reason, timeout=timeout)
+
+    # httptools calls these.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header line."""
+        self._lines.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Pass the header section on, but for an interim response's."""
+        status = self._parser.get_status_code()
+        lines, self._lines = self._lines, []
+        if status < 200:
+            return
+        bodiless = self._bodiless or status in (204, 304)
+        self._framed = bodiless or _is_framed(lines)
+        self._in_body = True
+        assert self.exchange is not None
+        self.exchange.on_head(status, lines, framed=self._framed)
+        if self._bodiless:
+            # The parser waits for a body that a response to HEAD does not have.
+            self._end(keep_alive=self._parser.should_keep_alive())
+            self._parser = httptools.HttpResponseParser(self)
+
+    def on_body(self, data: bytes) -> None:
+        """Pass a part of the body on."""
+        if self.exchange is not None:
+            self.exchange.on_body(data)
+
+    def on_message_complete(self) -> None:
+        """End the exchange, and keep the connection if both sides want it."""
+        if self._in_body:
+            self._end(keep_alive=self._framed and self._parser.should_keep_alive())
+
+    def _end(self, *, keep_alive: bool) -> None:
+        exchange, self.exchange = self.exchange, None
+        self._in_body = False
+        self._pool.unwatch(self)
+        if keep_alive:
+            self._pool.keep(self)
+        else:
+            self.transport.close()
+        if exchange is not None:
+            exchange.on_end()
+
+
+def _is_framed(lines: HeaderLines) -> bool:
+    for name, _value in lines:
+        size = len(name)
+        if (size == 14 and name.lower() == b"content-length") or (size == 17 and name.lower() == b"transfer-encoding"):
+            return True
+    return False
+
+
+class Pool:
+    """A worker's connections to all targets.
+
+    Args:
+        runtime: opens connections and tells the time.
+    """
+
+    def __init__(self, runtime: "Runtime") -> None:
+        self._runtime = runtime
+        self._idle: defaultdict[tuple[str, int], list[UpstreamConnection]] = defaultdict(list)
+        self._watched: dict[UpstreamConnection, None] = {}
+        self._sweeping = False
+
+    def take(self, address: tuple[str, int]) -> UpstreamConnection | None:
+        """Return an idle connection to a target, the one used last; None when there is none."""
+        idle = self._idle[address]
+        while idle:
+            connection = idle.pop()
+            if not connection.transport.is_closing():
+                connection.reused = True
+                return connection
+        return None
+
+    async def connect(self, address: tuple[str, int], timeout_s: float) -> UpstreamConnection:
+        """Open a connection to a target.
+
+        Raises:
+            OSError: it cannot be had; ConnectTimeoutError when it took too long.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                made = await self._runtime.connect(*address, lambda: UpstreamConnection(self, address))
+        except TimeoutError:
+            raise ConnectTimeoutError(f"no connection within {timeout_s:g} s") from None
+        return cast("UpstreamConnection", made)
+
+    def keep(self, connection: UpstreamConnection) -> None:
+        """Take a connection back whose exchange has ended well."""
+        idle = self._idle[connection.address]
+        if len(idle) < IDLE_MAX:
+            idle.append(connection)
+        else:
+            connection.transport.close()
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """Drop a connection that is closing."""
+        idle = self._idle.get(connection.address)
+        if idle and connection in idle:
+            idle.remove(connection)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.transport.abort()
+            idle.clear()
+
+    def watch(self, connection: UpstreamConnection, timeout_s: float) -> None:
+        """Give `connection` up in `timeout_s` from now."""
+        connection.deadline_s = self._runtime.now() + timeout_s
+        self._watched[connection] = None
+        if not self._sweeping:
+            self._sweeping = True
+            self._runtime.call_later(SWEEP_S, self._sweep)
+
+    def unwatch(self, connection: UpstreamConnection) -> None:
+        """The wait of `connection` is over."""
+        self._watched.pop(connection, None)
+
+    def _sweep(self) -> None:
+        now = self._runtime.now()
+        for connection in [connection for connection in self._watched if connection.deadline_s <= now]:
+            connection.timed_out()
+        if self._watched:
+            self._runtime.call_later(SWEEP_S, self._sweep)
+        else:
+            self._sweeping = False

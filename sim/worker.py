@@ -1,0 +1,293 @@
+"""The worker: one process, one event loop, one set of pools, as an nginx worker has them.
+
+Everything that counts is made here, after the fork: loop, tracer provider, pools, queues, plugins. A worker accepts one
+connection per event, so that no worker takes them all (nginx, `multi_accept off`); serves; and publishes what it has
+counted once in each turn of the loop in which anything changed, before it waits again (`sim.scoreboard`).
+
+TERM and INT: it leaves at the end of the turn; open requests are cut off, and what the queues hold is booked as dropped
+(kong-semantics W1-W2, E5). QUIT: it accepts no more, closes idle connections, expires its timers, and leaves when no
+request and no timer is left, bounded by `worker_shutdown_timeout` for the requests (W12, W13). USR1 opens the logs again.
+"""
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import time
+from array import array
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import uvloop
+
+import kongtrace
+from kongtrace import PHASES, TracerProvider, tracing
+from kongtrace import queue as kong_queue
+from sim.connection import ClientConnection
+from sim.exporter import Exporter
+from sim.pdk import Kong
+from sim.plugin import Plans
+from sim.plugins import BUNDLED
+from sim.plugins.opentelemetry import node_id
+from sim.resolver import Resolver
+from sim.runloop import Counts, Runloop
+from sim.runtime.live import LiveRuntime
+from sim.scoreboard import FIELD_INDEX, POOLS, State, new_row
+from sim.timers import Timers
+from sim.upstream import Pool
+
+if TYPE_CHECKING:
+    from sim.cycle import WorkerArgs
+
+TICK_S: Final = 0.1
+"""How often clocks, memory and pools are looked at."""
+
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_NS_PER_S: Final = 1_000_000_000
+_BOOKED: Final = (
+    "acknowledged",
+    "dropped_overflow",
+    "dropped_retries",
+    "dropped_shutdown",
+    "swallowed",
+    "enqueued",
+)
+"""Accounts of the ledger that the queues keep under the same name."""
+
+
+def main(args: "WorkerArgs") -> None:
+    """Run a worker until it is told to leave."""
+    # The master's objects are never garbage here: walking them would stall the loop for milliseconds.
+    gc.freeze()
+    uvloop.run(_run(args))
+
+
+async def _run(args: "WorkerArgs") -> None:
+    worker = Worker(args, asyncio.get_running_loop())
+    await worker.serve()
+
+
+class Worker:
+    """One worker.
+
+    Args:
+        args: from the master.
+        loop: the running event loop.
+
+    Attributes:
+        profile: "kong" or "safe".
+        runtime: see `sim.runtime`.
+        counts: what the runloop counts.
+        exporter: drives the queues.
+        node_id: of the node.
+    """
+
+    def __init__(self, args: "WorkerArgs", loop: asyncio.AbstractEventLoop) -> None:
+        gateway = args.gateway
+        log = args.error_log
+        self._args = args
+        self._loop = loop
+        self.profile = gateway.profile
+        self.runtime = LiveRuntime(loop, args.seed)
+        self.node_id = node_id(gateway.seed)
+        self._provider = TracerProvider(
+            time_ns=self.runtime.time_ns,
+            random_bytes=self.runtime.random_bytes,
+            log=log,
+            profile=kongtrace.PROFILES[gateway.profile],
+            sampling_rate=gateway.tracing.sampling_rate,
+        )
+        tracing.use(self._provider)
+        self._provider.execution.enter(PHASES["init_worker"], {})
+        self._timers = Timers(
+            self.runtime,
+            self._provider.execution,
+            log,
+            pending_max=gateway.nginx.lua_max_pending_timers,
+            running_max=gateway.nginx.lua_max_running_timers,
+            on_idle=self._leave_if_done,
+        )
+        self._pool = Pool(self.runtime)
+        self.exporter = Exporter(
+            kong_queue.PROFILES[gateway.profile],
+            self.runtime,
+            self._timers,
+            self._pool,
+            Resolver(self.runtime, gateway.hosts),
+            log,
+            self._changed,
+        )
+        self.counts = Counts()
+        self._row = new_row()
+        self._publishing = False
+        self._state = State.STARTING
+        self._lag_ns_max = 0
+        self._stopped = loop.create_future()
+        kong = Kong(self._provider, self._timers)
+        plans = Plans(gateway, BUNDLED, self)
+        self._runloop = Runloop(
+            gateway,
+            self._provider,
+            self.runtime,
+            self._pool,
+            plans,
+            kong,
+            self.counts,
+            self._changed,
+            self._leave_if_done,
+        )
+        self._listeners: list[socket.socket] = list(args.listeners)
+        self._accepting: set[asyncio.Task[Any]] = set()
+
+    async def serve(self) -> None:
+        """Accept connections until told to leave."""
+        loop = self._loop
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._terminate)
+        loop.add_signal_handler(signal.SIGQUIT, self._quit)
+        loop.add_signal_handler(signal.SIGUSR1, self._args.error_log.reopen)
+        for listener in self._listeners:
+            loop.add_reader(listener.fileno(), self._accept, listener)
+        self._state = State.SERVING
+        self._row[FIELD_INDEX["cpu_ns_at_ready"]] = time.process_time_ns()
+        self._tick(self.runtime.now())
+        self._args.ready.send(os.getpid())
+        await self._stopped
+        self._state = State.EXITED
+        self._measure()
+        self._publish()
+
+    def _accept(self, listener: socket.socket) -> None:
+        if len(self._runloop.connections) >= self._args.gateway.nginx.worker_connections:
+            self._args.error_log(
+                "alert", f"{self._args.gateway.nginx.worker_connections} worker_connections are not enough"
+            )
+            return
+        try:
+            client, _address = listener.accept()
+        except OSError:
+            # Another worker was faster, or the client has gone.
+            return
+        client.setblocking(False)
+        task = self._loop.create_task(
+            self._loop.connect_accepted_socket(partial(ClientConnection, self._runloop), client)
+        )
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
+
+    # Leaving.
+
+    def _terminate(self) -> None:
+        counts = self.counts
+        counts.lost_in_request += self._provider.spans.balance().live
+        self.exporter.queues.abandon()
+        self._terminated = True
+        self._stop()
+
+    _terminated = False
+
+    def _quit(self) -> None:
+        if self._state is State.DRAINING:
+            return
+        self._args.error_log("notice", "gracefully shutting down")
+        self._state = State.DRAINING
+        self._runloop.draining = True
+        self._close_listeners()
+        for connection in tuple(self._runloop.connections):
+            connection.close_if_idle()
+        self.exporter.queues.exit()
+        self._timers.exit()
+        timeout_s = self._args.gateway.nginx.worker_shutdown_timeout
+        if timeout_s:
+            self.runtime.call_later(timeout_s, self._cut_off)
+        self._changed()
+        self._leave_if_done()
+
+    def _cut_off(self) -> None:
+        for connection in tuple(self._runloop.connections):
+            connection.transport.abort()
+
+    def _leave_if_done(self) -> None:
+        if self._state is State.DRAINING and not (self.counts.active or self._timers.running or self._timers.pending):
+            self._args.error_log("notice", "exiting")
+            self._stop()
+
+    def _stop(self) -> None:
+        self._close_listeners()
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
+        self._listeners = []
+
+    # The scoreboard.
+
+    def _changed(self) -> None:
+        if not self._publishing:
+            self._publishing = True
+            self.runtime.call_soon(self._publish)
+
+    def _publish(self) -> None:
+        self._publishing = False
+        row = self._row
+        counts = self.counts
+        row[_STATE] = self._state
+        row[_REQUESTS] = counts.requests
+        row[_RESPONSES : _RESPONSES + 4] = array("q", counts.responses[2:])
+        row[_CONNECTIONS] = counts.connections
+        row[_ACTIVE] = counts.active
+        queues = self.exporter.queues.counters()
+        spans = self._provider.spans.balance()
+        row[_CREATED] = spans.fetched
+        row[_OPEN] = 0 if self._terminated else spans.live
+        row[_UNSAMPLED] = counts.unsampled
+        row[_UNPROCESSED] = counts.unprocessed
+        row[_REJECTED] = counts.rejected + queues.rejected
+        row[_LOST] = counts.lost_in_request
+        for name, index in _QUEUE_FIELDS:
+            row[index] = getattr(queues, name)
+        row[_PENDING] = self._timers.pending
+        row[_RUNNING] = self._timers.running
+        self._args.record.publish(row)
+
+    def _tick(self, due_s: float) -> None:
+        self._lag_ns_max = max(self._lag_ns_max, int((self.runtime.now() - due_s) * _NS_PER_S))
+        self._measure()
+        self._publish()
+        self.runtime.call_later(TICK_S, self._tick, self.runtime.now() + TICK_S)
+
+    def _measure(self) -> None:
+        row = self._row
+        row[FIELD_INDEX["cpu_ns"]] = time.process_time_ns()
+        with open("/proc/self/statm") as statm:  # noqa: PTH123 - ten times a second
+            row[FIELD_INDEX["rss_bytes"]] = int(statm.read().split()[1]) * _PAGE_BYTES
+        row[FIELD_INDEX["loop_lag_ns_max"]] = self._lag_ns_max
+        for tag, balance in self._provider.balances().items():
+            for field, index in _POOL_FIELDS[tag]:
+                row[index] = getattr(balance, field)
+
+
+_STATE, _REQUESTS, _RESPONSES, _CONNECTIONS, _ACTIVE, _CREATED, _OPEN = (
+    FIELD_INDEX[name]
+    for name in ("state", "requests", "responses_2xx", "connections", "requests_active", "created", "spans_open")
+)
+_UNSAMPLED, _UNPROCESSED, _REJECTED, _LOST, _PENDING, _RUNNING = (
+    FIELD_INDEX[name]
+    for name in ("unsampled", "unprocessed", "rejected", "lost_in_request", "timers_pending", "timers_running")
+)
+_QUEUE_FIELDS: Final = (
+    *((name, FIELD_INDEX[name]) for name in _BOOKED),
+    ("queued", FIELD_INDEX["queue_depth"]),
+    ("in_flight", FIELD_INDEX["in_flight"]),
+)
+_POOL_FIELDS: Final = {
+    tag: tuple(
+        (field, FIELD_INDEX[f"{tag}.{field}"])
+        for field in ("fetched", "released", "discarded", "hits", "misses", "free")
+    )
+    for tag in POOLS
+}
