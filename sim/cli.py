@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sim.errors import UserError
+from sim.errors import FieldError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,6 +91,20 @@ def serve(*, file: str, **options: str | None) -> int:
         options["tracing_instrumentations"] = f"[{words}]"
     settings = _overrides(fields, options)
     return master.serve(declarative.load(file, settings), reread=lambda: declarative.load(file, settings))
+
+
+@commands.command()
+@click.option("--listen", default="127.0.0.1:4318", show_default=True, metavar="HOST:PORT", help="Where to listen.")
+def collector(*, listen: str) -> None:
+    """Receive traces as OTLP/HTTP and show them, in the foreground."""
+    from sim import collector as collectors  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+    from sim.config import parse_address  # noqa: PLC0415 - the same
+
+    try:
+        host, port = parse_address(listen)
+    except FieldError as error:
+        raise UserError(error.message, field="--listen", cure=error.cure) from None
+    collectors.serve_forever(host, port)
 
 
 @commands.command()

@@ -25,7 +25,10 @@ _NAMES: Final = {
     ),
     ("latency", "latency_ms"): ("mean", "p50", "p90", "p99", "p99_9", "max"),
     ("ledger", "ledger"): Ledger.__slots__,
-    ("collector", "collector"): ("requests", "received_unique", "received_duplicates", "orphans", "malformed"),
+    ("collector", "collector"): (
+        *("requests", "refused", "received_unique", "received_duplicates", "traces"),
+        *("orphans", "outside_parent", "unfinished", "rootless", "multi_rooted"),
+    ),
     ("workers", "totals"): (
         *("requests", "spans", "deaths", "cpu_s"),
         *("cpu_us_per_request", "rss_mib", "loop_lag_ms_max"),

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -87,13 +88,18 @@ class Load(_Section):
 
 
 class Collector(_Section):
-    """What arrived at the collector, in spans."""
+    """What arrived at the collector: export requests, spans, and what is wrong with the traces that they make."""
 
     requests: int
+    refused: int
     received_unique: int
     received_duplicates: int
+    traces: int
     orphans: int
-    malformed: int
+    outside_parent: int
+    unfinished: int
+    rootless: int
+    multi_rooted: int
 
 
 class Pool(_Section):
@@ -226,7 +232,7 @@ def summarize(
         "requests": _requests(load),
         "latency_ms": load["latency_ms"] if load["requests"]["completed"] else dict.fromkeys(LatencyMs.model_fields),
         "ledger": asdict(workers.ledger),
-        "collector": {name: collector[name] for name in Collector.model_fields},
+        "collector": _collector(collector),
         "totals": _totals(workers),
     }
     thresholds = evaluate(scenario.thresholds, sections)
@@ -279,6 +285,11 @@ def _requests(load: Mapping[str, Any]) -> dict[str, Any]:
         "failed_by_reason": load["failed_by_reason"],
         "by_status": {str(status): count for status, count in sorted(by_status.items())},
     }
+
+
+def _collector(collector: Mapping[str, Any]) -> dict[str, int]:
+    refused = sum(count for status, count in collector["by_status"].items() if int(status) != HTTPStatus.OK)
+    return {name: refused if name == "refused" else collector[name] for name in Collector.model_fields}
 
 
 def _worker(account: Snapshot | Retired) -> dict[str, Any]:

@@ -147,12 +147,15 @@ def _collector(summary: "Summary") -> Table:
     collector = summary.collector
     figures = {
         "received": collector.received_unique,
-        "received twice": collector.received_duplicates,
+        "again": collector.received_duplicates,
+        "traces": collector.traces,
         "orphans": collector.orphans,
-        "export requests": collector.requests,
+        "unfinished": collector.unfinished,
+        "requests": collector.requests,
+        "refused": collector.refused,
     }
-    table = _table("", *figures)
-    table.add_row("", *(f"{figure:,}" for figure in figures.values()))
+    table = _table(*figures)
+    table.add_row(*(f"{figure:,}" for figure in figures.values()))
     return table
 
 
