@@ -23,7 +23,7 @@ Times in ns on a monotonic clock, handed in; names in `_S` in seconds.
 import hashlib
 import signal
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -77,7 +77,6 @@ class WorkerArgs:
         listeners: Sockets that listen, non-blocking, shared by all workers; it closes them when it accepts no more.
         record: Its record of the scoreboard; it alone publishes there.
         ready: It sends its pid once, when it accepts connections and has its signal handlers: QUIT, TERM, INT, USR1.
-        hosts: Addresses of host names that need no DNS.
         seed: Of all its randomness; each incarnation has its own.
         error_log: `error_log(level, message)`, with nginx's levels; `reopen()` when USR1 comes.
     """
@@ -88,7 +87,6 @@ class WorkerArgs:
     listeners: list[socket.socket]
     record: Record
     ready: Connection
-    hosts: Mapping[str, list[tuple[str, int]]]
     seed: int
     error_log: ErrorLog
 

@@ -47,6 +47,11 @@ class ErrorLog:
         if self.path is None:
             return
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self.close()
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        """Close the file; what is logged afterwards goes to standard error."""
         if self._descriptor != _STDERR:
             os.close(self._descriptor)
-        self._descriptor = descriptor
+        self._descriptor = _STDERR

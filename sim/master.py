@@ -8,8 +8,6 @@ Sockets are bound when a `Master` is made, so that a busy port is an error of wh
 """
 
 import errno
-import os
-import signal
 import socket
 import sys
 import time
@@ -35,7 +33,7 @@ from sim.cycle import (
 )
 from sim.error_log import ErrorLog
 from sim.errors import UserError
-from sim.process import Process, Signals, pipe, reap, start, wait
+from sim.process import Process, Signals, kill, pipe, reap, start, wait
 from sim.scoreboard import Record, Scoreboard
 
 BACKLOG: Final = 511  # nginx, NGX_LISTEN_BACKLOG on Linux
@@ -84,7 +82,6 @@ class Master:
         gateway: The configuration.
         scoreboard: With a slot for each worker, made before the fork of whoever else reads it.
         error_log: Its own and its workers'.
-        announce: Called when all workers of a generation serve.
         reread: Reads the configuration again, at HUP; a `UserError` leaves the old one in place.
         worker_main: What a worker runs.
 
@@ -98,7 +95,6 @@ class Master:
         scoreboard: Scoreboard,
         *,
         error_log: ErrorLog,
-        announce: Callable[[], None],
         reread: Callable[[], Gateway] | None = None,
         worker_main: Callable[[WorkerArgs], None] | None = None,
     ) -> None:
@@ -106,18 +102,21 @@ class Master:
         self.listener = listen(*parse_address(gateway.listen), field="listen")
         self._scoreboard = scoreboard
         self._log = error_log
-        self._announce = announce
         self._reread = reread or (lambda: gateway)
         self._worker_main = worker_main or _worker_main
         self._cycle = Cycle(gateway.workers)
         self._workers: dict[int, tuple[Process, Record]] = {}
         self._ready, self._ready_workers = pipe()
 
-    def cycle(self) -> int:
-        """Run until told to leave and no worker is left; return the exit code: 0, or 2 when none could be started."""
+    def cycle(self, announce: Callable[[], None]) -> int:
+        """Run until told to leave and no worker is left; return the exit code: 0, or 2 when no worker could be started.
+
+        Args:
+            announce: Called whenever all workers of a generation have begun to serve.
+        """
         with Signals(*SIGNALS) as signals:
             try:
-                return self._run(signals)
+                return self._run(signals, announce)
             finally:
                 for worker, record in self._workers.values():  # only after a failure of this program
                     worker.kill()
@@ -128,12 +127,14 @@ class Master:
         for resource in (self.listener, self._ready, self._ready_workers):
             resource.close()
 
-    def _run(self, signals: Signals) -> int:
+    def _run(self, signals: Signals, announce: Callable[[], None]) -> int:
         actions = self._cycle.begin()
         while True:
             for action in actions:
                 if isinstance(action, Exit):
                     return action.code
+                if isinstance(action, Announce):
+                    announce()
                 self._do(action)
             deadline_ns = self._cycle.deadline_ns
             timeout_s = None if deadline_ns is None else max(0, deadline_ns - time.monotonic_ns()) / _NS_PER_S
@@ -150,9 +151,7 @@ class Master:
             case Spawn():
                 self._spawn(action)
             case Kill(pid, signum):
-                self._kill(pid, signum)
-            case Announce():
-                self._announce()
+                kill(self._workers[pid][0], signum)
             case CloseListeners():
                 self.listener.close()
             case ReopenLogs():
@@ -169,7 +168,6 @@ class Master:
             listeners=[self.listener],
             record=record,
             ready=self._ready_workers,
-            hosts={name: [address] for name, address in self.gateway.hosts.items()},
             seed=child_seed(self.gateway.seed, "worker", spawn.slot, record.serial),
             error_log=self._log,
         )
@@ -179,11 +177,6 @@ class Master:
         self._workers[worker.pid] = worker, record
         self._cycle.started(spawn, worker.pid, time.monotonic_ns())
         self._log("notice", f"start worker process {worker.pid}")
-
-    def _kill(self, pid: int, signum: signal.Signals) -> None:
-        worker, _record = self._workers[pid]
-        if worker.exitcode is None:  # not reaped, so the pid is its own
-            os.kill(pid, signum)
 
     def _reap(self) -> list[tuple[int, int]]:
         exits = [(pid, worker.exitcode) for pid, (worker, _record) in self._workers.items()]
@@ -240,5 +233,5 @@ def serve(gateway: Gateway, *, reread: Callable[[], Gateway] | None = None) -> i
             f"listening on {url_of(master.listener)}, {gateway.workers} workers, profile {gateway.profile}", flush=True
         )
 
-    master = Master(gateway, Scoreboard(gateway.workers), error_log=ErrorLog(), announce=announce, reread=reread)
-    return master.cycle()
+    master = Master(gateway, Scoreboard(gateway.workers), error_log=ErrorLog(), reread=reread)
+    return master.cycle(announce)

@@ -46,7 +46,7 @@ else:
     from multiprocess.connection import Connection
     from multiprocess.context import ForkProcess as Process
 
-__all__ = ["Connection", "Process", "Signals", "pipe", "reap", "send_signal", "start", "wait"]
+__all__ = ["Connection", "Process", "Signals", "kill", "pipe", "reap", "send_signal", "start", "wait"]
 
 _fork = multiprocess.get_context("fork")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -90,6 +90,13 @@ def _run_child(
     for resource in closing:
         resource.close()
     target(*args)
+
+
+def kill(process: Process, signum: int) -> None:
+    """Signal a child of this process; once it has ended there is nobody to be signalled."""
+    if process.exitcode is None:  # so it is not reaped, and the pid is its own
+        assert process.pid is not None
+        os.kill(process.pid, signum)
 
 
 def reap(process: Process, timeout_s: float) -> int:

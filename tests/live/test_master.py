@@ -31,12 +31,13 @@ class Running:
             Gateway(workers=workers),
             self.scoreboard,
             error_log=ErrorLog(self.log),
-            announce=lambda: theirs.send("announced"),
             reread=reread,
             worker_main=worker_main,
         )
         self.address = master.listener.getsockname()
-        self.process = process.start(lambda: sys.exit(master.cycle()), name="master", closing=[self.control])
+        self.process = process.start(
+            lambda: sys.exit(master.cycle(lambda: theirs.send("announced"))), name="master", closing=[self.control]
+        )
         theirs.close()
         master.close()
 

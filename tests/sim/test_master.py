@@ -56,12 +56,12 @@ def test_port_is_bound_when_the_master_is_made():
     with listen("127.0.0.1", 0) as listener:
         gateway = Gateway(listen=f"127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(UserError, match=r"^listen: cannot listen on 127\.0\.0\.1:\d+: Address already in use"):
-            Master(gateway, Scoreboard(1), error_log=ErrorLog(), announce=lambda: None)
+            Master(gateway, Scoreboard(1), error_log=ErrorLog())
 
 
 def test_closing_a_master_that_runs_elsewhere_frees_the_port():
     """A master that nobody runs holds no port after `close`."""
-    master = Master(Gateway(), Scoreboard(1), error_log=ErrorLog(), announce=lambda: None)
+    master = Master(Gateway(), Scoreboard(1), error_log=ErrorLog())
     address = master.listener.getsockname()
 
     master.close()

@@ -1,0 +1,339 @@
+"""One run of a scenario: every process started, the load driven, faults carried out, all of it ended, the sum drawn.
+
+Theory of operation. All sockets are bound first, so that a busy port is an error before anything runs. Then origins,
+collector and master are forked, each without the sockets of the others, which would go on accepting in its hands; when
+the workers serve, the load. From then on this process waits: for signals, messages, ends of processes.
+
+In order: the load ends by itself; the gateway comes to rest (no request active, no span on its way); QUIT to the
+master, whose workers drain; "stop" to collector and origins. Out of order, at a signal, at an exception, or when a
+process ends that should not: the load is stopped and the master gets TERM, the rest as before, each step bounded. A
+second Ctrl-C kills. However it ends, every process is reaped; and the last reports and the scoreboard make the summary.
+
+Times in seconds of the monotonic clock.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from math import inf
+from pathlib import Path
+from socket import socket
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from sim import collector, origin
+from sim.cycle import EXIT_FATAL, child_seed
+from sim.error_log import ErrorLog
+from sim.errors import UserError
+from sim.load import driver
+from sim.load.request import Request
+from sim.master import Master, listen, url_of
+from sim.process import Connection, Process, Signals, kill, pipe, reap, send_signal, start, wait
+from sim.report.environment import environment
+from sim.report.progress import Moment, Progress
+from sim.report.summary import Summary, summarize
+from sim.scenario import Scenario, Upstream
+from sim.scoreboard import Scoreboard
+
+UPDATE_S: Final = 0.25
+REST_POLL_S: Final = 0.05
+FAULT_RETRY_S: Final = 0.01
+READY_S_MAX: Final = 60.0
+REST_S_MAX: Final = 10.0  # ten times what a queue waits for a batch to fill
+QUIT_S_MAX: Final = 100.0  # a queue gives a batch up after 82 s (kong-semantics Q21)
+TERMINATE_S_MAX: Final = 10.0  # the master kills after 3.15 s (kong-semantics W9)
+STOP_S_MAX: Final = 5.0
+KILL_S_MAX: Final = 1.0
+
+_COLLECTOR: Final = "collector"
+_MASTER: Final = "master"
+_LOAD: Final = "load"
+_READY: Final = "ready"
+_HOST: Final = "127.0.0.1"
+_MS_PER_S: Final = 1000
+
+
+class RunError(Exception):
+    """A process of a run failed; the message names it."""
+
+
+def run(scenario: Scenario, *, out_dir: Path, progress: Progress) -> Summary:
+    """Run a scenario and return what came of it.
+
+    Args:
+        scenario: What to run.
+        out_dir: An existing folder; the gateway's `error.log` is written there.
+        progress: Shown the run from the beginning of the load.
+
+    Raises:
+        UserError: An address cannot be bound, or no worker can start with this configuration.
+        RunError: A process of the run ended that should not have.
+        KeyboardInterrupt: It was interrupted before there was anything to tell.
+    """
+    log_path = out_dir / "error.log"
+    log_path.unlink(missing_ok=True)
+    with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals, ExitStack() as bound:
+        error_log = ErrorLog(log_path)
+        bound.callback(error_log.close)
+        listeners = {name: bound.enter_context(listen(_HOST, 0)) for name in (_COLLECTOR, *scenario.upstreams)}
+        hosts = {name: listener.getsockname()[:2] for name, listener in listeners.items()}
+        gateway = scenario.gateway.exporting_to(f"{url_of(listeners[_COLLECTOR])}/v1/traces")
+        gateway = gateway.model_copy(update={"hosts": gateway.hosts | hosts})
+        scoreboard = Scoreboard(gateway.workers)
+        master = Master(gateway, scoreboard, error_log=error_log)
+        bound.callback(master.close)
+        return _Run(scenario, listeners, master, scoreboard, log_path, progress, signals).run()
+
+
+class _Child:
+    """A process of the run, and what it said last."""
+
+    def __init__(self, name: str, process: Process, control: Connection) -> None:
+        self.name = name
+        self.process = process
+        self.control = control
+        self.message: Any = None
+        self._open = True
+
+    @property
+    def ended(self) -> bool:
+        return self.process.exitcode is not None
+
+    @property
+    def sources(self) -> list[Any]:
+        """What to wait for: a message, the end."""
+        return ([self.control] if self._open else []) + ([] if self.ended else [self.process.sentinel])
+
+    def ask(self, question: str) -> None:
+        with suppress(OSError):  # it has just ended
+            self.control.send(question)
+
+    def receive(self) -> None:
+        try:
+            while self._open and self.control.poll():
+                self.message = self.control.recv()
+        except (EOFError, OSError):
+            self._open = False
+
+
+@dataclass
+class _Run:
+    """The processes of one run."""
+
+    scenario: Scenario
+    listeners: Mapping[str, socket]
+    master: Master
+    scoreboard: Scoreboard
+    log_path: Path
+    progress: Progress
+    signals: Signals
+    children: dict[str, _Child] = field(default_factory=dict)
+    may_end: set[str] = field(default_factory=set)
+    load_s: float = inf  # when the load began
+    update_s: float = 0.0  # when the view is due
+    carried_out: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
+
+    def run(self) -> Summary:
+        started_at, started_s = datetime.now(UTC).astimezone(), time.monotonic()
+        self.faults = sorted(self.scenario.faults, key=lambda fault: fault.at)
+        try:
+            self._start_gateway()
+            self._start_load()
+            self._await(lambda: self.children[_LOAD].ended)
+            self._await(self._at_rest, REST_S_MAX, every_s=REST_POLL_S)
+            self._quit()
+        except KeyboardInterrupt:
+            self.interrupted = True
+        finally:
+            self._end()
+        reports = {name: child.message for name, child in self.children.items()}
+        if _LOAD not in reports or None in reports.values():
+            raise KeyboardInterrupt
+        return summarize(
+            self.scenario,
+            load=reports[_LOAD],
+            collector=reports[_COLLECTOR],
+            upstreams={name: reports[name] for name in self.scenario.upstreams},
+            workers=self.scoreboard.read(),
+            environment=environment(),
+            started_at=started_at,
+            elapsed_s=time.monotonic() - started_s,
+            faults=self.carried_out,
+            interrupted=self.interrupted,
+        )
+
+    # The course of a run.
+
+    def _start_gateway(self) -> None:
+        for name, upstream in self.scenario.upstreams.items():
+            model = _origin(upstream, child_seed(self.scenario.seed, "origin", name))
+            listener = self.listeners[name]
+            self._fork(name, partial(origin.serve, listener, origin=model), keeping=listener)
+        latency_ms = self.scenario.collector.latency * _MS_PER_S
+        listener = self.listeners[_COLLECTOR]
+        self._fork(_COLLECTOR, partial(collector.serve, listener, latency_ms=latency_ms), keeping=listener)
+        self._fork(_MASTER, partial(_cycle, self.master), keeping=self.master.listener)
+        self.url = url_of(self.master.listener)
+        for listener in self.listeners.values():
+            listener.close()
+        self.master.close()
+        if not self._await(lambda: self.children[_MASTER].message == _READY, READY_S_MAX):
+            raise RunError(f"the workers did not begin to serve within {READY_S_MAX:g} s; see {self.log_path}")
+
+    def _start_load(self) -> None:
+        load, asked, address = self.scenario.load[0], self.scenario.load[0].request, urlsplit(self.url)
+        assert address.hostname is not None
+        assert address.port is not None
+        arrivals = driver.ConstantArrivalRate(
+            rate_per_s=load.rate,
+            duration_s=load.duration,
+            arrival=load.arrival,
+            seed=child_seed(self.scenario.seed, "load", 0),
+        )
+        request = Request(
+            host=address.hostname, port=address.port, method=asked.method, path=asked.path, headers=asked.headers
+        )
+        self.load_s = time.monotonic()
+        self.may_end.add(_LOAD)
+        self._fork(_LOAD, partial(driver.drive, load=arrivals, request=request))
+        self.progress.start(self.scenario, self.url)  # after the last fork: it may start a thread
+
+    def _quit(self) -> None:
+        self.may_end.add(_MASTER)
+        kill(self.children[_MASTER].process, signal.SIGQUIT)
+        self._await(lambda: self.children[_MASTER].ended, QUIT_S_MAX)
+
+    def _fork(self, name: str, target: Callable[[Connection], None], *, keeping: socket | None = None) -> None:
+        ours, theirs = pipe()
+        controls = [child.control for child in self.children.values()]
+        foreign: tuple[socket | Connection, ...] = (*self.listeners.values(), self.master.listener, *controls, ours)
+        process = start(
+            target, theirs, name=name, closing=[resource for resource in foreign if resource is not keeping]
+        )
+        theirs.close()
+        self.children[name] = _Child(name, process, ours)
+
+    # While it runs.
+
+    def _await(self, condition: Callable[[], bool], timeout_s: float = inf, *, every_s: float = UPDATE_S) -> bool:
+        """Wait for a condition that is looked at after each event and `every_s`; return whether it came true."""
+        deadline_s = time.monotonic() + timeout_s
+        while not condition():
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            self._wait(min(left_s, every_s, self._next_fault_in_s()))
+            self._check()
+            self._carry_out_faults()
+            self._show()
+        return True
+
+    def _wait(self, timeout_s: float) -> None:
+        ready = wait([self.signals, *(s for child in self.children.values() for s in child.sources)], timeout_s)
+        for child in self.children.values():
+            child.receive()
+        if self.signals in ready and self.signals.take():
+            raise KeyboardInterrupt
+
+    def _check(self) -> None:
+        for name, child in self.children.items():
+            code = child.process.exitcode
+            if code is None or (code == 0 and name in self.may_end):
+                continue
+            if name == _MASTER and code == EXIT_FATAL:
+                raise UserError(f"no worker can start: {_first_emergency(self.log_path)}")
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            raise RunError(f"the {name} process ended before its time: {how}; see {self.log_path}")
+
+    def _at_rest(self) -> bool:
+        reading = self.scoreboard.read()
+        return not any(reading.sum(gauge) for gauge in ("requests_active", "queue_depth", "in_flight"))
+
+    def _next_fault_in_s(self) -> float:
+        if not self.faults:
+            return inf
+        return max(FAULT_RETRY_S, self.load_s + self.faults[0].at - time.monotonic())
+
+    def _carry_out_faults(self) -> None:
+        elapsed_s = time.monotonic() - self.load_s
+        for fault in [fault for fault in self.faults if fault.at <= elapsed_s]:
+            pid = self._kill_worker(fault.slot)
+            if pid is None:
+                continue  # the slot is empty at this moment
+            self.faults.remove(fault)
+            told = {"at_s": round(elapsed_s, 3), "target": fault.target, "slot": fault.slot, "kind": fault.kind}
+            self.carried_out.append(told | {"pid": pid})
+
+    def _kill_worker(self, slot: int) -> int | None:
+        master_pid = self.children[_MASTER].process.pid
+        assert master_pid is not None
+        pids = [worker.pid for worker in self.scoreboard.read().alive if worker.slot == slot]
+        return next((pid for pid in pids if pid and send_signal(pid, signal.SIGKILL, parent_pid=master_pid)), None)
+
+    def _show(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self.load_s or now_s < self.update_s:
+            return
+        self.update_s = now_s + UPDATE_S
+        load, received = self.children[_LOAD], self.children[_COLLECTOR]
+        if load.message and received.message:
+            elapsed_s, workers = now_s - self.load_s, self.scoreboard.read()
+            self.progress.update(
+                Moment(elapsed_s=elapsed_s, load=load.message, workers=workers, collector=received.message)
+            )
+        load.ask("report")
+        received.ask("report")
+
+    # The end, whatever came before.
+
+    def _end(self) -> None:
+        """End what still runs, what sends before what receives, and reap all."""
+        self.progress.close()
+        try:
+            self._stop([_LOAD, _MASTER], TERMINATE_S_MAX)
+            self._stop([_COLLECTOR, *self.scenario.upstreams], STOP_S_MAX)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        finally:
+            for name, child in self.children.items():
+                kill(child.process, signal.SIGTERM if name == _MASTER else signal.SIGKILL)
+            for child in self.children.values():
+                reap(child.process, KILL_S_MAX)
+                child.receive()
+                child.control.close()
+
+    def _stop(self, names: Iterable[str], timeout_s: float) -> None:
+        children = [self.children[name] for name in names if name in self.children]
+        for child in children:
+            if child.name == _MASTER:
+                kill(child.process, signal.SIGTERM)
+            else:
+                child.ask("stop")
+        deadline_s = time.monotonic() + timeout_s
+        while not all(child.ended for child in children) and (left_s := deadline_s - time.monotonic()) > 0:
+            self._wait(left_s)
+
+
+def _cycle(master: Master, control: Connection) -> None:
+    sys.exit(master.cycle(lambda: control.send(_READY)))
+
+
+def _origin(upstream: Upstream, seed: int) -> origin.Origin:
+    return origin.Origin(
+        latency_p50_ms=upstream.latency.p50 * _MS_PER_S,
+        latency_p99_ms=upstream.latency.p99 * _MS_PER_S,
+        status=upstream.status,
+        body_bytes=upstream.body,
+        seed=seed,
+    )
+
+
+def _first_emergency(log_path: Path) -> str:
+    lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.partition(": ")[2] for line in lines if " [emerg] " in line), "the log does not tell why")
