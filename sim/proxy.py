@@ -25,8 +25,7 @@ _NS_PER_MS: Final = 1_000_000
 _LENGTH: Final = b"content-length"
 _DROPPED: Final = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-real-ip", b"x-forwarded-for"}
 _DROPPED_SIZES: Final = frozenset(map(len, _DROPPED))
-_ANSWER_DROPPED: Final = HOP_BY_HOP
-_ANSWER_DROPPED_SIZES: Final = frozenset(map(len, _ANSWER_DROPPED))
+_ANSWER_SIZES: Final = frozenset(map(len, HOP_BY_HOP | {_LENGTH}))
 
 
 class ProxiedExchange:
@@ -189,9 +188,9 @@ class ProxiedExchange:
         kept: HeaderLines = []
         for line in lines:
             name = line[0]
-            if len(name) in _ANSWER_DROPPED_SIZES:
+            if len(name) in _ANSWER_SIZES:
                 lower = name.lower()
-                if lower in _ANSWER_DROPPED:
+                if lower in HOP_BY_HOP:
                     continue
                 has_length = has_length or lower == _LENGTH
             kept.append(line)
