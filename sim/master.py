@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from sim import worker
 from sim.config import Gateway, parse_address
 from sim.cycle import (
     EXIT_FATAL,
@@ -96,14 +97,14 @@ class Master:
         *,
         error_log: ErrorLog,
         reread: Callable[[], Gateway] | None = None,
-        worker_main: Callable[[WorkerArgs], None] | None = None,
+        worker_main: Callable[[WorkerArgs], None] = worker.main,
     ) -> None:
         self.gateway = gateway
         self.listener = listen(*parse_address(gateway.listen), field="listen")
         self._scoreboard = scoreboard
         self._log = error_log
         self._reread = reread or (lambda: gateway)
-        self._worker_main = worker_main or _worker_main
+        self._worker_main = worker_main
         self._cycle = Cycle(gateway.workers)
         self._workers: dict[int, tuple[Process, Record]] = {}
         self._ready, self._ready_workers = pipe()
@@ -118,9 +119,8 @@ class Master:
             try:
                 return self._run(signals, announce)
             finally:
-                for worker, record in self._workers.values():  # only after a failure of this program
-                    worker.kill()
-                    record.end(reap(worker, 0))
+                for process, record in self._workers.values():  # only after a failure of this program
+                    record.end(reap(process, 0))
 
     def close(self) -> None:
         """Close this process's copies of what the master holds, where another process runs it or none will."""
@@ -171,19 +171,18 @@ class Master:
             seed=child_seed(self.gateway.seed, "worker", spawn.slot, record.serial),
             error_log=self._log,
         )
-        worker = start(_run_worker, self._worker_main, args, name=f"worker {spawn.slot}", closing=[self._ready])
-        assert worker.pid is not None
-        record.started(worker.pid)
-        self._workers[worker.pid] = worker, record
-        self._cycle.started(spawn, worker.pid, time.monotonic_ns())
-        self._log("notice", f"start worker process {worker.pid}")
+        process = start(_run_worker, self._worker_main, args, name=f"worker {spawn.slot}", closing=[self._ready])
+        assert process.pid is not None
+        record.started(process.pid)
+        self._workers[process.pid] = process, record
+        self._cycle.started(spawn, process.pid, time.monotonic_ns())
+        self._log("notice", f"start worker process {process.pid}")
 
     def _reap(self) -> list[tuple[int, int]]:
-        exits = [(pid, worker.exitcode) for pid, (worker, _record) in self._workers.items()]
+        exits = [(pid, process.exitcode) for pid, (process, _record) in self._workers.items()]
         ended = [(pid, code) for pid, code in exits if code is not None]
         for pid, code in ended:
-            _worker, record = self._workers.pop(pid)
-            record.end(code)
+            self._workers.pop(pid)[1].end(code)
         return ended
 
     def _take_ready(self) -> list[int]:
@@ -215,12 +214,6 @@ def _run_worker(worker_main: Callable[[WorkerArgs], None], args: WorkerArgs) -> 
         sys.exit(EXIT_FATAL)
 
 
-def _worker_main(args: WorkerArgs) -> None:
-    from sim.worker import main  # noqa: PLC0415 - does not exist yet
-
-    main(args)
-
-
 def serve(gateway: Gateway, *, reread: Callable[[], Gateway] | None = None) -> int:
     """Run the gateway in the foreground, with nginx's signals, until told to leave; return the exit code.
 
@@ -229,9 +222,8 @@ def serve(gateway: Gateway, *, reread: Callable[[], Gateway] | None = None) -> i
     """
 
     def announce() -> None:
-        print(
-            f"listening on {url_of(master.listener)}, {gateway.workers} workers, profile {gateway.profile}", flush=True
-        )
+        where = url_of(master.listener)
+        print(f"listening on {where}, workers: {gateway.workers}, profile: {gateway.profile}", flush=True)
 
     master = Master(gateway, Scoreboard(gateway.workers), error_log=ErrorLog(), reread=reread)
     return master.cycle(announce)
