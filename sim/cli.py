@@ -63,9 +63,12 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     checked = scenarios.load(scenario, overrides)
     from sim import run as runs  # noqa: PLC0415 - a mistake in the file is told before any of this is imported
 
-    with folder(checked, out) as out_dir:
-        summary = runs.run(checked, out_dir=out_dir, progress=Progress(Console(stderr=True)))
-        summary.write(out_dir)
+    try:
+        with folder(checked, out) as out_dir:
+            summary = runs.run(checked, out_dir=out_dir, progress=Progress(Console(stderr=True)))
+            summary.write(out_dir)
+    except UserError as error:
+        raise checked.placed(error) from None
     if as_json:
         click.echo(summary.to_json(), nl=False)
     else:

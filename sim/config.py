@@ -16,7 +16,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
-from sim.document import Model, matching, not_built
+from sim.document import Model, NotEmpty, matching, not_built
 from sim.errors import FieldError, nearest, shown
 from sim.units import Seconds
 
@@ -110,7 +110,7 @@ def _port_of(url: object, default: int) -> int:
 Path = Annotated[str, matching(r"/[!-~]*", "a path that begins with /")]
 Method = Annotated[str, matching(r"[A-Z]+", "a method in capitals, such as GET")]
 HeaderName = Annotated[str, matching(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", "the name of a header")]
-Instrumentations = Annotated[Many[str], Field(min_length=1), AfterValidator(_instrumentations)]
+Instrumentations = Annotated[Many[str], NotEmpty, AfterValidator(_instrumentations)]
 Rate01 = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TimeoutMs = Annotated[int, Field(ge=1, le=TIMEOUT_MS_MAX)]
 Url = Annotated[str, BeforeValidator(_url)]

@@ -81,11 +81,11 @@ _REFUSED: Final[_Table] = {
     ("route", "expression"): ((), "it matches by an expression"),
     ("route", "priority"): ((0,), "it orders expressions"),
     ("route", "path_handling"): (("v0",), "it joins paths another way"),
-    ("plugin", "protocols"): ((*_HTTP, ["grpc", "grpcs", "http", "https"]), "it restricts a plugin to protocols"),
-    ("plugin", "consumer"): ((), "it restricts a plugin to a consumer"),
-    ("plugin", "consumer_group"): ((), "it restricts a plugin to a group of consumers"),
+    ("plugin", "protocols"): ((*_HTTP, ["grpc", "grpcs", "http", "https"]), "it is for some protocols"),
+    ("plugin", "consumer"): ((), "it is for one consumer"),
+    ("plugin", "consumer_group"): ((), "it is for a group of consumers"),
     ("plugin", "ordering"): ((), "it orders plugins other than by priority"),
-    ("plugin", "condition"): ((), "it runs a plugin for some requests"),
+    ("plugin", "condition"): ((), "it is for some requests"),
 }
 """Fields by kind of entity: the values that ask for nothing, and what any other would do; such a file is refused."""
 
@@ -213,7 +213,7 @@ class _EntityReader:
         data.setdefault("name", f"route-{len(self.routes) + 1}")
         data["service"] = self._scope("service", data, path, service)
         if data["service"] is None:
-            raise self._not_built("a route without service", "each route leads to a service", path, cure="add service")
+            raise self._not_built("a route without service", "each route leads to a service", path, cure="add it")
         route = self.document.validate(Route, data, path)
         self.routes.append(route)
         self._declare("route", route, path)

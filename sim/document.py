@@ -77,6 +77,15 @@ def matching(pattern: str, expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _not_empty(entries: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not entries:
+        raise FieldError("expected at least one entry, not an empty list")
+    return entries
+
+
+NotEmpty = AfterValidator(_not_empty)
+"""The validator of a list that needs an entry."""
+
 M = TypeVar("M", bound=Model)
 
 
@@ -280,23 +289,26 @@ def _parse(text: str, file: str) -> Any:
 def _plain(node: Any, path: FieldPath, budget: Iterator[int]) -> Any:
     next(budget)
     match node:
-        case None | str():
-            return None if node is None else str(node)
-        case bool():
+        case None | bool():
             return node
+        case str():
+            return str(node)
         case int():
             return int(node)
         case float():
             return float(node)
-        case CommentedMap():
+        case dict() if _tag(node) is None:
             return {_key(key, path): _plain(value, (*path, _key(key, path)), budget) for key, value in node.items()}
-        case CommentedSeq():
+        case list() if _tag(node) is None:
             return [_plain(value, (*path, index), budget) for index, value in enumerate(node)]
         case _:
-            tag = getattr(getattr(node, "tag", None), "value", None) or type(node).__name__
-            raise _UnreadableError(
-                f"a value of kind {tag} cannot stand here", path, cure="write text, a number or a list"
-            )
+            kind = _tag(node) or type(node).__name__
+            raise _UnreadableError(f"a value of kind {kind} cannot stand here", path, cure="write it without a tag")
+
+
+def _tag(node: Any) -> str | None:
+    tag: str | None = getattr(getattr(node, "tag", None), "value", None)
+    return tag
 
 
 def _key(key: Any, path: FieldPath) -> str | int:
@@ -327,7 +339,7 @@ def _explain(details: ErrorDetails) -> tuple[str, str | None, FieldPath]:
             )
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             bound, relation = next((limits[name], word) for name, word in _RELATIONS.items() if name in limits)
-            return f"must be {relation} {bound}, not {given}", None, ()
+            return f"must be {relation} {bound:g}, not {given}", None, ()
         case _ if problem in _EXPECTED:
             expected, cure = _EXPECTED[problem]
             return f"expected {expected}, not {given}", cure, ()
@@ -352,6 +364,5 @@ _EXPECTED = {
     "dict_type": ("a mapping of fields", None),
     "model_type": ("a mapping of fields", None),
     "tuple_type": ("a list", "begin each entry with a dash"),
-    "too_short": ("at least one entry", None),
     "string_too_short": ("some text", None),
 }

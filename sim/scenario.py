@@ -10,10 +10,10 @@ import math
 import pathlib
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sim.config import (
     Gateway,
@@ -31,8 +31,8 @@ from sim.config import (
     available_cpus,
 )
 from sim.declarative import Entities, read_entities
-from sim.document import Document, Model, Override, matching
-from sim.errors import FieldError, shown
+from sim.document import Document, Model, NotEmpty, Override, matching
+from sim.errors import FieldError, UserError, shown
 from sim.threshold import Threshold
 from sim.threshold import parse as parse_threshold
 from sim.units import Bytes, PerSecond, Seconds, format_duration
@@ -198,9 +198,12 @@ class _Gateway(Model):
     nginx: Nginx = Nginx()
 
 
-def _not_the_collector(name: str) -> str:
-    if name == "collector":
-        raise FieldError("is the name of the built-in collector", cure="give the upstream another name")
+_PROCESSES: Final = frozenset({"collector", "master", "load"})
+
+
+def _not_a_process(name: str) -> str:
+    if name in _PROCESSES:
+        raise FieldError(f"{name} is the name of another process of a run", cure="give the upstream another name")
     return name
 
 
@@ -211,9 +214,9 @@ class _File(Model):
     profile: ProfileName = "kong"
     seed: Seed
     gateway: _Gateway
-    upstreams: dict[Annotated[Name, AfterValidator(_not_the_collector)], Upstream] = Field(default_factory=dict)
+    upstreams: dict[Annotated[Name, AfterValidator(_not_a_process)], Upstream] = Field(default_factory=dict)
     collector: Collector = Collector()
-    load: Annotated[tuple[ConstantArrivalRate, ...], Strict(strict=False), Field(min_length=1)]
+    load: Annotated[Many[ConstantArrivalRate], NotEmpty]
     faults: Many[Fault] = ()
     thresholds: Many[Annotated[Threshold, BeforeValidator(parse_threshold)]] = ()
 
@@ -224,13 +227,10 @@ class Scenario:
 
     Attributes:
         name: what summary and run folder are called.
-        file: where it was read from.
-        as_run: the file with overrides, seed and ``kong.yml`` in place, as YAML: run it and get the same run.
+        document: what it was read from, overrides, seed and ``kong.yml`` in place.
     """
 
     name: str
-    file: str
-    as_run: str
     profile: ProfileName
     seed: int
     gateway: Gateway
@@ -239,11 +239,23 @@ class Scenario:
     load: tuple[ConstantArrivalRate, ...]
     faults: tuple[Fault, ...]
     thresholds: tuple[Threshold, ...]
+    document: Document = field(repr=False, compare=False)
+
+    @property
+    def as_run(self) -> str:
+        """The file as it is run: run this and get the same run."""
+        return self.document.text()
 
     @property
     def duration_s(self) -> float:
         """How long requests arrive, in seconds."""
         return sum(load.duration for load in self.load)
+
+    def placed(self, error: UserError) -> UserError:
+        """Return an error of the gateway's start with the file and line of its field."""
+        if error.file is not None or error.field is None:
+            return error
+        return self.document.error(error.message, ("gateway", error.field), cure=error.cure)
 
 
 def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
@@ -262,8 +274,6 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
     _check_faults(document, content)
     return Scenario(
         name=content.name,
-        file=file,
-        as_run=document.text(),
         profile=content.profile,
         seed=content.seed,
         gateway=gateway,
@@ -272,6 +282,7 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
         load=content.load,
         faults=content.faults,
         thresholds=content.thresholds,
+        document=document,
     )
 
 

@@ -1,0 +1,330 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sim.document import Override, parse_override
+from sim.errors import UserError
+from sim.scenario import load
+
+SCENARIOS = Path(__file__).parents[2] / "scenarios"
+
+FULL = """\
+name: full # line 1
+profile: safe
+seed: 7
+gateway:
+  workers: 2
+  tracing:
+    instrumentations: [request, balancer]
+    sampling_rate: 1.0
+  nginx: {worker_shutdown_timeout: 10s}
+  config:
+    services:
+      - {name: a, url: http://default, routes: [{paths: [/]}]}
+    plugins:
+      - name: opentelemetry
+upstreams:
+  default:
+    latency: {p50: 2ms, p99: 20ms}
+    status: {200: 0.99, 503: 0.01}
+    body: 2KiB
+collector: {latency: 5ms}
+load:
+  - executor: constant-arrival-rate
+    rate: 300/s
+    duration: 10s
+    arrival: poisson
+    request: {method: POST, path: /orders, headers: {Host: api.example.com}}
+faults:
+  - {at: 5s, target: worker, slot: 1, kind: kill}
+thresholds:
+  - ledger.unaccounted == 0
+  - latency.p99 < 200ms
+"""
+
+MINIMAL = """\
+name: minimal
+gateway:
+  config:
+    services: [{name: a, host: default, routes: [{paths: [/]}]}]
+upstreams:
+  default: {}
+load:
+  - {executor: constant-arrival-rate, rate: 5/s, duration: 1s}
+"""
+
+
+@pytest.fixture
+def scenario(tmp_path):
+    """Load a scenario of the given text."""
+
+    def read(text, *overrides):
+        path = tmp_path / "a.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load(str(path), overrides)
+
+    return read
+
+
+@pytest.fixture
+def changed(scenario):
+    """Load the full scenario with one piece of its text replaced."""
+
+    def read(old, new):
+        assert FULL.count(old) == 1
+        return scenario(FULL.replace(old, new))
+
+    return read
+
+
+def test_a_scenario_is_read_into_plain_numbers(scenario):
+    """Seconds, requests per second and bytes, whatever the file's units."""
+    full = scenario(FULL)
+
+    assert (full.name, full.profile, full.seed) == ("full", "safe", 7)
+    assert (full.gateway.workers, full.gateway.profile, full.gateway.seed) == (2, "safe", 7)
+    assert full.gateway.tracing.instrumentations == ("request", "balancer")
+    assert full.gateway.nginx.worker_shutdown_timeout == 10.0
+    assert [plugin.name for plugin in full.gateway.plugins] == ["opentelemetry"]
+    assert (full.upstreams["default"].latency.p50, full.upstreams["default"].latency.p99) == (0.002, 0.02)
+    assert full.upstreams["default"].body == 2048
+    assert full.collector.latency == 0.005
+    assert (full.load[0].rate, full.load[0].duration, full.load[0].arrival) == (300.0, 10.0, "poisson")
+    assert (full.load[0].request.method, full.load[0].request.headers) == ("POST", {"Host": "api.example.com"})
+    assert [(fault.at, fault.slot, fault.kind) for fault in full.faults] == [(5.0, 1, "kill")]
+    assert [threshold.metric for threshold in full.thresholds] == ["ledger.unaccounted", "latency.p99"]
+    assert full.duration_s == 10.0
+
+
+def test_the_least_scenario_has_defaults(scenario):
+    """Traced throughout at Kong's sampling rate, no faults, no thresholds, an even load."""
+    least = scenario(MINIMAL)
+
+    assert least.gateway.tracing.instrumentations == ("all",)
+    assert least.gateway.tracing.sampling_rate == 0.01
+    assert least.upstreams["default"].status == {200: 1.0}
+    assert (least.load[0].arrival, least.load[0].request.method, least.load[0].request.path) == ("uniform", "GET", "/")
+    assert (least.faults, least.thresholds, least.collector.latency) == ((), (), 0.0)
+
+
+def test_a_seed_is_drawn_and_written_down(scenario):
+    """A run without a seed can be repeated from what it leaves behind."""
+    drawn = scenario(MINIMAL)
+
+    assert scenario(drawn.as_run).seed == drawn.seed
+    assert drawn.gateway.seed == drawn.seed
+
+
+def test_as_run_is_the_same_scenario(scenario):
+    """Overrides are part of it, and so are the comments."""
+    ran = scenario(FULL, parse_override("load[0].rate=800/s"), Override(("seed",), 9, "--seed"))
+
+    again = scenario(ran.as_run)
+
+    assert again == ran
+    assert (again.load[0].rate, again.seed) == (800.0, 9)
+    assert "# line 1" in ran.as_run
+
+
+def test_the_gateway_may_be_a_file_beside_the_scenario(scenario, tmp_path):
+    """Its content takes the place of its name in what is run, so that the run's folder needs no other file."""
+    (tmp_path / "kong.yml").write_text(
+        "_format_version: '3.0'\nservices: [{name: a, host: default, routes: [{paths: [/]}]}]\n", encoding="utf-8"
+    )
+    by_name = scenario(MINIMAL, parse_override("gateway.config=kong.yml"))
+    (tmp_path / "kong.yml").unlink()
+
+    assert by_name.gateway.services == scenario(MINIMAL).gateway.services
+    assert scenario(by_name.as_run).gateway == by_name.gateway
+
+
+def test_a_mistake_in_the_gateway_file_names_that_file(scenario, tmp_path):
+    """Not the scenario that refers to it."""
+    (tmp_path / "kong.yml").write_text("services:\n  - name: a\n", encoding="utf-8")
+
+    with pytest.raises(UserError, match=r"/kong\.yml:2: services\[0\]\.host: missing"):
+        scenario(MINIMAL, parse_override("gateway.config=kong.yml"))
+
+
+MISTAKES = [
+    (
+        "workers: 2",
+        "workers: 0",
+        "5: gateway.workers",
+        "expected auto or a whole number from 1 to 1024, not 0; write 2",
+    ),
+    ("workers: 2", "worker: 2", "5: gateway.worker", "unknown field; did you mean workers?"),
+    (
+        "rate: 300/s",
+        "rate: 300",
+        "23: load[0].rate",
+        "expected a rate such as 500/s, not 300; add the unit, one of /s, /min or /h",
+    ),
+    ("rate: 300/s", "rate: 0/s", "23: load[0].rate", "must be more than 0, not '0/s'"),
+    (
+        "duration: 10s",
+        "duration: 10",
+        "24: load[0].duration",
+        "expected a duration such as 30s or 2ms, not 10; add the unit, one of ms, s, m or h",
+    ),
+    ("duration: 10s", "durations: 10s", "24: load[0].durations", "unknown field; did you mean duration?"),
+    (
+        "duration: 10s",
+        "stages: []",
+        "24: load[0].stages",
+        "stages is not built yet: it varies the rate over time; leave it out",
+    ),
+    ("    duration: 10s\n", "", "22: load[0].duration", "missing; add duration"),
+    (
+        "arrival: poisson",
+        "arrival: poison",
+        "25: load[0].arrival",
+        "expected uniform or poisson, not 'poison'; did you mean poisson?",
+    ),
+    (
+        "constant-arrival-rate",
+        "ramping-vus",
+        "22: load[0].executor",
+        "ramping-vus is not built yet: it makes a closed load of virtual users; leave it out",
+    ),
+    ("constant-arrival-rate", "constant", "22: load[0].executor", "expected constant-arrival-rate, not 'constant'"),
+    ("path: /orders", "path: orders", "26: load[0].request.path", "expected a path that begins with /, not 'orders'"),
+    ("Host: api", "Ho st: api", "26: load[0].request.headers.Ho st", "expected the name of a header, not 'Ho st'"),
+    ("profile: safe", "profile: sage", "2: profile", "expected kong or safe, not 'sage'; did you mean safe?"),
+    ("seed: 7", "seed: seven", "3: seed", "expected a whole number, not 'seven'"),
+    ("name: full", "name: 7", "1: name", "expected text, not 7; put it in quotes"),
+    ("name: full", "name: a/b", "1: name", "expected a name of letters, digits, dots and dashes, not 'a/b'"),
+    (
+        "http://default",
+        "http://defult",
+        "12: gateway.config.services[0].url",
+        "there is no upstream defult; did you mean default?",
+    ),
+    (
+        "{p50: 2ms, p99: 20ms}",
+        "{p50: 2s, p99: 2ms}",
+        "17: upstreams.default.latency.p99",
+        "is less than p50; write at least the value of p50",
+    ),
+    (
+        "{p50: 2ms, p99: 20ms}",
+        "{p50: 0s, p99: 2ms}",
+        "17: upstreams.default.latency.p50",
+        "is 0 where p99 is not; write more than 0",
+    ),
+    ("{p50: 2ms, p99: 20ms}", "2ms", "17: upstreams.default.latency", "expected a mapping of fields, not '2ms'"),
+    (
+        "503: 0.01",
+        "503: 0.02",
+        "18: upstreams.default.status",
+        "the shares add up to 1.01, expected 1; write {200: 0.99, 503: 0.01}",
+    ),
+    ("503: 0.01", "OK: 0.01", "18: upstreams.default.status.OK", "expected a whole number, not 'OK'"),
+    (
+        "  default:\n",
+        "  load:\n",
+        "16: upstreams.load",
+        "load is the name of another process of a run; give the upstream another name",
+    ),
+    (
+        "{latency: 5ms}",
+        "{latency: 5}",
+        "20: collector.latency",
+        "expected a duration such as 30s or 2ms, not 5; add the unit, one of ms, s, m or h",
+    ),
+    (
+        "target: worker",
+        "target: collector",
+        "28: faults[0].target",
+        "collector is not built yet: faults hit workers only; leave it out",
+    ),
+    ("target: worker", "target: wroker", "28: faults[0].target", "expected worker, not 'wroker'; did you mean worker?"),
+    (
+        "kind: kill",
+        "kind: refuse",
+        "28: faults[0].kind",
+        "refuse is not built yet: it refuses connections; leave it out",
+    ),
+    (
+        "kind: kill",
+        "kind: kill, for: 3s",
+        "28: faults[0].for",
+        "for is not built yet: it ends a fault after a while; leave it out",
+    ),
+    (
+        "slot: 1",
+        "slot: 2",
+        "28: faults[0].slot",
+        "there is no worker in slot 2, gateway.workers is 2; slots are 0 to 1",
+    ),
+    ("at: 5s", "at: 10s", "28: faults[0].at", "comes when the load is over, after 10s; let it come earlier"),
+    (
+        "ledger.unaccounted == 0",
+        "ledger.unacounted == 0",
+        "30: thresholds[0]",
+        "there is no metric ledger.unacounted; did you mean ledger.unaccounted?",
+    ),
+    ("< 200ms", "< 200", "31: thresholds[1]", "expected a duration such as 30s or 2ms, not '200'; write 200ms"),
+    ("collector:", "colector:", "20: colector", "unknown field; did you mean collector?"),
+    (
+        "balancer]",
+        "balance]",
+        "7: gateway.tracing.instrumentations",
+        "invalid tracing type: balance; did you mean balancer?",
+    ),
+    ("rate: 1.0", "rate: 1.5", "8: gateway.tracing.sampling_rate", "must be at most 1, not 1.5"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "place", "message"), MISTAKES)
+def test_a_mistake_is_one_line_with_file_line_field_and_cure(changed, old, new, place, message):
+    """Every word of the vocabulary, misspelt, mistyped, out of range or not built yet."""
+    with pytest.raises(UserError) as caught:
+        changed(old, new)
+
+    assert str(caught.value).split("/a.yaml:")[1] == f"{place}: {message}"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_second_load_is_refused_by_name(scenario):
+    """It is part of the vocabulary."""
+    with pytest.raises(UserError, match=r"a\.yaml:9: load\[1\]: a second load is not built yet; leave it out"):
+        scenario(MINIMAL + "  - {executor: constant-arrival-rate, rate: 5/s, duration: 1s}\n")
+
+
+@pytest.mark.parametrize("config", ["", "[]", "5"])
+def test_gateway_config_is_a_mapping_or_a_file(scenario, config):
+    """Nothing else."""
+    with pytest.raises(UserError, match=r"gateway\.config: expected services, routes and plugins, or the path of"):
+        scenario(MINIMAL, parse_override(f"gateway.config={config}"))
+
+
+def test_a_missing_gateway_file_is_named_where_it_is_asked_for(scenario):
+    """The path is relative to the scenario."""
+    with pytest.raises(UserError, match=r"gateway\.config: there is no file .*/kong\.yml; name it relative to"):
+        scenario(MINIMAL, parse_override("gateway.config=kong.yml"))
+
+
+def test_the_first_mistake_of_the_file_is_named(scenario):
+    """In the order of the lines."""
+    with pytest.raises(UserError, match=r"a\.yaml:1: name: expected text"):
+        scenario(MINIMAL.replace("minimal", "[]").replace("5/s", "5"))
+
+
+def test_an_error_of_the_start_is_placed_in_the_file(scenario):
+    """A busy port is known by its number only to whoever binds it."""
+    loaded = scenario(MINIMAL.replace("gateway:\n", "gateway:\n  listen: 127.0.0.1:1\n"))
+
+    placed = loaded.placed(UserError("cannot listen on 127.0.0.1:1", field="listen", cure="choose another"))
+
+    assert str(placed).endswith("/a.yaml:3: gateway.listen: cannot listen on 127.0.0.1:1; choose another")
+    other = UserError("no worker can start")
+    assert loaded.placed(other) is other
+
+
+def test_every_scenario_of_the_repository_loads(tmp_path):
+    """What is shown to users works, from any folder."""
+    for path in SCENARIOS.glob("*.yaml"):
+        copy = shutil.copy(path, tmp_path)
+        assert load(copy).name == path.stem
