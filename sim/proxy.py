@@ -55,7 +55,7 @@ class ProxiedExchange:
         self._connection: UpstreamConnection | None = None
         self._held = False
         self._try: Try
-        self._address: tuple[str, int] = request.ctx["balancer_address"]
+        self._address: tuple[str, int] = request.address
 
     def begin(self) -> None:
         """Send the request to the target, on a kept connection if there is one."""
@@ -155,8 +155,9 @@ class ProxiedExchange:
         peer = request.connection.peer.encode()
         forwarded = b""
         out = [request.method.encode(), b" ", path, mark, query, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
-        named = _connection_options(request.forwarded_lines())
-        for name, value in request.forwarded_lines():
+        lines = request.forwarded_lines()
+        named = _connection_options(lines)
+        for name, value in lines:
             if len(name) in _DROPPED_SIZES and (lower := name.lower()) in _DROPPED:
                 if lower == b"x-forwarded-for":
                     forwarded = forwarded + value + b", "

@@ -81,6 +81,7 @@ class Request:
         match: the route, once found.
         plan: the plugins that run.
         tries: what the balancer tried.
+        address: of the target, and its port.
         hostname: of the target, "" when an address was configured.
         upstream_ns: from the first try to the head of the answer.
         exchange: with the upstream, once it has begun.
@@ -96,6 +97,7 @@ class Request:
 
     __slots__ = (
         "_headers",
+        "address",
         "authority",
         "body",
         "body_ended_ns",
@@ -157,6 +159,7 @@ class Request:
         self.match: Match | None = None
         self.plan: Plan | None = None
         self.tries: list[Try] = []
+        self.address = ("", 0)
         self.hostname = ""
         self.upstream_ns = 0
         self.exchange: ProxiedExchange | None = None

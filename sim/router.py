@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sim.config import Route, Service
+from sim.resolver import is_address
 
 FINDINGS_MAX: Final = 1024
 """Targets whose route is remembered; when there are more, all are forgotten."""
@@ -22,11 +23,13 @@ class Match:
         route: the route.
         service: its service.
         prefix: the path of the route that matched, "" when it asks for none.
+        address: of the service, when its host is one and no name.
     """
 
     route: Route
     service: Service
     prefix: str
+    address: tuple[str, int] | None
 
     def upstream_path(self, path: str) -> str:
         """Return the path that the service is asked for: its own, then the request's with or without the prefix."""
@@ -41,7 +44,10 @@ class Router:
     def __init__(self, routes: tuple[Route, ...], services: tuple[Service, ...]) -> None:
         by_name = {service.name: service for service in services}
         candidates = [
-            Match(route, by_name[route.service], prefix) for route in routes for prefix in (route.paths or ("",))
+            Match(route, service, prefix, (service.host, service.port) if is_address(service.host) else None)
+            for route in routes
+            for service in (by_name[route.service],)
+            for prefix in (route.paths or ("",))
         ]
         self._candidates = sorted(candidates, key=_rank)
         self._found: dict[tuple[str, str, str], Match | None] = {}

@@ -26,7 +26,7 @@ from sim.plugin import Handler as PluginHandler
 from sim.plugin import Plan, Plans
 from sim.proxy import ProxiedExchange
 from sim.request import HeaderLines, Request
-from sim.resolver import Resolver, is_address
+from sim.resolver import Resolver
 from sim.router import Router
 from sim.upstream import Pool
 
@@ -285,8 +285,8 @@ class Runloop:
         """Choose the target: resolve the service's host (R1: access, target selection)."""
         assert request.match is not None
         service = request.match.service
-        if is_address(service.host):
-            request.ctx[ADDRESS] = (service.host, service.port)
+        if request.match.address is not None:
+            request.address = request.match.address
             return None
         request.hostname = service.host
         span = self.instrumentation.dns_query()
@@ -326,7 +326,7 @@ class Runloop:
             return 503
         span.set_attribute(DNS_IP, found[0])
         span.finish()
-        request.ctx[ADDRESS] = found
+        request.address = found
         return None
 
     def _proxy(self, request: Request) -> int | None:
@@ -463,10 +463,6 @@ class Runloop:
             self.log_line("error", f"failed to run {phase}_by_lua*: {where}{what}")
         else:
             self.log_line("error", f"lua entry thread aborted: runtime error: {phase}_by_lua: {where}{what}")
-
-
-ADDRESS: Final = "balancer_address"
-"""Key under which `ctx` holds the target's address and port."""
 
 
 def _line(name: str, value: str) -> tuple[bytes, bytes]:

@@ -45,15 +45,6 @@ TICK_S: Final = 0.1
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _NS_PER_S: Final = 1_000_000_000
-_BOOKED: Final = (
-    "acknowledged",
-    "dropped_overflow",
-    "dropped_retries",
-    "dropped_shutdown",
-    "swallowed",
-    "enqueued",
-)
-"""Accounts of the ledger that the queues keep under the same name."""
 
 
 def main(args: "WorkerArgs") -> None:
@@ -122,6 +113,7 @@ class Worker:
         self._row = new_row()
         self._publishing = False
         self._state = State.STARTING
+        self._terminated = False
         self._lag_ns_max = 0
         self._stopped = loop.create_future()
         kong = Kong(self._provider, self._timers)
@@ -137,6 +129,7 @@ class Worker:
             self._changed,
             self._leave_if_done,
         )
+        self._books_spans = gateway.tracing.instrumentations[0] != "off" or bool(gateway.plugins)
         self._listeners: list[socket.socket] = list(args.listeners)
         self._accepting: set[asyncio.Task[Any]] = set()
 
@@ -184,8 +177,6 @@ class Worker:
         self.exporter.queues.abandon()
         self._terminated = True
         self._stop()
-
-    _terminated = False
 
     def _quit(self) -> None:
         if self._state is State.DRAINING:
@@ -237,9 +228,15 @@ class Worker:
         counts = self.counts
         row[_STATE] = self._state
         row[_REQUESTS] = counts.requests
-        row[_RESPONSES : _RESPONSES + 4] = array("q", counts.responses[2:])
+        _, _, row[_2XX], row[_3XX], row[_4XX], row[_5XX] = counts.responses
         row[_CONNECTIONS] = counts.connections
         row[_ACTIVE] = counts.active
+        if self._books_spans:
+            self._book_spans(row)
+        self._args.record.publish(row)
+
+    def _book_spans(self, row: "array[int]") -> None:
+        counts = self.counts
         queues = self.exporter.queues.counters()
         spans = self._provider.spans.balance()
         row[_CREATED] = spans.fetched
@@ -248,11 +245,16 @@ class Worker:
         row[_UNPROCESSED] = counts.unprocessed
         row[_REJECTED] = counts.rejected + queues.rejected
         row[_LOST] = counts.lost_in_request
-        for name, index in _QUEUE_FIELDS:
-            row[index] = getattr(queues, name)
-        row[_PENDING] = self._timers.pending
-        row[_RUNNING] = self._timers.running
-        self._args.record.publish(row)
+        row[_ENQUEUED] = queues.enqueued
+        row[_ACKNOWLEDGED] = queues.acknowledged
+        row[_DROPPED_OVERFLOW] = queues.dropped_overflow
+        row[_DROPPED_RETRIES] = queues.dropped_retries
+        row[_DROPPED_SHUTDOWN] = queues.dropped_shutdown
+        row[_SWALLOWED] = queues.swallowed
+        row[_QUEUED] = queues.queued
+        row[_IN_FLIGHT] = queues.in_flight
+        for field, index in _POOL_FIELDS["KONG_SPAN"]:
+            row[index] = getattr(spans, field)
 
     def _tick(self, due_s: float) -> None:
         self._lag_ns_max = max(self._lag_ns_max, int((self.runtime.now() - due_s) * _NS_PER_S))
@@ -266,23 +268,33 @@ class Worker:
         with open("/proc/self/statm") as statm:  # noqa: PTH123 - ten times a second
             row[FIELD_INDEX["rss_bytes"]] = int(statm.read().split()[1]) * _PAGE_BYTES
         row[FIELD_INDEX["loop_lag_ns_max"]] = self._lag_ns_max
+        row[_PENDING] = self._timers.pending
+        row[_RUNNING] = self._timers.running
         for tag, balance in self._provider.balances().items():
             for field, index in _POOL_FIELDS[tag]:
                 row[index] = getattr(balance, field)
 
 
-_STATE, _REQUESTS, _RESPONSES, _CONNECTIONS, _ACTIVE, _CREATED, _OPEN = (
+_STATE, _REQUESTS, _CONNECTIONS, _ACTIVE, _PENDING, _RUNNING = (
     FIELD_INDEX[name]
-    for name in ("state", "requests", "responses_2xx", "connections", "requests_active", "created", "spans_open")
+    for name in ("state", "requests", "connections", "requests_active", "timers_pending", "timers_running")
 )
-_UNSAMPLED, _UNPROCESSED, _REJECTED, _LOST, _PENDING, _RUNNING = (
+_2XX, _3XX, _4XX, _5XX = (FIELD_INDEX[f"responses_{hundreds}xx"] for hundreds in (2, 3, 4, 5))
+_CREATED, _OPEN, _UNSAMPLED, _UNPROCESSED, _REJECTED, _LOST = (
+    FIELD_INDEX[name] for name in ("created", "spans_open", "unsampled", "unprocessed", "rejected", "lost_in_request")
+)
+_ENQUEUED, _ACKNOWLEDGED, _DROPPED_OVERFLOW, _DROPPED_RETRIES, _DROPPED_SHUTDOWN, _SWALLOWED, _QUEUED, _IN_FLIGHT = (
     FIELD_INDEX[name]
-    for name in ("unsampled", "unprocessed", "rejected", "lost_in_request", "timers_pending", "timers_running")
-)
-_QUEUE_FIELDS: Final = (
-    *((name, FIELD_INDEX[name]) for name in _BOOKED),
-    ("queued", FIELD_INDEX["queue_depth"]),
-    ("in_flight", FIELD_INDEX["in_flight"]),
+    for name in (
+        "enqueued",
+        "acknowledged",
+        "dropped_overflow",
+        "dropped_retries",
+        "dropped_shutdown",
+        "swallowed",
+        "queue_depth",
+        "in_flight",
+    )
 )
 _POOL_FIELDS: Final = {
     tag: tuple(

@@ -7,6 +7,7 @@ that is not UTF-8 is a lone surrogate (``errors="surrogateescape"``), so that ev
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Protocol
 
 from kongtrace.propagation.context import UnguardedError
@@ -96,6 +97,7 @@ class Headers:
             self._unseen = [line for line in self._unseen if line[0] != name]
 
 
+@lru_cache(maxsize=1024)
 def _key(name: str) -> str:
     return name.lower().replace("_", "-")
 
