@@ -7,9 +7,9 @@ request by concatenation (:func:`encode_traces`). Log records go the same way.
 Theory of operation: a span is written by a fast path that knows the usual span alone: ids of 16 and 8 bytes, both
 times set, a mapping of attributes. Whatever it trips over is written by the general path: the span is first turned
 into plain dicts of OTLP's shape (:meth:`Encoder.transform_span`), then those into bytes. Both give the same bytes.
-What makes the fast path fast: tags and lengths are packed together with ids and times, and what precedes the text of
-an attribute depends on its key and on the length of the text alone, so it is remembered by those two. Texts are not
-remembered: what a span costs does not depend on how often its values recur. A memo holds at most
+What makes the fast path fast: ids, name, kind and times are packed at once, with their tags and lengths; and what
+precedes the text of an attribute depends on its key and on the length of the text alone, so it is remembered by those
+two. Texts are not remembered: what a span costs does not depend on how often its values recur. A memo holds at most
 ``MEMO_ENTRIES_MAX`` entries and is emptied when it is full.
 
 Units and shapes: times are ns since the epoch; ids are bytes. Fields are written in the order of their numbers,
@@ -113,9 +113,6 @@ class SpanData(Protocol):
 # A field is its tag, one byte here (number << 3 | wire type), and its content; text, bytes and messages (wire type 2)
 # carry their length in front of it. Every field number of OTLP that is written is below 16.
 
-_pack_ids = struct.Struct("<H16sH8s").pack
-_pack_ids_with_parent = struct.Struct("<H16sH8sH8s").pack
-_pack_kind_and_times = struct.Struct("<HBqBq").pack
 _pack_double = struct.Struct("<d").pack
 _pack_fixed32 = struct.Struct("<I").pack
 _pack_fixed64 = struct.Struct("<Q").pack
@@ -149,7 +146,8 @@ def _varint(number: int) -> bytes:
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
-    return tag + _varint(len(content)) + content
+    size = len(content)
+    return tag + (_VARINTS[size] if size < _SHORT else _long_varint(size)) + content
 
 
 _SCOPE = _field(b"\x0a", _field(b"\x0a", b"kong-internal") + _field(b"\x12", b"0.1.0"))
@@ -186,7 +184,7 @@ def _lua_number(text: str | bytes) -> float | None:
 def _double(value: float) -> bytes:
     try:
         return _pack_double(value)
-    except OverflowError:
+    except struct.error:  # an int beyond every double
         return _pack_double(math.inf if value > 0 else -math.inf)
 
 
@@ -308,13 +306,13 @@ class Encoder:
         rules: what the profile prescribes.
     """
 
-    __slots__ = ("_integers", "_names", "_rules", "_text_starts")
+    __slots__ = ("_heads", "_integers", "_rules", "_text_starts")
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
-        self._names = _Memo(self._name)
+        self._heads = _Memo(self._head)
         self._text_starts = _Memo(self._text_starts_of)
-        self._integers = _Memo(self._integer_attribute)
+        self._integers = _Memo(self._any_attribute)
 
     def encode_span(self, span: SpanData, trace_id: bytes | None = None) -> bytes:
         """The bytes of one entry of ``ScopeSpans.spans``, ready to be concatenated; they refer to nothing.
@@ -330,23 +328,24 @@ class Encoder:
             trace_id = span.trace_id
         span_id = span.span_id
         parent_id = span.parent_id
-        start_time_ns = span.start_time_ns
-        end_time_ns = span.end_time_ns
+        start = span.start_time_ns
+        end = span.end_time_ns
         try:
             if (
                 len(trace_id) != TRACE_ID_BYTES
                 or len(span_id) != SPAN_ID_BYTES
                 or (parent_id is not None and len(parent_id) != SPAN_ID_BYTES)
-                or not (start_time_ns and end_time_ns)
+                or not (start and end)
             ):
                 return self._encode_unusual(span, trace_id)
+            name, pack, pack_with_parent = self._heads[span.name]
+            kind = _KINDS[span.kind]
             if parent_id is None:
-                body = _pack_ids(_TRACE_ID, trace_id, _SPAN_ID, span_id)
+                body = pack(_TRACE_ID, trace_id, _SPAN_ID, span_id, name, kind, _START, start, _END, end)
             else:
-                body = _pack_ids_with_parent(_TRACE_ID, trace_id, _SPAN_ID, span_id, _PARENT_ID, parent_id)
-            body += self._names[span.name] + _pack_kind_and_times(
-                _KINDS[span.kind], _START, start_time_ns, _END, end_time_ns
-            )
+                body = pack_with_parent(
+                    _TRACE_ID, trace_id, _SPAN_ID, span_id, _PARENT_ID, parent_id, name, kind, _START, start, _END, end
+                )
             attributes = span.attributes
             if attributes is not None:
                 text_starts = self._text_starts
@@ -427,18 +426,20 @@ class Encoder:
         return [self._plain_log(log, trace_id, flags) for log in logs]
 
     def _attribute(self, key: Any, value: object) -> bytes:
-        """A span's attribute that is no text; of the others, small sets of values are likely for integers only."""
-        kind = type(value)
-        if (kind is int or kind is bool) and type(key) is str:
-            return self._integers[key, kind, value]  # 1 and True are one key of a dict
-        return _key_values(_ATTRIBUTES, self._plain_entries({key: value}))
+        """A span's attribute that is no text; of the others, integers are the ones that recur."""
+        if type(value) is int and type(key) is str:
+            return self._integers[key, value]
+        return self._any_attribute((key, value)) if value is not None else b""
 
-    def _integer_attribute(self, of: tuple[str, type, int]) -> bytes:
-        key, _kind, value = of
-        return _key_value(_ATTRIBUTES, key, self._plain_value(key, value))
+    def _any_attribute(self, item: tuple[Any, object]) -> bytes:
+        key, value = item
+        return _key_value(_ATTRIBUTES, self._plain_text(key), self._plain_value(key, value))
 
-    def _name(self, name: object) -> bytes:
-        return _name(b"\x2a", self._plain_name(name))
+    def _head(self, name: object) -> tuple[bytes, Callable[..., bytes], Callable[..., bytes]]:
+        """The field of a name; what packs it with ids, kind and times, for a root and for a child."""
+        field = _name(b"\x2a", self._plain_name(name))
+        size = len(field)
+        return field, struct.Struct(f"<H16sH8s{size}sHBqBq").pack, struct.Struct(f"<H16sH8sH8s{size}sHBqBq").pack
 
     def _text_starts_of(self, key: Any) -> _Memo[bytes]:
         """By length, what precedes the text of an attribute; a key whose values are no texts has none."""
