@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import RoundTripConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
 from sim.errors import FieldError, UserError, nearest, shown
 
@@ -267,7 +267,7 @@ def _neighbour(path: Path) -> str | None:
         names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in {".yaml", ".yml"})
     except OSError:
         return f"there is no folder {path.parent}"
-    close = get_close_matches(path.name, names, n=1, cutoff=0.5)
+    close = get_close_matches(path.name, names, n=1)
     if close:
         return f"did you mean {path.parent / close[0]}?"
     return f"in {path.parent} there are {', '.join(names[:8])}" if names else None
@@ -280,10 +280,10 @@ def _parse(text: str, file: str) -> Any:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(str(error.problem or error.context or "not YAML").split())
         raise UserError(f"not YAML: {problem}", file=file, line=mark.line + 1 if mark else None) from None
-    except (YAMLError, ValueError) as error:
-        raise UserError(f"not YAML: {str(error).splitlines()[0]}", file=file) from None
     except RecursionError:
         raise UserError("nested too deeply", file=file) from None
+    except Exception as error:  # noqa: BLE001 - on broken numbers and tags the reader fails in many ways
+        raise UserError(f"not YAML: {str(error).partition(chr(10))[0]}", file=file) from None
 
 
 def _plain(node: Any, path: FieldPath, budget: Iterator[int]) -> Any:

@@ -298,9 +298,12 @@ def _entities(document: Document, content: _File) -> Entities:
         message = f"expected services, routes and plugins, or the path of a kong.yml, not {shown(config)}"
         raise document.error(message, _CONFIG)
     path = pathlib.Path(document.file).parent / config
-    if not path.is_file():
-        raise document.error(f"there is no file {path}", _CONFIG, cure="name it relative to the scenario")
-    kong_yml = Document.read(str(path))
+    try:
+        kong_yml = Document.read(str(path))
+    except UserError as error:
+        if error.line is not None:
+            raise
+        raise document.error(f"{path}: {error.message}", _CONFIG, cure=error.cure) from None
     document.root["gateway"]["config"] = kong_yml.root
     return read_entities(kong_yml, provided=provided)
 
