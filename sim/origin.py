@@ -127,7 +127,7 @@ class _Server(HttpServer):
         return {
             "requests": sum(self.by_status.values()),
             "by_status": {status: count for status, count in self.by_status.items() if count},
-            "connections": {"accepted": self.accepted, "open": len(self.connections)},
+            "connections": self.accepted,
             "cpu_s": time.process_time(),
         }
 
@@ -136,7 +136,7 @@ def serve(sock: "socket.socket", control: "Connection", origin: Origin) -> None:
     """Run the origin in this process, on the bound socket `sock`, as a peer.
 
     Its report: `requests` answered or being answered, `by_status` their number by status (that occurred),
-    `connections` `{accepted, open}`, `cpu_s` the CPU time of the process.
+    `connections` accepted, `cpu_s` the CPU time of the process.
     """
     server = _Server(origin)
     peer.run(control, lambda stop: server.serve(sock, stop), server.report)

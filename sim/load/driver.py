@@ -107,7 +107,7 @@ def drive(control: "Connection", load: ConstantArrivalRate, request: "Request") 
         histogram: the latencies for `Latencies.merge`, once finished.
         achieved_rate_per_s: requests sent, by the time that passed or the duration, whichever is longer.
         valid, invalid_reason: whether the figures count; see `invalid_reason`.
-        connections: `{opened, open}`.
+        connections: `{opened, peak}`: all of them, and the most at once.
         elapsed_s, cpu_s: time since the beginning; CPU time of the process.
     """
     driver = _Driver(load, request)
@@ -171,6 +171,7 @@ class _Driver:
             self._pool.give_up(time.monotonic_ns())
             await self._settled.wait()
         self._finished_ns = time.monotonic_ns()
+        self._pool.close()
 
     def completed(self, intended_ns: int, status: int) -> None:
         """Account for a request whose whole answer has arrived."""
@@ -209,7 +210,7 @@ class _Driver:
             "achieved_rate_per_s": self._pool.sent * _NS_PER_S / max(1, (self._arrived_ns or now_ns) - self._begun_ns),
             "valid": reason is None,
             "invalid_reason": reason,
-            "connections": {"opened": self._pool.opened_total, "open": len(self._pool)},
+            "connections": {"opened": self._pool.opened_total, "peak": self._pool.peak},
             "elapsed_s": (now_ns - self._begun_ns) / _NS_PER_S,
             "cpu_s": time.process_time(),
         }

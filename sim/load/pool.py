@@ -41,7 +41,8 @@ class Pool:
         sent: Requests sent; each counts once.
         resent: Those of them sent a second time.
         waited: Requests that found all connections busy.
-        opened: Connections opened so far.
+        opened_total: Connections opened so far.
+        peak: Most connections at once, those being opened too.
     """
 
     def __init__(self, request: "Request", connections_max: int, accounts: Accounts) -> None:
@@ -49,16 +50,13 @@ class Pool:
         self.resent = 0
         self.waited = 0
         self.opened_total = 0
+        self.peak = 0
         self._request = request
         self._connections_max = connections_max
         self._accounts = accounts
         self._connections: dict[Connection, asyncio.Task[None]] = {}  # each with the attempt to open it
         self._idle: dict[Connection, None] = {}  # a stack: the last one is that used last
         self._waiting: deque[int] = deque()  # intended starts
-
-    def __len__(self) -> int:
-        """Return how many connections there are, also those not open yet."""
-        return len(self._connections)
 
     def begin(self, intended_ns: int) -> None:
         """Send a request, as soon as that can be."""
@@ -79,6 +77,11 @@ class Pool:
             if 0 < connection.intended_ns <= limit_ns:
                 connection.failure = "timeout"
                 (connection.transport.abort if connection.established else attempt.cancel)()
+
+    def close(self) -> None:
+        """Close the connections, none of which has a request under way; the loop's next turn does so."""
+        for connection in self._idle:
+            connection.transport.abort()
 
     def opened(self, connection: Connection) -> None:
         """Count a connection that stands, and the request it was opened for."""
@@ -124,6 +127,7 @@ class Pool:
     def _open(self, intended_ns: int, *, again: bool = False) -> None:
         connection = Connection(self, self._request, intended_ns, again=again)
         self._connections[connection] = asyncio.get_running_loop().create_task(self._connect(connection))
+        self.peak = max(self.peak, len(self._connections))
 
     async def _connect(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()

@@ -1,0 +1,73 @@
+"""What holds for every arrival schedule."""
+
+import random
+from statistics import mean
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sim.load.arrivals import SCHEDULES, poisson, uniform
+
+NS_PER_S = 1_000_000_000
+
+rates = st.floats(min_value=0.1, max_value=100_000, allow_nan=False)
+expected_counts = st.integers(min_value=0, max_value=2_000)
+seeds = st.integers(min_value=0, max_value=2**32)
+names = st.sampled_from(sorted(SCHEDULES))
+
+
+@given(name=names, rate_per_s=rates, expected=expected_counts, seed=seeds)
+def test_schedules_ascend_within_the_duration(name, rate_per_s, expected, seed):
+    """Intended starts are whole ns, ascend, begin at 0 at the earliest and end before the duration does."""
+    duration_s = expected / rate_per_s
+    starts_ns = list(SCHEDULES[name](rate_per_s, duration_s, random.Random(seed)))
+
+    assert all(isinstance(start_ns, int) for start_ns in starts_ns)
+    assert starts_ns == sorted(starts_ns)
+    assert all(0 <= start_ns < duration_s * NS_PER_S + 1 for start_ns in starts_ns)
+
+
+@given(name=names, rate_per_s=rates, expected=expected_counts, seed=seeds)
+def test_schedules_depend_on_their_arguments_alone(name, rate_per_s, expected, seed):
+    """The same seed gives the same schedule."""
+    first, second = (list(SCHEDULES[name](rate_per_s, expected / rate_per_s, random.Random(seed))) for _ in range(2))
+
+    assert first == second
+
+
+@given(rate_per_s=st.integers(min_value=1, max_value=5_000), duration_s=st.integers(min_value=1, max_value=3))
+@example(rate_per_s=3, duration_s=1)
+def test_uniform_schedule_has_rate_times_duration_arrivals(rate_per_s, duration_s):
+    """Whole rates and durations give their product, to the arrival."""
+    assert len(list(uniform(rate_per_s, duration_s, random.Random(0)))) == rate_per_s * duration_s
+
+
+@given(rate_per_s=rates, expected=st.integers(min_value=1, max_value=2_000))
+def test_uniform_arrivals_are_one_gap_apart(rate_per_s, expected):
+    """Gaps differ from `1 / rate` by the rounding to ns, and do not drift."""
+    gap_ns = NS_PER_S / rate_per_s
+    starts_ns = list(uniform(rate_per_s, expected / rate_per_s, random.Random(0)))
+
+    assert len(starts_ns) == pytest.approx(expected, abs=1)
+    assert all(abs(start_ns - index * gap_ns) <= 1 for index, start_ns in enumerate(starts_ns))
+
+
+@given(rate_per_s=rates, expected=st.integers(min_value=100, max_value=2_000), seed=seeds)
+def test_poisson_count_is_that_of_its_rate(rate_per_s, expected, seed):
+    """The number of arrivals is within six standard deviations (its square root) of the mean."""
+    count = len(list(poisson(rate_per_s, expected / rate_per_s, random.Random(seed))))
+
+    assert abs(count - expected) <= 6 * expected**0.5
+
+
+@given(rate_per_s=st.floats(min_value=0.1, max_value=10_000), seed=seeds)
+def test_poisson_gaps_are_exponential(rate_per_s, seed):
+    """The mean gap is `1 / rate`, and gaps shorter than it are more frequent: 1 - 1/e of all."""
+    count = 2_000
+    starts_ns = list(poisson(rate_per_s, 2 * count / rate_per_s, random.Random(seed)))[:count]
+    gaps_ns = [later - earlier for earlier, later in zip([0, *starts_ns], starts_ns, strict=False)]
+    mean_gap_ns = NS_PER_S / rate_per_s
+
+    assert mean(gaps_ns) == pytest.approx(mean_gap_ns, rel=6 / count**0.5)
+    assert sum(gap_ns < mean_gap_ns for gap_ns in gaps_ns) / count == pytest.approx(0.632, abs=6 * 0.482 / count**0.5)

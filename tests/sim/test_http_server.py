@@ -1,0 +1,265 @@
+"""The HTTP/1.1 server under origin and collector: framing, order, limits."""
+
+import contextlib
+import http.client
+import socket
+
+import pytest
+
+from sim import peer
+from sim.http_server import HEAD_BYTES_MAX, HttpConnection, HttpServer, response
+from tests.peers import TIMEOUT_S, listening
+
+DELAY_NS = 5_000_000
+
+
+class _Echo(HttpConnection):
+    """Answers with method, target and body; a target that starts with /slow is answered later."""
+
+    target = body = b""
+
+    def on_url(self, part):
+        self.target += part
+
+    def on_body(self, part):
+        self.body += part
+
+    def request(self):
+        request = b" ".join(filter(None, [self.parser.get_method(), self.target, self.body]))
+        self.target = self.body = b""
+        return request
+
+    def respond(self, request, keep_alive):
+        delay_ns = DELAY_NS if b"/slow" in request else 0
+        return response(200, {}, request, head=request.startswith(b"HEAD"), keep_alive=keep_alive), delay_ns
+
+
+class _EchoServer(HttpServer):
+    def accept(self):
+        return _Echo(self)
+
+
+def _serve(sock, control):
+    server = _EchoServer()
+    peer.run(
+        control,
+        lambda stop: server.serve(sock, stop),
+        lambda: {"accepted": server.accepted, "open": len(server.connections)},
+    )
+
+
+@pytest.fixture
+def server():
+    with listening(_serve) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as connection:
+        yield connection
+
+
+def _read(client, until):
+    """Read at least until the text has come."""
+    received = b""
+    while until not in received:
+        part = client.recv(65536)
+        assert part, received
+        received += part
+    return received
+
+
+def _read_all(client):
+    """Read until the server closes."""
+    received = b""
+    while part := client.recv(65536):
+        received += part
+    return received
+
+
+def _bodies(client, count):
+    """Return the bodies of `count` answers."""
+    stream = client.makefile("rb")
+    bodies = []
+    for _ in range(count):
+        assert stream.readline() == b"HTTP/1.1 200 OK\r\n"
+        headers = http.client.parse_headers(stream)
+        bodies.append(stream.read(int(headers["Content-Length"])))
+    return bodies
+
+
+def _send_until_stuck(client, data):
+    """Send until the server has not read for a second; return how much was sent."""
+    client.settimeout(1.0)
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[client.send(left) :]
+    except TimeoutError:
+        pass
+    client.settimeout(TIMEOUT_S)
+    return len(data) - len(left)
+
+
+def test_connection_is_kept_alive(server, client):
+    """Requests one after the other use one connection."""
+    for number in range(3):
+        client.sendall(b"GET /%d HTTP/1.1\r\n\r\n" % number)
+        assert _read(client, b"/%d" % number).startswith(b"HTTP/1.1 200 OK\r\n")
+
+    assert server.report() == {"accepted": 1, "open": 1}
+
+
+@pytest.mark.parametrize("request_head", [b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n"])
+def test_connection_closes_after_the_answer_when_the_client_will_have_it_so(client, request_head):
+    """`Connection: close`, and HTTP/1.0, end the connection with the answer, which says so (RFC 9112 9.6)."""
+    client.sendall(request_head)
+
+    answer = _read_all(client)
+    assert b"\r\nConnection: close\r\n" in answer
+    assert answer.endswith(b"GET /")
+
+
+def test_request_after_the_last_one_is_not_answered(client):
+    """What is pipelined behind `Connection: close` is left alone (RFC 9112 9.6)."""
+    client.sendall(b"GET /last HTTP/1.1\r\nConnection: close\r\n\r\nGET /more HTTP/1.1\r\n\r\n")
+
+    assert _read_all(client).count(b"HTTP/1.1") == 1
+
+
+def test_pipelined_requests_are_answered_in_order(client):
+    """A slow answer is waited for by the quick ones behind it (RFC 9112 9.3.2)."""
+    targets = [b"/slow/0", b"/1", b"/2", b"/slow/3", b"/4"]
+    client.sendall(b"".join(b"GET %b HTTP/1.1\r\n\r\n" % target for target in targets))
+
+    assert _bodies(client, len(targets)) == [b"GET " + target for target in targets]
+
+
+def test_thousands_of_pipelined_requests_are_answered(client):
+    """However many requests one read brings, all are answered."""
+    count = 5000
+    client.sendall(b"GET / HTTP/1.1\r\n\r\n" * count)
+
+    assert len(_bodies(client, count)) == count
+
+
+def test_client_that_reads_late_gets_every_answer(server, client):
+    """Answers that the client does not read yet are not lost, and the rest is not read in the meantime."""
+    count, size = 64, 1 << 20
+    request = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
+    sent = _send_until_stuck(client, request * count)
+
+    whole = sent // len(request)
+    assert 0 < whole < count
+    assert _bodies(client, whole) == [b"POST / " + b"x" * size] * whole
+
+
+def test_request_may_come_byte_by_byte(client):
+    """Where the network cuts a request makes no difference."""
+    for byte in b"POST /a HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi":
+        client.sendall(bytes([byte]))
+
+    assert _bodies(client, 1) == [b"POST /a hi"]
+
+
+def test_chunked_body_is_read(client):
+    """A chunked body belongs to its request; the next request begins after it."""
+    client.sendall(b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n3\r\nyou\r\n0\r\n\r\n")
+    client.sendall(b"GET /b HTTP/1.1\r\n\r\n")
+
+    assert _bodies(client, 2) == [b"POST /a hiyou", b"GET /b"]
+
+
+def test_head_is_answered_without_a_body(client):
+    """HEAD gets the header fields of the answer, and the next answer follows at once (RFC 9110 9.3.2)."""
+    client.sendall(b"HEAD /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n")
+
+    assert _read(client, b"GET /b") == (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nGET /b"
+    )
+
+
+def test_client_that_waits_is_asked_for_the_body(client):
+    """`Expect: 100-continue` is answered before the body comes (RFC 9110 10.1.1)."""
+    client.sendall(b"PUT /a HTTP/1.1\r\nExpect: 100-Continue\r\nContent-Length: 2\r\n\r\n")
+    assert _read(client, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+    client.sendall(b"hi")
+    assert _read(client, b"hi").startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_asking_for_the_body_waits_for_earlier_answers(client):
+    """The interim answer stands in line too."""
+    client.sendall(b"GET /slow HTTP/1.1\r\n\r\nPUT /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+    received = _read(client, b"100 Continue")
+
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+    client.sendall(b"hi")
+    assert _read(client, b"hi").endswith(b"PUT /a hi")
+
+
+def test_client_of_http_1_0_is_not_asked_for_the_body(client):
+    """An HTTP/1.0 client would take the interim answer for the answer (RFC 9110 10.1.1)."""
+    client.sendall(b"PUT /a HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhi")
+
+    assert _read_all(client).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_upgrade_is_ignored(client):
+    """A request that asks for another protocol is answered as one that does not (RFC 9110 7.8)."""
+    client.sendall(b"GET /a HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nGET /b HTTP/1.1\r\n\r\n")
+
+    assert _bodies(client, 2) == [b"GET /a", b"GET /b"]
+
+
+def test_malformed_request_is_answered_400_after_those_before_it(client):
+    """What is not HTTP ends the connection, in its turn."""
+    client.sendall(b"GET /slow HTTP/1.1\r\n\r\nthis is not HTTP\r\n\r\n")
+
+    answers = _read_all(client)
+    assert answers.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answers.endswith(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+
+def test_endless_head_is_answered_431(client):
+    """A head beyond the limit ends the connection."""
+    client.sendall(b"GET / HTTP/1.1\r\nEndless: ")
+    client.sendall(b"x" * (HEAD_BYTES_MAX + 1))
+
+    assert _read(client, b"\r\n\r\n").startswith(b"HTTP/1.1 431 ")
+
+
+def test_body_does_not_count_as_head(client):
+    """A body may be larger than any head."""
+    size = 4 * HEAD_BYTES_MAX
+    client.sendall(b"POST /a HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+
+    (body,) = _bodies(client, 1)
+    assert body.count(b"x") == size
+
+
+def test_client_that_leaves_during_a_delay_is_forgotten(server, client):
+    """An answer that nobody waits for is dropped."""
+    client.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
+    client.close()
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as other:
+        other.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
+        assert _read(other, b"/slow").startswith(b"HTTP/1.1 200 OK\r\n")
+
+        assert server.report() == {"accepted": 2, "open": 1}
+
+
+def test_stopped_server_closes_its_connections(server, client):
+    """When the server stops, connections end."""
+    client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    _read(client, b"GET /")
+
+    server.stop()
+    with contextlib.suppress(ConnectionResetError):  # either is an end
+        assert client.recv(1) == b""
+
+
+def test_response_without_a_body_says_nothing_of_its_length():
+    """204 and 304 have no body and no Content-Length (RFC 9110 8.6)."""
+    assert response(204, {"X-A": "1"}, b"ignored") == b"HTTP/1.1 204 No Content\r\nX-A: 1\r\n\r\n"

@@ -1,0 +1,510 @@
+"""The load generator: an open load, honest latencies, an account for every request."""
+
+import asyncio
+import random
+import re
+import resource
+import signal
+import time
+
+import pytest
+from hdrh.histogram import HdrHistogram
+
+from sim.load.driver import LAG_MS_NEGLIGIBLE, ConstantArrivalRate, drive, invalid_reason
+from sim.load.latency import LATENCY_US_MAX, Latencies
+from sim.load.request import Request
+from sim.origin import Origin
+from sim.origin import serve as serve_origin
+from tests.peers import free_port, listening, serving, started
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+
+
+def _load(**fields):
+    return ConstantArrivalRate(**{"rate_per_s": 200, "duration_s": 0.25} | fields)
+
+
+def _driving(port, *, method="GET", body=b"", **fields):
+    return started(drive, _load(**fields), Request(host="127.0.0.1", port=port, method=method, body=body))
+
+
+def _driven(port, **options):
+    with _driving(port, **options) as driver:
+        return driver.end()
+
+
+class _Server(asyncio.Protocol):
+    """A server for one kind of behaviour; `answer` is called with the number of the request on its connection."""
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.requests = 0
+
+    def data_received(self, data):
+        for _ in range(data.count(b"\r\n\r\n")):
+            self.requests += 1
+            self.answer()
+
+    def answer(self):
+        self.transport.write(OK)
+
+
+def _answering(answer):
+    """Give the port of a server that answers with these bytes, then closes where they say so."""
+
+    class Answering(_Server):
+        def answer(self):
+            self.transport.write(answer)
+            if b"close" in answer:
+                self.transport.close()
+
+    return serving(Answering)
+
+
+class _Silent(_Server):
+    def answer(self):
+        pass
+
+
+class _ClosesUnanswered(_Server):
+    def answer(self):
+        self.transport.close()
+
+
+class _ClosesAtTheSecond(_Server):
+    """Answers one request on each connection and closes at the next, as a server does whose keep-alive ran out."""
+
+    def answer(self):
+        if self.requests == 1:
+            self.transport.write(OK)
+        else:
+            self.transport.close()
+
+
+class _AnswersPartly(_Server):
+    def answer(self):
+        if self.requests == 1:
+            self.transport.write(OK)
+        else:
+            self.transport.write(OK[:20])
+            self.transport.close()
+
+
+def _balance(report):
+    requests = report["requests"]
+    return requests["offered"] - requests["completed"] - requests["failed"] - requests["unsent"]
+
+
+# The request.
+
+
+def test_request_is_encoded_as_http():
+    """Method, target, Host and the given header fields make the head."""
+    request = Request(host="gateway", port=8000, path="/a?b=c", headers={"X-A": "1"})
+
+    assert request.encoded == b"GET /a?b=c HTTP/1.1\r\nHost: gateway:8000\r\nX-A: 1\r\n\r\n"
+
+
+def test_request_keeps_a_host_that_it_is_given():
+    """A `Host` header, however spelled, replaces the one made from host and port."""
+    request = Request(host="127.0.0.1", port=8000, headers={"host": "example.com"})
+
+    assert request.encoded == b"GET / HTTP/1.1\r\nhost: example.com\r\n\r\n"
+
+
+def test_request_puts_an_ipv6_address_in_brackets():
+    """RFC 9110 7.2."""
+    assert b"Host: [::1]:80\r\n" in Request(host="::1", port=80).encoded
+
+
+def test_request_with_content_says_how_long_it_is():
+    """A body has its Content-Length; POST says so of an empty one too (RFC 9110 8.6)."""
+    assert Request(host="a", port=1, body=b"hi").encoded.endswith(b"\r\nContent-Length: 2\r\n\r\nhi")
+    assert Request(host="a", port=1, method="POST").encoded.endswith(b"\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"method": "GE T"}, {"path": "/a b"}, {"path": ""}, {"headers": {"A\r\nB": "1"}}, {"headers": {"A": "1\r\nB: 2"}}],
+)
+def test_request_refuses_what_would_break_the_head(fields):
+    """Nothing in a request can become a header line of its own."""
+    with pytest.raises(ValueError, match=r"^(method, path and names of headers|header A must hold)"):
+        Request(host="a", port=1, **fields)
+
+
+# The model.
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rate_per_s": 0}, "rate_per_s must be above 0, not 0"),
+        ({"duration_s": -1}, "duration_s must be above 0, not -1"),
+        ({"connections_max": 0}, "connections_max must be above 0, not 0"),
+        ({"arrival": "bursty"}, "arrival must be one of uniform, poisson, not 'bursty'"),
+    ],
+)
+def test_load_refuses_what_cannot_be(fields, message):
+    """A value out of range is named."""
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        _load(**fields)
+
+
+# Latencies.
+
+
+def _reference(latencies_us):
+    histogram = HdrHistogram(1, LATENCY_US_MAX, 3)
+    for latency_us in latencies_us:
+        histogram.record_value(latency_us)
+    return histogram
+
+
+def _latencies(latencies_us):
+    latencies = Latencies()
+    for latency_us in latencies_us:
+        latencies.record(latency_us)
+    return latencies
+
+
+def _drawn_us(seed, count=5000):
+    generator = random.Random(seed)
+    return [round(generator.lognormvariate(8, 2)) for _ in range(count)]
+
+
+def test_latencies_are_summed_up_as_hdr_histogram_does():
+    """Percentiles, max and mean are those of the library's own histogram."""
+    drawn_us = _drawn_us(seed=1)
+    reference = _reference(drawn_us)
+
+    assert _latencies(drawn_us).summary_ms() == {
+        "p50": reference.get_value_at_percentile(50) / 1000,
+        "p90": reference.get_value_at_percentile(90) / 1000,
+        "p99": reference.get_value_at_percentile(99) / 1000,
+        "p99_9": reference.get_value_at_percentile(99.9) / 1000,
+        "max": reference.get_max_value() / 1000,
+        "mean": pytest.approx(reference.get_mean_value() / 1000),
+    }
+
+
+def test_latencies_are_encoded_as_hdr_histogram_does():
+    """The encoding can be read by any HdrHistogram."""
+    drawn_us = _drawn_us(seed=2)
+    decoded = HdrHistogram.decode(_latencies(drawn_us).encode())
+
+    assert decoded.get_percentile_to_value_dict([50, 99, 100]) == _reference(drawn_us).get_percentile_to_value_dict(
+        [50, 99, 100]
+    )
+
+
+def test_merged_latencies_are_those_of_all():
+    """Two encoded histograms merged are the histogram of both."""
+    first_us, second_us = _drawn_us(seed=3), _drawn_us(seed=4)
+    merged = Latencies().merge([_latencies(first_us).encode(), _latencies(second_us).encode()])
+
+    assert merged.summary_ms() == _latencies(first_us + second_us).summary_ms()
+    assert len(merged) == 10_000
+
+
+def test_no_latencies_sum_up_to_0():
+    """Without a single answer there is nothing to tell."""
+    assert set(Latencies().summary_ms().values()) == {0.0}
+    assert len(Latencies().merge([Latencies().encode()])) == 0
+
+
+def test_latency_beyond_an_hour_counts_as_an_hour():
+    """The histogram ends at its limit, to within its precision."""
+    latencies = _latencies([10 * LATENCY_US_MAX])
+
+    assert latencies.summary_ms()["max"] == pytest.approx(LATENCY_US_MAX / 1000, rel=0.001)
+
+
+# Validity.
+
+
+def test_load_that_keeps_its_schedule_is_valid():
+    """A lag of a few turns of the scheduler, or small beside the latency, is no reason."""
+    assert invalid_reason({"p99": LAG_MS_NEGLIGIBLE}, {"p99": 1.0}) is None
+    assert invalid_reason({"p99": 99.0}, {"p99": 1000.0}) is None
+
+
+def test_load_that_fell_behind_is_not_valid():
+    """A lag that makes up much of the latency is told."""
+    assert invalid_reason({"p99": 50.0}, {"p99": 60.0}) == (
+        "the load generator fell behind its own schedule by 50 ms (p99), 10% of the latency at most may be its own; "
+        "give it more CPU or a lower rate"
+    )
+
+
+# Live.
+
+
+@pytest.mark.parametrize("arrival", ["uniform", "poisson"])
+def test_every_offered_request_is_completed(arrival):
+    """Against a server that answers, each request of the schedule is sent once and completed."""
+    with listening(serve_origin, Origin(status={200: 0.5, 503: 0.5}, body_bytes=100)) as origin:
+        report = _driven(origin.port, arrival=arrival)
+        served = origin.stop()
+
+    offered = len(list(_load(arrival=arrival).schedule()))
+    assert report["state"] == "finished"
+    assert report["requests"] == {
+        "offered": offered,
+        "sent": offered,
+        "completed": offered,
+        "failed": 0,
+        "unsent": 0,
+        "outstanding": 0,
+        "resent": 0,
+        "waited": 0,
+    }
+    assert report["by_status"] == served["by_status"]
+    assert 0 < report["achieved_rate_per_s"] <= offered / 0.25
+    assert len(Latencies().merge([report["histogram"]])) == offered
+    assert report["latency_ms"] == Latencies().merge([report["histogram"]]).summary_ms()
+
+
+def test_connections_are_used_again():
+    """One request after the other needs one connection."""
+    with listening(serve_origin, Origin()) as origin:
+        report = _driven(origin.port, rate_per_s=10, duration_s=0.5, connections_max=1)
+
+    assert report["connections"] == {"opened": 1, "peak": 1}
+
+
+def test_pool_grows_so_that_slow_answers_delay_nobody():
+    """While answers are outstanding, further requests get connections of their own."""
+    with listening(serve_origin, Origin(latency_p50_ms=600, latency_p99_ms=600)) as origin:
+        report = _driven(origin.port, rate_per_s=100, duration_s=0.1)
+
+    assert report["connections"] == {"opened": 10, "peak": 10}
+    assert report["requests"]["waited"] == 0
+
+
+def test_latency_counts_from_the_intended_start():
+    """A request that had to wait for a connection took longer by that, although the server answered it as quickly."""
+    with listening(serve_origin, Origin(latency_p50_ms=50, latency_p99_ms=50)) as origin:
+        report = _driven(origin.port, rate_per_s=100, duration_s=0.2, connections_max=1)
+
+    # 20 requests, 10 ms apart, each 50 ms behind the one before.
+    assert report["requests"]["completed"] == 20
+    assert report["requests"]["waited"] >= 10
+    assert report["latency_ms"]["max"] >= 20 * 50 - 20 * 10
+    assert report["valid"]
+
+
+def test_stalled_server_cannot_hide():
+    """All requests of a stall show its remainder, not only the one that hit it; the generator is not to blame."""
+    stall_s = 0.5
+    with listening(serve_origin, Origin()) as origin, _driving(origin.port, duration_s=1) as driver:
+        driver.report()  # it runs
+        origin.signal(signal.SIGSTOP)
+        time.sleep(stall_s)
+        origin.signal(signal.SIGCONT)
+        report = driver.end()
+
+    assert report["requests"]["completed"] == 200
+    assert report["latency_ms"]["max"] >= stall_s * 1000 * 0.9
+    assert report["latency_ms"]["p90"] >= stall_s * 1000 * 0.5
+    assert report["lag_ms"]["p50"] < stall_s * 1000 * 0.1
+
+
+def test_stalled_generator_is_not_valid():
+    """When the generator itself stood still, its lag shows it and the figures do not count."""
+    with listening(serve_origin, Origin()) as origin, _driving(origin.port, duration_s=1) as driver:
+        driver.report()
+        driver.signal(signal.SIGSTOP)
+        time.sleep(0.5)
+        driver.signal(signal.SIGCONT)
+        report = driver.end()
+
+    assert report["requests"]["completed"] == 200
+    assert report["lag_ms"]["max"] >= 400
+    assert not report["valid"]
+    assert "fell behind" in report["invalid_reason"]
+
+
+def test_refused_connection_fails_as_connect():
+    """Where nobody listens, every request fails, and the load goes on."""
+    report = _driven(free_port())
+
+    assert report["failed_by_reason"] == {"connect": 50}
+    assert report["requests"]["sent"] == 0
+    assert _balance(report) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"this is not HTTP\r\n\r\n", "bad_response"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: a\r\n\r\n", "bad_response"),
+        (b"HTTP/1.1 200 OK\r\nX: close\r\nContent-Length: 9\r\n\r\nhi", "reset"),
+        (b"HTTP/1.1 200 OK\r\nX: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n", "reset"),
+        (b"HTTP/1.1 100 Continue\r\nX: close\r\n\r\n", "reset"),
+        (b"HTTP/1.1 200 OK\r\nX: close", "reset"),
+    ],
+)
+def test_answer_that_is_not_whole_fails(answer, reason):
+    """What is not HTTP, and what ends too early, is no answer."""
+    with _answering(answer) as port:
+        report = _driven(port, duration_s=0.05)
+
+    assert report["failed_by_reason"] == {reason: 10}
+    assert _balance(report) == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end",
+        b"HTTP/1.0 200 OK\r\n\r\nclose",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    ],
+)
+def test_whole_answer_completes_however_it_is_framed(answer):
+    """Length, chunks, status or the end of the connection mark the end of an answer (RFC 9112 6.3)."""
+    status = int(re.findall(rb"HTTP/1.. (\d+)", answer)[-1])
+    with _answering(answer) as port:
+        report = _driven(port, duration_s=0.05)
+
+    assert report["by_status"] == {status: 10}
+    assert report["failed_by_reason"] == {}
+
+
+def test_answer_to_head_is_its_head():
+    """HEAD completes with the head, and the connection is used again (RFC 9110 9.3.2)."""
+    with listening(serve_origin, Origin(body_bytes=1000)) as origin:
+        report = _driven(origin.port, method="HEAD", rate_per_s=50, duration_s=0.2, connections_max=1)
+
+    assert report["by_status"] == {200: 10}
+    assert report["connections"]["opened"] == 1
+
+
+def test_body_is_sent_with_each_request():
+    """A request's content arrives; the server could not find the next request otherwise."""
+    with listening(serve_origin, Origin()) as origin:
+        report = _driven(origin.port, method="POST", body=b"x" * 100_000, connections_max=2)
+
+    assert report["by_status"] == {200: 50}
+
+
+def test_unanswered_request_times_out():
+    """After `timeout_s` a request has failed, and its connection is given up."""
+    with serving(_Silent) as port:
+        report = _driven(port, duration_s=0.05, timeout_s=0.2)
+
+    assert report["failed_by_reason"] == {"timeout": 10}
+
+
+def test_drain_ends_at_its_limit():
+    """What is unanswered when the drain is over has failed, also what waits for a connection."""
+    with serving(_Silent) as port:
+        report = _driven(port, duration_s=0.05, connections_max=2, drain_timeout_s=0.2)
+
+    assert report["failed_by_reason"] == {"timeout": 10}
+    assert report["requests"]["sent"] == 2
+    assert report["elapsed_s"] < 60  # the requests' own timeout
+
+
+def test_request_on_a_connection_that_the_server_closed_is_sent_again():
+    """A server may close an idle connection just as a request is sent on it (RFC 9112 9.3.1): no failure."""
+    with serving(_ClosesAtTheSecond) as port:
+        report = _driven(port)
+
+    assert report["requests"]["completed"] == report["requests"]["sent"] == 50
+    assert report["requests"]["resent"] > 0
+    assert report["requests"]["failed"] == 0
+
+
+def test_request_that_is_not_idempotent_is_never_sent_again():
+    """POST may have been carried out (RFC 9110 9.2.2): it fails."""
+    with serving(_ClosesAtTheSecond) as port:
+        report = _driven(port, method="POST")
+
+    assert report["requests"]["resent"] == 0
+    assert report["failed_by_reason"]["reset"] == 50 - report["requests"]["completed"] > 0
+
+
+def test_request_on_a_fresh_connection_is_never_sent_again():
+    """A server that closes a connection on its first request means it."""
+    with serving(_ClosesUnanswered) as port:
+        report = _driven(port)
+
+    assert report["requests"]["resent"] == 0
+    assert report["failed_by_reason"] == {"reset": 50}
+
+
+def test_request_whose_answer_began_is_never_sent_again():
+    """Once a byte of the answer has come, the request was carried out."""
+    with serving(_AnswersPartly) as port:
+        report = _driven(port)
+
+    assert report["requests"]["resent"] == 0
+    assert report["failed_by_reason"]["reset"] == 50 - report["requests"]["completed"] > 0
+
+
+def test_stopped_load_leaves_the_rest_unsent():
+    """On `stop` no further request is sent; those under way are awaited; the account is complete."""
+    with (
+        listening(serve_origin, Origin(latency_p50_ms=100, latency_p99_ms=100)) as origin,
+        _driving(origin.port, duration_s=3600) as driver,
+    ):
+        while not driver.report()["requests"]["completed"]:
+            pass
+        report = driver.stop()
+
+    assert report["requests"]["offered"] == 3600 * 200
+    assert report["requests"]["unsent"] > 3000 * 200
+    assert report["requests"]["failed"] == 0
+    assert _balance(report) == 0
+
+
+def test_progress_is_told_at_any_time():
+    """A report of a running load balances too: what is neither completed nor failed is outstanding."""
+    with (
+        listening(serve_origin, Origin(latency_p50_ms=20, latency_p99_ms=20)) as origin,
+        _driving(origin.port, duration_s=3600) as driver,
+    ):
+        while not (report := driver.report())["requests"]["outstanding"]:
+            assert _balance(report) == 0
+        assert report["state"] == "running"
+        assert _balance(report) == report["requests"]["outstanding"]
+        assert report["histogram"] is None
+
+
+def test_load_without_arrivals_ends():
+    """A Poisson schedule may be empty."""
+    seed = next(seed for seed in range(100) if not list(_load(rate_per_s=1, arrival="poisson", seed=seed).schedule()))
+    report = _driven(free_port(), rate_per_s=1, arrival="poisson", seed=seed)
+
+    assert report["requests"]["offered"] == 0
+    assert report["valid"]
+
+
+def test_more_connections_than_descriptors_were_allowed():
+    """The driver raises its own limit of open files to what `connections_max` needs, where it may."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.skip("the hard limit of open files is too low")
+
+    def drive_with_few_descriptors(control, *args):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+        drive(control, *args)
+
+    with (
+        listening(serve_origin, Origin(latency_p50_ms=600, latency_p99_ms=600)) as origin,
+        started(
+            drive_with_few_descriptors,
+            _load(rate_per_s=1000, duration_s=0.2),
+            Request(host="127.0.0.1", port=origin.port),
+        ) as driver,
+    ):
+        report = driver.end()
+
+    assert report["requests"]["completed"] == 200
+    assert report["connections"]["peak"] > 100
