@@ -1,0 +1,280 @@
+"""Whole runs with real processes: in order, with faults, interrupted, and with processes that fail."""
+
+import os
+import signal
+from functools import partial
+from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
+
+import psutil
+import pytest
+
+from sim import process, scenario
+from sim import run as runs
+from sim.errors import UserError
+from sim.master import Master, listen
+from sim.report.summary import Summary
+from sim.run import RunError
+from tests import tiny_worker
+
+TIMEOUT_S = 60.0
+
+SCENARIO = """
+name: tiny
+seed: 7
+gateway:
+  listen: {listen}
+  workers: 2
+  tracing: {{instrumentations: [all], sampling_rate: 1.0}}
+  config:
+    services: [{{name: shop, host: default}}]
+    routes: [{{name: all, service: shop, paths: [/]}}]
+    plugins: [{{name: opentelemetry, config: {{queue: {{max_coalescing_delay: 0.1}}}}}}]
+upstreams:
+  default: {{latency: {{p50: 1ms, p99: 2ms}}, body: 100B}}
+load: [{{executor: constant-arrival-rate, rate: 100/s, duration: {duration}}}]
+faults: {faults}
+thresholds: [ledger.unaccounted == 0, requests.failed == 0]
+"""
+
+
+def tiny(directory, *, duration="500ms", faults="[]", listen="127.0.0.1:0"):
+    path = directory / "tiny.yaml"
+    path.write_text(SCENARIO.format(duration=duration, faults=faults, listen=listen))
+    return scenario.load(str(path))
+
+
+class View:
+    """A progress that tells what it is shown."""
+
+    def __init__(self, tell=lambda _what: None):
+        self.tell = tell
+        self.shown = []
+
+    def start(self, _scenario, url):
+        self.shown.append(("start", url))
+        self.tell("started")
+
+    def update(self, moment):
+        self.shown.append(("update", moment))
+
+    def close(self):
+        self.shown.append(("close", None))
+
+
+class Running:
+    """A run in a process of its own, which tells when the load has begun and what came of it."""
+
+    def __init__(self, directory, **fields):
+        self.control, theirs = process.pipe()
+        checked = tiny(directory, **fields)
+
+        def target():
+            try:
+                told = runs.run(checked, out_dir=directory, progress=View(theirs.send)).verdict
+            except (KeyboardInterrupt, UserError, RunError) as error:
+                told = type(error), str(error)
+            theirs.send(told)
+
+        self.process = process.start(target, name="run", closing=[self.control])
+        theirs.close()
+
+    def hear(self):
+        assert self.control.poll(TIMEOUT_S)
+        return self.control.recv()
+
+    def signal(self, signum):
+        os.kill(self.process.pid, signum)
+
+    def exit_code(self):
+        self.process.join(TIMEOUT_S)
+        return self.process.exitcode
+
+    def descendants(self):
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@pytest.fixture
+def running(tmp_path):
+    """Start runs, and kill what is left of them."""
+    started = []
+
+    def start(**fields):
+        started.append(Running(tmp_path, **fields))
+        return started[-1]
+
+    yield start
+    for run in started:
+        process.reap(run.process, 0)
+
+
+def test_run_gives_a_summary_of_what_all_processes_saw(tmp_path):
+    """Load, gateway, upstream and collector agree on what happened, and every span is accounted for."""
+    view = View()
+
+    summary = runs.run(tiny(tmp_path), out_dir=tmp_path, progress=view)
+
+    assert isinstance(summary, Summary)
+    assert summary.verdict == "passed"
+    assert summary.requests.completed == summary.requests.offered == summary.totals.requests == 50
+    assert summary.upstreams["default"]["requests"] == 50
+    assert summary.ledger["created"] == summary.ledger["acknowledged"] == summary.collector.received_unique > 0
+    assert summary.ledger["unaccounted"] == 0
+    assert [(worker.slot, worker.ended) for worker in summary.workers] == [(0, "exit 0"), (1, "exit 0")]
+
+
+def test_run_is_shown_from_the_beginning_of_the_load_to_its_end(tmp_path):
+    """The view starts with the gateway's address, is updated with what is known, and is closed at the end."""
+    view = View()
+
+    runs.run(tiny(tmp_path, duration="1s"), out_dir=tmp_path, progress=view)
+
+    assert [what for what, _ in view.shown[:1]] == ["start"]
+    assert view.shown[0][1].startswith("http://127.0.0.1:")
+    moments = [moment for what, moment in view.shown if what == "update"]
+    assert moments[-1]["load"]["requests"]["sent"] > 0
+    assert len(moments[-1]["workers"].alive) == 2
+    assert [what for what, _ in view.shown[1 + len(moments) :]] == ["close"]
+
+
+def test_gateways_log_is_in_the_folder_and_nothing_is_on_the_terminal(tmp_path, capfd):
+    """A run keeps quiet; what master and workers log is in `error.log`, of this run alone."""
+    (tmp_path / "error.log").write_text("of an earlier run\n")
+
+    runs.run(tiny(tmp_path), out_dir=tmp_path, progress=View())
+
+    log = (tmp_path / "error.log").read_text()
+    assert "[notice]" in log
+    assert "gracefully shutting down" in log
+    assert "of an earlier run" not in log
+    assert capfd.readouterr() == ("", "")
+
+
+def test_killed_worker_is_replaced_and_its_spans_are_accounted_for(tmp_path):
+    """A fault kills the worker of its slot, which is respawned; nothing is unaccounted, and the summary tells it."""
+    checked = tiny(tmp_path, duration="1s", faults="[{at: 300ms, target: worker, slot: 1, kind: kill}]")
+
+    summary = runs.run(checked, out_dir=tmp_path, progress=View())
+
+    assert [(worker.slot, worker.ended) for worker in summary.workers] == [
+        (0, "exit 0"),
+        (1, "SIGKILL"),
+        (1, "exit 0"),
+    ]
+    (fault,) = summary.faults
+    assert (fault["target"], fault["slot"], fault["kind"], fault["pid"]) == (
+        "worker",
+        1,
+        "kill",
+        summary.workers[1].pid,
+    )
+    assert fault["at_s"] >= 0.3
+    assert summary.totals.deaths == 1
+    assert summary.ledger["unaccounted"] == 0
+    assert summary.ledger["acknowledged"] <= summary.collector.received_unique
+
+
+def test_busy_port_is_told_before_anything_is_started(tmp_path):
+    """A mistake that can be found at once leaves no process, no view and no open socket."""
+    view = View()
+    with listen("127.0.0.1", 0) as listener:
+        checked = tiny(tmp_path, listen=f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(UserError, match="Address already in use"):
+            runs.run(checked, out_dir=tmp_path, progress=view)
+
+    assert view.shown == []
+    assert psutil.Process().children() == []
+
+
+def test_worker_that_cannot_start_is_a_mistake_of_the_user(tmp_path, monkeypatch):
+    """What the worker complained of is told in one line."""
+
+    def mistaken(args):
+        raise UserError("cannot be loaded", field="plugins[0]")
+
+    monkeypatch.setattr(runs, "Master", partial(Master, worker_main=mistaken))
+    with pytest.raises(UserError, match=r"^no worker can start: plugins\[0\]: cannot be loaded$"):
+        runs.run(tiny(tmp_path), out_dir=tmp_path, progress=View())
+
+
+@pytest.mark.parametrize("signum", [SIGINT, SIGTERM, SIGHUP])
+def test_interrupted_run_ends_in_order_and_tells_what_it_has(running, signum):
+    """After a signal all processes end and the summary is that of an interrupted run."""
+    run = running(duration="60s")
+    assert run.hear() == "started"
+
+    run.signal(signum)
+
+    assert run.hear() == "interrupted"
+    assert run.exit_code() == 0
+
+
+def test_interrupt_of_the_whole_terminal_is_the_same(running):
+    """Ctrl-C reaches every process of the terminal at once; peers leave it to the run to end them."""
+    run = running(duration="60s")
+    assert run.hear() == "started"
+
+    for member in (psutil.Process(run.process.pid), *run.descendants()):
+        member.send_signal(SIGINT)
+
+    assert run.hear() == "interrupted"
+    assert run.exit_code() == 0
+
+
+def test_interrupting_twice_does_not_wait(running, monkeypatch, tmp_path):
+    """A second Ctrl-C kills what does not leave; every process is gone all the same."""
+    monkeypatch.setattr(runs, "Master", partial(Master, worker_main=tiny_worker.stubborn))
+    run = running(duration="60s")
+    assert run.hear() == "started"
+    run.signal(SIGINT)
+    while "SIGTERM" not in (tmp_path / "error.log").read_text():
+        process.wait([run.process.sentinel], 0.01)
+
+    run.signal(SIGINT)
+
+    assert run.hear() in ("interrupted", (KeyboardInterrupt, ""))
+    assert run.exit_code() == 0
+    assert "exited on signal 9" in (tmp_path / "error.log").read_text()
+
+
+def test_interrupt_before_the_load_has_nothing_to_tell(running, monkeypatch, tmp_path):
+    """A run that never began is interrupted without a summary."""
+    monkeypatch.setattr(runs, "Master", partial(Master, worker_main=tiny_worker.never_ready))
+    run = running()
+    while not (tmp_path / "error.log").exists() or "start worker process " not in (tmp_path / "error.log").read_text():
+        process.wait([run.process.sentinel], 0.01)
+
+    run.signal(SIGINT)
+
+    assert run.hear() == (KeyboardInterrupt, "")
+    assert run.exit_code() == 0
+
+
+def test_killing_the_run_leaves_nothing(running, ended):
+    """Not one of its processes outlives a run that is killed with -9."""
+    run = running(duration="60s")
+    assert run.hear() == "started"
+    descendants = [os.pidfd_open(member.pid) for member in run.descendants()]
+    assert len(descendants) == 6
+
+    run.signal(SIGKILL)
+
+    assert run.exit_code() == -SIGKILL
+    assert ended(*descendants)
+
+
+@pytest.mark.parametrize("victim", ["default", "collector", "master", "load"])
+def test_process_that_dies_is_named_and_the_rest_ends(tmp_path, monkeypatch, victim):
+    """A run whose origin, collector, master or load dies fails with its name, and leaves nothing behind."""
+    started = {}
+
+    def start(*args, name, **options):
+        started[name] = process.start(*args, name=name, **options)
+        return started[name]
+
+    monkeypatch.setattr(runs, "start", start)
+    view = View(tell=lambda _started: process.kill(started[victim], signal.SIGKILL))
+
+    with pytest.raises(RunError, match=f"^the {victim} process ended before its time: killed by SIGKILL"):
+        runs.run(tiny(tmp_path, duration="60s"), out_dir=tmp_path, progress=view)
+
+    assert set(started) == {"default", "collector", "master", "load"}
