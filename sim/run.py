@@ -44,6 +44,7 @@ UPDATE_S: Final = 0.25
 REST_POLL_S: Final = 0.05
 FAULT_RETRY_S: Final = 0.01
 READY_S_MAX: Final = 60.0
+START_DEATHS_MAX: Final = 5
 REST_S_MAX: Final = 10.0  # ten times what a queue waits for a batch to fill
 QUIT_S_MAX: Final = 100.0  # a queue gives a batch up after 82 s (kong-semantics Q21)
 TERMINATE_S_MAX: Final = 10.0  # the master kills after 3.15 s (kong-semantics W9)
@@ -183,8 +184,14 @@ class _Run:
         for listener in self.listeners.values():
             listener.close()
         self.master.close()
-        if not self._await(lambda: self.children[_MASTER].message == _READY, READY_S_MAX):
+        if not self._await(self._serving, READY_S_MAX):
             raise RunError(f"the workers did not begin to serve within {READY_S_MAX:g} s; see {self.log_path}")
+
+    def _serving(self) -> bool:
+        deaths = sum(worker.exit_code is not None for worker in self.scoreboard.read().workers)
+        if deaths > START_DEATHS_MAX:
+            raise RunError(f"workers keep dying before they serve; see {self.log_path}")
+        return bool(self.children[_MASTER].message == _READY)
 
     def _start_load(self) -> None:
         load, asked, address = self.scenario.load[0], self.scenario.load[0].request, urlsplit(self.url)

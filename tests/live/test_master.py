@@ -13,7 +13,7 @@ from sim import process
 from sim.config import Gateway
 from sim.error_log import ErrorLog
 from sim.errors import UserError
-from sim.master import Master
+from sim.master import Master, serve
 from sim.scoreboard import Scoreboard, State
 from tests import tiny_worker
 
@@ -328,3 +328,21 @@ def test_workers_draw_from_seeds_of_their_own(tmp_path):
 
     assert seen[0] == seen[1]
     assert len({line.split("seed ")[1] for line in seen[0]}) == 3
+
+
+def test_serving_in_the_foreground_prints_where_and_logs_to_the_terminal(capfd):
+    """`serve` prints its address once it serves, and INT ends it with 0 and without a traceback."""
+    server = process.start(lambda: sys.exit(serve(Gateway(workers=1))), name="serve")
+    out, err = "", ""
+    while "listening" not in out:
+        assert not process.wait([server.sentinel], 0.01)
+        told = capfd.readouterr()
+        out, err = out + told.out, err + told.err
+    process.kill(server, SIGINT)
+    server.join(TIMEOUT_S)
+    err += capfd.readouterr().err
+
+    assert server.exitcode == 0
+    assert re.fullmatch(r"listening on http://127\.0\.0\.1:\d+, workers: 1, profile: kong\n", out)
+    assert re.search(r"\[notice\] \d+#\d+: signal 2 \(SIGINT\) received from \d+, exiting\n", err)
+    assert "Traceback" not in err

@@ -196,6 +196,14 @@ def test_worker_that_cannot_start_is_a_mistake_of_the_user(tmp_path, monkeypatch
         runs.run(tiny(tmp_path), out_dir=tmp_path, progress=View())
 
 
+def test_workers_that_die_as_they_start_end_the_run(tmp_path, monkeypatch):
+    """A run does not wait for workers that never come to serve."""
+    monkeypatch.setattr(runs, "Master", partial(Master, worker_main=lambda _args: os._exit(1)))
+
+    with pytest.raises(RunError, match=r"^workers keep dying before they serve; see .*error\.log$"):
+        runs.run(tiny(tmp_path), out_dir=tmp_path, progress=View())
+
+
 @pytest.mark.parametrize("signum", [SIGINT, SIGTERM, SIGHUP])
 def test_interrupted_run_ends_in_order_and_tells_what_it_has(running, signum):
     """After a signal all processes end and the summary is that of an interrupted run."""
