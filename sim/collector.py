@@ -1,0 +1,402 @@
+"""The collector: an OTLP/HTTP receiver for traces that counts and checks what it receives.
+
+It answers as the OpenTelemetry Protocol specification (1.9, "OTLP/HTTP") has it, at `POST /v1/traces`:
+
+| status | when | |
+|---|---|---|
+| 200 | spans accepted, all of them | `ExportTraceServiceResponse` |
+| 400 | the body cannot be decoded, or a span has no well-formed ids | nothing of it is counted |
+| 404 | another path | |
+| 405 | another method | with `Allow` |
+| 413 | more than `BODY_BYTES_MAX` of body, as sent or after decompression | |
+| 415 | another content type than protobuf and JSON, or another coding than gzip | with `Accept-Encoding` |
+
+A response is in the encoding of its request. Bodies of errors are a `google.rpc.Status` with a message, in JSON where
+the request was in neither encoding. In JSON, ids are hex (not base64), and unknown fields are ignored.
+
+Run by a scenario it is a peer (`sim.peer`), forgets nothing and its counts are exact. Alone in the foreground it shows
+traces as they come and forgets each `FORGET_S` after its last span; a duplicate later than that counts as new.
+What is checked is told in `sim.traces`. Sizes in bytes, latency in ms.
+"""
+
+import asyncio
+import base64
+import gzip
+import io
+import json
+import signal
+import socket
+import time
+import zlib
+from collections import Counter
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import httptools
+import uvloop
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.trace.v1.trace_pb2 import Status as TraceStatus
+from rich.console import Console
+
+from sim import peer
+from sim.errors import UserError
+from sim.http_server import HttpConnection, HttpServer, response
+from sim.trace_tree import render_trace
+from sim.traces import FINDINGS, Traces, is_root
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from google.protobuf.message import Message
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+    from sim.process import Connection
+
+__all__ = ["BODY_BYTES_MAX", "PATH", "serve", "serve_forever"]
+
+PATH: Final = "/v1/traces"
+
+BODY_BYTES_MAX: Final = 20 * 1024 * 1024
+"""The limit that OTLP recommends."""
+
+QUIET_S: Final = 1.5
+"""How long after its latest span a trace is shown: Kong's queue may hold the rest of it back for 1 s
+(`max_coalescing_delay`)."""
+
+ROOT_WAIT_S: Final = 10.0
+"""How long a trace without a root is waited for before it is shown as it is."""
+
+FORGET_S: Final = 300.0
+"""How long a trace is remembered in the foreground; Kong retries for 82 s at most by default."""
+
+_TICK_S: Final = 0.25
+_NS_PER_MS: Final = 1_000_000
+_PROTOBUF: Final = "application/x-protobuf"
+_JSON: Final = "application/json"
+_ID_FIELDS: Final = ("traceId", "spanId", "parentSpanId")
+_TRACE_ID_BYTES: Final = 16
+_SPAN_ID_BYTES: Final = 8
+
+
+def serve(sock: "socket.socket", control: "Connection", *, latency_ms: float = 0.0) -> None:
+    """Run the collector in this process, on the bound socket `sock`, as a peer.
+
+    Its report:
+        requests, by_status, bytes: requests, by the status of the answer, and the size of their bodies as sent.
+        received: spans, of which `received_unique` are different ones and `received_duplicates` came again.
+        traces: different ones, and what is wrong with them: `orphans, outside_parent, unfinished, rootless,
+            multi_rooted`, see `sim.traces`.
+        connections: accepted.
+        cpu_s: CPU time of the process.
+
+    Args:
+        sock: Where to listen.
+        control: The peer's end of the pipe.
+        latency_ms: How long after a request its answer is sent.
+    """
+    server = _Server(latency_ms)
+    peer.run(control, lambda stop: server.serve(sock, stop), server.report)
+
+
+def serve_forever(host: str, port: int, *, latency_ms: float = 0.0, console: Console | None = None) -> None:
+    """Run the collector in the foreground until SIGINT or SIGTERM.
+
+    Prints where to send traces, each trace once its root has come and `QUIET_S` passed, and totals at the end.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on; 0 for any that is free.
+        latency_ms: How long after a request its answer is sent.
+        console: Where to print, else standard output.
+
+    Raises:
+        UserError: The address cannot be listened on.
+    """
+    try:
+        sock = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]  # `create_server` adds the address once more
+        raise UserError(f"cannot listen on {host}:{port}: {reason}", cure="choose another host or port") from error
+    uvloop.run(_show_forever(sock, latency_ms, console or Console()))
+
+
+class _Upload(NamedTuple):
+    method: str
+    path: str
+    content_type: str
+    coding: str
+    body: bytes | None  # None: too large
+
+
+class _Refusal(Exception):  # noqa: N818 - it is the answer that is named, not an error of ours
+    def __init__(self, status: HTTPStatus, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+
+
+class _Connection(HttpConnection):
+    server: "_Server"
+
+    def __init__(self, server: "_Server") -> None:
+        super().__init__(server)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._target = b""
+        self._content_type = ""
+        self._coding = ""
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+
+    def on_url(self, part: bytes) -> None:
+        self._target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        match name.lower():
+            case b"content-type":
+                self._content_type = value.decode("latin-1").partition(";")[0].strip().lower()
+            case b"content-encoding":
+                self._coding = value.decode("latin-1").strip().lower()
+
+    def on_body(self, part: bytes) -> None:
+        self._body_bytes += len(part)
+        if self._body_bytes <= BODY_BYTES_MAX:
+            self._body.append(part)
+        else:
+            self._body.clear()  # the rest is read too, so that the client gets to read the answer
+
+    def request(self) -> _Upload:
+        self.server.bytes += self._body_bytes
+        body = b"".join(self._body) if self._body_bytes <= BODY_BYTES_MAX else None
+        method = self.parser.get_method().decode("latin-1")
+        upload = _Upload(method, _path(self._target), self._content_type, self._coding, body)
+        self._begin()
+        return upload
+
+    def respond(self, request: _Upload, keep_alive: bool) -> tuple[bytes, int]:
+        server = self.server
+        encode = _ENCODERS.get(request.content_type, _encode_json)
+        headers = {"Content-Type": _PROTOBUF if encode is _encode_protobuf else _JSON}
+        try:
+            server.receive(request)
+            status, body = HTTPStatus.OK, encode(ExportTraceServiceResponse())
+        except _Refusal as refusal:
+            status, body = refusal.status, encode(_status_message(str(refusal)))
+            headers |= refusal.headers
+        server.by_status[status] += 1
+        head = request.method == "HEAD"
+        return response(status, headers, body, head=head, keep_alive=keep_alive), server.latency_ns
+
+
+class _Server(HttpServer):
+    def __init__(self, latency_ms: float, listener: "Callable[[Span], None] | None" = None) -> None:
+        super().__init__()
+        self.traces = Traces()
+        self.by_status: Counter[int] = Counter()
+        self.bytes = 0
+        self.latency_ns = round(latency_ms * _NS_PER_MS)
+        self._listener = listener
+
+    def accept(self) -> _Connection:
+        return _Connection(self)
+
+    def receive(self, upload: _Upload) -> None:
+        """Count the spans of a request, all of them or, with a `_Refusal`, none."""
+        spans = _spans(upload)
+        for span in spans:
+            if self.traces.add(span) and self._listener:
+                self._listener(span)
+
+    def report(self) -> dict[str, Any]:
+        traces = self.traces
+        return {
+            "requests": self.by_status.total(),
+            "by_status": {int(status): count for status, count in self.by_status.items()},
+            "bytes": self.bytes,
+            "received": traces.received,
+            "received_unique": traces.unique,
+            "received_duplicates": traces.received - traces.unique,
+            "traces": traces.seen,
+            **traces.findings(),
+            "connections": self.accepted,
+            "cpu_s": time.process_time(),
+        }
+
+
+# From a request to spans.
+
+
+def _path(target: bytes) -> str:
+    try:
+        return (httptools.parse_url(target).path or b"").decode("latin-1")
+    except httptools.HttpParserInvalidURLError:
+        return ""
+
+
+def _spans(upload: _Upload) -> "list[Span]":
+    if upload.path != PATH:
+        raise _Refusal(HTTPStatus.NOT_FOUND, f"nothing here; send traces to {PATH}")
+    if upload.method != "POST":
+        raise _Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"send traces with POST, not {upload.method}", Allow="POST")
+    if upload.content_type not in _DECODERS:
+        raise _Refusal(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"send traces as {' or '.join(_DECODERS)}, not {upload.content_type or 'without a content type'}",
+        )
+    body = _decompressed(upload)
+    try:
+        request = _DECODERS[upload.content_type](body)
+    except (DecodeError, json_format.ParseError, ValueError, RecursionError) as error:
+        raise _Refusal(HTTPStatus.BAD_REQUEST, f"not an ExportTraceServiceRequest: {error}") from error
+    spans = [span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans]
+    for span in spans:
+        _check_ids(span)
+    return spans
+
+
+def _decompressed(upload: _Upload) -> bytes:
+    body = upload.body
+    if body is not None and upload.coding == "gzip":
+        try:
+            body = gzip.GzipFile(fileobj=io.BytesIO(body)).read(BODY_BYTES_MAX + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise _Refusal(HTTPStatus.BAD_REQUEST, f"not gzip, as Content-Encoding says: {error}") from error
+    elif upload.coding not in ("", "identity"):
+        raise _Refusal(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"send the body gzipped or as it is, not in {upload.coding}",
+            **{"Accept-Encoding": "gzip, identity"},
+        )
+    if body is None or len(body) > BODY_BYTES_MAX:
+        raise _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"send at most {BODY_BYTES_MAX} bytes of body")
+    return body
+
+
+def _check_ids(span: "Span") -> None:
+    """Refuse ids that OTLP calls invalid: of another length, or all zeros."""
+    if len(span.trace_id) != _TRACE_ID_BYTES or not any(span.trace_id):
+        raise _Refusal(HTTPStatus.BAD_REQUEST, f"span {span.name!r}: trace_id must be 16 bytes, not all zero")
+    if len(span.span_id) != _SPAN_ID_BYTES or not any(span.span_id):
+        raise _Refusal(HTTPStatus.BAD_REQUEST, f"span {span.name!r}: span_id must be 8 bytes, not all zero")
+    if len(span.parent_span_id) not in (0, _SPAN_ID_BYTES):
+        raise _Refusal(HTTPStatus.BAD_REQUEST, f"span {span.name!r}: parent_span_id must be 8 bytes, or left out")
+
+
+def _decode_protobuf(body: bytes) -> ExportTraceServiceRequest:
+    return ExportTraceServiceRequest.FromString(body)
+
+
+def _decode_json(body: bytes) -> ExportTraceServiceRequest:
+    decoded = json.loads(body, object_hook=_hex_to_base64)
+    if not isinstance(decoded, dict):
+        raise ValueError("it must be a JSON object")  # noqa: TRY004 - of the body's content, not of a program's types
+    return json_format.ParseDict(decoded, ExportTraceServiceRequest(), ignore_unknown_fields=True)
+
+
+def _hex_to_base64(message: dict[str, Any]) -> dict[str, Any]:
+    """Turn OTLP's hex ids into what protobuf's JSON has for bytes; no other message has fields of these names."""
+    for name in _ID_FIELDS:
+        if isinstance(message.get(name), str):
+            message[name] = base64.b64encode(bytes.fromhex(message[name])).decode()
+    return message
+
+
+# From an answer to bytes.
+
+
+def _status_message(message: str) -> TraceStatus:
+    # `google.rpc.Status` is not among our dependencies; the message of the trace status is the same field, 2, a string.
+    return TraceStatus(message=message)
+
+
+def _encode_protobuf(message: "Message") -> bytes:
+    return message.SerializeToString()
+
+
+def _encode_json(message: "Message") -> bytes:
+    return json_format.MessageToJson(message, indent=None).encode()
+
+
+_DECODERS: "Final[dict[str, Callable[[bytes], ExportTraceServiceRequest]]]" = {
+    _PROTOBUF: _decode_protobuf,
+    _JSON: _decode_json,
+}
+_ENCODERS: "Final[dict[str, Callable[[Message], bytes]]]" = {_PROTOBUF: _encode_protobuf, _JSON: _encode_json}
+
+
+# In the foreground.
+
+
+async def _show_forever(sock: socket.socket, latency_ms: float, console: Console) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, stop.set)
+    screen = _Screen(console)
+    server = _Server(latency_ms, screen.take)
+    console.print(f"collector: send OTLP/HTTP traces to {_url(sock)}", highlight=False, soft_wrap=True)
+
+    def tick() -> None:
+        now_s = loop.time()
+        screen.show(screen.due(now_s))
+        server.traces.forget(screen.forgotten(now_s))
+        loop.call_later(_TICK_S, tick)
+
+    tick()
+    await server.serve(sock, stop)
+    screen.show(tuple(screen.waiting))
+    report = server.report()
+    names = ("requests", "received", "received_unique", "received_duplicates", "traces", *FINDINGS)
+    console.print(", ".join(f"{name} {report[name]}" for name in names), highlight=False, soft_wrap=True)
+
+
+def _url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}{PATH}" if ":" in host else f"http://{host}:{port}{PATH}"
+
+
+class _Screen:
+    """The traces that wait to be shown, and those that have been."""
+
+    def __init__(self, console: Console) -> None:
+        self.waiting: dict[bytes, list[Span]] = {}  # by trace id
+        self._console = console
+        self._latest_s: dict[bytes, float] = {}  # when each trace got its latest span, oldest first
+
+    def take(self, span: "Span") -> None:
+        self.waiting.setdefault(span.trace_id, []).append(span)
+        self._latest_s.pop(span.trace_id, None)
+        self._latest_s[span.trace_id] = asyncio.get_running_loop().time()
+
+    def due(self, now_s: float) -> list[bytes]:
+        return [
+            trace_id
+            for trace_id, spans in self.waiting.items()
+            if now_s - self._latest_s[trace_id] >= (QUIET_S if _has_root(spans) else ROOT_WAIT_S)
+        ]
+
+    def show(self, trace_ids: "Iterable[bytes]") -> None:
+        for trace_id in trace_ids:
+            self._console.print(render_trace(self.waiting.pop(trace_id)), highlight=False)
+
+    def forgotten(self, now_s: float) -> list[bytes]:
+        old = []
+        for trace_id, latest_s in self._latest_s.items():
+            if now_s - latest_s < FORGET_S:
+                break
+            old.append(trace_id)
+        for trace_id in old:
+            del self._latest_s[trace_id]
+        return old
+
+
+def _has_root(spans: "list[Span]") -> bool:
+    span_ids = {span.span_id: None for span in spans}
+    return any(is_root(span, span_ids) for span in spans)
