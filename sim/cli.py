@@ -93,7 +93,13 @@ def serve(*, file: str, **options: str | None) -> int:
     if words := options["tracing_instrumentations"]:
         options["tracing_instrumentations"] = f"[{words}]"
     settings = _overrides(fields, options)
-    return master.serve(declarative.load(file, settings), reread=lambda: declarative.load(file, settings))
+    gateway = declarative.load(file, settings)
+    for warning in gateway.warnings:
+        click.echo(warning, err=True)
+    try:
+        return master.serve(gateway, reread=lambda: declarative.load(file, settings))
+    except UserError as error:
+        raise UserError(error.message, field="--listen", cure=error.cure) from None
 
 
 @commands.command()
@@ -104,10 +110,9 @@ def collector(*, listen: str) -> None:
     from sim.config import parse_address  # noqa: PLC0415 - the same
 
     try:
-        host, port = parse_address(listen)
-    except FieldError as error:
+        collectors.serve_forever(*parse_address(listen))
+    except (FieldError, UserError) as error:
         raise UserError(error.message, field="--listen", cure=error.cure) from None
-    collectors.serve_forever(host, port)
 
 
 @commands.command()

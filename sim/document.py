@@ -28,6 +28,9 @@ FieldPath = tuple[str | int, ...]
 NODES_MAX = 100_000
 """Values in one file at most, aliases counted each time: a file that unfolds beyond this is a mistake."""
 
+NAMES_MAX = 8
+"""Neighbours that are listed when a file is missing."""
+
 _STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 
 
@@ -264,13 +267,13 @@ def _read_text(file: str) -> str:
 
 def _neighbour(path: Path) -> str | None:
     try:
-        names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in {".yaml", ".yml"})
+        names = {entry.stem: entry.name for entry in sorted(path.parent.iterdir()) if entry.suffix in {".yaml", ".yml"}}
     except OSError:
         return f"there is no folder {path.parent}"
-    close = get_close_matches(path.name, names, n=1)
+    close = get_close_matches(path.stem, names, n=1)
     if close:
-        return f"did you mean {path.parent / close[0]}?"
-    return f"in {path.parent} there are {', '.join(names[:8])}" if names else None
+        return f"did you mean {path.parent / names[close[0]]}?"
+    return f"in {path.parent} there are {', '.join(list(names.values())[:NAMES_MAX])}" if names else None
 
 
 def _parse(text: str, file: str) -> Any:

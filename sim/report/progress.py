@@ -10,9 +10,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
-from sim.scoreboard import Reading
+from sim.scoreboard import Reading, Snapshot
 from sim.units import format_duration, format_rate
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
 _REFRESHES_PER_S: Final = 4
 _BAR_WIDTH: Final = 24
+_NS_PER_S: Final = 1_000_000_000
+_MIB: Final = 1 << 20
 
 
 class Moment(TypedDict):
@@ -55,9 +56,10 @@ class Progress:
         """Show that the gateway listens on ``url``."""
         self._scenario = scenario
         load = scenario.load[0]
+        workers = f"{scenario.gateway.workers} worker{'s' * (scenario.gateway.workers > 1)}"
         what = f"{format_rate(load.rate)} for {format_duration(load.duration)}"
         self._console.print(
-            f"{scenario.name}: {scenario.gateway.workers} workers on {url}, profile {scenario.profile}, {what}",
+            f"{scenario.name}: {workers} on {url}, profile {scenario.profile}, {what}",
             highlight=False,
             soft_wrap=True,
         )
@@ -78,72 +80,53 @@ class Progress:
             self._live = None
 
     def _view(self, moment: Moment) -> "RenderableType":
-        return Group(self._clock(moment), _load(moment["load"]), _spans(moment), self._workers(moment))
+        return Group(self._clock(moment), _facts(moment), _workers(moment, self._before))
 
     def _clock(self, moment: Moment) -> "RenderableType":
-        total_s = self._scenario.duration_s
+        total_s, elapsed_s = self._scenario.duration_s, moment["elapsed_s"]
+        bar = ProgressBar(total=total_s, completed=min(elapsed_s, total_s), width=_BAR_WIDTH)
         grid = Table.grid(padding=(0, 2))
-        grid.add_row(
-            ProgressBar(total=total_s, completed=min(moment["elapsed_s"], total_s), width=_BAR_WIDTH),
-            f"{moment['elapsed_s']:.1f} s of {total_s:g} s",
-            str(moment["load"]["state"]),
-        )
+        grid.add_row(bar, f"{elapsed_s:.1f} s of {total_s:g} s", str(moment["load"]["state"]))
         return grid
 
-    def _workers(self, moment: Moment) -> "RenderableType":
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for heading in ("slot", "pid", "state", "requests", "per s", "CPU %", "RSS MiB", "queue", "open"):
-            table.add_column(heading, justify="left" if heading == "state" else "right")
-        earlier = (
-            {(worker.slot, worker.serial): worker for worker in self._before["workers"].workers} if self._before else {}
-        )
-        passed_s = moment["elapsed_s"] - self._before["elapsed_s"] if self._before else 0.0
-        for worker in moment["workers"].alive:
-            values = worker.values
-            before = earlier.get((worker.slot, worker.serial))
-            gained = {name: values[name] - before.values[name] if before else 0 for name in ("requests", "cpu_ns")}
-            table.add_row(
-                str(worker.slot),
-                str(worker.pid),
-                worker.state.name.lower(),
-                f"{values['requests']:,}",
-                f"{gained['requests'] / passed_s:.0f}" if passed_s else "",
-                f"{gained['cpu_ns'] / passed_s / 1e7:.0f}" if passed_s else "",
-                f"{values['rss_bytes'] / (1 << 20):.0f}",
-                f"{values['queue_depth'] + values['in_flight']:,}",
-                f"{values['spans_open']:,}",
-            )
-        return table
 
-
-def _load(load: "Mapping[str, Any]") -> "RenderableType":
-    requests, latency = load["requests"], load["latency_ms"]
-    return _facts(
-        (
-            "requests",
-            f"{requests['sent']:,} sent",
-            f"{requests['completed']:,} completed",
-            f"{requests['failed']:,} failed",
-        ),
-        ("latency", *(f"{name} {latency[name]:.1f} ms" for name in ("p50", "p99", "max"))),
-    )
-
-
-def _spans(moment: Moment) -> "RenderableType":
+def _facts(moment: Moment) -> Table:
+    requests, latency = moment["load"]["requests"], moment["load"]["latency_ms"]
     ledger = moment["workers"].ledger
-    lost = ledger.created - ledger.unsampled - ledger.acknowledged - ledger.open - ledger.queued - ledger.in_flight
-    return _facts(
-        (
-            "spans",
-            f"{ledger.created:,} created",
-            f"{ledger.acknowledged:,} acknowledged",
-            f"{lost:,} lost",
-        )
-    )
-
-
-def _facts(*rows: tuple[str, ...]) -> Table:
+    under_way = ledger.open + ledger.queued + ledger.in_flight
+    lost = ledger.created - ledger.unsampled - ledger.acknowledged - under_way
     grid = Table.grid(padding=(0, 2))
-    for name, *facts in rows:
-        grid.add_row(Text(name, style="dim"), *facts)
+    grid.add_column(style="dim")
+    grid.add_row("requests", *(f"{requests[name]:,} {name}" for name in ("sent", "completed", "failed")))
+    grid.add_row("latency", *(f"{name} {latency[name]:.1f} ms" for name in ("p50", "p99", "max")))
+    grid.add_row("spans", f"{ledger.created:,} created", f"{ledger.acknowledged:,} acknowledged", f"{lost:,} lost")
     return grid
+
+
+def _workers(moment: Moment, before: Moment | None) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("slot", "pid", "state", "requests", "per s", "CPU %", "RSS MiB", "queue", "open"):
+        table.add_column(heading, justify="left" if heading == "state" else "right")
+    for worker in moment["workers"].alive:
+        values = worker.values
+        table.add_row(
+            str(worker.slot),
+            str(worker.pid),
+            worker.state.name.lower(),
+            f"{values['requests']:,}",
+            _rate(worker, "requests", moment, before),
+            _rate(worker, "cpu_ns", moment, before, unit=_NS_PER_S // 100),
+            f"{values['rss_bytes'] // _MIB}",
+            f"{values['queue_depth'] + values['in_flight']:,}",
+            f"{values['spans_open']:,}",
+        )
+    return table
+
+
+def _rate(worker: Snapshot, counter: str, moment: Moment, before: Moment | None, *, unit: int = 1) -> str:
+    """Return how fast a counter of a worker grows, in units per second; nothing for one just seen."""
+    if before is None or moment["elapsed_s"] <= before["elapsed_s"]:
+        return ""
+    passed_s = moment["elapsed_s"] - before["elapsed_s"]
+    same = (seen for seen in before["workers"].workers if (seen.slot, seen.serial) == (worker.slot, worker.serial))
+    return next((f"{(worker.values[counter] - seen.values[counter]) / unit / passed_s:,.0f}" for seen in same), "")

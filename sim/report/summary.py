@@ -29,9 +29,9 @@ Verdict = Literal["passed", "failed", "invalid", "interrupted"]
 EXIT_CODES: Final[Mapping[Verdict, int]] = {"passed": 0, "failed": 99, "invalid": 98, "interrupted": 130}
 
 _STATUS_CLASSES: Final = ("2xx", "3xx", "4xx", "5xx")
-_US_PER_NS: Final = 1e-3
-_MS_PER_NS: Final = 1e-6
-_S_PER_NS: Final = 1e-9
+_NS_PER_US: Final = 1_000
+_NS_PER_MS: Final = 1_000_000
+_NS_PER_S: Final = 1_000_000_000
 _MIB: Final = 1 << 20
 
 
@@ -100,6 +100,14 @@ class Collector(_Section):
     unfinished: int
     rootless: int
     multi_rooted: int
+
+
+class Upstream(_Section):
+    """What an upstream answered."""
+
+    requests: int
+    by_status: dict[str, int]
+    cpu_s: float
 
 
 class Pool(_Section):
@@ -180,7 +188,7 @@ class Summary(_Section):
     load: Load
     ledger: dict[str, int]
     collector: Collector
-    upstreams: dict[str, dict[str, Any]]
+    upstreams: dict[str, Upstream]
     totals: Totals
     workers: list[Worker]
     faults: list[dict[str, Any]]
@@ -256,7 +264,7 @@ def summarize(
                 "connections_opened": load["connections"]["opened"],
                 "cpu_s": load["cpu_s"],
             },
-            "upstreams": upstreams,
+            "upstreams": {name: _upstream(report) for name, report in upstreams.items()},
             "workers": [_worker(account) for account in sorted(workers.accounts, key=_birth) if _incarnations(account)],
             "faults": faults,
             "warnings": scenario.gateway.warnings,
@@ -274,22 +282,34 @@ def _verdict(thresholds: Iterable[Mapping[str, Any]], *, valid: bool, interrupte
 
 
 def _requests(load: Mapping[str, Any]) -> dict[str, Any]:
-    by_status = {int(status): count for status, count in load["by_status"].items()}
-    classes = dict.fromkeys(_STATUS_CLASSES, 0)
-    for status, count in by_status.items():
-        classes[f"{status // 100}xx"] = classes.get(f"{status // 100}xx", 0) + count
+    by_status = _by_status(load)
     counts = ("offered", "sent", "completed", "failed", "unsent", "resent", "waited")
     return {
         **{name: load["requests"][name] for name in counts},
-        **{f"status_{name}": classes[name] for name in _STATUS_CLASSES},
+        **{
+            f"status_{name}": sum(count for status, count in by_status.items() if status[0] == name[0])
+            for name in _STATUS_CLASSES
+        },
         "failed_by_reason": load["failed_by_reason"],
-        "by_status": {str(status): count for status, count in sorted(by_status.items())},
+        "by_status": by_status,
     }
 
 
 def _collector(collector: Mapping[str, Any]) -> dict[str, int]:
     refused = sum(count for status, count in collector["by_status"].items() if int(status) != HTTPStatus.OK)
     return {name: refused if name == "refused" else collector[name] for name in Collector.model_fields}
+
+
+def _upstream(report: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "requests": report["requests"],
+        "by_status": _by_status(report),
+        "cpu_s": report["cpu_s"],
+    }
+
+
+def _by_status(report: Mapping[str, Any]) -> dict[str, int]:
+    return {str(status): count for status, count in sorted(report["by_status"].items())}
 
 
 def _worker(account: Snapshot | Retired) -> dict[str, Any]:
@@ -302,9 +322,9 @@ def _worker(account: Snapshot | Retired) -> dict[str, Any]:
         **{f"status_{name}": values[f"responses_{name}"] for name in _STATUS_CLASSES},
         "connections": values["connections"],
         "spans": values["created"],
-        "cpu_s": values["cpu_ns"] * _S_PER_NS,
+        "cpu_s": values["cpu_ns"] / _NS_PER_S,
         "cpu_us_per_request": _cpu_us_per_request([account]),
-        "loop_lag_ms_max": values["loop_lag_ns_max"] * _MS_PER_NS,
+        "loop_lag_ms_max": values["loop_lag_ns_max"] / _NS_PER_MS,
         "ledger": asdict(account.ledger),
         "pools": {tag: _pool(balance) for tag, balance in account.pools.items()},
     }
@@ -329,10 +349,10 @@ def _totals(workers: Reading) -> dict[str, Any]:
         "spans": workers.sum("created"),
         "deaths": sum(worker.exit_code not in {0, None} for worker in workers.workers)
         + sum(retired.deaths for retired in workers.retired),
-        "cpu_s": workers.sum("cpu_ns") * _S_PER_NS,
+        "cpu_s": workers.sum("cpu_ns") / _NS_PER_S,
         "cpu_us_per_request": _cpu_us_per_request(accounts),
         "rss_mib": max((worker.values["rss_bytes"] / _MIB for worker in workers.workers), default=None),
-        "loop_lag_ms_max": max(account.values["loop_lag_ns_max"] for account in accounts) * _MS_PER_NS,
+        "loop_lag_ms_max": max(account.values["loop_lag_ns_max"] for account in accounts) / _NS_PER_MS,
         "pools": {tag: _pool(sum((a.pools[tag] for a in accounts), start=PoolBalance())) for tag in POOLS},
     }
 
@@ -342,7 +362,7 @@ def _cpu_us_per_request(accounts: Iterable[Snapshot | Retired]) -> float | None:
     all_values = [account.values for account in accounts]
     requests = sum(values["requests"] for values in all_values)
     cpu_ns = sum(values["cpu_ns"] - values["cpu_ns_at_ready"] for values in all_values)
-    return cpu_ns * _US_PER_NS / requests if requests else None
+    return cpu_ns / _NS_PER_US / requests if requests else None
 
 
 def _pool(balance: PoolBalance) -> dict[str, int]:

@@ -1,0 +1,256 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sim.cli import main
+from sim.declarative import load as load_kong_yml
+from sim.scenario import load
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "scenarios" / "quickstart.yaml"
+
+SHORT = """\
+name: short
+seed: 1
+gateway:
+  workers: 1
+  tracing: {sampling_rate: 1.0}
+  config:
+    services: [{name: a, url: http://default, routes: [{paths: [/]}]}]
+    plugins: [{name: opentelemetry}, {name: key-auth}]
+upstreams: {default: {}}
+load: [{executor: constant-arrival-rate, rate: 50/s, duration: 500ms}]
+thresholds: [ledger.unaccounted == 0, requests.failed == 0]
+"""
+
+KONG_YML = """\
+_format_version: "3.0"
+services: [{name: a, url: http://127.0.0.1:9, routes: [{paths: [/]}]}]
+plugins: [{name: opentelemetry}]
+"""
+
+RUN_S_MAX = 120.0  # for a run of half a second, on a machine that has other things to do
+
+
+@pytest.fixture
+def kongsim(monkeypatch, capsys):
+    """Call the command line in this process; return exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["kongsim", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        return left.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """An empty folder to work in, with a short scenario and a kong.yml."""
+    monkeypatch.chdir(tmp_path)
+    Path("short.yaml").write_text(SHORT, encoding="utf-8")
+    Path("kong.yml").write_text(KONG_YML, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def busy_port():
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def spawn(*arguments, cwd):
+    """Start the command line as a user does."""
+    command = [sys.executable, "-m", "sim", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run", "shrt.yaml"], "shrt.yaml: no such file; did you mean short.yaml?"),
+        (["run", "."], ".: is a folder, expected a file; in . there are kong.yml, short.yaml"),
+        (
+            ["run", "short.yaml", "--workers", "0"],
+            "--workers: gateway.workers: expected auto or a whole number from 1 to 1024, not 0; write 2",
+        ),
+        (["run", "short.yaml", "--seed", "x"], "--seed: seed: expected a whole number, not 'x'"),
+        (
+            ["run", "short.yaml", "--set", "gateway.worker=1"],
+            "--set gateway.worker=1: gateway.worker: unknown field; did you mean workers?",
+        ),
+        (["run", "short.yaml", "--set", "x"], "--set x: expected FIELD=VALUE; write --set load[0].rate=800/s"),
+        (["run", "kong.yml"], "kong.yml:1: _format_version: unknown field; known here: name, profile, seed, gateway, "),
+        (["check", "none.yaml"], "none.yaml: no such file; in . there are kong.yml, short.yaml"),
+        (
+            ["check", "kong.yml"],
+            "kong.yml:3: plugins[0].config.traces_endpoint: missing; add traces_endpoint: http://127.0.0.1:4318/v1/tr",
+        ),
+        (["serve", "none.yml"], "none.yml: no such file; "),
+        (
+            ["serve", "kong.yml", "--workers", "0"],
+            "--workers: workers: expected auto or a whole number from 1 to 1024, not 0; write 2",
+        ),
+        (
+            ["serve", "kong.yml", "--collector", "here"],
+            "--collector: collector: expected a URL such as http://127.0.0.1:4318/v1/traces, not 'here'",
+        ),
+        (
+            ["serve", "kong.yml", "--tracing-instrumentations", "off,all"],
+            "--tracing-instrumentations: tracing.instrumentations: off stands alone: ",
+        ),
+        (["serve", "kong.yml", "--profile", "nice"], "--profile: profile: expected kong or safe, not 'nice'"),
+        (["collector", "--listen", "here"], "--listen: expected host:port, not 'here'; write 127.0.0.1:8000; "),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(kongsim, files, arguments, line):
+    """Nothing is started and nothing is left behind."""
+    code, out, err = kongsim(*arguments)
+
+    assert (code, out) == (2, "")
+    assert err.startswith(f"kongsim: {line}")
+    assert len(err.splitlines()) == 1
+    assert sorted(path.name for path in files.iterdir()) == ["kong.yml", "short.yaml"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["nope"], ["run"], ["run", "short.yaml", "--nope"]])
+def test_wrong_usage_is_exit_code_2(kongsim, files, arguments):
+    """The message points to the help."""
+    code, out, err = kongsim(*arguments)
+
+    assert (code, out) == (2, "")
+    assert "kongsim" in err
+    assert "--help" in err
+
+
+def test_a_busy_port_is_named_where_it_is_asked_for(kongsim, files, busy_port):
+    """In the scenario's line, or as the option; nothing is left behind."""
+    text = SHORT.replace("gateway:\n", f"gateway:\n  listen: 127.0.0.1:{busy_port}\n")
+    Path("short.yaml").write_text(text, encoding="utf-8")
+    reason = f"cannot listen on 127.0.0.1:{busy_port}: Address already in use"
+
+    for arguments, place in (
+        (["run", "short.yaml"], "short.yaml:4: gateway.listen"),
+        (["serve", "kong.yml", "--collector", "http://c/", "--listen", f"127.0.0.1:{busy_port}"], "--listen"),
+        (["collector", "--listen", f"127.0.0.1:{busy_port}"], "--listen"),
+    ):
+        code, out, err = kongsim(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"kongsim: {place}: {reason}")
+        assert len(err.splitlines()) == 1
+    assert not list(Path("runs").glob("*"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(kongsim, files):
+    """One line, with the cure."""
+    code, out, err = kongsim("run", "short.yaml", "--out", "short.yaml/x")
+
+    assert (code, out) == (2, "")
+    assert err == "kongsim: short.yaml/x: cannot write there: Not a directory; name another folder with --out\n"
+
+
+def test_a_file_without_permission_is_refused(kongsim, files):
+    """Also when root runs the tests: it steps down for a moment."""
+    assert load_kong_yml is not None  # what the command imports is imported: nobody may not read it
+    Path("short.yaml").chmod(0)
+    files.chmod(0o755)
+    privileged = os.geteuid() == 0
+    if privileged:
+        os.seteuid(65534)
+    try:
+        code, _out, err = kongsim("check", "short.yaml")
+    finally:
+        if privileged:
+            os.seteuid(0)
+
+    assert code == 2
+    assert err == "kongsim: short.yaml: no permission to read it; change its mode or its owner\n"
+
+
+def test_check_accepts_what_can_be_run(kongsim, files):
+    """Scenarios and kong.yml files; what is left aside is told on stderr."""
+    Path("kong.yml").write_text(KONG_YML.replace(", {name: opentelemetry}", ""), encoding="utf-8")
+
+    code, out, err = kongsim("check", "short.yaml")
+    assert (code, out) == (0, "short.yaml: scenario ok\n")
+    assert err == (
+        "short.yaml:8: gateway.config.plugins[1].name: plugin key-auth is not simulated: "
+        "requests pass as if it were absent\n"
+    )
+
+    Path("kong.yml").write_text(KONG_YML.replace("opentelemetry", "jwt"), encoding="utf-8")
+    assert kongsim("check", "kong.yml")[:2] == (0, "kong.yml: configuration ok\n")
+
+
+def test_help_names_the_commands_that_exist(kongsim):
+    """No stubs."""
+    code, out, _err = kongsim("--help")
+
+    commands = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
+    assert (code, commands) == (0, ["check", "collector", "run", "serve"])
+
+
+def test_help_imports_no_more_than_it_needs():
+    """It is quick because nothing of the gateway is loaded."""
+    code = (
+        "import sys; sys.argv = ['kongsim', '--help']\nimport sim.cli\ntry: sim.cli.main()\nexcept SystemExit: pass\n"
+    )
+    code += (
+        "print(sorted(name for name in sys.modules if name.split('.')[0] in ('pydantic', 'rich', 'uvloop', 'ruamel')))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_run_prints_tables_and_leaves_a_folder(files):
+    """The result on stdout, the progress on stderr, the run's folder to look into later."""
+    run = spawn("run", "short.yaml", "--out", "out", cwd=files)
+    out, err = run.communicate(timeout=RUN_S_MAX)
+
+    assert run.returncode == 0, err
+    assert "PASSED  short, profile kong, seed 1" in out
+    assert "results in out\n" in out
+    assert "\x1b" not in out + err
+    assert err.splitlines()[-1].startswith("short: 1 worker on http://127.0.0.1:")
+    assert {"summary.json", "scenario.yaml"} <= {path.name for path in (files / "out").iterdir()}
+    assert load(str(files / "out" / "scenario.yaml")).as_run == load(str(files / "short.yaml")).as_run
+
+
+def test_run_json_is_the_summary_and_nothing_else(files):
+    """A program can read stdout as it is; a failed threshold is exit code 99."""
+    run = spawn("run", "short.yaml", "--json", "--out", "out", "--set", "thresholds=[requests.sent == 0]", cwd=files)
+    out, err = run.communicate(timeout=RUN_S_MAX)
+
+    assert run.returncode == 99, err
+    assert out == (files / "out" / "summary.json").read_text(encoding="utf-8")
+    summary = json.loads(out)
+    assert (summary["verdict"], summary["ledger"]["unaccounted"]) == ("failed", 0)
+    assert summary["requests"]["completed"] == 25
+    assert len(summary["warnings"]) == 1
+
+
+def test_an_interrupted_run_still_tells_what_it_saw(files):
+    """Ctrl-C is exit code 130, with a summary."""
+    run = spawn("run", "short.yaml", "--json", "--out", "out", "--set", "load[0].duration=60s", cwd=files)
+    assert run.stderr is not None
+    assert "short: 1 worker on " in run.stderr.readline()
+
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=RUN_S_MAX)
+
+    assert run.returncode == 130, err
+    assert json.loads(out)["verdict"] == "interrupted"

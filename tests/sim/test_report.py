@@ -1,0 +1,353 @@
+import io
+import json
+import re
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sim.document import parse_override
+from sim.errors import UserError
+from sim.ledger import Ledger
+from sim.report import tables
+from sim.report.environment import environment
+from sim.report.folder import folder
+from sim.report.progress import Progress
+from sim.report.summary import Summary, summarize
+from sim.scenario import load
+from sim.scoreboard import FIELD_INDEX, POOLS, RECORDS_PER_SLOT, Scoreboard, new_row
+
+SCENARIO = Path(__file__).parents[2] / "scenarios" / "quickstart.yaml"
+
+LOAD = {
+    "state": "finished",
+    "requests": {
+        "offered": 3000,
+        "sent": 3000,
+        "completed": 2998,
+        "failed": 2,
+        "unsent": 0,
+        "outstanding": 0,
+        "resent": 1,
+        "waited": 4,
+    },
+    "by_status": {200: 2990, 503: 8},
+    "failed_by_reason": {"reset": 2},
+    "latency_ms": {"mean": 4.2, "p50": 3.11, "p90": 9.4, "p99": 21.4, "p99_9": 45.1, "max": 62.7},
+    "lag_ms": {"mean": 0.1, "p50": 0.1, "p90": 0.2, "p99": 0.4, "p99_9": 0.5, "max": 2.0},
+    "histogram": "x",
+    "achieved_rate_per_s": 299.8,
+    "valid": True,
+    "invalid_reason": None,
+    "connections": {"opened": 12, "open": 0},
+    "elapsed_s": 10.0,
+    "cpu_s": 1.2,
+}
+
+COLLECTOR = {
+    "requests": 121,
+    "by_status": {200: 120, 413: 1},
+    "bytes": 1_000_000,
+    "received": 17_664,
+    "received_unique": 17_664,
+    "received_duplicates": 0,
+    "traces": 3_000,
+    **dict.fromkeys(("orphans", "outside_parent", "unfinished", "rootless", "multi_rooted"), 0),
+    "connections": {"accepted": 2, "open": 0},
+    "cpu_s": 0.5,
+}
+
+
+def publish(record, requests, **values):
+    """Publish what a worker would have counted after so many requests of six spans."""
+    row = new_row()
+    counted = {
+        "requests": requests,
+        "responses_2xx": requests,
+        "cpu_ns": 100_000_000 + requests * 300_000,
+        "cpu_ns_at_ready": 100_000_000,
+        "rss_bytes": 42 << 20,
+        "loop_lag_ns_max": 3_200_000,
+        "created": requests * 6,
+        "enqueued": requests * 6,
+        "acknowledged": requests * 6,
+        "KONG_SPAN.fetched": requests * 6,
+        "KONG_SPAN.released": requests * 6,
+    }
+    for name, value in (counted | values).items():
+        row[FIELD_INDEX[name]] = value
+    record.publish(row)
+
+
+@pytest.fixture
+def reading():
+    """A scoreboard of two slots: one worker lived through, one was killed with spans in its hands, and replaced."""
+    scoreboard = Scoreboard(2)
+    held = {"enqueued": 4_188, "acknowledged": 4_088, "spans_open": 12, "queue_depth": 100}
+    for slot, pid, exit_code, requests, values in (
+        (0, 23415, 0, 1500, {}),
+        (1, 23417, -9, 700, held),
+        (1, 23418, 0, 800, {}),
+    ):
+        record = scoreboard.open(slot, 1)
+        record.started(pid)
+        publish(record, requests, **values)
+        record.end(exit_code)
+    return scoreboard.read()
+
+
+@pytest.fixture
+def summary(reading):
+    """Summarize the quickstart with what was reported, or with something else."""
+
+    def make(*overrides, interrupted=False, workers=reading, **changes):
+        return summarize(
+            load(str(SCENARIO), [parse_override(text) for text in overrides]),
+            load=LOAD | changes,
+            collector=COLLECTOR,
+            upstreams={"default": {"requests": 2998, "by_status": {200: 2990, 503: 8}, "cpu_s": 0.7}},
+            workers=workers,
+            environment=environment(),
+            started_at=datetime(2025, 1, 1, 12, tzinfo=UTC),
+            elapsed_s=14.2,
+            faults=[{"at_s": 5.0, "target": "worker", "slot": 1, "kind": "kill", "pid": 23417}],
+            interrupted=interrupted,
+        )
+
+    return make
+
+
+def text_of(summary, width, **console):
+    """Print a result at some width and return it."""
+    out = io.StringIO()
+    tables.show(summary, "runs/quickstart-1", Console(file=out, width=width, **console))
+    return out.getvalue()
+
+
+def test_summary_has_the_promised_fields(summary):
+    """Scripts may rely on these, of this schema."""
+    written = json.loads(summary().to_json())
+
+    assert written["schema"] == "kongsim.summary/1"
+    assert (written["scenario"], written["profile"], written["seed"]) == ("quickstart", "kong", 7)
+    assert written["requests"].items() >= {"offered": 3000, "sent": 3000, "completed": 2998, "failed": 2}.items()
+    assert written["requests"].items() >= {"status_2xx": 2990, "status_5xx": 8}.items()
+    assert written["latency_ms"] == LOAD["latency_ms"]
+    assert written["collector"].items() >= {"received_unique": 17_664, "received_duplicates": 0, "refused": 1}.items()
+    assert written["upstreams"]["default"]["by_status"] == {"200": 2990, "503": 8}
+    assert written["environment"].keys() == {"cpu", "cores", "memory_mib", "kernel", "python", "versions"}
+    assert written["thresholds"][0] == {"expression": "ledger.unaccounted == 0", "value": 0, "passed": True}
+
+
+def test_summary_tells_every_worker_process_apart(summary):
+    """The dead one keeps its figures, and what it held is in its ledger."""
+    workers = summary().workers
+
+    assert [(worker.slot, worker.pid, worker.ended) for worker in workers] == [
+        (0, 23415, "exit 0"),
+        (1, 23417, "SIGKILL"),
+        (1, 23418, "exit 0"),
+    ]
+    assert [worker.cpu_us_per_request for worker in workers] == [300.0, 300.0, 300.0]
+    assert [worker.rss_mib for worker in workers] == [42.0, 42.0, 42.0]
+    assert (workers[1].ledger["lost_in_request"], workers[1].ledger["lost_in_queue"]) == (12, 100)
+    assert workers[0].pools["KONG_SPAN"].live == 0
+
+
+def test_summary_adds_the_workers_up(summary):
+    """Totals are sums, but for memory and lag, where the largest counts."""
+    made = summary()
+
+    assert (made.totals.requests, made.totals.spans, made.totals.deaths) == (3000, 18_000, 1)
+    assert (made.totals.cpu_us_per_request, made.totals.rss_mib, made.totals.loop_lag_ms_max) == (300.0, 42.0, 3.2)
+    assert made.totals.pools["KONG_SPAN"].fetched == 18_000
+    assert made.totals.pools.keys() == set(POOLS)
+    assert (made.ledger["created"], made.ledger["unaccounted"]) == (18_000, 0)
+
+
+def test_summary_keeps_what_too_many_incarnations_counted(summary):
+    """When a slot's records are needed again, its earliest workers become one entry without a pid."""
+    scoreboard = Scoreboard(1)
+    for pid in range(1, RECORDS_PER_SLOT + 4):
+        record = scoreboard.open(0, 1)
+        record.started(pid)
+        publish(record, 10)
+        record.end(-9)
+
+    made = summary(workers=scoreboard.read())
+
+    earlier = made.workers[0]
+    assert (earlier.pid, earlier.incarnations, earlier.requests, earlier.rss_mib) == (None, 3, 30, None)
+    assert made.totals.deaths == RECORDS_PER_SLOT + 3
+    assert "3 earlier" in text_of(made, 80)
+
+
+@pytest.mark.parametrize(
+    ("made_of", "verdict", "exit_code"),
+    [
+        ({}, "passed", 0),
+        ({"overrides": ["thresholds=[requests.failed == 0]"]}, "failed", 99),
+        ({"overrides": ["thresholds=[requests.failed == 0]"], "valid": False, "invalid_reason": "late"}, "invalid", 98),
+        ({"valid": False, "invalid_reason": "late", "interrupted": True}, "interrupted", 130),
+    ],
+)
+def test_verdict_decides_the_exit_code(summary, made_of, verdict, exit_code):
+    """Figures that do not count outweigh thresholds, and an interruption outweighs both."""
+    made = summary(*made_of.pop("overrides", ()), **made_of)
+
+    assert (made.verdict, made.exit_code) == (verdict, exit_code)
+    assert verdict.upper() in text_of(made, 80)
+
+
+def test_latency_is_null_when_nothing_was_completed(summary):
+    """No answers are not fast answers."""
+    made = summary(
+        "thresholds=[latency.p99 < 1s]",
+        requests=LOAD["requests"] | {"completed": 0},
+        by_status={},
+        latency_ms=dict.fromkeys(LOAD["latency_ms"], 0.0),
+    )
+
+    assert made.latency_ms.p99 is None
+    assert made.verdict == "failed"
+    assert "not measured" in text_of(made, 80)
+
+
+def test_summary_is_read_as_it_was_written(summary, tmp_path):
+    """Another program of this version can take it up again."""
+    made = summary()
+    made.write(tmp_path)
+
+    assert Summary.model_validate_json((tmp_path / "summary.json").read_text(encoding="utf-8")) == made
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_result_fits_the_width(summary, width):
+    """No line is longer than the terminal is wide, and none is cut."""
+    lines = text_of(summary(), width).splitlines()
+
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines)
+
+
+def test_result_is_plain_when_it_is_not_a_terminal(summary):
+    """No escape sequences in a file or a pipe."""
+    made = summary()
+
+    assert "\x1b" not in text_of(made, 80)
+    assert "\x1b" in text_of(made, 80, force_terminal=True, color_system="standard")
+
+
+def test_result_shows_the_ledger_of_each_process_and_in_all(summary):
+    """A column each, the accounts in rows; every figure of the ledger is there."""
+    made = summary()
+    out = text_of(made, 80)
+
+    rows = {row[: tables._NAME_WIDTH + 2].strip(): row.split()[-4:] for row in ledger_lines(out)}
+    assert rows["created"] == ["9,000", "4,200", "4,800", "18,000"]
+    assert rows["lost in request"] == ["0", "12", "0", "12"]
+    assert rows["lost in queue"] == ["0", "100", "0", "100"]
+    assert rows["unaccounted"] == ["0", "0", "0", "0"]
+    shown = len(rows) + len(tables._TRANSIENT)
+    assert shown == len(asdict(Ledger()))
+
+
+def test_ledger_columns_go_on_below_where_they_do_not_fit(summary):
+    """Many workers on a narrow terminal: two blocks, the sum at the very end."""
+    scoreboard = Scoreboard(8)
+    for slot in range(8):
+        record = scoreboard.open(slot, 1)
+        record.started(100 + slot)
+        publish(record, 10)
+        record.end(0)
+
+    out = text_of(summary(workers=scoreboard.read()), 80)
+
+    assert max(map(len, out.splitlines())) <= 80
+    created = [re.findall(r"[\d,]+", line) for line in out.splitlines() if line.strip().startswith("created")]
+    assert created == [["60"] * 5, ["60"] * 3 + ["480"]]
+
+
+def test_failed_thresholds_say_so_in_words(summary):
+    """Without colours too."""
+    out = text_of(summary("thresholds=[requests.failed == 0, requests.failed / requests.sent < 1%]"), 80)
+
+    assert re.search(r"requests\.failed == 0 +2 +FAILED", out)
+    assert re.search(r"requests\.failed / requests\.sent < 1% +0\.0667% +passed", out)
+
+
+def test_progress_is_one_line_where_nobody_watches(reading):
+    """A log gets what was started, not a picture of it."""
+    out = io.StringIO()
+    progress = Progress(Console(file=out, width=80))
+
+    progress.start(load(str(SCENARIO)), "http://127.0.0.1:8000")
+    progress.update({"elapsed_s": 1.0, "load": LOAD, "workers": reading, "collector": COLLECTOR})
+    progress.close()
+
+    assert out.getvalue() == "quickstart: 2 workers on http://127.0.0.1:8000, profile kong, 300/s for 10s\n"
+
+
+def test_progress_shows_living_workers_and_what_they_do():
+    """Requests, their rate, CPU and queue of each worker, between two moments."""
+    scoreboard = Scoreboard(1)
+    record = scoreboard.open(0, 1)
+    record.started(4711)
+    out = io.StringIO()
+    progress = Progress(Console(file=out, width=80, force_terminal=True, color_system=None))
+
+    progress.start(load(str(SCENARIO)), "http://127.0.0.1:8000")
+    for elapsed_s, requests in ((1.0, 100), (3.0, 500)):
+        publish(record, requests, state=1, queue_depth=60, acknowledged=requests * 6 - 60)
+        reports = {"load": LOAD | {"state": "running"}, "collector": COLLECTOR}
+        progress.update({"elapsed_s": elapsed_s, "workers": scoreboard.read(), **reports})
+    progress.close()
+
+    out = out.getvalue()
+    assert re.search(r"0 +4711 +serving +500 +200 +6 +42 +60 +0", out)
+    assert "3.0 s of 10 s" in out
+    assert re.search(r"spans +3,000 created +2,940 acknowledged +0 lost", out)
+
+
+def test_progress_may_be_closed_before_it_started():
+    """A run that fails early cleans up all the same."""
+    Progress(Console(file=io.StringIO())).close()
+
+
+def test_folder_holds_the_scenario_as_run(tmp_path, monkeypatch):
+    """Each run has its own, named after the scenario."""
+    monkeypatch.chdir(tmp_path)
+    scenario = load(str(SCENARIO), [parse_override("load[0].rate=5/s")])
+
+    with folder(scenario, None) as first, folder(scenario, None) as second:
+        assert first != second
+        assert re.fullmatch(r"runs/quickstart-\d{8}-\d{6}(-\d+)?", str(first))
+        assert load(str(first / "scenario.yaml")) == scenario
+
+
+def test_folder_of_a_run_that_could_not_start_is_removed(tmp_path):
+    """Unless it was there before."""
+    scenario = load(str(SCENARIO))
+
+    for path, remains in ((tmp_path / "new", False), (tmp_path, True)):
+        with pytest.raises(UserError, match="busy"), folder(scenario, str(path)):
+            raise UserError("busy")
+        assert path.exists() == remains
+
+
+def test_folder_that_cannot_be_made_is_refused(tmp_path):
+    """One line, with the cure."""
+    (tmp_path / "file").touch()
+
+    refused = pytest.raises(UserError, match=r"/file/x: cannot write there: .*; name another folder with --out")
+    with refused, folder(load(str(SCENARIO)), str(tmp_path / "file" / "x")):
+        pass
+
+
+def ledger_lines(out):
+    """The rows of the first ledger block of a result."""
+    lines = out.splitlines()
+    start = lines.index("ledger, spans") + 4
+    return lines[start : lines.index("", start)]
