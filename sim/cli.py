@@ -86,7 +86,7 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
 @click.option("--tracing-sampling-rate", metavar="RATE", help="Share of traces kept, 0 to 1.  [default: 0.01]")
 def serve(*, file: str, **options: str | None) -> int:
     """Run the gateway that KONG_YML describes, in the foreground, with nginx's signals."""
-    from sim import declarative, master  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+    from sim import declarative  # noqa: PLC0415 - imported when needed: kongsim --help is quick
 
     fields = {name: name for name in ("listen", "workers", "profile", "collector")}
     fields |= {f"tracing_{name}": f"tracing.{name}" for name in ("instrumentations", "sampling_rate")}
@@ -96,6 +96,8 @@ def serve(*, file: str, **options: str | None) -> int:
     gateway = declarative.load(file, settings)
     for warning in gateway.warnings:
         click.echo(warning, err=True)
+    from sim import master  # noqa: PLC0415 - the same
+
     try:
         return master.serve(gateway, reread=lambda: declarative.load(file, settings))
     except UserError as error:

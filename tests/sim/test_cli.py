@@ -218,8 +218,8 @@ def test_help_imports_no_more_than_it_needs():
 
 def test_run_prints_tables_and_leaves_a_folder(files):
     """The result on stdout, the progress on stderr, the run's folder to look into later."""
-    run = spawn("run", "short.yaml", "--out", "out", cwd=files)
-    out, err = run.communicate(timeout=RUN_S_MAX)
+    with spawn("run", "short.yaml", "--out", "out", cwd=files) as run:
+        out, err = run.communicate(timeout=RUN_S_MAX)
 
     assert run.returncode == 0, err
     assert "PASSED  short, profile kong, seed 1" in out
@@ -232,8 +232,9 @@ def test_run_prints_tables_and_leaves_a_folder(files):
 
 def test_run_json_is_the_summary_and_nothing_else(files):
     """A program can read stdout as it is; a failed threshold is exit code 99."""
-    run = spawn("run", "short.yaml", "--json", "--out", "out", "--set", "thresholds=[requests.sent == 0]", cwd=files)
-    out, err = run.communicate(timeout=RUN_S_MAX)
+    arguments = ("run", "short.yaml", "--json", "--out", "out", "--set", "thresholds=[requests.sent == 0]")
+    with spawn(*arguments, cwd=files) as run:
+        out, err = run.communicate(timeout=RUN_S_MAX)
 
     assert run.returncode == 99, err
     assert out == (files / "out" / "summary.json").read_text(encoding="utf-8")
@@ -245,12 +246,12 @@ def test_run_json_is_the_summary_and_nothing_else(files):
 
 def test_an_interrupted_run_still_tells_what_it_saw(files):
     """Ctrl-C is exit code 130, with a summary."""
-    run = spawn("run", "short.yaml", "--json", "--out", "out", "--set", "load[0].duration=60s", cwd=files)
-    assert run.stderr is not None
-    assert "short: 1 worker on " in run.stderr.readline()
+    with spawn("run", "short.yaml", "--json", "--out", "out", "--set", "load[0].duration=60s", cwd=files) as run:
+        assert run.stderr is not None
+        begun = run.stderr.readline()
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=RUN_S_MAX)
 
-    run.send_signal(signal.SIGINT)
-    out, err = run.communicate(timeout=RUN_S_MAX)
-
+    assert begun.startswith("short: 1 worker on "), begun + err
     assert run.returncode == 130, err
     assert json.loads(out)["verdict"] == "interrupted"

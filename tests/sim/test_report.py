@@ -20,6 +20,7 @@ from sim.scenario import load
 from sim.scoreboard import FIELD_INDEX, POOLS, RECORDS_PER_SLOT, Scoreboard, new_row
 
 SCENARIO = Path(__file__).parents[2] / "scenarios" / "quickstart.yaml"
+DOCS = Path(__file__).parents[2] / "docs" / "summary-schema.md"
 
 LOAD = {
     "state": "finished",
@@ -221,6 +222,17 @@ def test_summary_is_read_as_it_was_written(summary, tmp_path):
     made.write(tmp_path)
 
     assert Summary.model_validate_json((tmp_path / "summary.json").read_text(encoding="utf-8")) == made
+
+
+def test_every_field_of_the_summary_is_documented():
+    """Nobody has to guess what a figure means."""
+    words = set(re.findall(r"\w+", DOCS.read_text(encoding="utf-8")))
+
+    schema = Summary.model_json_schema()
+    models = [schema, *schema["$defs"].values()]
+    between = {"status_3xx", "status_4xx"}  # "status_2xx to status_5xx"
+    assert {name for model in models for name in model["properties"]} - between <= words
+    assert set(asdict(Ledger())) <= words
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -1,13 +1,27 @@
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from sim.config import Nginx, OpenTelemetryConfig, Plugin, QueueConfig, Route, Service, Tracing
 from sim.document import Override, parse_override
 from sim.errors import UserError
-from sim.scenario import load
+from sim.scenario import (
+    Collector,
+    ConstantArrivalRate,
+    Fault,
+    Latency,
+    Request,
+    Upstream,
+    _File,
+    _Gateway,
+    load,
+)
+from sim.threshold import METRICS
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
+DOCS = Path(__file__).parents[2] / "docs" / "scenarios.md"
 
 FULL = """\
 name: full # line 1
@@ -328,3 +342,26 @@ def test_every_scenario_of_the_repository_loads(tmp_path):
     for path in SCENARIOS.glob("*.yaml"):
         copy = shutil.copy(path, tmp_path)
         assert load(copy).name == path.stem
+
+
+def test_the_documented_scenario_loads(scenario, tmp_path):
+    """The example of the documentation is a scenario, but for the file that it names."""
+    example = DOCS.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "kong.yml").write_text(
+        "services: [{name: a, host: default, routes: [{paths: [/]}]}]\n", encoding="utf-8"
+    )
+
+    assert scenario(example).name == "checkout"
+
+
+def test_every_word_of_the_vocabulary_is_documented():
+    """Fields, words that are not built yet, and metrics."""
+    words = set(re.findall(r"[\w-]+", DOCS.read_text(encoding="utf-8")))
+
+    for model in (_File, _Gateway, Tracing, Nginx, Upstream, Latency, Collector, ConstantArrivalRate, Request, Fault):
+        assert set(model.model_fields) <= words
+    for model in (ConstantArrivalRate, Fault):
+        assert {word for meanings in model.words_not_built.values() for word in meanings} <= words
+    for model in (Service, Route, Plugin, OpenTelemetryConfig, QueueConfig):
+        assert set(model.model_fields) <= words
+    assert {name for metric in METRICS for name in metric.split(".")} <= words
