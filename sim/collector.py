@@ -376,10 +376,11 @@ class _Screen:
         self._latest_s[span.trace_id] = asyncio.get_running_loop().time()
 
     def due(self, now_s: float) -> list[bytes]:
+        idle_s = {trace_id: now_s - self._latest_s[trace_id] for trace_id in self.waiting}
         return [
             trace_id
             for trace_id, spans in self.waiting.items()
-            if now_s - self._latest_s[trace_id] >= (QUIET_S if _has_root(spans) else ROOT_WAIT_S)
+            if idle_s[trace_id] >= ROOT_WAIT_S or (idle_s[trace_id] >= QUIET_S and _has_root(spans))
         ]
 
     def show(self, trace_ids: "Iterable[bytes]") -> None:

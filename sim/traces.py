@@ -1,8 +1,8 @@
 """What the collector knows of the traces it received: exact counts, and whether they are whole trees.
 
 Theory of operation. A span is known by trace id and span id; one that comes again (a retry whose answer got lost) is a
-duplicate and changes nothing. Of each span only what the checks need is kept, packed: about 170 bytes in a trace of
-eight, so a run of a million spans takes 170 MB, and nothing is ever forgotten unless `forget` is told to. Trees are
+duplicate and changes nothing. Of each span only what the checks need is kept, packed: about 180 bytes in a trace of
+eight, so a run of a million spans takes 180 MB, and nothing is ever forgotten unless `forget` is told to. Trees are
 checked when `findings` are asked for, and only those that grew since.
 
 What the parts of a trace are:

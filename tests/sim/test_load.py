@@ -300,7 +300,7 @@ def test_stalled_server_cannot_hide():
     with listening(serve_origin, Origin()) as origin, _driving(origin.port, duration_s=1) as driver:
         driver.report()  # it runs
         origin.signal(signal.SIGSTOP)
-        time.sleep(stall_s)
+        time.sleep(stall_s)  # the stall itself, not a wait for something
         origin.signal(signal.SIGCONT)
         report = driver.end()
 
@@ -315,7 +315,7 @@ def test_stalled_generator_is_not_valid():
     with listening(serve_origin, Origin()) as origin, _driving(origin.port, duration_s=1) as driver:
         driver.report()
         driver.signal(signal.SIGSTOP)
-        time.sleep(0.5)
+        time.sleep(0.5)  # the stall itself
         driver.signal(signal.SIGCONT)
         report = driver.end()
 
