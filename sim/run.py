@@ -92,34 +92,36 @@ def run(scenario: Scenario, *, out_dir: Path, progress: Progress) -> Summary:
 
 
 class _Child:
-    """A process of the run, and what it said last."""
+    """A process of the run, as it was when it was last looked at: what it said last, and how it ended."""
 
     def __init__(self, name: str, process: Process, control: Connection) -> None:
         self.name = name
         self.process = process
         self.control = control
         self.message: Any = None
+        self.exit_code: int | None = None
         self._open = True
 
     @property
     def ended(self) -> bool:
-        return self.process.exitcode is not None
+        return self.exit_code is not None
 
     @property
     def sources(self) -> list[Any]:
-        """What to wait for: a message, the end."""
+        """What can be waited for before the next look: a message, the end."""
         return ([self.control] if self._open else []) + ([] if self.ended else [self.process.sentinel])
 
-    def ask(self, question: str) -> None:
-        with suppress(OSError):  # it has just ended
-            self.control.send(question)
-
-    def receive(self) -> None:
+    def look(self) -> None:
+        self.exit_code = self.process.exitcode
         try:
             while self._open and self.control.poll():
                 self.message = self.control.recv()
         except (EOFError, OSError):
             self._open = False
+
+    def ask(self, question: str) -> None:
+        with suppress(OSError):  # it has just ended
+            self.control.send(question)
 
 
 @dataclass
@@ -244,13 +246,13 @@ class _Run:
     def _wait(self, timeout_s: float) -> None:
         ready = wait([self.signals, *(s for child in self.children.values() for s in child.sources)], timeout_s)
         for child in self.children.values():
-            child.receive()
+            child.look()
         if self.signals in ready and self.signals.take():
             raise KeyboardInterrupt
 
     def _check(self) -> None:
         for name, child in self.children.items():
-            code = child.process.exitcode
+            code = child.exit_code
             if code is None or (code == 0 and name in self.may_end):
                 continue
             if name == _MASTER and code == EXIT_FATAL:
@@ -312,7 +314,7 @@ class _Run:
                 kill(child.process, signal.SIGTERM if name == _MASTER else signal.SIGKILL)
             for child in self.children.values():
                 reap(child.process, KILL_S_MAX)
-                child.receive()
+                child.look()
                 child.control.close()
 
     def _stop(self, names: Iterable[str], timeout_s: float) -> None:

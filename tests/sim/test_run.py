@@ -69,6 +69,7 @@ class Running:
         checked = tiny(directory, **fields)
 
         def target():
+            os.setpgid(0, 0)  # as a shell does, so that Ctrl-C reaches it and its processes alone
             try:
                 told = runs.run(checked, out_dir=directory, progress=View(theirs.send)).verdict
             except (KeyboardInterrupt, UserError, RunError) as error:
@@ -116,7 +117,7 @@ def test_run_gives_a_summary_of_what_all_processes_saw(tmp_path):
     assert isinstance(summary, Summary)
     assert summary.verdict == "passed"
     assert summary.requests.completed == summary.requests.offered == summary.totals.requests == 50
-    assert summary.upstreams["default"]["requests"] == 50
+    assert summary.upstreams["default"].requests == 50
     assert summary.ledger["created"] == summary.ledger["acknowledged"] == summary.collector.received_unique > 0
     assert summary.ledger["unaccounted"] == 0
     assert [(worker.slot, worker.ended) for worker in summary.workers] == [(0, "exit 0"), (1, "exit 0")]
@@ -221,8 +222,7 @@ def test_interrupt_of_the_whole_terminal_is_the_same(running):
     run = running(duration="60s")
     assert run.hear() == "started"
 
-    for member in (psutil.Process(run.process.pid), *run.descendants()):
-        member.send_signal(SIGINT)
+    os.killpg(run.process.pid, SIGINT)
 
     assert run.hear() == "interrupted"
     assert run.exit_code() == 0
