@@ -57,7 +57,13 @@ _SIGSET_BYTES: Final = 128  # sizeof(sigset_t), glibc and musl
 _SIGINFO: Final = struct.Struct("=IiiI112x")  # signalfd_siginfo: signo, errno, code, pid, the rest
 
 
-def start(target: "Callable[..., object]", *args: object, name: str, closing: "Iterable[Closable]" = ()) -> Process:
+def start(
+    target: "Callable[..., object]",
+    *args: object,
+    name: str,
+    closing: "Iterable[Closable]" = (),
+    ignoring: "Iterable[signal.Signals]" = (),
+) -> Process:
     """Fork a child that runs `target(*args)` and exits: 0, the code of a `SystemExit`, or 1 after an exception.
 
     Args:
@@ -66,10 +72,12 @@ def start(target: "Callable[..., object]", *args: object, name: str, closing: "I
         name: Shown in messages.
         closing: What the child inherits but shall not keep, such as the parent's end of its pipe (whose end of file it
             could not see otherwise) and other processes' listening sockets (which would go on accepting in its hands).
+        ignoring: Signals that do nothing to the child from its birth on.
     """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        child: Process = _fork.Process(target=_run_child, args=(os.getpid(), tuple(closing), target, args), name=name)
+        inherited = os.getpid(), tuple(closing), tuple(ignoring), target, args
+        child: Process = _fork.Process(target=_run_child, args=inherited, name=name)
         child.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -77,7 +85,11 @@ def start(target: "Callable[..., object]", *args: object, name: str, closing: "I
 
 
 def _run_child(
-    parent_pid: int, closing: "tuple[Closable, ...]", target: "Callable[..., object]", args: "tuple[object, ...]"
+    parent_pid: int,
+    closing: "tuple[Closable, ...]",
+    ignoring: "tuple[signal.Signals, ...]",
+    target: "Callable[..., object]",
+    args: "tuple[object, ...]",
 ) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent_pid:  # it died before the line above, so its death will not be told
@@ -86,6 +98,8 @@ def _run_child(
     for signum in signal.valid_signals():
         if callable(signal.getsignal(signum)):  # what Python ignores (SIGPIPE) stays ignored
             signal.signal(signum, signal.SIG_DFL)
+    for signum in ignoring:
+        signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for resource in closing:
         resource.close()

@@ -222,9 +222,10 @@ class _Run:
         ours, theirs = pipe()
         controls = [child.control for child in self.children.values()]
         foreign: tuple[socket | Connection, ...] = (*self.listeners.values(), self.master.listener, *controls, ours)
-        process = start(
-            target, theirs, name=name, closing=[resource for resource in foreign if resource is not keeping]
-        )
+        closing = [resource for resource in foreign if resource is not keeping]
+        # Ctrl-C reaches every process of the terminal; it is this one that ends the peers (`sim.peer`).
+        ignoring = [] if name == _MASTER else [signal.SIGINT]
+        process = start(target, theirs, name=name, closing=closing, ignoring=ignoring)
         theirs.close()
         self.children[name] = _Child(name, process, ours)
 

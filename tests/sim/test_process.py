@@ -68,6 +68,16 @@ def test_parent_keeps_its_signal_mask():
     process.reap(child, TIMEOUT_S)
 
 
+def test_child_ignores_from_its_birth_what_it_is_told_to_ignore():
+    """A signal named in `ignoring` does nothing, however early it comes."""
+    for _ in range(20):
+        child, control = _started(_tell_and_wait, ignoring=[signal.SIGINT])
+        process.kill(child, signal.SIGINT)
+        control.recv()
+        control.close()
+        assert process.reap(child, TIMEOUT_S) == 0
+
+
 def test_signal_to_a_newborn_child_is_not_handled_by_its_parents_handler():
     """A signal that arrives right after the fork finds the default action, however early it comes."""
     heard = []
@@ -137,7 +147,7 @@ def test_child_whose_parent_died_before_it_could_ask_for_its_death_ends_itself()
     ours, theirs = process.pipe()
     stranger = 1
     child = process._fork.Process(
-        target=process._run_child, args=(stranger, (), lambda control: control.send("ran"), (theirs,))
+        target=process._run_child, args=(stranger, (), (), lambda control: control.send("ran"), (theirs,))
     )
     child.start()
     theirs.close()
