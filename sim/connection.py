@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 HEAD_BYTES_MAX: Final = 32 * 1024
 """Largest header section; nginx's `large_client_header_buffers 4 8k`."""
 
+LINGER_S: Final = 5.0
+"""How long a refused client may go on sending before its connection is cut; nginx's `lingering_timeout`."""
+
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _HEAD_TOO_LARGE: Final = (
@@ -90,7 +93,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._head_bytes > HEAD_BYTES_MAX:
             self._refuse(_HEAD_TOO_LARGE)
-        elif self._waiting and not self._paused:
+        elif self._waiting and not self._paused and not self._closing:
             self._pause_reading()
 
     def write(self, data: bytes) -> None:
@@ -174,6 +177,9 @@ class ClientConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The header section is complete: begin, or wait in line."""
+        if self._head_bytes > HEAD_BYTES_MAX and _head_bytes(self._url, self._lines) > HEAD_BYTES_MAX:
+            self._refuse(_HEAD_TOO_LARGE)
+            return
         parser = self._parser
         request = Request(
             self,
@@ -195,8 +201,9 @@ class ClientConnection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Pass a part of the body on."""
+        if self._incoming is None:
+            return
         if self._incoming is self.request:
-            assert self.request is not None
             self.runloop.body(self.request, data)
         elif self._waiting:
             self._waiting[-1][1].append(data)
@@ -220,11 +227,19 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, answer: bytes) -> None:
         if self.request is None and not self._waiting:
-            self.write(answer)
-            self.close()
+            self._closing = True
+            self._head_bytes = 0
+            self.transport.write(answer)
+            # Closed at once, what the client still sends would destroy the answer on its way (RFC 9112 9.6).
+            self.transport.write_eof()
+            self.runloop.runtime.call_later(LINGER_S, self.transport.abort)
             return
         # What came before is answered first; after that the connection closes.
         last = self._waiting[-1][0] if self._waiting else self.request
         assert last is not None
         last.keep_alive = False
         self._pause_reading()
+
+
+def _head_bytes(url: bytes, lines: HeaderLines) -> int:
+    return len(url) + sum(len(name) + len(value) + 4 for name, value in lines)

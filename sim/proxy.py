@@ -38,6 +38,7 @@ class ProxiedExchange:
 
     __slots__ = (
         "_address",
+        "_body_begun",
         "_body_sent",
         "_chunked_answer",
         "_connection",
@@ -50,6 +51,7 @@ class ProxiedExchange:
     def __init__(self, runloop: "Runloop", request: Request) -> None:
         self._runloop = runloop
         self._request = request
+        self._body_begun = False
         self._body_sent = False
         self._chunked_answer = False
         self._connection: UpstreamConnection | None = None
@@ -219,6 +221,7 @@ class ProxiedExchange:
         if not self._runloop.body_filter(request, last=False):
             self._give_up()
             return
+        self._body_begun = True
         request.connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked_answer else data)
 
     def on_end(self) -> None:
@@ -236,8 +239,8 @@ class ProxiedExchange:
         self._runloop.end(request)
 
     def on_flush(self) -> None:
-        """Send what one read has brought."""
-        if not self._request.done:
+        """Send what one read has brought; a head waits for the first part of the body (nginx, `postpone_output`)."""
+        if self._body_begun and not self._request.done:
             self._request.connection.flush()
 
     def on_lost(self, connection: UpstreamConnection, reason: str, *, timeout: bool) -> None:

@@ -7,6 +7,7 @@ the timer has not reached its time (N3, N8). It runs in phase `timer`, with a co
 Delays in s, truncated to whole ms (N1).
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -110,7 +111,7 @@ class Timers:
 
     def _ended(self, error: BaseException | None) -> None:
         self.running -= 1
-        if error is not None:
+        if error is not None and not isinstance(error, asyncio.CancelledError):
             self._log("error", f"lua entry thread aborted: runtime error: {error!r}, context: ngx.timer")
         if not self.running and not self._pending:
             self._on_idle()

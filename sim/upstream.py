@@ -110,6 +110,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Be ready."""
         self.transport = cast("asyncio.Transport", transport)
+        self._pool.open.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse a part of the response."""
@@ -136,6 +137,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """End what was under way."""
+        self._pool.open.discard(self)
         self._pool.forget(self)
         exchange = self.exchange
         if exchange is None:
@@ -227,6 +229,9 @@ class Pool:
 
     Args:
         runtime: opens connections and tells the time.
+
+    Attributes:
+        open: every connection that has not been closed.
     """
 
     def __init__(self, runtime: "Runtime") -> None:
@@ -234,6 +239,7 @@ class Pool:
         self._idle: defaultdict[tuple[str, int], list[UpstreamConnection]] = defaultdict(list)
         self._watched: dict[UpstreamConnection, None] = {}
         self._sweeping = False
+        self.open: set[UpstreamConnection] = set()
 
     def take(self, address: tuple[str, int]) -> UpstreamConnection | None:
         """Return an idle connection to a target, the one used last; None when there is none."""
@@ -273,11 +279,9 @@ class Pool:
             idle.remove(connection)
 
     def close(self) -> None:
-        """Close the idle connections."""
-        for idle in self._idle.values():
-            for connection in idle:
-                connection.transport.abort()
-            idle.clear()
+        """Close every connection at once; exchanges under way are given up, and nobody is told."""
+        for connection in tuple(self.open):
+            connection.abort()
 
     def watch(self, connection: UpstreamConnection, timeout_s: float) -> None:
         """Give `connection` up in `timeout_s` from now."""

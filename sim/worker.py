@@ -16,6 +16,7 @@ import signal
 import socket
 import time
 from array import array
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,13 +28,13 @@ from kongtrace import queue as kong_queue
 from sim.connection import ClientConnection
 from sim.exporter import Exporter
 from sim.pdk import Kong
-from sim.plugin import Plans
+from sim.plugin import PluginClass, Plans
 from sim.plugins import BUNDLED
 from sim.plugins.opentelemetry import node_id
 from sim.resolver import Resolver
 from sim.runloop import Counts, Runloop
 from sim.runtime.live import LiveRuntime
-from sim.scoreboard import FIELD_INDEX, POOLS, State, new_row
+from sim.scoreboard import FIELD_INDEX, State, new_row
 from sim.timers import Timers
 from sim.upstream import Pool
 
@@ -47,15 +48,20 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _NS_PER_S: Final = 1_000_000_000
 
 
-def main(args: "WorkerArgs") -> None:
-    """Run a worker until it is told to leave."""
+def main(args: "WorkerArgs", classes: Mapping[str, PluginClass] = BUNDLED) -> None:
+    """Run a worker until it is told to leave.
+
+    Args:
+        args: from the master.
+        classes: the plugins that there are.
+    """
     # The master's objects are never garbage here: walking them would stall the loop for milliseconds.
     gc.freeze()
-    uvloop.run(_run(args))
+    uvloop.run(_run(args, classes))
 
 
-async def _run(args: "WorkerArgs") -> None:
-    worker = Worker(args, asyncio.get_running_loop())
+async def _run(args: "WorkerArgs", classes: Mapping[str, PluginClass]) -> None:
+    worker = Worker(args, asyncio.get_running_loop(), classes)
     await worker.serve()
 
 
@@ -65,6 +71,7 @@ class Worker:
     Args:
         args: from the master.
         loop: the running event loop.
+        classes: the plugins that there are.
 
     Attributes:
         profile: "kong" or "safe".
@@ -74,7 +81,7 @@ class Worker:
         node_id: of the node.
     """
 
-    def __init__(self, args: "WorkerArgs", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, args: "WorkerArgs", loop: asyncio.AbstractEventLoop, classes: Mapping[str, PluginClass]) -> None:
         gateway = args.gateway
         log = args.error_log
         self._args = args
@@ -117,7 +124,7 @@ class Worker:
         self._lag_ns_max = 0
         self._stopped = loop.create_future()
         kong = Kong(self._provider, self._timers)
-        plans = Plans(gateway, BUNDLED, self)
+        plans = Plans(gateway, classes, self)
         self._runloop = Runloop(
             gateway,
             self._provider,
@@ -129,6 +136,9 @@ class Worker:
             self._changed,
             self._leave_if_done,
         )
+        provider = self._provider
+        pools = (provider.spans, provider.storage, provider.attributes, provider.events)
+        self._pools = tuple((pool, FIELD_INDEX[f"{pool.tag}.fetched"]) for pool in pools)
         self._books_spans = gateway.tracing.instrumentations[0] != "off" or bool(gateway.plugins)
         self._listeners: list[socket.socket] = list(args.listeners)
         self._accepting: set[asyncio.Task[Any]] = set()
@@ -150,6 +160,18 @@ class Worker:
         self._state = State.EXITED
         self._measure()
         self._publish()
+        await self._close()
+
+    async def _close(self) -> None:
+        """Give every socket back, so that the loop ends with nothing open."""
+        for task in self._accepting:
+            task.cancel()
+        for connection in tuple(self._runloop.connections):
+            connection.request = None
+            connection.transport.abort()
+        self._pool.close()
+        while self._runloop.connections or self._pool.open:
+            await asyncio.sleep(0)
 
     def _accept(self, listener: socket.socket) -> None:
         if len(self._runloop.connections) >= self._args.gateway.nginx.worker_connections:
@@ -253,8 +275,9 @@ class Worker:
         row[_SWALLOWED] = queues.swallowed
         row[_QUEUED] = queues.queued
         row[_IN_FLIGHT] = queues.in_flight
-        for field, index in _POOL_FIELDS["KONG_SPAN"]:
-            row[index] = getattr(spans, field)
+        for pool, index in self._pools:
+            fetched, hits, misses, released, discarded, _live, free = pool.balance()
+            row[index : index + 6] = array("q", (fetched, released, discarded, hits, misses, free))
 
     def _tick(self, due_s: float) -> None:
         self._lag_ns_max = max(self._lag_ns_max, int((self.runtime.now() - due_s) * _NS_PER_S))
@@ -270,9 +293,6 @@ class Worker:
         row[FIELD_INDEX["loop_lag_ns_max"]] = self._lag_ns_max
         row[_PENDING] = self._timers.pending
         row[_RUNNING] = self._timers.running
-        for tag, balance in self._provider.balances().items():
-            for field, index in _POOL_FIELDS[tag]:
-                row[index] = getattr(balance, field)
 
 
 _STATE, _REQUESTS, _CONNECTIONS, _ACTIVE, _PENDING, _RUNNING = (
@@ -296,10 +316,3 @@ _ENQUEUED, _ACKNOWLEDGED, _DROPPED_OVERFLOW, _DROPPED_RETRIES, _DROPPED_SHUTDOWN
         "in_flight",
     )
 )
-_POOL_FIELDS: Final = {
-    tag: tuple(
-        (field, FIELD_INDEX[f"{tag}.{field}"])
-        for field in ("fetched", "released", "discarded", "hits", "misses", "free")
-    )
-    for tag in POOLS
-}

@@ -1,0 +1,246 @@
+"""A live gateway for tests: real master, real workers, and what stands before and behind them."""
+
+import http.client
+import http.server
+import json
+import os
+import socket
+import sys
+import threading
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
+from signal import SIGQUIT
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from sim import process, worker
+from sim.config import Gateway, Nginx, Plugin, Route, Service, Tracing
+from sim.error_log import ErrorLog
+from sim.master import Master
+from sim.plugins import BUNDLED
+from sim.scoreboard import Scoreboard
+from tests import peers
+
+TIMEOUT_S = 30.0
+
+
+class LiveGateway:
+    """A master in a process of its own, with its scoreboard in view."""
+
+    def __init__(self, gateway, directory, worker_main):
+        self.scoreboard = Scoreboard(gateway.workers)
+        self.log = directory / "error.log"
+        self._control, theirs = process.pipe()
+        master = Master(gateway, self.scoreboard, error_log=ErrorLog(self.log), worker_main=worker_main)
+        self.port = master.listener.getsockname()[1]
+        self.process = process.start(
+            lambda: sys.exit(master.cycle(lambda: theirs.send("announced"))), name="master", closing=[self._control]
+        )
+        theirs.close()
+        master.close()
+
+    def wait_announced(self):
+        """Wait until it serves."""
+        assert self._control.poll(TIMEOUT_S)
+
+    def connect(self):
+        """Open a connection to it."""
+        return socket.create_connection(("127.0.0.1", self.port), TIMEOUT_S)
+
+    def request(self, method="GET", path="/", body=None, headers=None):
+        """Make one request with the standard library's client; return the response with its body read."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)) as client:
+            client.request(method, path, body, headers or {})
+            answer = client.getresponse()
+            answer.content = answer.read()
+            return answer
+
+    def exchange(self, data):
+        """Send raw bytes on a connection of their own and return all that comes back."""
+        with self.connect() as client:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR) if not data else None
+            received = b""
+            while chunk := client.recv(65536):
+                received += chunk
+            return received
+
+    def wait_until(self, condition):
+        """Wait until a reading of the scoreboard fulfils the condition, and return it."""
+        for _ in range(int(TIMEOUT_S * 100)):
+            if condition(reading := self.scoreboard.read()):
+                return reading
+            process.wait([self.process.sentinel], 0.01)
+        raise AssertionError(f"it never came true; the log says {self.log.read_text()}")
+
+    def wait_requests(self, count):
+        """Wait until so many requests have ended and nothing is on its way; return the reading."""
+        return self.wait_until(
+            lambda r: (
+                r.sum("requests") >= count
+                and not (r.sum("requests_active") or r.sum("queue_depth") or r.sum("in_flight"))
+            )
+        )
+
+    def stop(self, signum=SIGQUIT):
+        """Tell it to leave, wait for its end, and return the final reading."""
+        os.kill(self.process.pid, signum)
+        self.process.join(TIMEOUT_S)
+        assert self.process.exitcode == 0
+        return self.scoreboard.read()
+
+    def end(self):
+        """See to it that it is gone."""
+        if self.process.exitcode is None:
+            self.process.kill()
+        process.reap(self.process, TIMEOUT_S)
+        self._control.close()
+
+
+@contextmanager
+def live(directory, gateway, classes=None):
+    """Run a gateway; `classes` are plugins beside the bundled ones."""
+    running = LiveGateway(gateway, directory, partial(worker.main, classes={**BUNDLED, **(classes or {})}))
+    try:
+        running.wait_announced()
+        yield running
+    finally:
+        running.end()
+
+
+def gateway_to(port, *, plugins=(), collector=None, service=None, route=None, **options):
+    """Configure a gateway with one service on a port of this machine, traced when there is a collector."""
+    if collector is not None:
+        endpoint = {
+            "traces_endpoint": f"http://127.0.0.1:{collector}/v1/traces",
+            "queue": {"max_coalescing_delay": 0.1},
+        }
+        plugins = (*plugins, Plugin(name="opentelemetry", config=endpoint))
+    return Gateway(
+        **{
+            "workers": 1,
+            "tracing": Tracing(instrumentations=("all",), sampling_rate=1.0),
+            "nginx": Nginx(worker_shutdown_timeout="30s"),
+            "hosts": {"upstream": ("127.0.0.1", port)},
+            "services": (Service(**{"name": "orders", "host": "upstream", "retries": 2} | (service or {})),),
+            "routes": (Route(**{"name": "all", "service": "orders", "paths": ("/",)} | (route or {})),),
+            "plugins": tuple(plugins),
+        }
+        | options
+    )
+
+
+class _Echo(http.server.BaseHTTPRequestHandler):
+    """Answers with what it was asked, in JSON; `/chunked` does so in chunks."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        body = self.read_body()
+        told = {"method": self.command, "path": self.path, "headers": self.headers.items(), "body": body.decode()}
+        data = json.dumps(told).encode()
+        self.send_response(200)
+        if self.path.endswith("/chunked"):
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for part in (data[:10], data[10:]):
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+            self.wfile.write(b"0\r\n\r\n")
+            return
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = answer
+
+    def read_body(self):
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def log_message(self, *_):
+        pass
+
+
+class _Recorder(_Echo):
+    """A collector that keeps every body it gets."""
+
+    bodies: list
+
+    def answer(self):
+        self.bodies.append(self.read_body())
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = answer
+
+
+def _serve(sock, control, handler):
+    bodies = []
+    server = http.server.ThreadingHTTPServer(
+        sock.getsockname(), type("Handler", (handler,), {"bodies": bodies}), bind_and_activate=False
+    )
+    server.daemon_threads = True
+    server.socket.close()
+    server.socket = sock
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with suppress(EOFError):
+        while control.recv() == "report":
+            control.send(list(bodies))
+
+
+@contextmanager
+def echo():
+    """Run an upstream of another implementation (the standard library's) that answers with what it was asked."""
+    with peers.listening(_serve, _Echo) as peer:
+        yield peer.port
+
+
+class Recorded:
+    """What a recording collector got."""
+
+    def __init__(self, peer):
+        self._peer = peer
+        self.port = peer.port
+
+    def spans(self):
+        """Return the spans that have come."""
+        requests = map(ExportTraceServiceRequest.FromString, self._peer.report())
+        return [s for q in requests for r in q.resource_spans for scope in r.scope_spans for s in scope.spans]
+
+    def wait_spans(self, count):
+        """Wait until so many spans have come; return all."""
+        for _ in range(int(TIMEOUT_S * 100)):
+            if len(spans := self.spans()) >= count:
+                return spans
+            process.wait([self._peer.child.sentinel], 0.01)
+        raise AssertionError(f"{len(spans)} spans have come: {[span.name for span in spans]}")
+
+
+@contextmanager
+def recording_collector():
+    """Run a collector of another implementation, whose spans the test can look at."""
+    with peers.listening(_serve, _Recorder) as peer:
+        yield Recorded(peer)
+
+
+@contextmanager
+def traced_gateway(directory, *, plugins=(), classes=None, **options):
+    """Run echo upstream, recording collector and a gateway between them."""
+    with ExitStack() as stack:
+        upstream = stack.enter_context(echo())
+        collector = stack.enter_context(recording_collector())
+        gateway = gateway_to(upstream, collector=collector.port, plugins=plugins, **options)
+        yield stack.enter_context(live(directory, gateway, classes)), collector
+
+
+def attributes(span):
+    """Return a span's attributes as a dict of plain values."""
+    return {entry.key: getattr(entry.value, entry.value.WhichOneof("value")) for entry in span.attributes}
