@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from sim.document import Override
 
+EXIT_FAILED: Final = 1
 EXIT_USER_ERROR: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
@@ -69,6 +70,9 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
             summary.write(out_dir)
     except UserError as error:
         raise checked.placed(error) from None
+    except runs.RunError as error:
+        click.echo(f"kongsim: {error}", err=True)
+        return EXIT_FAILED
     if as_json:
         click.echo(summary.to_json(), nl=False)
     else:

@@ -326,7 +326,22 @@ _LEGACY_QUEUE: Final = (
     ("batch_flush_delay", 3, "max_coalescing_delay"),
 )
 
-PLUGIN_CONFIGS: dict[str, type[Model]] = {"opentelemetry": OpenTelemetryConfig}
+
+class CorrelationIdConfig(Model):
+    """Configuration of the correlation-id plugin.
+
+    Attributes:
+        header_name: of the header that carries the id to the upstream.
+        generator: `uuid#counter`, one id for each worker with a running number; or `uuid`, a new one each time.
+        echo_downstream: the client gets the header too.
+    """
+
+    header_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "Kong-Request-ID"
+    generator: Literal["uuid#counter", "uuid"] = "uuid#counter"
+    echo_downstream: bool = False
+
+
+PLUGIN_CONFIGS: dict[str, type[Model]] = {"correlation-id": CorrelationIdConfig, "opentelemetry": OpenTelemetryConfig}
 """The plugins that a gateway can run, and the model of each one's configuration."""
 
 

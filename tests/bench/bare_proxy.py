@@ -98,5 +98,10 @@ async def main(listen_port: int, upstream_port: int) -> None:
     await server.serve_forever()
 
 
+def serve(listen_port: int, upstream_port: int) -> None:
+    """Serve in this process until killed."""
+    uvloop.run(main(listen_port, upstream_port))
+
+
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    serve(int(sys.argv[1]), int(sys.argv[2]))

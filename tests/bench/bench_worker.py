@@ -1,0 +1,103 @@
+"""CPU of one gateway worker for a request, against a bare proxy of the same libraries (`tests/bench/bare_proxy.py`).
+
+Three proxies run at the same time before one upstream: the bare one, a worker with tracing off, and a worker that makes
+and exports 8 spans a request. Each round loads one after the other, in an order that turns, with the same open load; what
+counts is the CPU time that the kernel has booked for the process (`/proc/PID/schedstat`, ns), per request completed. A
+ratio is formed within a round.
+"""
+
+import statistics
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from sim import collector, origin
+from sim.config import Plugin, Tracing
+from sim.load import driver
+from sim.load.driver import ConstantArrivalRate
+from sim.load.request import Request
+from sim.process import pipe, reap, start
+from tests import peers
+from tests.bench import bare_proxy
+from tests.gateway import gateway_to, live
+
+ROUNDS = 7
+RATE_PER_S = 2500
+ROUND_S = 1.5
+SPANS = 8
+
+
+def ratios() -> list[dict]:
+    """Tracing off, and 8 spans a request exported, as multiples of the bare proxy."""
+    with ExitStack() as stack:
+        ports = _proxies(stack)
+        for _name, port, _pid in ports:
+            _load(port, seed=0)
+        rounds = [_round(ports, number) for number in range(ROUNDS)]
+    return [
+        _row("gateway worker CPU per request, tracing off", [r["off"] / r["bare"] for r in rounds], "<= 1.6"),
+        _row(f"the same, {SPANS} spans a request, exported", [r["on"] / r["bare"] for r in rounds], "<= 4.5"),
+    ]
+
+
+def _row(name: str, measured: list[float], goal: str) -> dict:
+    low, high = min(measured), max(measured)
+    against = f"a bare uvloop + httptools proxy, {RATE_PER_S}/s"
+    return {
+        "name": name,
+        "ratio": statistics.median(measured),
+        "low": low,
+        "high": high,
+        "against": against,
+        "goal": goal,
+    }
+
+
+def _proxies(stack: ExitStack) -> list[tuple[str, int, int]]:
+    upstream = stack.enter_context(peers.listening(origin.serve, origin.Origin(body_bytes=1024)))
+    receiver = stack.enter_context(peers.listening(collector.serve))
+    port = peers.free_port()
+    bare = start(bare_proxy.serve, port, upstream.port, name="bare")
+    stack.callback(reap, bare, 0)
+    proxies = [("bare", port, bare.pid)]
+    off = gateway_to(upstream.port, tracing=Tracing(instrumentations=("off",)))
+    on = gateway_to(upstream.port, collector=receiver.port, plugins=(Plugin(name="correlation-id"),))
+    for name, gateway in (("off", off), ("on", on)):
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        running = stack.enter_context(live(directory, gateway))
+        proxies.append((name, running.port, running.scoreboard.read().workers[0].pid))
+    return proxies
+
+
+def _round(proxies: list[tuple[str, int, int]], number: int) -> dict[str, float]:
+    turned = proxies[number % 3 :] + proxies[: number % 3]
+    used = {}
+    for name, port, pid in turned:
+        before = _cpu_ns(pid)
+        completed = _load(port, seed=number)
+        used[name] = (_cpu_ns(pid) - before) / completed
+    print("  " + ", ".join(f"{name} {used[name] / 1000:.1f} us" for name, _, _ in proxies), file=sys.stderr)
+    return used
+
+
+def _load(port: int, seed: int) -> int:
+    ours, theirs = pipe()
+    arrivals = ConstantArrivalRate(rate_per_s=RATE_PER_S, duration_s=ROUND_S, arrival="poisson", seed=seed)
+    child = start(driver.drive, theirs, arrivals, Request(host="127.0.0.1", port=port), name="load", closing=[ours])
+    theirs.close()
+    report = ours.recv()
+    reap(child, peers.TIMEOUT_S)
+    ours.close()
+    requests = report["requests"]
+    assert requests["failed"] == 0, report
+    return requests["completed"]
+
+
+def _cpu_ns(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+
+
+if __name__ == "__main__":
+    for figures in ratios():
+        print("{name}: {ratio:.2f} ({low:.2f} to {high:.2f}), goal {goal}, of {against}".format(**figures))
