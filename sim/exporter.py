@@ -171,7 +171,7 @@ class _Post:
         self._lines: HeaderLines = []
         self._body = b""
 
-    def on_head(self, status: int, lines: HeaderLines, *, framed: bool) -> None:  # noqa: ARG002 - the caller's surface
+    def on_head(self, status: int, lines: HeaderLines) -> None:
         self._status, self._lines = status, lines
 
     def on_body(self, data: bytes) -> None:

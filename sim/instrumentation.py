@@ -40,7 +40,19 @@ DNS_IP: Final = "dns.record.ip"
 BALANCER: Final = "balancer"
 """Name under which the tracing context keeps the span made ahead for the last try (I15)."""
 
-_TYPES: Final = ("router", "balancer", "dns_query", "plugin_rewrite", "plugin_access", "plugin_header_filter")
+_TYPES: Final = {
+    "router": ("router",),
+    "balancer": ("balancer", "precreate_balancer"),
+    "dns_query": ("dns_query",),
+    "plugin_rewrite": ("plugin_rewrite",),
+    "plugin_access": ("plugin_access",),
+    "plugin_header_filter": ("plugin_header_filter",),
+}
+"""The methods that each type stands for."""
+
+_ALWAYS: Final = ("request", "status", "log")
+"""What runs whenever the list is not `off`."""
+
 _NS_PER_MS: Final = 1_000_000
 
 
@@ -56,14 +68,12 @@ class Instrumentation:
         words = tracing.instrumentations
         self.enabled = words[0] != "off"
         self._whole_ms = provider.profile.name == "kong"
-        if not self.enabled:
-            self.request = self.status = self.log = _nothing
-        off = _TYPES if not self.enabled else () if words[0] == "all" else tuple(t for t in _TYPES if t not in words)
-        for kind in off:
-            setattr(self, kind, _noop)
-        if BALANCER in off:
-            self.precreate_balancer = _nothing  # type: ignore[method-assign]
-            self.balancer = _nothing  # type: ignore[method-assign]
+        for name in () if self.enabled else _ALWAYS:
+            setattr(self, name, _noop)
+        for kind, names in _TYPES.items():
+            if not self.enabled or (words[0] != "all" and kind not in words):
+                for name in names:
+                    setattr(self, name, _noop)
         if self.enabled:
             provider.set_global_tracer(provider.new("instrument", {"sampling_rate": tracing.sampling_rate}))
         self._tracer: Any = provider.global_tracer
@@ -175,10 +185,6 @@ class Instrumentation:
 @cache
 def _plugin_span(phase: str, name: str) -> str:
     return f"kong.{phase}.plugin.{name}"
-
-
-def _nothing(*_: object) -> None:
-    return None
 
 
 def _noop(*_: object) -> NoopSpan:

@@ -60,7 +60,7 @@ class LightThread(Coroutine[Any, Any, Any]):
         return self  # type: ignore[return-value]  # send, throw and close are all that awaiting needs
 
     def __iter__(self) -> Iterator[Any]:
-        return self  # type: ignore[return-value]
+        return self
 
     def __next__(self) -> Any:
         return self.send(None)

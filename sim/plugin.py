@@ -1,12 +1,12 @@
 """Plugins: what a handler is, in which order they run, and which run for a request.
 
 A plugin is a class with a `PRIORITY`, a `VERSION`, and a method for each phase that it takes part in: `rewrite`,
-`access`, `header_filter`, `body_filter`, `log`, and `init_worker`. An instance is made for each configuration, with that
-configuration; a method takes the PDK (`sim.pdk.Kong`). `rewrite` and `access` may be coroutines; the others are plain
-functions, since their phases must not wait (kong-semantics R1).
+`access`, `header_filter`, `body_filter` and `log`. An instance is made for each configured entity; a method takes the
+PDK (`sim.pdk.Kong`). `rewrite` and `access` may be coroutines; the others are plain functions, since their phases must
+not wait (kong-semantics R1).
 
 Handlers run in descending priority, equal ones in descending order of name (R5). A plugin for a route goes before one
-for its service, that before a global one of the same name. Rewrite knows no route yet, so only global plugins run in it.
+for its service, that before a global one of the same name. Rewrite knows no route yet: only global plugins run in it.
 """
 
 import inspect
@@ -19,15 +19,17 @@ from sim.config import Gateway, Plugin
 PHASE_METHODS: Final = ("rewrite", "access", "header_filter", "body_filter", "log")
 
 
-class PluginClass(Protocol):
-    """A plugin's class."""
+class PluginInstance(Protocol):
+    """A configured plugin; its class says what it is and is called with the configured entity and the worker."""
 
     NAME: ClassVar[str]
     PRIORITY: ClassVar[int]
     VERSION: ClassVar[str]
 
-    def __call__(self, entity: Plugin, worker: Any) -> Any:
-        """Make the plugin for one configured entity."""
+    def __init__(self, entity: Plugin, worker: Any) -> None: ...
+
+
+PluginClass = type[PluginInstance]
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,7 @@ class ProxiedExchange:
 
     # The connection calls these.
 
-    def on_head(self, status: int, lines: HeaderLines, *, framed: bool) -> None:
+    def on_head(self, status: int, lines: HeaderLines) -> None:
         """Filter the head and write it."""
         request = self._request
         request.status = status

@@ -33,8 +33,8 @@ class ConnectTimeoutError(OSError):
 class Exchange(Protocol):
     """Who waits for a response."""
 
-    def on_head(self, status: int, lines: HeaderLines, *, framed: bool) -> None:
-        """Take status and header lines; `framed`: the end of the body can be told from the close of the connection."""
+    def on_head(self, status: int, lines: HeaderLines) -> None:
+        """Take status and header lines."""
 
     def on_body(self, data: bytes) -> None:
         """Take a part of the body."""
@@ -188,7 +188,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._framed = bodiless or _is_framed(lines)
         self._in_body = True
         assert self.exchange is not None
-        self.exchange.on_head(status, lines, framed=self._framed)
+        self.exchange.on_head(status, lines)
         if self._bodiless:
             # The parser waits for a body that a response to HEAD does not have.
             self._end(keep_alive=self._parser.should_keep_alive())

@@ -4,9 +4,10 @@ Everything that counts is made here, after the fork: loop, tracer provider, pool
 connection per event, so that no worker takes them all (nginx, `multi_accept off`); serves; and publishes what it has
 counted once in each turn of the loop in which anything changed, before it waits again (`sim.scoreboard`).
 
-TERM and INT: it leaves at the end of the turn; open requests are cut off, and what the queues hold is booked as dropped
-(kong-semantics W1-W2, E5). QUIT: it accepts no more, closes idle connections, expires its timers, and leaves when no
-request and no timer is left, bounded by `worker_shutdown_timeout` for the requests (W12, W13). USR1 opens the logs again.
+TERM and INT: it leaves at the end of the turn; open requests are cut off, and what the queues hold is booked as
+dropped (kong-semantics W1-W2, E5). QUIT: it accepts no more, closes idle connections, expires its timers, and leaves
+when no request and no timer is left, bounded by `worker_shutdown_timeout` for the requests (W12, W13). USR1 opens the
+logs again.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ from kongtrace import queue as kong_queue
 from sim.connection import ClientConnection
 from sim.exporter import Exporter
 from sim.pdk import Kong
-from sim.plugin import PluginClass, Plans
+from sim.plugin import Plans, PluginClass
 from sim.plugins import BUNDLED
 from sim.plugins.opentelemetry import node_id
 from sim.resolver import Resolver
@@ -170,7 +171,7 @@ class Worker:
             connection.request = None
             connection.transport.abort()
         self._pool.close()
-        while self._runloop.connections or self._pool.open:
+        while self._runloop.connections or self._pool.open:  # noqa: ASYNC110 - a turn or two, and the process ends
             await asyncio.sleep(0)
 
     def _accept(self, listener: socket.socket) -> None:

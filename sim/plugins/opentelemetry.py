@@ -1,8 +1,8 @@
 """The opentelemetry plugin: joins the client's trace, decides on sampling, and exports (kong-semantics section 11).
 
-In *access* it reads the trace headers, takes the client's trace and parent over, decides, and writes the headers for the
-upstream (O11-O15). In *log*, where nothing may wait, it turns every sampled span of the global tracer into its encoded
-copy and puts that into the queue (O17); the exporter's timer does the rest.
+In *access* it reads the trace headers, takes the client's trace and parent over, decides, and writes the headers for
+the upstream (O11-O15). In *log*, where nothing may wait, it turns every sampled span of the global tracer into its
+encoded copy and puts that into the queue (O17); the exporter's timer does the rest.
 """
 
 from typing import Any, ClassVar, Final
@@ -18,7 +18,6 @@ from sim.config import OpenTelemetryConfig, Plugin, validate_plugin_config
 from sim.exporter import Endpoint, Exporter
 from sim.instrumentation import BALANCER
 from sim.pdk import Kong
-from sim.runtime import Runtime
 
 SPANS_QUEUE: Final = "traces"
 MARKED_UNSAMPLED: Final = "should_sample"
@@ -36,7 +35,7 @@ class OpenTelemetry:
         config = validate_plugin_config(self.NAME, entity.config)
         assert isinstance(config, OpenTelemetryConfig)
         profile = worker.profile
-        self._runtime: Runtime = worker.runtime
+        self._now = worker.runtime.now
         self._counts = worker.counts
         self._config = config
         self._propagation_profile = propagation.PROFILES[profile]
@@ -111,7 +110,7 @@ class OpenTelemetry:
         queue = self._queue
         before = queue.enqueued + queue.rejected
         try:
-            refused = queue.enqueue_many(encoded, self._binding, self._runtime.now(), log_phase=True)
+            refused = queue.enqueue_many(encoded, self._binding, self._now(), log_phase=True)
         finally:
             request.handled += queue.enqueued + queue.rejected - before
         for error in refused:

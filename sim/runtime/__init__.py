@@ -13,7 +13,7 @@ from typing import Protocol
 class Cancelable(Protocol):
     """A delayed call that has not happened yet."""
 
-    def cancel(self) -> None:
+    def cancel(self) -> object:
         """See to it that it does not happen."""
 
 

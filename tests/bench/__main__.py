@@ -1,7 +1,7 @@
 """Runs every benchmark: `python -m tests.bench` prints a table and writes `.bench/latest.json`.
 
 A benchmark is a module `bench_*.py` with a function `ratios()`, which gives rows `{name, ratio, low, high, against,
-goal}`. A goal is text such as `">= 15"`, or None where the figure is for information. Nothing here fails for being slow.
+goal}`. A goal is text such as `">= 15"`, or None where a figure is for information. Nothing here fails for being slow.
 """
 
 import importlib

@@ -1,9 +1,9 @@
 """CPU of one gateway worker for a request, against a bare proxy of the same libraries (`tests/bench/bare_proxy.py`).
 
 Three proxies run at the same time before one upstream: the bare one, a worker with tracing off, and a worker that makes
-and exports 8 spans a request. Each round loads one after the other, in an order that turns, with the same open load; what
-counts is the CPU time that the kernel has booked for the process (`/proc/PID/schedstat`, ns), per request completed. A
-ratio is formed within a round.
+and exports 8 spans a request. Each round loads one after the other, in an order that turns, with the same open load;
+what counts is the CPU time that the kernel has booked for the process (`/proc/PID/schedstat`, ns), per request
+completed. A ratio is formed within a round.
 """
 
 import statistics

@@ -257,7 +257,7 @@ def test_upstream_that_does_not_answer_is_504(tmp_path):
     ],
 )
 def test_upstream_that_breaks_off(tmp_path, sent, status):
-    """Before the head it is 502; in a counted body the client's connection is closed; without a length it is the end."""
+    """Before the head it is 502; in a counted body the client is cut off; without a length it is the end."""
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         live(tmp_path, gateway_to(server.getsockname()[1], service={"retries": 0})) as gateway,
@@ -323,7 +323,7 @@ class Faulty:
 @pytest.mark.parametrize("profile", ["kong", "safe"])
 @pytest.mark.parametrize("phase", ["rewrite", "access", "header_filter", "body_filter", "log"])
 def test_handler_that_raises_harms_its_request_only(tmp_path, phase, profile):
-    """500 where it can still be said, a closed connection in a filter; spans are accounted for; others go on."""  # R6, E4
+    """500 where it can still be said, a closed connection in a filter; spans are accounted for."""  # R6, E4
     with traced_gateway(
         tmp_path, plugins=(Plugin(name="faulty", config={"phase": phase}),), classes={"faulty": Faulty}, profile=profile
     ) as (gateway, _collector):
