@@ -86,8 +86,20 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
 @click.option("--workers", metavar="N", help="Number of workers.  [default: one for each CPU]")
 @click.option("--profile", metavar="NAME", help="kong or safe.  [default: kong]")
 @click.option("--collector", metavar="URL", help="Where opentelemetry plugins without traces_endpoint export to.")
-@click.option("--tracing-instrumentations", metavar="WORDS", help="What is traced: all, or a list.  [default: off]")
-@click.option("--tracing-sampling-rate", metavar="RATE", help="Share of traces kept, 0 to 1.  [default: 0.01]")
+@click.option(
+    "--tracing-instrumentations",
+    "--opentelemetry-tracing",
+    "tracing_instrumentations",
+    metavar="WORDS",
+    help="What is traced: all, or a list.  [default: off]",
+)
+@click.option(
+    "--tracing-sampling-rate",
+    "--opentelemetry-tracing-sampling-rate",
+    "tracing_sampling_rate",
+    metavar="RATE",
+    help="Share of traces kept, 0 to 1.  [default: 0.01]",
+)
 def serve(*, file: str, **options: str | None) -> int:
     """Run the gateway that KONG_YML describes, in the foreground, with nginx's signals."""
     from sim import declarative  # noqa: PLC0415 - imported when needed: kongsim --help is quick
