@@ -80,6 +80,7 @@ FIELDS: Final = (
     Field("requests_active", "requests", "gauge"),
     Field("spans_open", "spans created and not yet in an account", "gauge"),
     Field("queue_depth", "spans enqueued and not yet in a batch", "gauge"),
+    Field("queue_depth_max", "spans", "peak"),
     Field("in_flight", "spans in a batch that is being sent or waits for a retry", "gauge"),
     Field("timers_pending", "timers", "gauge"),
     Field("timers_running", "timers", "gauge"),

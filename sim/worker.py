@@ -277,6 +277,7 @@ class Worker:
         row[_DROPPED_SHUTDOWN] = queues.dropped_shutdown
         row[_SWALLOWED] = queues.swallowed
         row[_QUEUED] = queues.queued
+        row[_QUEUED_MAX] = max(row[_QUEUED_MAX], queues.queued)
         row[_IN_FLIGHT] = queues.in_flight
         for pool, index in self._pools:
             fetched, hits, misses, released, discarded, _live, free = pool.balance()
@@ -306,7 +307,7 @@ _2XX, _3XX, _4XX, _5XX = (FIELD_INDEX[f"responses_{hundreds}xx"] for hundreds in
 _CREATED, _OPEN, _UNSAMPLED, _UNPROCESSED, _REJECTED, _LOST = (
     FIELD_INDEX[name] for name in ("created", "spans_open", "unsampled", "unprocessed", "rejected", "lost_in_request")
 )
-_ENQUEUED, _ACKNOWLEDGED, _DROPPED_OVERFLOW, _DROPPED_RETRIES, _DROPPED_SHUTDOWN, _SWALLOWED, _QUEUED, _IN_FLIGHT = (
+_ENQUEUED, _ACKNOWLEDGED, _DROPPED_OVERFLOW, _DROPPED_RETRIES, _DROPPED_SHUTDOWN, _SWALLOWED = (
     FIELD_INDEX[name]
     for name in (
         "enqueued",
@@ -315,7 +316,6 @@ _ENQUEUED, _ACKNOWLEDGED, _DROPPED_OVERFLOW, _DROPPED_RETRIES, _DROPPED_SHUTDOWN
         "dropped_retries",
         "dropped_shutdown",
         "swallowed",
-        "queue_depth",
-        "in_flight",
     )
 )
+_QUEUED, _QUEUED_MAX, _IN_FLIGHT = (FIELD_INDEX[name] for name in ("queue_depth", "queue_depth_max", "in_flight"))

@@ -142,6 +142,7 @@ class Worker(_Section):
     cpu_us_per_request: float | None
     rss_mib: float | None
     loop_lag_ms_max: float
+    queue_depth_max: int
     ledger: dict[str, int]
     pools: dict[str, Pool]
 
@@ -325,6 +326,7 @@ def _worker(account: Snapshot | Retired) -> dict[str, Any]:
         "cpu_s": values["cpu_ns"] / _NS_PER_S,
         "cpu_us_per_request": _cpu_us_per_request([account]),
         "loop_lag_ms_max": values["loop_lag_ns_max"] / _NS_PER_MS,
+        "queue_depth_max": values["queue_depth_max"],
         "ledger": asdict(account.ledger),
         "pools": {tag: _pool(balance) for tag, balance in account.pools.items()},
     }

@@ -61,6 +61,7 @@ def result(summary: "Summary", folder: str, width: int) -> "RenderableType":
         _section("load", _load(summary)),
         _section("workers", _workers(summary.workers)),
         *(_section(title, block) for title, block in _ledger(summary, width)),
+        _section("pools and queue of each worker, objects", _holdings(summary.workers)),
         _section("pools, objects of all workers", _pools(summary)),
         _section("collector, spans", _collector(summary)),
         *([_section("thresholds", _thresholds(summary))] if summary.thresholds else []),
@@ -140,6 +141,21 @@ def _pools(summary: "Summary") -> Table:
     for tag, pool in summary.totals.pools.items():
         figures = (pool.fetched, pool.misses, pool.released, pool.discarded, pool.live)
         table.add_row(tag, *(f"{figure:,}" for figure in figures))
+    return table
+
+
+def _holdings(workers: "Iterable[Worker]") -> Table:
+    table = _table("slot", "pid", "pool hits", "misses", "hit rate", "in pools", "live", "queue max")
+    for worker in workers:
+        hits, misses, free, live = (
+            sum(getattr(pool, name) for pool in worker.pools.values()) for name in ("hits", "misses", "free", "live")
+        )
+        table.add_row(
+            str(worker.slot),
+            str(worker.pid) if worker.pid else f"{worker.incarnations} earlier",
+            *(f"{hits:,}", f"{misses:,}", f"{hits / (hits + misses):.1%}" if hits + misses else "-"),
+            *(f"{free:,}", f"{live:,}", f"{worker.queue_depth_max:,}"),
+        )
     return table
 
 
