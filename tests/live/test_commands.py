@@ -1,0 +1,113 @@
+"""The commands as a user types them: processes of their own, signals, what they print, how they exit."""
+
+import http.client
+import json
+import re
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+from signal import SIGINT, SIGQUIT
+
+import psutil
+import pytest
+
+from tests.gateway import TIMEOUT_S, echo
+
+QUICK = (
+    *("--set", "load[0].duration=2s"),
+    *("--set", "load[0].rate=100/s"),
+    *("--set", "faults=[{at: 1s, target: worker, slot: 1, kind: kill}]"),
+)
+
+
+@contextmanager
+def command(*arguments):
+    """Run `kongsim` with these arguments."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "sim", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield running
+    finally:
+        if running.poll() is None:
+            running.kill()
+        running.communicate()
+
+
+def read_until(running, pattern):
+    """Read lines until one matches; return the match."""
+    while line := running.stdout.readline():
+        if match := re.search(pattern, line):
+            return match
+    raise AssertionError(f"no line matches {pattern}; it exited with {running.wait(TIMEOUT_S)}")
+
+
+def end(running, signum):
+    """Signal it; return what it still prints and its exit code."""
+    running.send_signal(signum)
+    text = running.stdout.read()
+    return text, running.wait(TIMEOUT_S)
+
+
+def get(url, headers):
+    host, _, path = url.removeprefix("http://").partition("/")
+    with closing(http.client.HTTPConnection(host, timeout=TIMEOUT_S)) as client:
+        client.request("GET", f"/{path}", headers=headers)
+        answer = client.getresponse()
+        return answer.status, answer.read()
+
+
+def test_any_client_gets_the_upstreams_answer_and_the_collector_shows_its_trace(tmp_path):
+    """`serve` and `collector` in the foreground: the trace of that very request is shown with its parents."""
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    kong_yml = tmp_path / "kong.yml"
+    with echo() as upstream, command("collector", "--listen", "127.0.0.1:0") as collector:
+        collector_url = read_until(collector, r"OTLP/HTTP traces to (\S+)")[1]
+        service = {"name": "orders", "url": f"http://127.0.0.1:{upstream}", "routes": [{"name": "r", "paths": ["/"]}]}
+        plugins = [{"name": "opentelemetry", "config": {"queue": {"max_coalescing_delay": 0.1}}}]
+        kong_yml.write_text(json.dumps({"_format_version": "3.0", "services": [service], "plugins": plugins}))
+        traced = ("--tracing-instrumentations", "all", "--tracing-sampling-rate", "1", "--collector", collector_url)
+        with command("serve", str(kong_yml), "--listen", "127.0.0.1:0", "--workers", "2", *traced) as gateway:
+            url = read_until(gateway, r"listening on (http://[^,\s]+)")[1]
+
+            status, body = get(f"{url}/a", {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"})
+
+            assert (status, json.loads(body)["path"]) == (200, "/a")
+            assert read_until(collector, rf"trace {trace_id}")
+            root = collector.stdout.readline()
+            assert "kong" in root
+            assert end(gateway, SIGQUIT)[1] == 0
+        text, code = end(collector, SIGINT)
+        assert "├── kong.router" in text
+        assert "kong.balancer" in text
+        assert "orphans 0" in text
+        assert code == 0
+
+
+def test_quickstart_in_short_balances(tmp_path):
+    """The shipped scenario, shortened, a worker killed in it: exit code 0, nothing unaccounted."""
+    with command("run", "scenarios/quickstart.yaml", "--json", "--out", str(tmp_path / "run"), *QUICK) as running:
+        text, _ = running.communicate(timeout=TIMEOUT_S)
+    summary = json.loads(text[text.index("{") :])
+
+    assert (running.returncode, summary["verdict"]) == (0, "passed")
+    assert summary["ledger"]["unaccounted"] == 0
+    assert 0 < summary["ledger"]["acknowledged"] <= summary["collector"]["received_unique"]
+    assert [worker["ended"] for worker in summary["workers"]].count("SIGKILL") == 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_a_run_in_order(tmp_path, times):
+    """Ctrl-C, also twice: exit code 130, and no process of the run is left."""
+    with command("run", "scenarios/quickstart.yaml", "--out", str(tmp_path / "run")) as running:
+        started = psutil.Process(running.pid)
+        read_until(running, "quickstart")
+        family = started.children(recursive=True)
+        assert len(family) >= 5
+        for _ in range(times):
+            running.send_signal(SIGINT)
+        running.communicate(timeout=TIMEOUT_S)
+
+    assert running.returncode == 130
+    assert psutil.wait_procs(family, timeout=TIMEOUT_S)[1] == []
