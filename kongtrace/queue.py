@@ -873,12 +873,10 @@ class Queue:
 
     def _is_resumed(self, now: float) -> bool:
         """Whether the job's wait for a permit is over: one came, or the time has."""
-        is_granted = self._woken and self._permits > 0
         self._catch_up()
-        if is_granted:
+        if self._woken:
             self._collected += 1
         elif now < self._wake_at - _INSTANT_S:
-            self._woken = False
             return False
         self._waiting = self._woken = False
         return True
