@@ -907,7 +907,8 @@ class Queue:
         """Find out how far the next entries can go straight to the back, unseen by the job.
 
         They can while no limit is near. While the job waits for them, they can until one fills the batch or comes so
-        late that the job would leave at once, provided that the job need not look up before the batch's own end.
+        late that the job would leave at once, provided that the job need not look up before the batch's own end and
+        that the batch is full before the queue is: else it matters which permits the job has seen.
         """
         self._quiet_below, self._quiet_until = self._capacity, inf
         if self._warned or self._overtaken:
@@ -915,8 +916,9 @@ class Queue:
         elif self._waiting and not self._woken:
             end = self._started - self._step + self._coalescing_s
             is_steady = not self.exiting and abs(end - self._wake_at) < _INSTANT_S
-            if is_steady and self._size <= self._capacity:
-                unfilled = len(self._entries) + ceil(self._size) - self._collected - self._permits - 1
+            size = ceil(self._size)
+            if is_steady and size < self._parameters.max_entries:
+                unfilled = len(self._entries) + size - self._collected - self._permits - 1
                 self._quiet_below = min(self._capacity, unfilled)
                 self._quiet_until = end - COALESCE_MIN_S - _INSTANT_S
             else:

@@ -236,13 +236,16 @@ def test_each_entry_restarts_the_second_after_which_the_job_looks_up():
     assert worker.queue.poll(1.0) == Wait(1.875, or_entry=True)
 
 
-def test_entries_of_one_turn_can_be_dropped_although_the_job_waits_for_them():
+@pytest.mark.parametrize("max_batch_size", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("max_entries", [3, 4, 5, 6])
+def test_entries_of_one_turn_can_be_dropped_although_the_job_waits_for_them(max_batch_size, max_entries):
     """It has not had the time to collect them."""
-    worker = Worker(KONG, max_batch_size=5, max_entries=5)  # H28
+    worker = Worker(KONG, max_batch_size=max_batch_size, max_entries=max_entries)  # H28
     worker.put(1)
     worker.drain(0)
-    worker.put(2, 3, 4, 5, 6, 7, now=0.5)
-    assert worker.drain(0.5) == [[3, 4, 5, 6, 7]]
+    worker.put(*range(2, max_entries + 3), now=0.5)
+    (batch, *_) = worker.drain(0.5) + worker.drain(1.0)
+    assert batch == list(range(3, max_entries + 3))[:max_batch_size]
 
 
 def test_a_poll_before_its_time_changes_nothing():
