@@ -347,8 +347,8 @@ class Reading:
 
     @property
     def alive(self) -> tuple[Snapshot, ...]:
-        """The incarnations that have not been reaped."""
-        return tuple(worker for worker in self.workers if worker.exit_code is None)
+        """The incarnations that have not been reaped and whose pid is known: 0 is no process, but a whole group."""
+        return tuple(worker for worker in self.workers if worker.exit_code is None and worker.pid)
 
     def sum(self, name: str) -> int:
         """Add up a counter over all incarnations, or a gauge over the living."""

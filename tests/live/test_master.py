@@ -67,7 +67,7 @@ class Running:
             return int(answer.readline())
 
     def alive(self):
-        return {worker.pid for worker in self.scoreboard.read().alive}
+        return {worker.pid for worker in self.wait_until(lambda reading: reading.alive).alive}
 
     def logged(self):
         """Return the log's lines without their times and the writer's pid."""
