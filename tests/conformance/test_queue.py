@@ -302,8 +302,18 @@ def key(entry: Any) -> str:
 
 
 def outcome_of(step: dict[str, Any]) -> Outcome:
-    """What a handler's result means: only exactly true is success (Q19)."""
-    if "raises" in step:
-        return Outcome(ok=False, reason=step["raises"])
-    ok, reason, *_ = [*decode(step["returns"]), None, None]
-    return Outcome(ok=ok is True, reason=None if reason is None or reason is False else str(reason))
+    """What a handler's result means: only exactly true is success, and only nil and false are no reason (Q19)."""
+    ok, reason, *_ = (False, decode(step["raises"])) if "raises" in step else (*decode(step["returns"]), None, None)
+    return Outcome(ok=ok is True, reason=None if reason is None or reason is False else tostring(reason))
+
+
+def tostring(value: Any) -> str:
+    """A Lua value as Lua prints it, with addresses as the recording writes them."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return f"{value:.14g}"
+        case str() | bytes():
+            return value if isinstance(value, str) else value.decode(errors="surrogateescape")
+    return "table: 0xADDR"
