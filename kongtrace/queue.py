@@ -491,7 +491,8 @@ class Queue:
 
     Attributes:
         exists: not absent (Q10, Q24).
-        wake: called when a job that waits ``or_entry`` should be polled; the driver sets it.
+        wake: called when a job that waits ``or_entry`` should be polled, though not from within this call; the driver
+            sets it.
         exiting: the worker is on its way out.
     """
 
