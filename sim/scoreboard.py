@@ -199,7 +199,7 @@ class Record:
         if serial == 0:
             return None
         ended = None if exit_code == _NOT_ENDED else exit_code
-        return Snapshot(self.slot, generation, serial, pid, ended, dict(zip(FIELD_INDEX, row, strict=True)))
+        return Snapshot(self.slot, generation, serial, pid or None, ended, dict(zip(FIELD_INDEX, row, strict=True)))
 
 
 def new_row() -> "array[int]":
@@ -215,7 +215,7 @@ class Snapshot:
         slot: Its `worker_id`.
         generation: Of the configuration it was started from.
         serial: Counts the incarnations of the slot, from 1.
-        pid: 0 when the fork has not returned yet.
+        pid: None while the fork has not returned: never 0, which kill(2) takes for the caller's whole group.
         exit_code: None while it has not been reaped; -N when signal N ended it.
         values: The published numbers by name.
     """
@@ -223,7 +223,7 @@ class Snapshot:
     slot: int
     generation: int
     serial: int
-    pid: int
+    pid: int | None
     exit_code: int | None
     values: Mapping[str, int]
 
@@ -347,8 +347,8 @@ class Reading:
 
     @property
     def alive(self) -> tuple[Snapshot, ...]:
-        """The incarnations that have not been reaped and whose pid is known: 0 is no process, but a whole group."""
-        return tuple(worker for worker in self.workers if worker.exit_code is None and worker.pid)
+        """The incarnations that have not been reaped."""
+        return tuple(worker for worker in self.workers if worker.exit_code is None)
 
     def sum(self, name: str) -> int:
         """Add up a counter over all incarnations, or a gauge over the living."""

@@ -103,6 +103,7 @@ def live(directory, gateway, classes=None):
     running = LiveGateway(gateway, directory, partial(worker.main, classes={**BUNDLED, **(classes or {})}))
     try:
         running.wait_announced()
+        running.wait_until(lambda reading: all(worker.pid for worker in reading.alive))
         yield running
     finally:
         running.end()

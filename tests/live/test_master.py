@@ -67,7 +67,8 @@ class Running:
             return int(answer.readline())
 
     def alive(self):
-        return {worker.pid for worker in self.wait_until(lambda reading: reading.alive).alive}
+        reading = self.wait_until(lambda reading: reading.alive and all(w.pid for w in reading.alive))
+        return {worker.pid for worker in reading.alive}
 
     def logged(self):
         """Return the log's lines without their times and the writer's pid."""
@@ -214,7 +215,7 @@ def test_terminate_while_workers_are_still_starting_leaves_nothing(tmp_path):
         master.signal(SIGTERM)
 
         assert master.exit_code() == 0
-        assert master.alive() == set()
+        assert master.scoreboard.read().alive == ()
 
 
 def test_workers_that_fail_fatally_end_the_master_with_2(tmp_path):

@@ -31,7 +31,7 @@ def test_fresh_record_is_a_worker_that_starts_and_has_counted_nothing():
 
     (worker,) = scoreboard.read().workers
 
-    assert (worker.slot, worker.generation, worker.serial, worker.pid, worker.exit_code) == (1, 3, 1, 0, None)
+    assert (worker.slot, worker.generation, worker.serial, worker.pid, worker.exit_code) == (1, 3, 1, None, None)
     assert worker.state is State.STARTING
     assert set(worker.values.values()) == {0}
 
