@@ -1,0 +1,85 @@
+"""Addresses of host names."""
+
+import asyncio
+
+import pytest
+
+from sim.resolver import ANSWERS_MAX, ERROR_TTL_S, TTL_S, Resolver, is_address
+
+
+class FakeRuntime:
+    """A runtime whose clock stands still and whose resolver knows one name."""
+
+    def __init__(self):
+        self.now_s = 100.0
+        self.asked = []
+
+    def now(self):
+        return self.now_s
+
+    async def resolve(self, name):
+        self.asked.append(name)
+        if not name.startswith("known"):
+            raise OSError(f"{name} is not known")
+        return "192.0.2.1"
+
+
+@pytest.fixture
+def runtime():
+    return FakeRuntime()
+
+
+def resolve(resolver, name, port=80):
+    return asyncio.run(resolver.resolve(name, port))
+
+
+def test_static_table_goes_first_and_replaces_the_port(runtime):
+    """A host of the static table needs nobody, and brings its own port."""
+    resolver = Resolver(runtime, {"upstream": ("127.0.0.1", 8080)})
+    assert resolver.known("upstream", 80) == resolve(resolver, "upstream") == ("127.0.0.1", 8080)
+    assert runtime.asked == []
+
+
+def test_answer_is_kept_for_its_time(runtime):
+    """The system is asked once, and again when the answer has grown old."""
+    resolver = Resolver(runtime, {})
+    assert resolver.known("known", 81) is None
+    assert [resolve(resolver, "known", 81) for _ in range(2)] == [("192.0.2.1", 81)] * 2
+    assert runtime.asked == ["known"]
+
+    runtime.now_s += TTL_S + 1
+    assert resolver.known("known", 81) is None
+    resolve(resolver, "known", 81)
+    assert runtime.asked == ["known"] * 2
+
+
+def test_failure_is_kept_for_a_shorter_time(runtime):
+    """A name that has no address fails at once for a while, then the system is asked again."""
+    resolver = Resolver(runtime, {})
+    for _ in range(2):
+        with pytest.raises(OSError, match="nowhere is not known"):
+            resolve(resolver, "nowhere")
+    assert runtime.asked == ["nowhere"]
+
+    runtime.now_s += ERROR_TTL_S + 1
+    assert resolver.known("nowhere", 80) is None
+
+
+def test_answers_are_bounded(runtime):
+    """However many names are asked for, a bounded number is kept."""
+    resolver = Resolver(runtime, {})
+
+    async def ask():
+        for number in range(ANSWERS_MAX + 10):
+            await resolver.resolve(f"known{number}", 80)
+
+    asyncio.run(ask())
+    assert len(resolver._answers) <= ANSWERS_MAX
+
+
+@pytest.mark.parametrize(
+    ("host", "is_one"), [("127.0.0.1", True), ("::1", True), ("localhost", False), ("1.2.3", False)]
+)
+def test_address_is_told_from_a_name(host, is_one):
+    """What is an address already is never looked up."""
+    assert is_address(host) is is_one

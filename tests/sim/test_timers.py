@@ -1,0 +1,159 @@
+"""Timers as `ngx.timer` has them."""
+
+import asyncio
+
+import pytest
+
+from kongtrace import Execution
+from sim.runtime.live import LiveRuntime
+from sim.timers import Timers
+
+
+class Bench:
+    """Timers on a live loop, with what they logged and called."""
+
+    def __init__(self, loop, *, pending_max=10, running_max=5):
+        self.logs = []
+        self.called = []
+        self.idle = asyncio.Event()
+        self.execution = Execution()
+        self.timers = Timers(
+            LiveRuntime(loop, 1),
+            self.execution,
+            lambda level, message: self.logs.append((level, message)),
+            pending_max=pending_max,
+            running_max=running_max,
+            on_idle=self.idle.set,
+        )
+
+    def callback(self, premature, *arguments):
+        self.called.append((premature, *arguments, self.execution.phase.name, self.execution.ctx))
+
+
+def played(play, **limits):
+    """Run `play(bench)` on a loop and return the bench."""
+
+    async def run():
+        bench = Bench(asyncio.get_running_loop(), **limits)
+        await asyncio.wait_for(play(bench), 30)
+        return bench
+
+    return asyncio.run(run())
+
+
+def test_callback_runs_later_in_a_context_of_its_own():
+    """A zero delay never calls back before `at` returns; the callback sees phase timer and no request."""  # N3, N7
+
+    async def play(bench):
+        assert bench.timers.at(0, bench.callback, "a") == (True, None)
+        assert (bench.called, bench.timers.pending) == ([], 1)
+        await bench.idle.wait()
+
+    assert played(play).called == [(False, "a", "timer", {})]
+
+
+def test_equal_delays_come_in_order_of_creation():
+    """Timers of the same delay run in the order in which they were made."""  # N7
+
+    async def play(bench):
+        for number in range(5):
+            bench.timers.at(0, bench.callback, number)
+        await bench.idle.wait()
+
+    assert [call[1] for call in played(play).called] == list(range(5))
+
+
+def test_too_many_pending_timers_are_refused():
+    """At the limit creation answers with nginx's reason, and nothing is logged."""  # N4
+
+    async def play(bench):
+        answers = [bench.timers.at(60, bench.callback) for _ in range(3)]
+        assert answers == [(True, None), (True, None), (None, "too many pending timers")]
+        bench.timers.exit()
+
+    assert played(play, pending_max=2).logs == []
+
+
+def test_too_many_running_timers_are_lost_with_an_alert():
+    """Over the limit a callback is not run, not even prematurely, and one line says so."""  # N4
+    going_on = []
+
+    async def play(bench):
+        release = asyncio.Event()
+
+        async def handler(premature):
+            going_on.append(premature)
+            await release.wait()
+
+        for _ in range(3):
+            bench.timers.at(0, handler)
+        while len(bench.logs) < 1:
+            await asyncio.sleep(0)
+        assert bench.timers.running == 2
+        release.set()
+        await bench.idle.wait()
+
+    ((level, message),) = played(play, running_max=2).logs
+    assert going_on == [False, False]
+    assert level == "alert"
+    assert message.endswith("2 lua_max_running_timers are not enough")
+    assert "lua failed to run timer with function defined at" in message
+
+
+def test_exit_expires_every_pending_timer_prematurely():
+    """Leaving calls back at once with premature; from then on only a zero delay is accepted."""  # N8
+
+    async def play(bench):
+        bench.timers.at(3600, bench.callback, "an hour")
+        bench.timers.exit()
+        assert bench.called == [(True, "an hour", "timer", {})]
+        assert bench.timers.at(1, bench.callback) == (None, "process exiting")
+        assert bench.timers.at(0, bench.callback, "now") == (True, None)
+        await bench.idle.wait()
+
+    assert [call[:2] for call in played(play).called] == [(True, "an hour"), (False, "now")]
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+def test_exception_in_a_callback_is_logged_and_nobody_is_told(awaits):
+    """A callback that raises ends; the others go on."""  # N9
+
+    async def play(bench):
+        def fails(_premature):
+            raise ValueError("boom")
+
+        async def fails_later(_premature):
+            await asyncio.sleep(0)
+            raise ValueError("boom")
+
+        bench.timers.at(0, fails_later if awaits else fails)
+        bench.timers.at(0, bench.callback)
+        while not (bench.logs and bench.called):
+            await asyncio.sleep(0)
+        assert bench.timers.running == 0
+
+    ((level, message),) = played(play).logs
+    assert (level, message) == (
+        "error",
+        "lua entry thread aborted: runtime error: ValueError('boom'), context: ngx.timer",
+    )
+
+
+def test_awaiting_callback_keeps_its_context_whoever_runs_between():
+    """Two callbacks that take turns each see their own context whenever they go on."""  # R3, N3
+    seen = {}
+
+    async def play(bench):
+        async def handler(_premature, name):
+            ctx = bench.execution.ctx
+            ctx["name"] = name
+            for _ in range(3):
+                await asyncio.sleep(0)
+                seen.setdefault(name, []).append(bench.execution.ctx["name"])
+
+        bench.timers.at(0, handler, "a")
+        bench.timers.at(0, handler, "b")
+        await bench.idle.wait()
+
+    played(play)
+    assert seen == {"a": ["a"] * 3, "b": ["b"] * 3}
