@@ -26,6 +26,7 @@ import uvloop
 import kongtrace
 from kongtrace import PHASES, TracerProvider, tracing
 from kongtrace import queue as kong_queue
+from kongtrace.pool import Balance
 from sim.connection import ClientConnection
 from sim.exporter import Exporter
 from sim.pdk import Kong
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from sim.cycle import WorkerArgs
 
 TICK_S: Final = 0.25
-"""How often the CPU clock and memory are looked at."""
+"""How often the CPU clock, memory and the pools beside that of the spans are looked at."""
 
 _STATM_BYTES: Final = 128
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -139,9 +140,6 @@ class Worker:
             self._changed,
             self._leave_if_done,
         )
-        provider = self._provider
-        pools = (provider.spans, provider.storage, provider.attributes, provider.events)
-        self._pools = tuple((pool, FIELD_INDEX[f"{pool.tag}.fetched"]) for pool in pools)
         self._books_spans = gateway.tracing.instrumentations[0] != "off" or bool(gateway.plugins)
         self._listeners: list[socket.socket] = list(args.listeners)
         self._accepting: set[asyncio.Task[Any]] = set()
@@ -279,9 +277,7 @@ class Worker:
         row[_QUEUED] = queues.queued
         row[_QUEUED_MAX] = max(row[_QUEUED_MAX], queues.queued)
         row[_IN_FLIGHT] = queues.in_flight
-        for pool, index in self._pools:
-            fetched, hits, misses, released, discarded, _live, free = pool.balance()
-            row[index : index + 6] = array("q", (fetched, released, discarded, hits, misses, free))
+        _book_pool(row, _SPAN_POOL, spans)
 
     def _tick(self, due_s: float) -> None:
         self._lag_ns_max = max(self._lag_ns_max, int((self.runtime.now() - due_s) * _NS_PER_S))
@@ -297,6 +293,8 @@ class Worker:
         row[FIELD_INDEX["loop_lag_ns_max"]] = self._lag_ns_max
         row[_PENDING] = self._timers.pending
         row[_RUNNING] = self._timers.running
+        for tag, balance in self._provider.balances().items():
+            _book_pool(row, FIELD_INDEX[f"{tag}.fetched"], balance)
 
 
 _STATE, _REQUESTS, _CONNECTIONS, _ACTIVE, _PENDING, _RUNNING = (
@@ -319,3 +317,9 @@ _ENQUEUED, _ACKNOWLEDGED, _DROPPED_OVERFLOW, _DROPPED_RETRIES, _DROPPED_SHUTDOWN
     )
 )
 _QUEUED, _QUEUED_MAX, _IN_FLIGHT = (FIELD_INDEX[name] for name in ("queue_depth", "queue_depth_max", "in_flight"))
+_SPAN_POOL: Final = FIELD_INDEX["KONG_SPAN.fetched"]
+
+
+def _book_pool(row: "array[int]", first: int, balance: Balance) -> None:
+    fetched, hits, misses, released, discarded, _live, free = balance
+    row[first : first + 6] = array("q", (fetched, released, discarded, hits, misses, free))
