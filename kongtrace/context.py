@@ -1,8 +1,9 @@
 """What one request carries: its context, the spans in it, and the tracing context of header propagation.
 
 The request context is a plain ``dict``, as ``ngx.ctx`` is a plain table: it lives from the start of the rewrite phase
-to the end of the log phase and belongs to one request (kong-semantics R4). The tracer keeps in it one :class:`Trace` per
-namespace, under the key ``<namespace>_SPANS``: the span list and the active span, which Kong keeps under two keys (T1).
+to the end of the log phase and belongs to one request (kong-semantics R4). The tracer keeps in it one :class:`Trace`
+per namespace, under the key ``<namespace>_SPANS``: the span list and the active span, which Kong keeps under two keys
+(T1).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from kongtrace.phase import PHASES, Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kongtrace.span import AnySpan, Span
 
 Context = dict[str, Any]
@@ -41,37 +44,72 @@ class Trace:
     Attributes:
         spans: the linked spans in the order of linking; None until there is a list.
         active: the active span, or None.
+        settled: its spans are in the balance already, though it is still there.
     """
 
-    __slots__ = ("active", "spans")
+    __slots__ = ("active", "settled", "spans")
 
-    def __init__(self) -> None:
-        self.spans: list[Span] | None = None
-        self.active: AnySpan | None = None
+    spans: list[Span] | None
+    active: AnySpan | None
+    settled: bool
+
+
+class Namespace:
+    """What tracers of one namespace share: one span list and one active span a request (T7, C10).
+
+    Attributes:
+        name: ``KONG`` unless a tracer asked for isolation.
+        spans_key: where the request context keeps the :class:`Trace`.
+        trace: that of the running request. None where there is none yet, and in a phase that permits no spans.
+    """
+
+    __slots__ = ("name", "spans_key", "trace")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.spans_key = spans_key(name)
+        self.trace: Trace | None = None
 
 
 class Execution:
     """What a worker executes at this moment: a phase, and the context of the request it belongs to.
 
-    A worker has one; whoever runs a handler calls :meth:`enter` before it, and again whenever a suspended handler goes
-    on. In a timer or at start-up the context belongs to no request.
+    A worker has one; whoever runs a handler calls :meth:`enter` before it, again whenever a suspended handler goes on,
+    and after having emptied the context. In a timer or at start-up the context belongs to no request.
 
     Attributes:
         phase: the nginx phase.
         ctx: the request context, or None where there is none.
         span_ctx: the request context where the phase permits spans, else None (T8).
+        namespaces: all that any tracer uses.
     """
 
-    __slots__ = ("ctx", "phase", "span_ctx")
+    __slots__ = ("ctx", "namespaces", "phase", "span_ctx")
 
     def __init__(self) -> None:
+        self.namespaces: list[Namespace] = []
         self.enter(PHASES["init"], None)
 
     def enter(self, phase: Phase, ctx: Context | None) -> None:
         """From now on ``phase`` runs, with ``ctx``."""
         self.phase = phase
         self.ctx = ctx
-        self.span_ctx = ctx if phase.spans else None
+        if not phase.spans:
+            ctx = None
+        self.span_ctx = ctx
+        for namespace in self.namespaces:
+            key = namespace.spans_key
+            namespace.trace = ctx[key] if ctx is not None and key in ctx else None
+
+    def namespace(self, name: str) -> Namespace:
+        """The namespace of that name; made on first use."""
+        for namespace in self.namespaces:
+            if namespace.name == name:
+                return namespace
+        namespace = Namespace(name)
+        self.namespaces.append(namespace)
+        self.enter(self.phase, self.ctx)
+        return namespace
 
 
 class TracingContext:
@@ -109,7 +147,7 @@ def tracing_context(ctx: Context) -> TracingContext:
     return found
 
 
-def span_list(ctx: Context, namespace: str = DEFAULT_NAMESPACE) -> list[Span]:
+def span_list(ctx: Context, namespace: str = DEFAULT_NAMESPACE) -> Sequence[Span]:
     """The spans of a request in the order in which they were linked; empty when there are none."""
     trace: Trace | None = ctx.get(spans_key(namespace))
-    return trace.spans or [] if trace is not None else []
+    return trace.spans or () if trace is not None else ()

@@ -8,7 +8,6 @@ and come to life with the provider.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -18,6 +17,8 @@ from kongtrace.provider import TracerProvider
 from kongtrace.tracer import Tracer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kongtrace.span import AnySpan, Span
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kongtrace.span import NOOP_SPAN, NoopSpan
+from kongtrace.context import Namespace
+from kongtrace.span import NOOP_SPAN, NoopSpan, Span
 
 if TYPE_CHECKING:
     from kongtrace.provider import TracerProvider
@@ -20,14 +21,16 @@ class NoopTracer:
     __slots__ = ("_provider",)
 
     name = "noop"
+    namespace = Namespace("")
+    """It is never entered: there is no active span."""
     _provider: TracerProvider
 
     def __init__(self, provider: TracerProvider) -> None:
         object.__setattr__(self, "_provider", provider)
 
-    def new(self, name: Any = None, options: dict[str, Any] | None = None) -> Tracer | NoopTracer:
-        """A tracer (D2): see :meth:`TracerProvider.new`."""
-        return self._provider.new(name, options)
+    def new(self, name: Any = None, options: dict[str, Any] | None = None, **given: Any) -> Tracer | NoopTracer:
+        """A tracer (D2), its options in a mapping or as keyword arguments: see :meth:`TracerProvider.new`."""
+        return self._provider.new(name, {**(options or {}), **given} if given else options)
 
     __call__ = new
 
@@ -35,17 +38,17 @@ class NoopTracer:
         """Make ``tracer`` the global one (T5): see :meth:`TracerProvider.set_global_tracer`."""
         self._provider.set_global_tracer(tracer)
 
-    def start_span(self, name: Any = None, options: Any = None, **_: Any) -> NoopSpan:
+    def start_span(self, *_: Any, **__: Any) -> NoopSpan:
         """The no-op span."""
         return NOOP_SPAN
 
-    def create_span(self, tracer: Any = None, options: Any = None, **_: Any) -> NoopSpan:
+    def create_span(self, *_: Any, **__: Any) -> NoopSpan:
         """The no-op span."""
         return NOOP_SPAN
 
-    def new_span(self, *_: Any, **__: Any) -> NoopSpan:
-        """The no-op span."""
-        return NOOP_SPAN
+    def new_span(self, *arguments: Any, **_: Any) -> NoopSpan | None:
+        """The no-op span for a name; None for a span, and for no argument (C2): see :meth:`Tracer.new_span`."""
+        return NOOP_SPAN if arguments and not isinstance(arguments[0], (Span, NoopSpan)) else None
 
     def link_span(self, *_: Any, **__: Any) -> None:
         """Do nothing."""

@@ -10,8 +10,10 @@ leaves the free list by ``free.pop()``, and the number of those hits follows fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -51,95 +53,105 @@ class Pool(Generic[T]):
         tag: the name of the pool, as Kong has it (P1).
         new: makes an empty object.
         clear: empties an object for its next use.
+        recycles: whether anything is put back; when false every release discards.
+        fetched: says how many objects have been handed out, where something else has counted them.
+
+    Attributes:
+        free: the objects that wait for their next use, the last one first; take one with ``free.pop()``.
+        free_max: objects that the free list takes.
+        due: releases until the free list is thrown away.
+        made: objects made anew.
+        adopted: objects that came from a caller, and will be given back like the others (P9).
+        released: see :class:`Balance`.
+        discarded: see :class:`Balance`.
     """
 
     __slots__ = (
         "_clear",
+        "_fetched",
         "_new",
+        "_thrown_away",
         "adopted",
         "discarded",
+        "due",
         "free",
-        "lost",
-        "misses",
+        "free_max",
+        "made",
         "released",
-        "since_replaced",
         "tag",
     )
 
-    def __init__(self, tag: str, new: Callable[[], T], clear: Callable[[T], object]) -> None:
+    def __init__(
+        self,
+        tag: str,
+        new: Callable[[], T],
+        clear: Callable[[T], object],
+        *,
+        recycles: bool = True,
+        fetched: Callable[[], int] | None = None,
+    ) -> None:
         self.tag = tag
         self.free: list[T] = []
-        self.misses = 0
+        self.free_max = FREE_MAX if recycles else 0
+        self.due = RELEASES_MAX
+        self.made = 0
         self.adopted = 0
         self.released = 0
         self.discarded = 0
-        self.lost = 0
-        self.since_replaced = 0
         self._new = new
         self._clear = clear
+        self._fetched = fetched
+        self._thrown_away = 0
 
     def fetch(self) -> T:
         """The object released last, or a new one (P2)."""
-        return self.free.pop() if self.free else self.make()
-
-    def make(self) -> T:
-        """A new object, when the free list is known to be empty."""
-        self.misses += 1
+        if self.free:
+            return self.free.pop()
+        self.made += 1
         return self._new()
 
     def release(self, obj: T) -> None:
         """Put ``obj`` back, cleared, unless the pool is full or due to be replaced (P4-P6)."""
-        if self._is_replaced() or len(self.free) >= FREE_MAX:
+        if self._is_replaced() or len(self.free) >= self.free_max:
             self.discarded += 1
             return
         self._clear(obj)
         self.free.append(obj)
         self.released += 1
 
-    def room(self) -> int:
-        """How many objects the free list still takes."""
-        return FREE_MAX - len(self.free)
+    def leave(self, obj: T) -> None:
+        """Clear ``obj``, and leave it to whoever holds it."""
+        self._is_replaced()
+        self._clear(obj)
+        self.discarded += 1
 
-    def is_due(self, count: int) -> bool:
-        """Whether one of the next ``count`` releases throws the free list away (P4)."""
-        return self.since_replaced + count >= RELEASES_MAX
+    def put_back(self, cleared: list[T], discarded: int = 0) -> None:
+        """Book many releases at once.
 
-    def put_back(self, cleared: list[T], count: int) -> None:
-        """Release ``count`` objects at once, of which ``cleared`` go to the free list, in order.
-
-        The caller has cleared them and has seen to it that there is room and that no replacement is due.
+        Args:
+            cleared: objects for the free list, which has room for them and is not :attr:`due`.
+            discarded: how many others were discarded.
         """
-        self.since_replaced += count
-        self.discarded += count - len(cleared)
-        self.free += cleared
-        self.released += len(cleared)
-
-    def replace(self) -> None:
-        """Throw the free list away and count anew (P4)."""
-        self.lost += len(self.free)
-        self.free.clear()
-        self.since_replaced = 0
-
-    def discard(self, count: int = 1) -> None:
-        """Give up ``count`` objects that are out: they are left to whoever holds them."""
-        self.discarded += count
+        count = len(cleared)
+        self.free.extend(cleared)
+        self.released += count
+        self.discarded += discarded
+        self.due -= count + discarded
 
     def balance(self) -> Balance:
         """The account of this pool now."""
         free = len(self.free)
-        hits = self.released - self.lost - free
-        fetched = hits + self.misses + self.adopted
+        hits = self.released - self._thrown_away - free
+        fetched = hits + self.made + self.adopted if self._fetched is None else self._fetched()
         live = fetched - self.released - self.discarded
-        return Balance(fetched, hits, self.misses, self.released, self.discarded, live, free)
+        return Balance(fetched, hits, fetched - hits - self.adopted, self.released, self.discarded, live, free)
 
     def _is_replaced(self) -> bool:
-        self.since_replaced += 1
-        if self.since_replaced < RELEASES_MAX:
+        """Count a release; whether it is the one that throws the free list away (P4)."""
+        self.due -= 1
+        if self.due > 0:
             return False
-        self.replace()
+        self._thrown_away += len(self.free)
+        self.free.clear()
+        self.due = RELEASES_MAX
         return True
-
-
-def balances(pools: Iterable[Pool[object]]) -> dict[str, Balance]:
-    """The balance of each pool by its tag."""
-    return {pool.tag: pool.balance() for pool in pools}

@@ -20,21 +20,27 @@ class Profile:
             is left to its holder and a new one is made when one is needed.
         released_span_raises: a method called on a released span raises (P11, H9); when false the call is logged at
             level error and has no effect.
-        bare_root_raises: the sampling decision needs a root span with attributes (M7, H15).
+        nil_raises: reading a field of nothing raises, as in Lua: the attributes of a root span that has none (M7, H15),
+            the tracer of an active span that has none. When false the first gives no answer, and the second stands for
+            the default namespace.
         keeps_unlinked: spans that were created and never linked are left to the garbage collector at the end of the
             request (P13); when false they go back to the pool with the others.
         ends_unusable: the span list stays in the context after the end of the request, spent, so that a span started
             after it raises (E1); when false the context is as before the first span.
+        memo_by_name: tracers are remembered by name and looked up by namespace and name, so that a tracer called
+            ``NS_x`` is given for ``x`` in ``NS``, and every other call makes a new one (T2). When false a tracer is
+            given again for the same name, namespace and rate.
     """
 
     name: str
     recycles_held_objects: bool
     released_span_raises: bool
-    bare_root_raises: bool
+    nil_raises: bool
     keeps_unlinked: bool
     ends_unusable: bool
+    memo_by_name: bool
 
 
-KONG = Profile("kong", True, True, True, True, True)
-SAFE = Profile("safe", False, False, False, False, False)
+KONG = Profile("kong", True, True, True, True, True, True)
+SAFE = Profile("safe", False, False, False, False, False, False)
 PROFILES: dict[str, Profile] = {profile.name: profile for profile in (KONG, SAFE)}

@@ -4,63 +4,55 @@ It owns the pools, and is handed the clock, the ids, the log and the execution s
 takes the spans of a request back when the request ends. Made after the fork, one per worker: nothing here is ever
 shared between processes (kong-semantics P1).
 
-Theory of operation of :meth:`TracerProvider.end_request`: the spans of the request are emptied first, all of them, which
-drops every reference from span to span. What somebody still holds after that is held from outside the request. Profile
-``kong`` recycles it regardless, as the real pools do; profile ``safe`` leaves it to its holder (``discarded``).
+Theory of operation of :meth:`TracerProvider.end_request`: the spans of the request are emptied first, all of them,
+which drops every reference from span to span. What somebody still holds after that is held from outside the request.
+Profile ``kong`` recycles it regardless, as the real pools do; profile ``safe`` leaves it to its holder (``discarded``),
+and recycles neither attribute tables nor lists, which cost no more to make than to empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from struct import Struct
 from sys import getrefcount
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from kongtrace.context import DEFAULT_NAMESPACE, TRACING_CONTEXT, UNLINKED, Context, Execution, Trace, spans_key
+from kongtrace.context import (
+    DEFAULT_NAMESPACE,
+    TRACING_CONTEXT,
+    UNLINKED,
+    Context,
+    Execution,
+    Trace,
+)
 from kongtrace.errors import ApiError, ReleasedSpanError
+from kongtrace.ids import SPAN_ID_BYTES, TRACE_ID_BYTES, IdSupply
 from kongtrace.noop import NoopTracer
-from kongtrace.pool import Balance, Pool, balances
+from kongtrace.pool import Balance, Pool
 from kongtrace.profile import SAFE, Profile
-from kongtrace.span import Event, Span, clear
+from kongtrace.span import AnySpan, Event, Span, clear, is_number
 from kongtrace.tracer import Tracer
 
-TRACE_ID_BYTES = 16
-SPAN_ID_BYTES = 8
-IDS_PER_BLOCK = 512
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
-_DEFAULT_KEY = spans_key(DEFAULT_NAMESPACE)
-
-_SPENT: tuple[Span, ...] = ()
-"""Stands for the span list of a request that has ended: it is empty, and nothing can be appended to it."""
+_UNHELD = 2
+"""References to a span that is only in a list, as :func:`getrefcount` gives them: from the list and from the call."""
 
 
-class IdSupply:
-    """An endless supply of random ids, drawn in blocks because one draw costs more than the id.
+class SpentList(list[Span]):
+    """Stands for the span list of a request that has ended: it is empty, and takes no span (E1)."""
 
-    Args:
-        random_bytes: gives that many random bytes.
-        size: bytes of one id. No id is all zero (W3C Trace Context 3.2.2.3).
+    def __init__(self, give_up: Callable[[Iterable[Span]], None]) -> None:
+        super().__init__()
+        self._give_up = give_up
 
-    Attributes:
-        drawn: ids that wait for use; take one with ``drawn.pop()``, and with :meth:`draw` when it is empty.
-    """
+    def append(self, span: Span) -> NoReturn:
+        """Refuse the span.
 
-    __slots__ = ("_random_bytes", "_unpack", "_zero", "drawn")
-
-    def __init__(self, random_bytes: Callable[[int], bytes], size: int) -> None:
-        self._random_bytes = random_bytes
-        self._unpack = Struct(f"{size}s" * IDS_PER_BLOCK)
-        self._zero = bytes(size)
-        self.drawn: list[bytes] = []
-
-    def draw(self) -> bytes:
-        """The next id."""
-        if not self.drawn:
-            block = self._random_bytes(self._unpack.size)
-            while self._zero in block:
-                block = self._random_bytes(self._unpack.size)
-            self.drawn.extend(self._unpack.unpack(block))
-        return self.drawn.pop()
+        Raises:
+            ReleasedSpanError: always.
+        """
+        self._give_up([span])
+        raise ReleasedSpanError("the span list of this request has been released")
 
 
 class TracerProvider:
@@ -76,14 +68,14 @@ class TracerProvider:
     """
 
     __slots__ = (
-        "_keys",
         "_memo",
+        "_recycles_held",
+        "_spent",
         "attributes",
         "events",
         "execution",
         "global_tracer",
         "log",
-        "new_attributes",
         "noop_tracer",
         "on_global_tracer",
         "profile",
@@ -115,18 +107,20 @@ class TracerProvider:
         self.log = log
         self.profile = profile
         self.sampling_rate = sampling_rate
+        recycles = profile.recycles_held_objects
+        self.storage: Pool[list[Span]] = Pool("KONG_SPAN_STORAGE", list, list.clear, recycles=recycles)
+        self.attributes: Pool[dict[str, Any]] = Pool(
+            "KONG_SPAN_ATTRIBUTES", dict, lambda table: table.clear(), recycles=recycles
+        )
+        self.events: Pool[list[Event]] = Pool("KONG_SPAN_EVENTS", list, list.clear, recycles=recycles)
+        # Each span draws an id, so that the supply of ids counts them.
+        self.spans: Pool[Span] = Pool("KONG_SPAN", self._new_span, clear, fetched=self.span_ids.used)
         self.noop_tracer = NoopTracer(self)
         self.global_tracer: Tracer | NoopTracer = self.noop_tracer
         self.on_global_tracer: Callable[[], None] = lambda: None
-        self.spans: Pool[Span] = Pool("KONG_SPAN", lambda: self.span_class(self), clear)
-        self.storage: Pool[list[Span]] = Pool("KONG_SPAN_STORAGE", list, list.clear)
-        self.attributes: Pool[dict[str, Any]] = Pool("KONG_SPAN_ATTRIBUTES", dict, lambda table: table.clear())
-        self.events: Pool[list[Event]] = Pool("KONG_SPAN_EVENTS", list, list.clear)
-        self._memo: dict[Any, Tracer] = {}
-        self._keys: list[str] = [_DEFAULT_KEY]
-        self.new_attributes: Callable[[], dict[str, Any]] = (
-            self.attributes.fetch if profile.recycles_held_objects else self.attributes.make
-        )
+        self._recycles_held = recycles
+        self._memo: dict[object, Tracer] = {}
+        self._spent = SpentList(self.give_up)
 
     def new(self, name: Any = None, options: dict[str, Any] | None = None) -> Tracer | NoopTracer:
         """A tracer (D2).
@@ -140,24 +134,24 @@ class TracerProvider:
             TypeError: the name is neither a string nor a number, or the options are no mapping.
         """
         name = "default" if name is None or name is False else name
-        options = {} if options is None or options is False else options
-        if not isinstance(name, (str, bytes, int, float)) or isinstance(name, bool):
+        if not (isinstance(name, str) or is_number(name)):
             raise TypeError(f"the name of a tracer must be a string, not {type(name).__name__}")
-        if not isinstance(options, (dict, list)):
+        if options and not isinstance(options, (dict, list)):
             raise TypeError(f"the options of a tracer must be a mapping, not {type(options).__name__}")
-        fields: dict[str, Any] = options if isinstance(options, dict) else {}
+        # A table without named fields has no options.
+        fields = options if isinstance(options, dict) else {}
         namespace = fields.get("namespace") or DEFAULT_NAMESPACE
-        known = self._memo.get(f"{namespace}_{name}")
+        rate = fields.get("sampling_rate")
+        rate = 1.0 if rate is None or rate is False else rate
+        by_name = self.profile.memo_by_name
+        identity = (namespace, name, str(rate))
+        known = self._memo.get(f"{namespace}_{name}" if by_name else identity)
         if known is not None:
             return known
         if fields.get("noop"):
             return self.noop_tracer
-        rate = fields.get("sampling_rate")
-        rate = fields["sampling_rate"] = 1.0 if rate is None or rate is False else rate
-        # Kong looks a tracer up by namespace and name and stores it by name alone (T2).
-        tracer = self._memo[name] = self.tracer_class(name, self, rate, namespace)
-        if tracer.spans_key not in self._keys:
-            self._keys.append(tracer.spans_key)
+        fields["sampling_rate"] = rate
+        tracer = self._memo[name if by_name else identity] = self.tracer_class(name, self, rate, namespace)
         return tracer
 
     def set_global_tracer(self, tracer: object) -> None:
@@ -182,120 +176,142 @@ class TracerProvider:
             raise ReleasedSpanError(message)
         self.log("error", message)
 
-    def release(self, span: Span) -> None:
-        """Take one span back before its request ends (S16)."""
-        if self.profile.recycles_held_objects:
-            self._recycle(span)
-        else:
-            self._detach(span)
-
     def end_request(self, ctx: Context) -> None:
         """Take back every span of a request; the last act of its log phase (E1 step 7).
 
         After it no span of the request is live. Spans of other namespaces than ``KONG`` and spans that were never
         linked are recycled in profile ``safe`` and left to the garbage collector in profile ``kong`` (E2, P13).
         """
-        unlinked = ctx.pop(UNLINKED, None)
-        if self.profile.recycles_held_objects:
-            if unlinked is not None:
-                self.give_up([span for span in unlinked if span.name is None])
-            for key in self._keys:
-                trace: Trace | None = ctx.get(key)
-                if trace is None or trace.spans is None:
-                    continue
-                if key == _DEFAULT_KEY:
-                    self._take_back(trace.spans)
-                    self.storage.release(trace.spans)
-                else:
-                    self.give_up(trace.spans)
-                    self.storage.discard()
-                trace.spans = _SPENT  # type: ignore[assignment]
-            return
-        if unlinked is not None:
-            ctx.pop(TRACING_CONTEXT, None)
-            self._take_back([span for span in unlinked if span.name is None])
-            del unlinked
-        for key in self._keys:
-            trace = ctx.pop(key, None)
-            if trace is not None and trace.spans is not None:
-                trace.active = None
-                self._take_back(trace.spans)
-                self.storage.release(trace.spans)
+        profile = self.profile
+        if UNLINKED in ctx:
+            unlinked = [span for span in ctx.pop(UNLINKED) if not span.linked]
+            if profile.keeps_unlinked:
+                self.give_up(unlinked)
+            else:
+                ctx.pop(TRACING_CONTEXT, None)
+                self._take_back(unlinked)
+        for namespace in self.execution.namespaces:
+            key = namespace.spans_key
+            if key not in ctx:
+                continue
+            trace: Trace = ctx[key]
+            spans = trace.spans
+            if not profile.ends_unusable:
+                del ctx[key]
+                trace.active = namespace.trace = None
+            elif namespace.name != DEFAULT_NAMESPACE:
+                self.settle(trace)
+                continue
+            if spans is not None and spans is not self._spent:
+                trace.spans = self._spent
+                self._take_back(spans)
+                self.storage.release(spans)
 
     def abandon_request(self, ctx: Context) -> None:
         """Give up every span of a request whose log phase failed: nothing is recycled (E4)."""
-        self.give_up([span for span in ctx.pop(UNLINKED, ()) if span.name is None])
-        for key in self._keys:
-            trace: Trace | None = ctx.pop(key, None)
-            if trace is not None and trace.spans is not None:
-                self.give_up(trace.spans)
-                self.storage.discard()
+        if UNLINKED in ctx:
+            self.give_up(span for span in ctx.pop(UNLINKED) if not span.linked)
+        for namespace in self.execution.namespaces:
+            trace: Trace | None = ctx.pop(namespace.spans_key, None)
+            if trace is not None:
+                self.settle(trace)
+                if namespace.trace is trace:
+                    namespace.trace = None
+
+    def release(self, span: Span) -> None:
+        """Take one span back before its request ends (S16)."""
+        ctx = self.execution.ctx
+        if not span.linked and ctx is not None:
+            ctx[UNLINKED] = [other for other in ctx.get(UNLINKED, ()) if other is not span]
+        self._release(span)
+
+    def settle(self, trace: Trace) -> None:
+        """Book the spans of a trace out, and its list: they are left to the garbage collector."""
+        if trace.spans is not None and trace.spans is not self._spent and not trace.settled:
+            trace.settled = True
+            self.give_up(trace.spans)
+            self.storage.discarded += 1
+
+    def give_up(self, spans: Iterable[AnySpan]) -> None:
+        """Book spans out, and what belongs to them: they are left to the garbage collector."""
+        for span in dict.fromkeys(spans):
+            # One that was released by hand, and the no-op span, have no id.
+            if span.span_id is not None:
+                self.spans.discarded += 1
+                self.attributes.discarded += span.attributes is not None
+                self.events.discarded += span.events is not None
+
+    def trace_of_nobody(self) -> Trace | None:
+        """The trace of the running request for a span that has no tracer.
+
+        Raises:
+            TypeError: in profile ``kong``.
+        """
+        if self.profile.nil_raises:
+            raise TypeError("a span without a tracer cannot be active when it is finished")
+        return self.execution.namespace(DEFAULT_NAMESPACE).trace
 
     def balances(self) -> dict[str, Balance]:
         """The balance of each pool by its tag."""
-        return balances((self.spans, self.storage, self.attributes, self.events))  # type: ignore[arg-type]
+        return {pool.tag: pool.balance() for pool in (self.spans, self.storage, self.attributes, self.events)}
 
-    def _take_back(self, spans: list[Span]) -> None:
-        count = len(spans)
-        spares_held = not self.profile.recycles_held_objects
-        if self.spans.is_due(count) or self.attributes.is_due(count):
-            if not spares_held:
-                self._take_back_singly(spans)
-                return
-            self.spans.replace()
-            self.attributes.replace()
-        elif self.spans.room() < count and not spares_held:
-            self._take_back_singly(spans)
-            return
-        room = 0 if spares_held else self.attributes.room()
-        with_table = 0
-        tables: list[dict[str, Any]] = []
-        cleared: list[Span] = []
-        for span in spans:
-            if span.span_id is None:
-                # Released by hand, listed twice, or the no-op span.
-                continue
-            table = span.attributes
-            if table is not None:
-                with_table += 1
-                if len(tables) < room:
-                    table.clear()
-                    tables.append(table)
-            if span.events is not None:
-                self.events.release(span.events)
-            span.tracer = span.parent = span.name = span.trace_id = span.span_id = span.parent_id = span.kind = None  # type: ignore[assignment]
-            span.start_time_ns = span.end_time_ns = span.should_sample = span.attributes = span.events = None  # type: ignore[assignment]
-            span.status = span.active = None
-            cleared.append(span)
-        self.attributes.put_back(tables, with_table)
-        released = len(cleared)
-        if spares_held:
-            # The request's list, `cleared`, the loop's variable and the call's argument hold the span.
-            span = None  # type: ignore[assignment]
-            cleared = [span for span in cleared if getrefcount(span) <= 4][: self.spans.room()]
-        self.spans.put_back(cleared, released)
+    def _new_span(self) -> Span:
+        span = self.span_class()
+        span._provider = self  # noqa: SLF001  # as the tracer does
+        clear(span)
+        return span
 
-    def _take_back_singly(self, spans: list[Span]) -> None:
-        for span in spans:
-            if span.span_id is not None:
-                self._recycle(span)
-
-    def _recycle(self, span: Span) -> None:
+    def _release(self, span: Span) -> None:
         if span.attributes is not None:
             self.attributes.release(span.attributes)
         if span.events is not None:
             self.events.release(span.events)
-        self.spans.release(span)
+        if self._recycles_held:
+            self.spans.release(span)
+        else:
+            self.spans.leave(span)
 
-    def _detach(self, span: Span) -> None:
-        self.give_up([span])
-        clear(span)
-
-    def give_up(self, spans: Iterable[Span]) -> None:
-        """Leave spans to the garbage collector, and say so in the balance."""
+    def _release_singly(self, spans: Iterable[AnySpan]) -> None:
         for span in spans:
+            if isinstance(span, Span) and span.span_id is not None:
+                self._release(span)
+
+    def _take_back(self, spans: list[Span]) -> None:
+        """Release each span that has not been released yet, in order: all at once where the pools have room."""
+        pool, table_pool = self.spans, self.attributes
+        count = len(spans)
+        if len(pool.free) + count > pool.free_max or pool.due <= count or table_pool.due <= count:
+            self._release_singly(spans)
+            return
+        tables: list[dict[str, Any]] = []
+        rest: list[AnySpan] | None = None
+        pending: Iterator[AnySpan] = iter(spans)
+        for span in pending:
             if span.span_id is None:
-                continue
-            self.spans.discarded += 1
-            self.attributes.discarded += span.attributes is not None
-            self.events.discarded += span.events is not None
+                # Released by hand, listed twice, or the no-op span: from here on one by one.
+                rest = [*pending]
+                del spans[count - len(rest) - 1 :]
+                break
+            if span.attributes is not None:
+                tables.append(span.attributes)
+            if span.events is not None:
+                self.events.release(span.events)
+            span.tracer = span.parent = span.name = span.trace_id = span.span_id = span.parent_id = span.kind = None
+            span.start_time_ns = span.end_time_ns = span.should_sample = span.attributes = span.events = None
+            span.status = span.active = None
+        span = None  # type: ignore[assignment]
+        without_room = len(tables) + len(table_pool.free) - table_pool.free_max
+        if without_room > 0:
+            del tables[len(tables) - without_room :]
+        else:
+            without_room = 0
+        for table in tables:
+            table.clear()
+        table_pool.put_back(tables, without_room)
+        if self._recycles_held or sum(map(getrefcount, spans)) == _UNHELD * len(spans):
+            pool.put_back(spans)
+        else:
+            unheld = [span for span in spans if getrefcount(span) <= _UNHELD + 1]
+            pool.put_back(unheld, len(spans) - len(unheld))
+        if rest:
+            self._release_singly(rest)

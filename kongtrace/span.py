@@ -1,19 +1,18 @@
 """The span, and the inert one that stands in for it.
 
-A span is created, linked into its request's span list, finished, and at the end of the request released: its memory
-goes back to the pool of its worker (kong-semantics S6). Finishing and releasing are different moments: a finished span
-can still be read and written, a released one belongs to nobody.
+A span is created, linked into its request's span list, finished, and at the end of the request released (kong-semantics
+S6). Finishing and releasing are different moments: a finished span can still be read and written.
 
-Ownership: a span belongs to the request that started it, from creation to release. Whoever needs it longer takes a
+Ownership: a span belongs to the request that started it, from creation to release; whoever needs it longer takes a
 copy. ``attributes`` and ``events`` belong to the span; a mapping given as ``attributes`` is stored, not copied (S4).
-After release every field is ``None`` and a call of a method is an error.
+After release every field is None and a call of a method is an error; profile ``kong`` soon lends the span to another
+request, whoever still holds it (P6, P7).
 
 All times are integers in ns since the epoch, wall clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.semconv.attributes.exception_attributes import EXCEPTION_MESSAGE
@@ -21,6 +20,9 @@ from opentelemetry.semconv.attributes.exception_attributes import EXCEPTION_MESS
 from kongtrace.errors import ApiError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kongtrace.noop import NoopTracer
     from kongtrace.provider import TracerProvider
     from kongtrace.tracer import Tracer
 
@@ -33,7 +35,11 @@ STATUS_UNSET, STATUS_OK, STATUS_ERROR = range(3)
 EXCEPTION_EVENT = "exception"
 """Name of the event that :meth:`Span.record_error` adds (S14)."""
 
-_CARRIED = frozenset({str, int, float, bool, list, dict, tuple, bytes})
+MISSING: Any = None
+"""Default of an argument that must be given: Kong reports its absence as a wrong type."""
+
+_CARRIED = (str, int, float, bytes, list, dict, tuple)
+"""Types of attribute values that an exporter can write (S11)."""
 
 
 class Event(NamedTuple):
@@ -55,16 +61,25 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def is_text(value: object) -> bool:
+    """Whether Lua would call ``value`` a string."""
+    return isinstance(value, (str, bytes))
+
+
+def is_table(value: object) -> bool:
+    """Whether Lua would call ``value`` a table."""
+    return isinstance(value, (dict, list))
+
+
 class Span:
     """One operation of a trace. Made by a tracer, never by hand.
 
     Attributes:
-        name: non-empty string; None before the span is linked.
+        name: string; None before the span is linked.
         trace_id: 16 random bytes, or inherited, or given (any length).
         span_id: 8 random bytes.
         parent_id: bytes, or None for a root.
         parent: the parent span, or None.
-        tracer: the tracer that made it, or None.
         kind: 0 unspecified, 1 internal, 2 server, 3 client, 4 producer, 5 consumer.
         start_time_ns: ns since the epoch; None before the span is linked.
         end_time_ns: ns since the epoch; None while the span is open.
@@ -73,6 +88,7 @@ class Span:
         events: list of :class:`Event`, or None until the first event.
         status: number, or None.
         active: True once the span was made the active one.
+        tracer: the tracer that made the span, or else the one that linked it, or None.
     """
 
     __slots__ = (
@@ -97,10 +113,9 @@ class Span:
     _provider: TracerProvider
     name: str
     trace_id: bytes
-    span_id: bytes
+    span_id: bytes | Any  # None after release
     parent_id: bytes | None
-    parent: Span | None
-    tracer: Tracer | None
+    parent: AnySpan | None
     kind: int
     start_time_ns: int
     end_time_ns: int | None
@@ -109,17 +124,14 @@ class Span:
     events: list[Event] | None
     status: float | None
     active: bool | None
+    tracer: Tracer | NoopTracer | None
 
     is_recording = True
 
-    def __init__(self, provider: TracerProvider) -> None:
-        self._provider = provider
-        clear(self)
-
     @property
     def linked(self) -> bool | None:
-        """True once the span is in a span list: linking is what gives it its name."""
-        return True if self.name is not None else None
+        """True once the span is in a span list: linking is what starts it."""
+        return True if self.start_time_ns is not None else None
 
     def finish(self, end_time_ns: float | None = None) -> None:
         """End the span and, when it is the active one, make its parent active (S9).
@@ -130,34 +142,33 @@ class Span:
 
         Raises:
             ApiError: ``end_time_ns`` is not a number.
+            ReleasedSpanError: the span has been released (in profile ``safe`` that is logged).
         """
         if self.end_time_ns is not None:
             return
-        provider = self._provider
         if self.span_id is None:
-            provider.used_after_release("finish")
-        elif end_time_ns is None:
+            self._provider.used_after_release("finish")
+            return
+        provider = self._provider
+        if end_time_ns is None:
             time_ns = provider.time_ns
             self.end_time_ns = time_ns()
-        elif not is_number(end_time_ns):
-            raise ApiError("invalid span end time")
-        elif end_time_ns < self.start_time_ns:
-            duration = end_time_ns - self.start_time_ns
-            provider.log("error", f"invalid span duration: {duration:.14g} for span: {self.name}")
+        elif not self._end(end_time_ns):
             return
-        else:
-            self.end_time_ns = end_time_ns  # type: ignore[assignment]  # a number is kept as it was given
         if self.active:
-            # Without a tracer Kong fails here too.
-            key = self.tracer.spans_key  # type: ignore[union-attr]
-            ctx = provider.execution.span_ctx
-            if ctx is not None and (trace := ctx.get(key)) is not None and trace.active is self:
-                parent = trace.active = self.parent
+            tracer = self.tracer
+            trace = tracer.namespace.trace if tracer is not None else provider.trace_of_nobody()
+            if trace is not None and trace.active is self:
+                parent = self.parent
                 if parent is not None:
-                    parent.active = True
+                    try:
+                        parent.active = True
+                    except AttributeError:
+                        flag_active(parent)
+                trace.active = parent
                 self.active = None
 
-    def set_attribute(self, key: str = None, value: Any = None) -> None:  # type: ignore[assignment]
+    def set_attribute(self, key: str = MISSING, value: Any = None) -> None:
         """Set one attribute; ``None`` removes it (S11).
 
         Args:
@@ -167,22 +178,30 @@ class Span:
 
         Raises:
             ApiError: ``key`` is not a string.
+            ReleasedSpanError: the span has been released (in profile ``safe`` that is logged).
         """
-        if type(key) is not str and not isinstance(key, (str, bytes)):
-            raise ApiError("invalid key")
+        if type(key) is not str and not is_text(key):
+            self._refuse("set_attribute", "invalid key")
+            return
+        kind = type(value)
+        if kind is not str and kind is not int and kind is not bool and not isinstance(value, _CARRIED):
+            self._set_unusual(key, value)
+            return
         attributes = self.attributes
-        if attributes is None:
-            provider = self._provider
-            if self.span_id is None:
-                provider.used_after_release("set_attribute")
-                return
-            attributes = self.attributes = provider.new_attributes()
-        if type(value) not in _CARRIED:
-            if value is None:
-                attributes.pop(key, None)
-                return
-            self._check_value(value)
-        attributes[key] = value
+        if attributes is not None:
+            attributes[key] = value
+            return
+        if self.span_id is None:
+            self._provider.used_after_release("set_attribute")
+            return
+        pool = self._provider.attributes
+        free = pool.free
+        if free:
+            attributes = self.attributes = free.pop()
+            attributes[key] = value
+        else:
+            pool.made += 1
+            self.attributes = {key: value}
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Set several attributes; the same as one :meth:`set_attribute` for each (documented usage, C3)."""
@@ -191,7 +210,7 @@ class Span:
 
     def add_event(
         self,
-        name: str = None,  # type: ignore[assignment]
+        name: str = MISSING,
         attributes: dict[str, Any] | None = None,
         time_ns: int | None = None,
     ) -> None:
@@ -204,11 +223,14 @@ class Span:
 
         Raises:
             ApiError: ``name`` is not a string, or ``attributes`` is neither None nor a mapping.
+            ReleasedSpanError: the span has been released (in profile ``safe`` that is logged).
         """
-        if not isinstance(name, (str, bytes)):
-            raise ApiError("invalid name")
-        if attributes is not None and not isinstance(attributes, (dict, list)):
-            raise ApiError("invalid attribute")
+        if not is_text(name):
+            self._refuse("add_event", "invalid name")
+            return
+        if attributes is not None and not is_table(attributes):
+            self._refuse("add_event", "invalid attribute")
+            return
         provider = self._provider
         if self.span_id is None:
             provider.used_after_release("add_event")
@@ -224,41 +246,70 @@ class Span:
         message = err if isinstance(err, (str, bytes)) else _lua_text(err)
         self.add_event(EXCEPTION_EVENT, {EXCEPTION_MESSAGE: message})
 
-    def set_status(self, status: float = None) -> None:  # type: ignore[assignment]
+    def set_status(self, status: float = MISSING) -> None:
         """Set the status: 0 unset, 1 ok, 2 error; any number is stored (S15).
 
         Raises:
             ApiError: ``status`` is not a number.
+            ReleasedSpanError: the span has been released (in profile ``safe`` that is logged).
         """
         if not is_number(status):
-            raise ApiError("invalid status")
-        if self.span_id is None:
+            self._refuse("set_status", "invalid status")
+        elif self.span_id is None:
             self._provider.used_after_release("set_status")
-            return
-        self.status = status
+        else:
+            self.status = status
 
     def release(self) -> None:
-        """Give the memory back to the pool now instead of at the end of the request (S16).
+        """Give the memory back now instead of at the end of the request (S16).
 
         The span stays in the span list of its request, which skips it from then on.
+
+        Raises:
+            ReleasedSpanError: the span has been released (in profile ``safe`` that is logged).
         """
-        provider = self._provider
         if self.span_id is None:
-            provider.used_after_release("release")
-            return
-        provider.release(self)
+            self._provider.used_after_release("release")
+        else:
+            self._provider.release(self)
 
     def each_baggage_item(self) -> Callable[[], None]:
         """A callable that does nothing; Kong's placeholder for baggage (D19)."""
+        if self.span_id is None:
+            self._provider.used_after_release("each_baggage_item")
         return _nothing
 
-    def _check_value(self, value: object) -> None:
-        if isinstance(value, (str, int, float, bytes, list, dict, tuple)):
+    def _end(self, end_time_ns: float) -> bool:
+        if not is_number(end_time_ns):
+            raise ApiError("invalid span end time")
+        if end_time_ns < self.start_time_ns:
+            duration = end_time_ns - self.start_time_ns
+            self._provider.log("error", f"invalid span duration: {duration:.14g} for span: {self.name}")
+            return False
+        self.end_time_ns = end_time_ns  # type: ignore[assignment]  # a number is kept as it was given
+        return True
+
+    def _set_unusual(self, key: str, value: object) -> None:
+        provider = self._provider
+        if self.span_id is None:
+            provider.used_after_release("set_attribute")
             return
-        self._provider.log("error", f"invalid span attribute value type: {lua_type(value)}")
+        attributes = self.attributes
+        if attributes is None:
+            attributes = self.attributes = provider.attributes.fetch()
+        if value is None:
+            attributes.pop(key, None)
+            return
+        provider.log("error", f"invalid span attribute value type: {lua_type(value)}")
+        attributes[key] = value
+
+    def _refuse(self, method: str, message: str) -> None:
+        if self.span_id is not None:
+            raise ApiError(message)
+        self._provider.used_after_release(method)
 
     def __repr__(self) -> str:
-        if self.span_id is None:
+        if not self.span_id:
             return "<Span released>"
         return f"<Span {self.name!r} {self.trace_id.hex()}/{self.span_id.hex()}>"
 
@@ -270,11 +321,21 @@ def clear(span: Span) -> None:
     span.events = span.status = span.active = None
 
 
+def flag_active(span: Any) -> None:
+    """Flag as active what is no span: a plain mapping, or False, which stands for none.
+
+    Raises:
+        TypeError: it cannot be a span.
+    """
+    if isinstance(span, dict):
+        span["active"] = True
+    elif span is not False:
+        raise TypeError(f"the active span must be a span, not {type(span).__name__}")
+
+
 def lua_type(value: object) -> str:
-    """The name that Lua's ``type()`` has for a Python value, for log lines that quote it."""
-    if callable(value):
-        return "function"
-    return type(value).__name__
+    """What Lua's ``type()`` calls a value, where it has a word for it."""
+    return "function" if callable(value) else type(value).__name__
 
 
 def _lua_text(value: object) -> str:
@@ -338,4 +399,3 @@ class NoopSpan:
 NOOP_SPAN = NoopSpan()
 
 AnySpan = Span | NoopSpan
-SpanIterator = Iterator[Span]

@@ -11,16 +11,35 @@ Calls are valid in the phases of :data:`kongtrace.phase.PHASES` whose column ``s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kongtrace.context import KONG_PHASE, UNLINKED, Trace, active_key, spans_key, tracing_context
+from kongtrace.context import (
+    KONG_PHASE,
+    UNLINKED,
+    Context,
+    Trace,
+    active_key,
+    tracing_context,
+)
 from kongtrace.errors import ApiError
+from kongtrace.noop import NoopTracer
 from kongtrace.sampler import Decision, sample
-from kongtrace.span import INTERNAL, NOOP_SPAN, AnySpan, NoopSpan, Span, is_number
+from kongtrace.span import (
+    INTERNAL,
+    MISSING,
+    NOOP_SPAN,
+    AnySpan,
+    NoopSpan,
+    Span,
+    flag_active,
+    is_number,
+    is_table,
+    is_text,
+)
 
 if TYPE_CHECKING:
-    from kongtrace.noop import NoopTracer
+    from collections.abc import Callable, Mapping
+
     from kongtrace.provider import TracerProvider
 
 PROPAGATION_ONLY = "kong.propagation_only"
@@ -40,39 +59,54 @@ class Tracer:
 
     __slots__ = (
         "__weakref__",
+        "_attributes",
         "_execution",
         "_free_spans",
+        "_new_list",
+        "_new_span",
         "_provider",
+        "_samples_all",
         "_span_ids",
-        "_span_pool",
         "_time_ns",
-        "active_key",
+        "_trace_ids",
         "name",
         "namespace",
         "sampling_rate",
-        "spans_key",
     )
 
     def __init__(self, name: str, provider: TracerProvider, sampling_rate: Any, namespace: str) -> None:
         self.name = name
-        self.namespace = namespace
+        self.namespace = provider.execution.namespace(namespace)
         self.sampling_rate = sampling_rate
-        self.active_key = active_key(namespace)
-        self.spans_key = spans_key(namespace)
+        self._samples_all = is_number(sampling_rate) and sampling_rate >= 1
         self.bind(provider)
 
     def bind(self, provider: TracerProvider) -> None:
         """Work for ``provider`` from now on."""
         self._provider = provider
         self._execution = provider.execution
+        self.namespace = provider.execution.namespace(self.namespace.name)
         self._time_ns = provider.time_ns
         self._span_ids = provider.span_ids.drawn
-        self._span_pool = provider.spans
+        self._trace_ids = provider.trace_ids.drawn
+        self._new_span = provider.span_class
+        self._new_list = provider.storage.fetch
         self._free_spans = provider.spans.free
+        self._attributes = provider.attributes
 
-    def new(self, name: Any = None, options: dict[str, Any] | None = None) -> Tracer | NoopTracer:
-        """Another tracer (D2): see :meth:`TracerProvider.new`."""
-        return self._provider.new(name, options)
+    @property
+    def spans_key(self) -> str:
+        """Where its namespace keeps the span list in the request context."""
+        return self.namespace.spans_key
+
+    @property
+    def active_key(self) -> str:
+        """The name that Kong has for the place of its namespace's active span."""
+        return active_key(self.namespace.name)
+
+    def new(self, name: Any = None, options: dict[str, Any] | None = None, **given: Any) -> Tracer | NoopTracer:
+        """Another tracer (D2), its options in a mapping or as keyword arguments: see :meth:`TracerProvider.new`."""
+        return self._provider.new(name, {**(options or {}), **given} if given else options)
 
     __call__ = new
 
@@ -84,30 +118,27 @@ class Tracer:
         """
         self._provider.set_global_tracer(tracer)
 
-    def start_span(
+    def start_span(  # noqa: C901, PLR0912, PLR0915  # one frame: the calls of shorter functions would double its cost
         self,
-        name: str = None,  # type: ignore[assignment]  # a missing name is reported as Kong does
+        name: str = MISSING,
         options: dict[str, Any] | None = None,
         start_time_ns: int | None = None,
         span_kind: int | None = None,
         should_sample: bool | None = None,
         attributes: dict[str, Any] | None = None,
         parent: AnySpan | None = None,
-        trace_id: bytes | None = None,
-        parent_id: bytes | None = None,
     ) -> AnySpan:
         """A new span, linked into the request's span list (D4, S3-S8).
 
         Args:
             name: non-empty string.
-            options: the arguments below as a mapping, as the Lua API takes them.
+            options: the arguments below as a mapping, as the Lua API takes them, and ``trace_id`` and ``parent_id``
+                (bytes), which are used when there is no parent (T11).
             start_time_ns: ns since the epoch; now when left out.
             span_kind: 0 to 5; 1 (internal) when left out.
             should_sample: the sampling decision where no parent has one (T12, C8).
             attributes: mapping, kept by reference (S4).
             parent: the parent span; the active span when left out.
-            trace_id: bytes, used when there is no parent (T11).
-            parent_id: bytes, used when there is no parent.
 
         Returns:
             The span; the no-op span in a phase that permits none.
@@ -115,65 +146,78 @@ class Tracer:
         Raises:
             ApiError: an argument of the wrong type; nothing has been taken from the pool then.
         """
-        ctx = self._execution.span_ctx
-        if ctx is None:
-            return NOOP_SPAN
+        trace = self.namespace.trace
+        if trace is None:
+            ctx = self._execution.span_ctx
+            if ctx is None:
+                return NOOP_SPAN
         if type(name) is not str or not name:
             _check_name(name)
         if options is not None:
-            return self.start_span(
-                name,
-                None,
-                **_start_options(
-                    options, start_time_ns, span_kind, should_sample, attributes, parent, trace_id, parent_id
-                ),
-            )
-        if start_time_ns is not None or span_kind is not None or should_sample is not None or attributes is not None:
+            return self._start_with(options, name, start_time_ns, span_kind, should_sample, attributes, parent)
+        if (
+            (span_kind is not None and type(span_kind) is not int)
+            or (attributes is not None and type(attributes) is not dict)
+            or (start_time_ns is not None and type(start_time_ns) is not int)
+            or (should_sample is not None and type(should_sample) is not bool)
+        ):
             _check_options(start_time_ns, span_kind, should_sample, attributes)
+        if trace is None:
+            assert ctx is not None
+            new_list = self._new_list
+            trace = self._new_trace(ctx, new_list())
 
-        try:
-            trace = ctx[self.spans_key]
-        except KeyError:
-            trace = ctx[self.spans_key] = Trace()
-        if not parent:
+        if parent is None:
             parent = trace.active
-        if type(parent) is Span:
-            inherited = parent.trace_id
-            sampled = parent.should_sample
-            inherited_id = parent.span_id
+        if parent is None:
+            trace_id = parent_id = None
+            sampled = should_sample
         else:
-            inherited, sampled, inherited_id = _identity(parent)
-        if inherited is None:
-            inherited = trace_id or self._provider.trace_ids.draw()
+            try:
+                trace_id = parent.trace_id
+                parent_id = parent.span_id
+                sampled = parent.should_sample
+            except AttributeError:
+                parent, trace_id, sampled, parent_id = _plain_parent(parent, trace.active)
+            if sampled is None:
+                sampled = should_sample
+        if trace_id is None:
+            trace_id = self._trace_ids.pop() if self._trace_ids else self._provider.trace_ids.draw()
         if sampled is None:
-            sampled = self._sampled(inherited) if should_sample is None else should_sample
+            sampled = self._samples_all or self.decide(trace_id)
 
-        try:
-            span = self._free_spans.pop()
-        except IndexError:
-            span = self._span_pool.make()
-        span.parent = parent
-        span.trace_id = inherited
-        span.parent_id = parent_id if inherited_id is None else inherited_id
-        span.should_sample = sampled
-        span.tracer = self
+        free = self._free_spans
+        if free:
+            span = free.pop()
+        else:
+            new_span = self._new_span
+            span = new_span()
+            span._provider = self._provider  # noqa: SLF001  # a tracer makes the spans of its provider
+            span.attributes = span.events = span.end_time_ns = span.status = span.active = None
         try:
             span.span_id = self._span_ids.pop()
         except IndexError:
             span.span_id = self._provider.span_ids.draw()
-        span.kind = INTERNAL if span_kind is None else span_kind
-        if attributes is not None:
-            span.attributes = attributes
-            self._provider.attributes.adopted += 1
+        span.trace_id = trace_id
+        span.parent_id = parent_id
+        span.parent = parent
+        span.should_sample = sampled
         span.name = name
+        span.kind = INTERNAL if span_kind is None else span_kind
         if start_time_ns is None:
             time_ns = self._time_ns
-            start_time_ns = time_ns()
-        span.start_time_ns = start_time_ns
-        spans = trace.spans
-        if spans is None:
-            spans = trace.spans = self._provider.storage.fetch()
-        spans.append(span)
+            span.start_time_ns = time_ns()
+        else:
+            span.start_time_ns = start_time_ns
+        if attributes is not None:
+            span.attributes = attributes
+            self._attributes.adopted += 1
+        span.tracer = self
+        try:
+            trace.spans.append(span)  # type: ignore[union-attr]
+        except AttributeError:
+            # A span was made active before there was a list.
+            self.list_of(trace).append(span)
         return span
 
     def create_span(self, tracer: Tracer | None = None, options: dict[str, Any] | None = None, **given: Any) -> AnySpan:
@@ -188,9 +232,12 @@ class Tracer:
             ApiError: an argument of the wrong type.
         """
         fields = _merged(options, given)
+        _check_options(*map(fields.get, _CHECKED))
         span = self._create(tracer, fields)
         ctx = self._execution.ctx
-        if ctx is not None:
+        if ctx is None:
+            self._provider.give_up([span])
+        else:
             ctx.setdefault(UNLINKED, []).append(span)
         return span
 
@@ -207,15 +254,15 @@ class Tracer:
         if arguments and isinstance(arguments[0], (Span, NoopSpan)):
             arguments = (self, *arguments)
         tracer, span, name, options = (*arguments, None, None, None, None)[:4]
-        if tracer is None or tracer is False:
-            fields = _merged(options, given)
-            _check_options(*map(fields.get, _CHECKED))
-            self._fill(None, span, name, fields)
-            raise TypeError("link_span needs a tracer: its span list takes the span")
-        if not isinstance(tracer, Tracer):
+        if tracer and not isinstance(tracer, (Tracer, NoopTracer, dict)):
             raise ApiError("invalid tracer")
         fields = _merged(options, given)
-        return tracer._link(tracer, span, name, fields)
+        _check_options(*map(fields.get, _CHECKED))
+        self._fill(tracer, span, name, fields)
+        if not isinstance(tracer, Tracer):
+            raise TypeError("link_span needs a tracer: its span list takes the span")
+        tracer.get_spans().append(span)
+        return span  # type: ignore[no-any-return]  # what is not a span has failed above
 
     def new_span(self, *arguments: Any, **given: Any) -> AnySpan | None:
         """The three functions that one page of the documentation calls by this name (C2).
@@ -231,11 +278,8 @@ class Tracer:
 
     def active_span(self) -> AnySpan | None:
         """The active span of the running request, or None (D5)."""
-        ctx = self._execution.span_ctx
-        if ctx is None or self.spans_key not in ctx:
-            return None
-        trace: Trace = ctx[self.spans_key]
-        return trace.active
+        trace = self.namespace.trace
+        return None if trace is None else trace.active
 
     def set_active_span(self, span: AnySpan | None = None) -> None:
         """Make ``span`` the active one, the implicit parent of the next; None clears (D6, T10).
@@ -243,21 +287,19 @@ class Tracer:
         Raises:
             TypeError: it cannot be a span.
         """
-        ctx = self._execution.span_ctx
-        if ctx is None:
-            return
-        try:
-            trace = ctx[self.spans_key]
-        except KeyError:
-            trace = ctx[self.spans_key] = Trace()
-        if span:
+        trace = self.namespace.trace
+        if trace is None:
+            if self._execution.span_ctx is None:
+                return
+            trace = self.trace()
+        if span is not None:
             try:
                 span.active = True
             except AttributeError:
-                _flag_active(span)
-        trace.active = span or None
+                flag_active(span)
+        trace.active = span
 
-    def process_span(self, processor: Callable[..., object] = None, *extra: Any) -> None:  # type: ignore[assignment]
+    def process_span(self, processor: Callable[..., object] = MISSING, *extra: Any) -> None:
         """Show every span of this tracer's name, in the order of linking, to ``processor`` (D7, T9).
 
         Args:
@@ -272,34 +314,31 @@ class Tracer:
         if not callable(processor):
             raise ApiError("processor must be a function")
         name = self.name
-        for span in self._linked():
+        for span in self.get_spans():
             tracer = span.tracer
             if tracer is not None and tracer.name == name:
                 processor(span, *extra)
 
     def init_spans(self) -> list[Span]:
         """A new span list for the running request, in place of the one it has (D17)."""
-        trace = self._trace()
-        if trace.spans is not None:
-            self._provider.give_up(trace.spans)
-        trace.spans = self._provider.storage.fetch()
-        return trace.spans
+        trace = self.trace()
+        self._provider.settle(trace)
+        trace.spans = None
+        trace.settled = False
+        return self.list_of(trace)
 
     def get_spans(self) -> list[Span]:
         """The span list of the running request; made when there is none (D17, T15)."""
-        trace = self._trace()
-        if trace.spans is None:
-            trace.spans = self._provider.storage.fetch()
-        return trace.spans
+        return self.list_of(self.trace())
 
     def get_root_span(self) -> AnySpan | None:
         """The first span of the list, or None (D17)."""
-        spans = self._linked()
+        spans = self.get_spans()
         return spans[0] if spans else None
 
     def set_should_sample(self, should_sample: bool | None = None) -> None:
         """Write the sampling flag of every span now in the list (T14)."""
-        for span in self._linked():
+        for span in self.get_spans():
             span.should_sample = should_sample
 
     def get_sampling_decision(
@@ -314,102 +353,117 @@ class Tracer:
         Raises:
             TypeError: the root span has no attributes, in profile ``kong`` (M7).
         """
-        ctx = self._context()
-        spans = self._linked()
+        spans = self.get_spans()
         if not spans or self._is_propagation_only(spans[0]):
             return False
-        trace_id = tracing_context(ctx).raw_trace_id
-        if parent_should_sample is False or not isinstance(trace_id, (bytes, str)):
-            return bool(parent_should_sample)
+        trace_id = tracing_context(self._context()).raw_trace_id
+        if parent_should_sample is False or trace_id is None:
+            return parent_should_sample is not None and parent_should_sample is not False
         rate = self._provider.sampling_rate if sampling_rate is None or sampling_rate is False else sampling_rate
-        sampled, error = self.sampler(trace_id, rate)  # type: ignore[arg-type]
+        return rate is not None and rate is not False and self.decide(trace_id, rate)
+
+    def sampler(self, trace_id: bytes = MISSING, rate: float | None = None) -> Decision:
+        """The decision on a trace id at ``rate``, or at the tracer's own rate (M1)."""
+        return sample(trace_id, self.sampling_rate if rate is None or rate is False else rate)
+
+    def decide(self, trace_id: bytes, rate: float | None = None) -> bool:
+        """The same as :meth:`sampler`; a failure is logged and means no (T12)."""
+        sampled, error = self.sampler(trace_id, rate)
         if error is not None:
             self._provider.log("error", f"sampler failure: {error}")
         return bool(sampled)
 
-    def sampler(self, trace_id: bytes | None = None, rate: float | None = None) -> Decision:
-        """The decision on a trace id at ``rate``, or at the tracer's own rate (M1)."""
-        return sample(trace_id, self.sampling_rate if rate is None or rate is False else rate)  # type: ignore[arg-type]
+    def _new_trace(self, ctx: Context, spans: list[Span] | None) -> Trace:
+        trace = Trace()
+        trace.spans = spans
+        trace.active = None
+        trace.settled = False
+        namespace = self.namespace
+        ctx[namespace.spans_key] = trace
+        if ctx is self._execution.span_ctx:
+            namespace.trace = trace
+        return trace
 
-    def _create(self, tracer: Tracer | None, options: dict[str, Any]) -> Span:
-        _check_options(*map(options.get, _CHECKED))
+    def trace(self) -> Trace:
+        """The trace of the running request; made when there is none."""
+        ctx = self._context()
+        trace: Trace | None = ctx.get(self.namespace.spans_key)
+        return self._new_trace(ctx, None) if trace is None else trace
+
+    def list_of(self, trace: Trace) -> list[Span]:
+        """The span list of a trace; made when there is none."""
+        if trace.spans is None:
+            new_list = self._new_list
+            trace.spans = new_list()
+        return trace.spans
+
+    def _start_with(self, options: object, name: str, *given: Any) -> Span:
+        """Start a span with options in a mapping; arguments go first."""
+        named = zip((*_CHECKED, "parent"), given, strict=True)
+        fields = _merged(options, {option: value for option, value in named if value is not None})
+        _check_options(*map(fields.get, _CHECKED))
+        span = self._create(self, fields)
+        self._fill(self, span, name, fields)
+        self.list_of(self.trace()).append(span)
+        return span
+
+    def _create(self, tracer: Any, options: Mapping[str, Any]) -> Span:
         get = options.get
-        parent = get("parent") or (tracer.active_span() if tracer is not None and tracer is not False else None)
-        inherited, sampled, parent_id = _identity(parent)
         provider = self._provider
-        trace_id = inherited if inherited is not None else get("trace_id") or provider.trace_ids.draw()
+        parent: Any = get("parent")
+        if parent is None or parent is False:
+            parent = tracer and tracer.active_span()
+        inherited, sampled, inherited_id = _identity(parent)
+        trace_id = next(
+            (given for given in (inherited, get("trace_id")) if given is not None and given is not False), None
+        )
+        if trace_id is None:
+            trace_id = provider.trace_ids.draw()
         if sampled is None:
             sampled = get("should_sample")
         if sampled is None:
-            sampled = tracer is not None and tracer._sampled(trace_id)
+            sampled = bool(tracer) and tracer.decide(trace_id)
         span = provider.spans.fetch()
         span.parent = parent
         span.trace_id = trace_id
-        span.parent_id = parent_id if parent_id is not None else get("parent_id")
+        span.parent_id = get("parent_id") if inherited_id is None else inherited_id
         span.should_sample = sampled
-        span.tracer = tracer
+        span.tracer = tracer or None
         span.span_id = provider.span_ids.draw()
         kind = get("span_kind")
         span.kind = INTERNAL if kind is None else kind
         return span
 
-    def _sampled(self, trace_id: bytes) -> bool:
-        if self.sampling_rate == 1:
-            return True
-        sampled, error = self.sampler(trace_id)
-        if error is not None:
-            self._provider.log("error", f"sampler failure: {error}")
-        return bool(sampled)
-
-    def _link(self, tracer: Tracer, span: AnySpan, name: str, options: dict[str, Any]) -> AnySpan:
-        _check_options(*map(options.get, _CHECKED))
-        self._fill(tracer, span, name, options)
-        self.get_spans().append(span)  # type: ignore[arg-type]  # the no-op span is listed too, as in Kong
-        return span
-
-    def _fill(self, tracer: Tracer | None, span: AnySpan, name: str, options: dict[str, Any]) -> None:
+    def _fill(self, tracer: Tracer | NoopTracer | None, span: AnySpan, name: str, options: Mapping[str, Any]) -> None:
         start = options.get("start_time_ns")
         now = self._provider.time_ns() if start is None else start
         if not isinstance(span, Span):
             return
         if span.tracer is None:
             span.tracer = tracer
-        pool = self._provider.attributes
-        replaced = span.attributes
-        pool.discarded += replaced is not None
+        pool = self._attributes
+        pool.discarded += span.attributes is not None
         span.attributes = options.get("attributes")
         pool.adopted += span.attributes is not None
         span.start_time_ns = now
         span.name = name
 
-    def _context(self) -> dict[str, Any]:
+    def _context(self) -> Context:
         ctx = self._execution.ctx
         if ctx is None:
             raise ApiError("no request found")
         return ctx
 
-    def _trace(self) -> Trace:
-        ctx = self._context()
-        trace: Trace | None = ctx.get(self.spans_key)
-        if trace is None:
-            trace = ctx[self.spans_key] = Trace()
-        return trace
-
-    def _linked(self) -> Sequence[Span]:
-        ctx = self._execution.ctx
-        trace = ctx.get(self.spans_key) if ctx is not None else None
-        return trace.spans or () if trace is not None else ()
-
     def _is_propagation_only(self, root: AnySpan) -> bool:
         attributes = root.attributes
         if attributes is None:
-            if self._provider.profile.bare_root_raises:
+            if self._provider.profile.nil_raises:
                 raise TypeError(f"the root span {root!r} has no attributes")
             return False
-        return bool(attributes.get(PROPAGATION_ONLY))
+        return attributes.get(PROPAGATION_ONLY, False) is not False
 
     def _check_phase(self, ctx: dict[str, Any] | None) -> None:
-        phase = ctx.get(KONG_PHASE) if ctx else None
+        phase = ctx.get(KONG_PHASE) if ctx is not None else None
         if phase == "log":
             return
         if phase is None:
@@ -419,17 +473,11 @@ class Tracer:
         raise ApiError(f"function cannot be called in {phase} phase (only in: log)")
 
     def __repr__(self) -> str:
-        return f"<Tracer {self.name!r} in {self.namespace}>"
-
-
-def _flag_active(span: Any) -> None:
-    if not isinstance(span, dict):
-        raise TypeError(f"the active span must be a span, not {type(span).__name__}")
-    span["active"] = True
+        return f"<Tracer {self.name!r} in {self.namespace.name}>"
 
 
 def _check_name(name: object) -> None:
-    if not isinstance(name, (str, bytes)) or not name:
+    if not is_text(name) or not name:
         raise ApiError("invalid span name")
 
 
@@ -444,39 +492,36 @@ def _check_options(start_time_ns: object, span_kind: object, should_sample: obje
         raise ApiError("invalid start kind")
     if should_sample is not None and not isinstance(should_sample, bool):
         raise ApiError("invalid sampled")
-    if attributes is not None and not isinstance(attributes, (dict, list)):
+    if attributes is not None and not is_table(attributes):
         raise ApiError("invalid attributes")
 
 
-def _merged(options: object, given: dict[str, Any]) -> dict[str, Any]:
+def _merged(options: object, given: dict[str, Any]) -> Mapping[str, Any]:
+    """Options in a mapping, and those given by name, which go first."""
     if options is None:
         return given
-    if not isinstance(options, (dict, list)):
+    if not is_table(options):
         raise ApiError("invalid options type")
-    if isinstance(options, list):
-        return given
-    return {**options, **given} if given else options
+    # A table without named fields has no options.
+    return {**options, **given} if isinstance(options, dict) else given
 
 
-_START_OPTIONS = (*_CHECKED, "parent", "trace_id", "parent_id")
+_Identity = tuple[bytes | None, bool | None, bytes | None]
 
 
-def _start_options(options: object, *given: object) -> dict[str, Any]:
-    """The options that start_span knows, arguments before the mapping."""
-    fields = _merged(options, {})
-    return {
-        name: fields.get(name) if value is None else value for name, value in zip(_START_OPTIONS, given, strict=True)
-    }
-
-
-def _identity(parent: Any) -> tuple[bytes | None, bool | None, bytes | None]:
+def _identity(parent: Any) -> _Identity:
     """Trace id, sampling flag and span id of a parent, which may be any object with fields (T11)."""
-    if parent is None:
-        return None, None, None
-    if isinstance(parent, (Span, NoopSpan)):
-        return parent.trace_id, parent.should_sample, parent.span_id
-    if isinstance(parent, dict):
-        return parent.get("trace_id"), parent.get("should_sample"), parent.get("span_id")
-    if isinstance(parent, (str, bytes, list)):
-        return None, None, None
-    raise TypeError(f"a parent must be a span, not {type(parent).__name__}")
+    match parent:
+        case None | False | str() | bytes() | list():
+            return None, None, None
+        case dict():
+            return parent.get("trace_id"), parent.get("should_sample"), parent.get("span_id")
+        case bool() | int() | float():
+            raise TypeError(f"a parent must be a span, not {type(parent).__name__}")
+    return parent.trace_id, parent.should_sample, parent.span_id
+
+
+def _plain_parent(parent: Any, active: Any) -> tuple[Any, bytes | None, bool | None, bytes | None]:
+    """The same for a parent that is no span; False stands for none, which is the active span."""
+    parent = active if parent is False else parent
+    return parent, *_identity(parent)
