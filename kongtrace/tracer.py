@@ -82,7 +82,8 @@ class Tracer:
         self.bind(provider)
 
     def bind(self, provider: TracerProvider) -> None:
-        """Work for ``provider`` from now on."""
+        """Work for ``provider`` from now on, as one of its own class: it may have been made before there was any."""
+        self.__class__ = provider.tracer_class
         self._provider = provider
         self._execution = provider.execution
         self.namespace = provider.execution.namespace(self.namespace.name)
