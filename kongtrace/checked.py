@@ -1,0 +1,807 @@
+"""The checked span: a build of the tracer that reports misuse, for plugin authors and for tests.
+
+Public names: :func:`tracer_provider` makes a provider in one of the modes of :class:`~kongtrace.findings.Mode`. In mode
+``off`` that is the plain :class:`~kongtrace.provider.TracerProvider`, and nothing is paid. In the others it is a
+:class:`CheckedProvider`, whose ``findings``, a :class:`~kongtrace.findings.FindingLog`, has what was found. What the
+codes mean stands in :mod:`kongtrace.findings` and `docs/findings.md`. Calls have the results that they have without the
+checks, except that mode ``raise`` raises :class:`~kongtrace.findings.FindingError`, and that recycling is not seen.
+
+    provider = tracer_provider("report", on_finding=lambda found: print(found.text()), time_ns=..., random_bytes=...)
+
+Theory of operation.
+
+*Handles.* The plain span is recycled: whoever kept it sees the span of another request, and nobody can tell. Here a
+handle is used once. When a span is released, its handle becomes a :class:`ReleasedSpan` for good, and a new handle
+takes its place in the pool's free list; likewise its tables. So the generation of a span is its identity, and a stale
+handle is recognised however late it is used, while the balances of the pools are those of the plain build. To withhold
+handles from the pool for a while (quarantine) would do too, until the while is over, and would change the balances.
+
+*Holders.* After the end of a request nothing may hold what was lent to it. What is still referenced then is looked at
+again some :data:`SWEEP_REQUESTS` requests later (:mod:`kongtrace.custody`), and reported with its holder;
+:meth:`CheckedProvider.sweep` looks at once, for the end of a run.
+
+*Stacks* begin with the first caller outside this package. Mode ``count`` takes one line of them.
+
+Not seen are spans of requests that never end, and what is done with a table of a span behind the span's back.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from inspect import iscoroutine
+from sys import _getframe, getrefcount
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+
+from kongtrace.context import DEFAULT_NAMESPACE, KONG_PHASE, TRACING_CONTEXT, UNLINKED, Context, Trace, spans_key
+from kongtrace.custody import Custody, Held, description, holder
+from kongtrace.findings import Code, Finding, FindingLog, Frame, Mode, Stack
+from kongtrace.provider import TracerProvider
+from kongtrace.span import AnySpan, Event, Span, is_number, lua_type
+from kongtrace.tracer import PROPAGATION_ONLY, Tracer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from kongtrace.noop import NoopTracer
+    from kongtrace.pool import Pool
+
+T = TypeVar("T")
+
+SWEEP_REQUESTS = 100
+"""Requests from one look at what is held to the next."""
+
+CUSTODY_MAX = 10_000
+"""Held objects that bring the next look forward."""
+
+NAMES_MAX = 200
+"""Names of spans that one tracer may have."""
+
+TRACERS_MAX = 20
+"""How often requests may make a tracer of one name."""
+
+DISTINCT_MAX = 1000
+"""Names of tracers that are watched."""
+
+STACK_DEPTH_MAX = 24
+"""Lines of a stack."""
+
+TOLERANCE_NS = 1_000_000
+"""How far a child may reach beyond its parent (kong-semantics H19)."""
+
+SPAN, ATTRIBUTES, EVENTS, LIST = "the span", "its attributes", "its events", "the span list that begins with it"
+"""What is lent."""
+
+_DAY_NS = 86_400 * 10**9
+_BEYOND_NS = 10**19  # the year 2286
+_REQUEST = "KONG_CHECKED"
+_DEFAULT_KEY = spans_key(DEFAULT_NAMESPACE)
+_FIELDS = frozenset(name for name in Span.__slots__ if not name.startswith("_")) | {"linked"}
+
+_OURS = frozenset(f"kongtrace.{name}" for name in ("checked", "span", "tracer", "provider", "pool"))
+"""Modules that read and write spans on their own account."""
+
+
+def tracer_provider(
+    mode: Mode | str = Mode.OFF, *, on_finding: Callable[[Finding], object] | None = None, **arguments: Any
+) -> TracerProvider:
+    """A provider of tracers that checks as ``mode`` says.
+
+    Args:
+        mode: "off", "count", "report" or "raise".
+        on_finding: called with each finding the first time; in modes "report" and "raise".
+        arguments: of :class:`~kongtrace.provider.TracerProvider`.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    if Mode(mode) is Mode.OFF:
+        return TracerProvider(**arguments)
+    return CheckedProvider(FindingLog(Mode(mode), on_finding), **arguments)
+
+
+class _Request:
+    """What the checks know of one request; kept in its context.
+
+    Attributes:
+        asked: key of the span list and name of each tracer that ``process_span`` was called on.
+        tables: which span owns an attribute table that was given, by the table's id.
+        in_log: the log phase has begun.
+        leaked: spans that were found active when they should not be.
+    """
+
+    __slots__ = ("asked", "in_log", "leaked", "tables")
+
+    def __init__(self) -> None:
+        self.asked: set[tuple[str, str]] = set()
+        self.tables: dict[int, _Record] = {}
+        self.in_log = False
+        self.leaked: set[_Record] = set()
+
+
+class _Record:
+    """What the checks know of one span, also after its release.
+
+    Attributes:
+        request: to which it belongs; None when it was made outside any.
+        phase: in which it was made.
+        creation: where it was made.
+        name: of the span, once it is linked.
+        table: its attribute table, while it is live, when the caller gave one.
+        has_callers_table: the caller gave one.
+        activated: where it was last made active.
+        flagged: where its sampling flag was last written by hand.
+        error: where an error was last recorded on it.
+        kept: where a processor was called that kept it.
+        copied: where a processor was called that kept one of its tables.
+        let_go: where it was released by hand.
+        read: where it was last read or written after its release.
+        released: it has been given back.
+        shown: a processor has seen it.
+        mistimed: its end was refused.
+    """
+
+    __slots__ = (
+        "activated",
+        "copied",
+        "creation",
+        "error",
+        "flagged",
+        "has_callers_table",
+        "kept",
+        "let_go",
+        "mistimed",
+        "name",
+        "phase",
+        "read",
+        "released",
+        "request",
+        "shown",
+        "table",
+    )
+
+    def __init__(self, request: _Request | None, phase: str, creation: Stack) -> None:
+        self.request = request
+        self.phase = phase
+        self.creation = creation
+        self.name: str | None = None
+        self.table: dict[str, Any] | None = None
+        self.activated: Stack | None = None
+        self.flagged: Stack | None = None
+        self.error: Stack | None = None
+        self.kept: Stack | None = None
+        self.copied: Stack | None = None
+        self.let_go: Stack | None = None
+        self.read: Frame | None = None
+        self.has_callers_table = self.shown = self.mistimed = self.released = False
+
+    def own(self, table: dict[str, Any] | None) -> None:
+        """Have the table that the caller gave, in place of an earlier one."""
+        if self.request is not None:
+            if self.table is not None:
+                self.request.tables.pop(id(self.table), None)
+            if table is not None:
+                self.request.tables[id(table)] = self
+        self.table = table
+        self.has_callers_table |= table is not None
+
+
+_NOBODY = _Record(None, "", ())
+"""Stands for what is known of a span that no checked tracer has made."""
+
+_FLAG: Any = Span.__dict__["should_sample"]
+
+
+class CheckedSpan(Span):
+    """A span whose every call is checked; what it does is what :class:`~kongtrace.span.Span` does."""
+
+    __slots__ = ("record",)
+
+    _provider: CheckedProvider
+    record: _Record
+
+    def __init__(self) -> None:
+        self.record = _NOBODY
+
+    @property
+    def should_sample(self) -> bool | None:
+        """The sampling flag."""
+        return _FLAG.__get__(self)  # type: ignore[no-any-return]
+
+    @should_sample.setter
+    def should_sample(self, value: bool | None) -> None:
+        _FLAG.__set__(self, value)
+        if self.record is not _NOBODY and not _is_ours(_getframe(1)):
+            self.record.flagged = self._provider.stack()
+
+    def finish(self, end_time_ns: Any = None) -> None:
+        """See :meth:`Span.finish`."""
+        if self._provider.touched(self, "finish"):
+            self._provider.finishing(self, end_time_ns)
+        super().finish(end_time_ns)
+
+    def set_attribute(self, key: Any = None, value: Any = None) -> None:
+        """See :meth:`Span.set_attribute`."""
+        self._provider.changing(self, "set_attribute", {key: value})
+        super().set_attribute(key, value)
+
+    def add_event(self, name: Any = None, attributes: Any = None, time_ns: Any = None) -> None:
+        """See :meth:`Span.add_event`."""
+        self._provider.changing(self, "add_event", attributes)
+        super().add_event(name, attributes, time_ns)
+
+    def record_error(self, err: object = None) -> None:
+        """See :meth:`Span.record_error`."""
+        super().record_error(err)
+        if self.record is not _NOBODY:
+            self.record.error = self._provider.stack()
+
+    def set_status(self, status: Any = None) -> None:
+        """See :meth:`Span.set_status`."""
+        self._provider.changing(self, "set_status")
+        super().set_status(status)
+
+    def release(self) -> None:
+        """See :meth:`Span.release`."""
+        if self._provider.touched(self, "release"):
+            self._provider.releasing(self)
+        super().release()
+
+    def __copy__(self) -> Span:
+        """A plain span with the same fields, which shares the tables as any shallow copy does."""
+        self._provider.touched(self, "copy")
+        copied = Span.__new__(Span)
+        for name in Span.__slots__:
+            if name != "__weakref__":
+                setattr(copied, name, getattr(self, name))
+        return copied
+
+
+class ReleasedSpan(CheckedSpan):
+    """What the handle of a span becomes when the span is released: every use of it is a finding."""
+
+    __slots__ = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _FIELDS and not _is_ours(caller := _getframe(1)):
+            self._provider.read(self, f"{name} was read", caller)
+        return object.__getattribute__(self, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _FIELDS and not _is_ours(caller := _getframe(1)):
+            self._provider.read(self, f"{name} was written", caller)
+        object.__setattr__(self, name, value)
+
+
+class CheckedTracer(Tracer):
+    """A tracer whose every call is checked; what it does is what :class:`~kongtrace.tracer.Tracer` does."""
+
+    __slots__ = ()
+
+    _provider: CheckedProvider
+
+    def start_span(self, *arguments: Any, **given: Any) -> AnySpan:
+        """See :meth:`Tracer.start_span`."""
+        span = super().start_span(*arguments, **given)
+        self._provider.started(span)
+        return span
+
+    def create_span(self, *arguments: Any, **given: Any) -> AnySpan:
+        """See :meth:`Tracer.create_span`."""
+        span = super().create_span(*arguments, **given)
+        if isinstance(span, CheckedSpan):
+            self._provider.created(span)
+        return span
+
+    def link_span(self, *arguments: Any, **given: Any) -> AnySpan:
+        """See :meth:`Tracer.link_span`."""
+        span = super().link_span(*arguments, **given)
+        if isinstance(span, CheckedSpan) and self._provider.touched(span, "link_span"):
+            self._provider.linked(span)
+        return span
+
+    def set_active_span(self, span: AnySpan | None = None) -> None:
+        """See :meth:`Tracer.set_active_span`."""
+        if isinstance(span, CheckedSpan):
+            self._provider.activating(span)
+        super().set_active_span(span)
+
+    def process_span(self, processor: Any = None, *extra: Any) -> None:
+        """See :meth:`Tracer.process_span`."""
+        super().process_span(self._provider.processing(self, processor), *extra)
+
+    def get_sampling_decision(self, *arguments: Any, **given: Any) -> bool:
+        """See :meth:`Tracer.get_sampling_decision`."""
+        self._provider.deciding(self.get_root_span())
+        return super().get_sampling_decision(*arguments, **given)
+
+
+class CheckedProvider(TracerProvider):
+    """Makes checked tracers, and judges what is done with their spans.
+
+    Args:
+        findings: takes what is found.
+        arguments: of :class:`~kongtrace.provider.TracerProvider`.
+
+    Attributes:
+        findings: the same.
+    """
+
+    __slots__ = ("_custody", "_depth", "_ended", "_freed", "_made", "_names", "findings")
+
+    span_class = CheckedSpan
+    tracer_class = CheckedTracer
+
+    def __init__(self, findings: FindingLog, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.findings = findings
+        self._depth = 1 if findings.mode is Mode.COUNT else STACK_DEPTH_MAX
+        self._custody: Custody[_Record] = Custody()
+        self._ended = 0
+        # Spans released by hand that are still listed, and whose memory is free for the next.
+        self._freed: list[_Record] = []
+        self._names: dict[str, set[str]] = {}
+        self._made: dict[Any, int] = {}
+
+    def new(self, name: Any = None, options: dict[str, Any] | None = None) -> Tracer | NoopTracer:
+        """See :meth:`TracerProvider.new`."""
+        tracer = super().new(name, options)
+        if self.execution.span_ctx is not None and (name in self._made or len(self._made) < DISTINCT_MAX):
+            self._made[name] = made = self._made.get(name, 0) + 1
+            if made > TRACERS_MAX:
+                self._report(Code.TRACER_PER_REQUEST, f"requests have made tracer {name!r} {made} times")
+        return tracer
+
+    # What spans and tracers tell, before they do it or right after.
+
+    def started(self, span: AnySpan) -> None:
+        """A span was started; it is the noop span where there can be none."""
+        phase = self.execution.phase.name
+        if not isinstance(span, CheckedSpan):
+            self._report(Code.FORBIDDEN_PHASE, f"start_span() gave the noop span in phase {phase}")
+            return
+        self.created(span)
+        self.linked(span)
+        if phase == "ssl_cert":
+            self._report(Code.FORBIDDEN_PHASE, f"the span is lost at the end of phase {phase}", span.record)
+
+    def created(self, span: CheckedSpan) -> None:
+        """A span was taken from the pool."""
+        ctx = self.execution.ctx
+        request = None if ctx is None else ctx.setdefault(_REQUEST, _Request())
+        span.record = _Record(request, self.execution.phase.name, self.stack())
+        parent = span.parent.record if isinstance(span.parent, CheckedSpan) else _NOBODY
+        if parent.released:
+            self._report(Code.USE_AFTER_RELEASE, "a span was started below a released one", parent)
+        elif parent is not _NOBODY and parent.request is not request:
+            self._report(Code.FOREIGN_REQUEST, "a span was started below one of another request", parent)
+        if self._freed:
+            freed = self._freed.pop()
+            message = f"another span has started in {'its' if freed.request is request else 'another'} request since"
+            self.findings.add(self._finding(Code.LISTED_TWICE, message, freed, freed.let_go))
+
+    def linked(self, span: CheckedSpan) -> None:
+        """A span got its name and, maybe, a table from the caller."""
+        record = span.record
+        record.name = span.name
+        if span.attributes is not None:
+            self._adopt(record, span.attributes)
+        record.own(span.attributes)
+        self._check_values(record, span.attributes)
+        if span.tracer is not None:
+            self._check_name(record, span.name, span.tracer.name)
+
+    def touched(self, span: CheckedSpan, method: str) -> bool:
+        """A method is called; whether the span is live, so that there is more to look at."""
+        record = span.record
+        if record is _NOBODY:
+            return False
+        if record.released:
+            code = Code.DOUBLE_RELEASE if method == "release" else Code.USE_AFTER_RELEASE
+            self._report(code, f"{method}() was called on a released span", record)
+            return False
+        self._look_at_log()
+        ctx = self.execution.ctx
+        running = None if ctx is None else ctx.get(_REQUEST)
+        if record.request is not None and running is not record.request:
+            self._report(
+                Code.FOREIGN_REQUEST, f"{method}() was called while the span's request was not running", record
+            )
+        return True
+
+    def read(self, span: ReleasedSpan, what: str, caller: FrameType) -> None:
+        """A field of a released span was used; told once where one line uses several."""
+        record = span.record
+        site = Frame(caller.f_code.co_filename, caller.f_lineno, caller.f_code.co_name)
+        if record.read != site:
+            record.read = site
+            self._report(Code.USE_AFTER_RELEASE, f"its {what} after the release", record)
+
+    def changing(self, span: CheckedSpan, method: str, attributes: object = None) -> None:
+        """What an exporter will see is changed."""
+        if not self.touched(span, method):
+            return
+        record = span.record
+        if record.shown:
+            self._report(Code.CHANGED_AFTER_EXPORT, f"{method}() was called after process_span()", record)
+        elif span.end_time_ns is not None:
+            self._report(Code.CHANGED_AFTER_FINISH, f"{method}() was called after finish()", record)
+        self._check_values(record, attributes)
+
+    def finishing(self, span: CheckedSpan, end_time_ns: Any) -> None:
+        """The span is about to end."""
+        record = span.record
+        start_time_ns = span.start_time_ns
+        if span.end_time_ns is not None:
+            if record.request is not None and record in record.request.leaked:
+                # The gateway ends what was left active, whatever it is.
+                return
+            self._report(Code.FINISHED_TWICE, "finish() was called again", record)
+        elif is_number(end_time_ns) and span.linked and not start_time_ns <= end_time_ns < _BEYOND_NS:
+            record.mistimed = True
+            self._report(
+                Code.WRONG_UNIT, f"finish({end_time_ns!r}) was called on a span that began at {start_time_ns!r}", record
+            )
+
+    def releasing(self, span: CheckedSpan) -> None:
+        """The span is about to be released by hand."""
+        record = span.record
+        trace = span.tracer.namespace.trace if span.tracer is not None else None
+        found = [
+            self._finding(Code.RELEASED_NEEDED, f"release() was called on {role}", record)
+            for role in _roles(span, trace)
+        ]
+        if span.linked and span.end_time_ns is None:
+            found.append(self._finding(Code.RELEASED_OPEN, "release() was called before finish()", record))
+        self.findings.add(*found)
+        if span.linked:
+            record.let_go = self.stack()
+            self._freed.append(record)
+
+    def activating(self, span: CheckedSpan) -> None:
+        """The span is about to be made active."""
+        if not self.touched(span, "set_active_span"):
+            return
+        span.record.activated = self.stack()
+        if self.execution.span_ctx is None:
+            phase = self.execution.phase.name
+            self._report(Code.FORBIDDEN_PHASE, f"set_active_span() has no effect in phase {phase}", span.record)
+
+    def deciding(self, root: AnySpan | None) -> None:
+        """The sampling decision is about to look at the root span."""
+        if isinstance(root, CheckedSpan) and root.attributes is None:
+            self._report(Code.BARE_ROOT, "get_sampling_decision() met a root span without attributes", root.record)
+
+    def processing(self, tracer: Tracer, processor: Any) -> Any:
+        """Spans are about to be shown to ``processor``; gives the function to show them to."""
+        self._look_at_log()
+        ctx = self.execution.ctx
+        phase = None if ctx is None else ctx.get(KONG_PHASE)
+        if ctx is None or phase != "log":
+            where = phase or self.execution.phase.name
+            self._report(Code.PROCESSED_WRONGLY, f"process_span() was called in phase {where}")
+        elif callable(processor):
+            request: _Request = ctx.setdefault(_REQUEST, _Request())
+            request.asked.add((tracer.spans_key, tracer.name))
+            return self._watched(processor)
+        return processor
+
+    def stack(self) -> Stack:
+        """Where the call that runs in this package comes from."""
+        frame: FrameType | None = _getframe(1)
+        while frame is not None and _leads_here(frame.f_globals.get("__name__")):
+            frame = frame.f_back
+        lines: list[Frame] = []
+        while frame is not None and len(lines) < self._depth:
+            code = frame.f_code
+            lines.append(Frame(code.co_filename, frame.f_lineno, code.co_name))
+            frame = frame.f_back
+        return tuple(lines)
+
+    # The end of spans.
+
+    def release(self, span: Span) -> None:
+        """See :meth:`TracerProvider.release`."""
+        lent = list(_lent([span]))
+        super().release(span)
+        self._retire(lent)
+        # The span itself is still in its request's list.
+        self._custody.take(held for held in lent if held.table is not None)
+
+    def end_request(self, ctx: Context) -> None:
+        """See :meth:`TracerProvider.end_request`.
+
+        Raises:
+            FindingError: in mode raise, once the request has ended.
+        """
+        request = self._forget(ctx)
+        found = [] if request is None else list(self._examined(ctx, request))
+        lent = list(self._lent(ctx))
+        super().end_request(ctx)
+        if TRACING_CONTEXT in ctx:
+            # The gateway's very last act is to empty the context (E1): what it refers to is not held.
+            ctx[TRACING_CONTEXT].unlinked_spans.clear()
+        self._retire(lent)
+        self._custody.take(lent)
+        self._ended += 1
+        if self._ended % SWEEP_REQUESTS == 0 or len(self._custody) > CUSTODY_MAX:
+            found += self._overdue()
+        self.findings.add(*found)
+
+    def abandon_request(self, ctx: Context) -> None:
+        """See :meth:`TracerProvider.abandon_request`."""
+        self._forget(ctx)
+        super().abandon_request(ctx)
+
+    def sweep(self) -> None:
+        """Look at once at what is held after its request; for the end of a run.
+
+        Raises:
+            FindingError: in mode raise.
+        """
+        self.findings.add(*self._overdue(), *self._overdue())
+
+    def _forget(self, ctx: Context) -> _Request | None:
+        """Take what is known of a request out of its context; None when it had no span."""
+        request: _Request | None = ctx.pop(_REQUEST, None)
+        if self._freed:
+            self._freed = [record for record in self._freed if record.request is not request]
+        return request
+
+    def _lent(self, ctx: Context) -> Iterator[Held[_Record]]:
+        yield from _lent([span for span in ctx.get(UNLINKED, ()) if not span.linked])
+        for key, spans in self._lists(ctx):
+            yield from _lent(spans)
+            first = spans[0]
+            # Lists of other namespaces are not recycled (E2).
+            if key == _DEFAULT_KEY and isinstance(first, CheckedSpan) and first.record is not _NOBODY:
+                yield Held(first.record, LIST, table=spans)
+
+    def _lists(self, ctx: Context) -> Iterator[tuple[str, list[Span]]]:
+        """The span lists of a request that are not empty, with their keys."""
+        for namespace in self.execution.namespaces:
+            trace: Trace | None = ctx.get(namespace.spans_key)
+            if trace is not None and trace.spans:
+                yield namespace.spans_key, trace.spans
+
+    def _retire(self, lent: list[Held[_Record]]) -> None:
+        """Make the handles that were lent unusable, and put new ones in their places in the pools."""
+        used = set()
+        for held in lent:
+            obj = held.lent()
+            used.add(id(obj))
+            held.of.own(None)
+            held.of.released = True
+            if type(obj) is CheckedSpan:
+                obj.__class__ = ReleasedSpan
+        _renew(self.spans, used, self._new_span)
+        _renew(self.storage, used, list[Span])
+        _renew(self.attributes, used, dict[str, Any])
+        _renew(self.events, used, list[Event])
+
+    # Judgement.
+
+    def _examined(self, ctx: Context, request: _Request) -> Iterator[Finding]:
+        """What is wrong with a request that ends now."""
+        yield from self._left_active(ctx, request)
+        for key, listed in self._lists(ctx):
+            spans = list({id(span): span for span in listed if _is_live(span)}.values())
+            for span in spans:
+                yield from self._end(span, request, is_root=span is listed[0])
+                yield from self._bounds(span, request)
+                yield from self._exports(span, request, key)
+            yield from self._flags(spans)
+
+    def _look_at_log(self) -> None:
+        """Look at what is active when the log phase begins, which is when the first call is made in it."""
+        ctx = self.execution.ctx
+        if ctx is None or self.execution.phase.name != "log":
+            return
+        request: _Request | None = ctx.get(_REQUEST)
+        if request is not None and not request.in_log:
+            request.in_log = True
+            self.findings.add(*self._left_active(ctx, request))
+
+    def _left_active(self, ctx: Context, request: _Request) -> Iterator[Finding]:
+        for key, spans in self._lists(ctx):
+            active = ctx[key].active
+            if not _is_live(active) or not active.linked or active is spans[0] or active.record in request.leaked:
+                continue
+            request.leaked.add(active.record)
+            message = "the span was made active and still is, when only the root span may be"
+            yield self._finding(Code.LEFT_ACTIVE, message, active.record, active.record.activated)
+
+    def _end(self, span: CheckedSpan, request: _Request, *, is_root: bool) -> Iterator[Finding]:
+        record = span.record
+        if span.end_time_ns is None:
+            # A span that was left active is open itself, or leaves the root open in its place (I13): told already.
+            told = record.mistimed or record in request.leaked or (is_root and request.leaked)
+            if not told and not (span.attributes or {}).get(PROPAGATION_ONLY):
+                yield self._finding(Code.NEVER_FINISHED, "the request ended first", record, record.creation)
+        elif span.end_time_ns - span.start_time_ns > _DAY_NS:
+            message = f"the span lasts from {span.start_time_ns!r} to {span.end_time_ns!r}, more than a day"
+            yield self._finding(Code.WRONG_UNIT, message, record, record.creation)
+        if record.error is not None and span.status is None:
+            message = "record_error() was called and set_status() was not"
+            yield self._finding(Code.ERROR_WITHOUT_STATUS, message, record, record.error)
+
+    def _bounds(self, span: CheckedSpan, request: _Request) -> Iterator[Finding]:
+        parent = span.parent
+        if not _is_live(parent) or parent.end_time_ns is None or span.end_time_ns is None or request.leaked:
+            return
+        early = parent.start_time_ns - span.start_time_ns
+        late = span.end_time_ns - parent.end_time_ns
+        if TOLERANCE_NS < max(early, late) < _DAY_NS:
+            how = f"begins {early / 1e6:g} ms before" if early > TOLERANCE_NS else f"ends {late / 1e6:g} ms after"
+            message = f"the span {how} its parent {parent.name!r}"
+            yield self._finding(Code.OUTSIDE_PARENT, message, span.record, span.record.creation)
+
+    def _exports(self, span: CheckedSpan, request: _Request, key: str) -> Iterator[Finding]:
+        asked = {name for list_key, name in request.asked if list_key == key}
+        tracer, record = span.tracer, span.record
+        if tracer is None or tracer is self.global_tracer or tracer.name in asked:
+            return
+        if asked:
+            message = f"exporters asked for {', '.join(sorted(asked))} and not for tracer {tracer.name!r}"
+            yield self._finding(Code.TRACER_NOT_EXPORTED, message, record, record.creation)
+        elif key != _DEFAULT_KEY:
+            message = f"nobody asked for namespace {tracer.namespace.name!r}"
+            yield self._finding(Code.NAMESPACE_NOT_EXPORTED, message, record, record.creation)
+
+    def _flags(self, spans: list[CheckedSpan]) -> Iterator[Finding]:
+        first_of_trace: dict[bytes, CheckedSpan] = {}
+        for span in spans:
+            first = first_of_trace.setdefault(span.trace_id, span)
+            other = span.parent if _is_live(span.parent) else first
+            if {span.should_sample, other.should_sample} != {True, False}:
+                continue
+            by_hand = span.record.flagged or other.record.flagged
+            message = f"the flag is {span.should_sample}, and that of {other.name!r} is {other.should_sample}"
+            code = Code.MIXED_FLAGS if by_hand is None else Code.FLAG_OF_ONE_SPAN
+            yield self._finding(code, message, span.record, by_hand or span.record.creation)
+
+    def _adopt(self, record: _Record, table: dict[str, Any]) -> None:
+        earlier = self._custody.give_back(table)
+        if earlier is not None:
+            self._report(Code.CALLERS_TABLE, f"the table was that of span {earlier.name!r}, now released", record)
+        other = record.request.tables.get(id(table)) if record.request is not None else None
+        if other is not None and other is not record:
+            self._report(Code.SHARED_TABLE, f"the table is that of span {other.name!r} too", record)
+
+    def _check_values(self, record: _Record, attributes: object) -> None:
+        if isinstance(attributes, dict):
+            for key, value in attributes.items():
+                kind = _unsupported(value)
+                if kind is not None:
+                    self._report(Code.VALUE_TYPE, f"the value of {key!r} is of type {kind}", record)
+
+    def _check_name(self, record: _Record, name: str, tracer: str) -> None:
+        if tracer not in self._names and len(self._names) >= DISTINCT_MAX:
+            return
+        names = self._names.setdefault(tracer, set())
+        if name not in names:
+            if len(names) < NAMES_MAX:
+                names.add(name)
+            else:
+                message = f"tracer {tracer!r} has more than {NAMES_MAX} names of spans"
+                self._report(Code.NAME_CARDINALITY, message, record)
+
+    def _watched(self, processor: Callable[..., object]) -> Callable[..., None]:
+        where = self.stack()
+
+        def show(span: CheckedSpan, *extra: Any) -> None:
+            references, of_tables = getrefcount(span), _references(span)
+            answer = processor(span, *extra)
+            record = span.record
+            record.shown = True
+            if getrefcount(span) > references:
+                record.kept = where
+            if _references(span) > of_tables:
+                record.copied = where
+            if iscoroutine(answer):
+                # Told here; the interpreter need not tell it again.
+                answer.close()
+                self._report(Code.PROCESSED_WRONGLY, "process_span() was given a function that awaits", record)
+
+        return show
+
+    def _overdue(self) -> Iterator[Finding]:
+        """What is still held though it was lent to a request long ago."""
+        for held in self._custody.turn():
+            record = held.of
+            code, where = _suspicion(held)
+            if self.findings.knows(code, where[0]):
+                yield self._finding(code, "it is held after its request again", record, where)
+                continue
+            by = holder(held.lent(), (CheckedSpan, Trace, _Record))
+            if by is None:
+                continue
+            if isinstance(by, Span):
+                code = Code.SHALLOW_COPY
+            message = f"after the request {held.what} is held by {description(by, held.lent())}"
+            yield self._finding(code, message, record, where)
+
+    def _report(self, code: Code, message: str, record: _Record | None = None) -> None:
+        self.findings.add(self._finding(code, message, record))
+
+    def _finding(self, code: Code, message: str, record: _Record | None, where: Stack | None = None) -> Finding:
+        phase = self.execution.phase.name
+        if record is None:
+            return Finding(code, message, None, phase, self.stack(), None)
+        if where is None:
+            return Finding(code, message, record.name, phase, self.stack(), record.creation)
+        return Finding(code, message, record.name, record.phase, where, record.creation)
+
+
+def _is_live(span: AnySpan | None) -> TypeGuard[CheckedSpan]:
+    """Whether it is a span that has not been released."""
+    return type(span) is CheckedSpan and span.record is not _NOBODY and not span.record.released
+
+
+def _lent(spans: list[Span]) -> Iterator[Held[_Record]]:
+    """What is lent with spans: they themselves and their tables."""
+    for span in spans:
+        if isinstance(span, CheckedSpan) and span.record is not _NOBODY:
+            yield Held(span.record, SPAN, span=span)
+            for what, table in ((ATTRIBUTES, span.attributes), (EVENTS, span.events)):
+                if table is not None:
+                    yield Held(span.record, what, table=table)
+
+
+def _renew(pool: Pool[T], used: set[int], new: Callable[[], T]) -> None:
+    """Put new objects in the places of used ones, which are the last of the free list."""
+    free = pool.free
+    for index in range(len(free) - 1, -1, -1):
+        if id(free[index]) not in used:
+            return
+        free[index] = new()
+
+
+def _roles(span: CheckedSpan, trace: Trace | None) -> Iterator[str]:
+    """What a span is needed for."""
+    if trace is None or not trace.spans or not span.linked:
+        return
+    if trace.spans[0] is span:
+        yield "the root span"
+    if trace.active is span:
+        yield "the active span"
+    for child in trace.spans:
+        if _is_live(child) and child.parent is span and child.end_time_ns is None:
+            yield f"the parent of the open span {child.name!r}"
+
+
+def _suspicion(held: Held[_Record]) -> tuple[Code, Stack]:
+    """What it probably means that something is held, and where that began."""
+    record = held.of
+    if held.what in {SPAN, LIST}:
+        return (Code.OUTLIVES_REQUEST, record.creation) if record.kept is None else (Code.LIVE_SPAN_KEPT, record.kept)
+    if record.copied is not None:
+        return Code.SHALLOW_COPY, record.copied
+    is_callers = held.what == ATTRIBUTES and record.has_callers_table
+    return Code.CALLERS_TABLE if is_callers else Code.SHALLOW_COPY, record.creation
+
+
+def _unsupported(value: object) -> str | None:
+    """The type of a value, or of one in it, that cannot be exported; None when there is none."""
+    if value is None or isinstance(value, (str, bytes, int, float)):
+        return None
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return next((kind for kind in map(_unsupported, value) if kind is not None), None)
+    return lua_type(value)
+
+
+def _references(span: CheckedSpan) -> int:
+    """How many references there are to the tables of a span."""
+    return sum(getrefcount(table) for table in (span.attributes, span.events) if table is not None)
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__") in _OURS
+
+
+@cache
+def _leads_here(module: str | None) -> bool:
+    """Whether a module is of this package, or copies on behalf of others."""
+    return module == "copy" or str(module).startswith("kongtrace.")

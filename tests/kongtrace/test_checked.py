@@ -1,0 +1,1181 @@
+"""The checked span: what it finds, where, and that it finds nothing else.
+
+`docs/findings.md` has a wrong and a right program for every code (`tests/conformance/test_findings.py` runs them). Here
+are the other ways to go wrong, the programs that look wrong and are not, the modes, the log of findings, and the
+promise that checking changes nothing else.
+"""
+
+import copy
+import gc
+import inspect
+import linecache
+from contextlib import contextmanager, suppress
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kongtrace
+from kongtrace import (
+    KONG,
+    NOOP_SPAN,
+    PHASES,
+    SAFE,
+    KongTraceError,
+    Span,
+    Tracer,
+    TracerProvider,
+    otlp,
+    tracing_context,
+)
+from kongtrace import findings as findings_module
+from kongtrace.checked import CheckedProvider, CheckedSpan, tracer_provider
+from kongtrace.findings import Code, FindingError, FindingLog, Mode, Severity
+from kongtrace.tracer import PROPAGATION_ONLY
+from sim.config import Tracing
+from sim.instrumentation import Instrumentation
+from tests.conformance import test_docs
+
+START_NS = 1_700_000_000_000_000_000
+STEP_NS = 1_000
+MS_NS = 1_000_000
+S_NS = 1_000_000_000
+
+
+class Worker:
+    """What hosts the tracer: a clock, seeded ids, and requests that go through their phases."""
+
+    def __init__(self, mode="report", profile=KONG, **arguments):
+        self.time = START_NS
+        self.provider = tracer_provider(
+            mode, time_ns=self.time_ns, random_bytes=Random(7).randbytes, profile=profile, **arguments
+        )
+        self.tracer = self.provider.new("shop")
+        self.provider.set_global_tracer(self.tracer)
+
+    def time_ns(self):
+        self.time += STEP_NS
+        return self.time
+
+    def now(self):
+        """`ngx.now()`: s, to the ms."""
+        return self.time // MS_NS / 1000
+
+    def enter(self, ctx, phase, handler=None):
+        ctx["KONG_PHASE"] = phase
+        self.provider.execution.enter(PHASES[phase], ctx)
+        return handler and handler()
+
+    def enter_timer(self):
+        self.provider.execution.enter(PHASES["timer"], {})
+
+    def begin(self, root=True, phase="access"):
+        ctx = {}
+        self.enter(ctx, phase)
+        if root:
+            self.tracer.set_active_span(self.tracer.start_span("kong", attributes={"http.method": "GET"}))
+        return ctx
+
+    def end(self, ctx, log=None):
+        self.enter(ctx, "log")
+        if (active := self.tracer.active_span()) is not None:
+            active.finish()
+        if log is not None:
+            log()
+        self.provider.end_request(ctx)
+        self.enter_timer()
+
+    def serve(self, access=None, log=None, root=True):
+        ctx = self.begin(root)
+        self.enter(ctx, "access", access)
+        self.end(ctx, log)
+
+    def codes(self):
+        """What is found, once everything has been looked at."""
+        self.provider.sweep()
+        return set(self.provider.findings.counts)
+
+
+@pytest.fixture(params=[KONG, SAFE], ids=lambda profile: profile.name)
+def profile(request):
+    """Each profile in turn."""
+    return request.param
+
+
+# Programs that are wrong. The line with the comment "found" is the one to report.
+
+
+def reads_a_field_late(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.finish()
+    worker.end(ctx)
+    return span.name  # found
+
+
+def writes_a_field_late(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.finish()
+    worker.end(ctx)
+    span.kind = 3  # found
+
+
+def calls_a_method_it_fetched_early(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    finish = span.finish
+    finish()
+    worker.end(ctx)
+    finish()  # found
+
+
+def starts_a_child_late(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.finish()
+    worker.end(ctx)
+    ctx = worker.begin()
+    worker.tracer.start_span("child", parent=span).finish()  # found
+    worker.end(ctx)
+
+
+def copies_late(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.finish()
+    worker.end(ctx)
+    copy.copy(span)  # found
+
+
+def makes_a_span_active_late(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.finish()
+    worker.end(ctx)
+    ctx = worker.begin()
+    root = worker.tracer.active_span()
+    worker.tracer.set_active_span(span)  # found
+    worker.tracer.set_active_span(root)
+    worker.end(ctx)
+
+
+def writes_after_releasing_by_hand(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.finish()
+    span.release()
+    with suppress(KongTraceError):
+        span.set_attribute("rows", 3)  # found
+    del span
+    worker.end(ctx)
+
+
+def reads_a_span_that_was_never_linked_late(worker):
+    ctx = worker.begin()
+    span = worker.tracer.create_span(worker.tracer)
+    worker.end(ctx)
+    return span.span_id  # found
+
+
+def encodes_late(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.finish()
+    worker.end(ctx)
+    encoder = otlp.Encoder(otlp.SAFE)
+    encoder.encode_span(span)  # found
+
+
+def releases_late(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.finish()
+    worker.end(ctx)
+    span.release()  # found
+
+
+def releases_the_root(worker):
+    ctx = worker.begin(root=False)
+    root = worker.tracer.start_span("root")
+    root.finish()
+    root.release()  # found
+    worker.end(ctx)
+
+
+def releases_the_active_span(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.finish()
+    root = worker.tracer.active_span()
+    worker.tracer.set_active_span(span)
+    span.release()  # found
+    worker.tracer.set_active_span(root)
+    worker.end(ctx)
+
+
+def leaves_a_child_active_without_any_log_phase(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    worker.tracer.set_active_span(span)  # found
+    worker.provider.end_request(ctx)
+
+
+def leaves_a_finished_span_active(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.finish()
+    worker.tracer.set_active_span(span)  # found
+    worker.end(ctx)
+
+
+def starts_below_a_span_of_another_request(worker):
+    first = worker.begin()
+    span = worker.tracer.start_span("work")
+    second = worker.begin()
+    worker.tracer.start_span("child", parent=span).finish()  # found
+    worker.end(second)
+    worker.enter(first, "access", span.finish)
+    worker.end(first)
+
+
+def uses_a_span_in_a_timer_while_its_request_lives(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    worker.enter_timer()
+    span.set_attribute("rows", 3)  # found
+    worker.enter(ctx, "access", span.finish)
+    worker.end(ctx)
+
+
+def keeps_a_table_in_an_object(worker):
+    class Plugin:
+        labels = None
+
+    def access():
+        plugin.labels = {"team": "orders"}
+        worker.tracer.start_span("work", attributes=plugin.labels).finish()  # found
+
+    plugin = Plugin()
+    worker.serve(access)
+    worker.provider.sweep()
+
+
+def keeps_a_table_that_was_given_when_linking(worker):
+    tables = []
+
+    def access():
+        tables.append({"team": "orders"})
+        span = worker.tracer.create_span(worker.tracer)  # found
+        worker.tracer.link_span(span, "work", {"attributes": tables[0]})
+        span.finish()
+
+    worker.serve(access)
+    worker.provider.sweep()
+
+
+def gives_a_table_again_after_releasing_by_hand(worker):
+    def access():
+        span = worker.tracer.start_span("first", attributes=labels)
+        span.finish()
+        span.release()
+
+    labels = {"team": "orders"}
+    worker.serve(access)
+    worker.serve(lambda: worker.tracer.start_span("second", attributes=labels).finish())  # found
+
+
+def releases_while_another_request_goes_on(worker):
+    def access():
+        span = worker.tracer.start_span("work")
+        span.finish()
+        span.release()  # found
+
+    first, second = worker.begin(), worker.begin()
+    worker.enter(first, "access", access)
+    worker.enter(second, "access", lambda: worker.tracer.start_span("other").finish())
+    worker.end(first)
+    worker.end(second)
+
+
+def links_two_spans_with_one_table(worker):
+    def access():
+        labels = {"team": "orders"}
+        worker.tracer.start_span("first", attributes=labels).finish()
+        span = worker.tracer.create_span(worker.tracer)
+        worker.tracer.link_span(span, "second", {"attributes": labels})  # found
+        span.finish()
+
+    worker.serve(access)
+
+
+def makes_a_span_active_in_the_balancer(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    worker.enter(ctx, "balancer")
+    worker.tracer.set_active_span(span)  # found
+    worker.enter(ctx, "access", span.finish)
+    worker.end(ctx)
+
+
+def starts_a_span_in_ssl_cert(worker):
+    ctx = worker.begin(root=False, phase="ssl_cert")
+    worker.tracer.start_span("handshake").finish()  # found
+    worker.provider.end_request(ctx)
+
+
+def processes_with_a_coroutine_function(worker):
+    async def processor(span):
+        pass
+
+    worker.serve(log=lambda: worker.tracer.process_span(processor))  # found
+
+
+def keeps_live_spans_for_a_timer(worker):
+    class Exporter:
+        batch = ()
+
+        def log(self):
+            gathered = []
+            worker.tracer.process_span(lambda span, gathered: gathered.append(span), gathered)  # found
+            self.batch = tuple(gathered)
+
+    exporter = Exporter()
+    worker.serve(log=exporter.log)
+    worker.provider.sweep()
+
+
+def keeps_the_attributes_for_a_timer(worker):
+    batch = []
+    worker.serve(log=lambda: worker.tracer.process_span(lambda span: batch.append(span.attributes)))  # found
+    worker.provider.sweep()
+
+
+def keeps_the_events_without_an_exporter(worker):
+    kept = []
+
+    def access():
+        span = worker.tracer.start_span("work")  # found
+        span.add_event("queued")
+        kept.append(span.events)
+        span.finish()
+
+    worker.serve(access)
+    worker.provider.sweep()
+
+
+def ends_in_the_far_future(worker):
+    worker.serve(lambda: worker.tracer.start_span("work").finish(worker.time * 1000))  # found
+
+
+def starts_in_seconds(worker):
+    worker.serve(
+        lambda: worker.tracer.start_span("work", start_time_ns=START_NS // S_NS, parent=NOOP_SPAN).finish()  # found
+    )
+
+
+def adds_an_event_after_the_end(worker):
+    def access():
+        span = worker.tracer.start_span("work")
+        span.finish()
+        span.add_event("late")  # found
+
+    worker.serve(access)
+
+
+def sets_the_status_after_the_end(worker):
+    def access():
+        span = worker.tracer.start_span("work")
+        span.finish()
+        span.set_status(1)  # found
+
+    worker.serve(access)
+
+
+def gives_a_value_of_no_type_when_starting(worker):
+    worker.serve(lambda: worker.tracer.start_span("work", attributes={"callback": print}).finish())  # found
+
+
+def nests_a_value_of_no_type(worker):
+    def access():
+        span = worker.tracer.start_span("work")
+        span.set_attribute("rows", [{"id": object()}])  # found
+        span.finish()
+
+    worker.serve(access)
+
+
+def gives_an_event_a_value_of_no_type(worker):
+    def access():
+        span = worker.tracer.start_span("work")
+        span.add_event("queued", {"at": object()})  # found
+        span.finish()
+
+    worker.serve(access)
+
+
+def starts_a_second_root_with_another_decision(worker):
+    def access():
+        trace_id = worker.tracer.active_span().trace_id
+        options = {"parent": NOOP_SPAN, "trace_id": trace_id, "should_sample": False}
+        worker.tracer.start_span("work", options).finish()  # found
+
+    worker.serve(access)
+
+
+def changes_the_flag_of_a_parent(worker):
+    def access():
+        span = worker.tracer.start_span("work")
+        worker.tracer.active_span().should_sample = False  # found
+        span.finish()
+
+    worker.serve(access)
+
+
+def ends_long_after_the_parent(worker):
+    def access():
+        span = worker.tracer.start_span("work")
+        child = worker.tracer.start_span("child", parent=span)  # found
+        span.finish()
+        worker.time += 2 * MS_NS
+        child.finish()
+
+    worker.serve(access)
+
+
+def keeps_the_span_list(worker):
+    kept = []
+    ctx = worker.begin(root=False)
+    worker.tracer.start_span("work").finish()  # found
+    kept.append(worker.tracer.get_spans())
+    worker.end(ctx)
+    worker.provider.sweep()
+
+
+def keeps_a_span_in_a_context_that_is_never_emptied(worker):
+    contexts = []
+
+    def access():
+        span = worker.tracer.start_span("work")  # found
+        span.finish()
+        contexts.append(worker.provider.execution.ctx)
+        contexts[0]["shop.span"] = span
+
+    worker.serve(access)
+    worker.provider.sweep()
+
+
+def records_an_error_after_the_export(worker):
+    def log():
+        worker.tracer.process_span(lambda span: span.name)
+        span = worker.tracer.get_root_span()
+        span.record_error("late")  # found
+        span.set_status(2)
+
+    worker.serve(log=log)
+
+
+WRONG = {
+    reads_a_field_late: {Code.USE_AFTER_RELEASE},
+    writes_a_field_late: {Code.USE_AFTER_RELEASE},
+    calls_a_method_it_fetched_early: {Code.USE_AFTER_RELEASE},
+    starts_a_child_late: {Code.USE_AFTER_RELEASE},
+    copies_late: {Code.USE_AFTER_RELEASE},
+    makes_a_span_active_late: {Code.USE_AFTER_RELEASE},
+    writes_after_releasing_by_hand: {Code.USE_AFTER_RELEASE},
+    reads_a_span_that_was_never_linked_late: {Code.USE_AFTER_RELEASE},
+    encodes_late: {Code.USE_AFTER_RELEASE},
+    releases_late: {Code.DOUBLE_RELEASE},
+    releases_the_root: {Code.RELEASED_NEEDED},
+    releases_the_active_span: {Code.RELEASED_NEEDED},
+    leaves_a_child_active_without_any_log_phase: {Code.LEFT_ACTIVE},
+    leaves_a_finished_span_active: {Code.LEFT_ACTIVE},
+    starts_below_a_span_of_another_request: {Code.FOREIGN_REQUEST},
+    uses_a_span_in_a_timer_while_its_request_lives: {Code.FOREIGN_REQUEST},
+    keeps_a_table_in_an_object: {Code.CALLERS_TABLE},
+    keeps_a_table_that_was_given_when_linking: {Code.CALLERS_TABLE},
+    gives_a_table_again_after_releasing_by_hand: {Code.CALLERS_TABLE},
+    releases_while_another_request_goes_on: {Code.LISTED_TWICE},
+    links_two_spans_with_one_table: {Code.SHARED_TABLE},
+    makes_a_span_active_in_the_balancer: {Code.FORBIDDEN_PHASE},
+    starts_a_span_in_ssl_cert: {Code.FORBIDDEN_PHASE},
+    processes_with_a_coroutine_function: {Code.PROCESSED_WRONGLY},
+    keeps_live_spans_for_a_timer: {Code.LIVE_SPAN_KEPT},
+    keeps_the_attributes_for_a_timer: {Code.SHALLOW_COPY},
+    keeps_the_events_without_an_exporter: {Code.SHALLOW_COPY},
+    ends_in_the_far_future: {Code.WRONG_UNIT},
+    starts_in_seconds: {Code.WRONG_UNIT},
+    adds_an_event_after_the_end: {Code.CHANGED_AFTER_FINISH},
+    sets_the_status_after_the_end: {Code.CHANGED_AFTER_FINISH},
+    gives_a_value_of_no_type_when_starting: {Code.VALUE_TYPE},
+    nests_a_value_of_no_type: {Code.VALUE_TYPE},
+    gives_an_event_a_value_of_no_type: {Code.VALUE_TYPE},
+    starts_a_second_root_with_another_decision: {Code.MIXED_FLAGS},
+    changes_the_flag_of_a_parent: {Code.FLAG_OF_ONE_SPAN},
+    ends_long_after_the_parent: {Code.OUTSIDE_PARENT},
+    keeps_the_span_list: {Code.OUTLIVES_REQUEST},
+    keeps_a_span_in_a_context_that_is_never_emptied: {Code.OUTLIVES_REQUEST},
+    records_an_error_after_the_export: {Code.CHANGED_AFTER_EXPORT},
+}
+
+
+@pytest.mark.parametrize("program", WRONG, ids=lambda program: program.__name__)
+def test_misuse_is_found_where_it_happens(program, profile):
+    """A wrong program gives its code alone, in either profile, with the line and the stack of the span's making."""
+    worker = Worker(profile=profile)
+    with suppress(KongTraceError):
+        program(worker)
+    lines, first = inspect.getsourcelines(program)
+    expected = first + next(index for index, line in enumerate(lines) if line.rstrip().endswith("# found"))
+
+    assert worker.codes() == WRONG[program]
+    finding = worker.provider.findings.findings[0]
+    assert (finding.misuse[0].filename, finding.misuse[0].line) == (__file__, expected)
+    assert finding.creation is None or finding.creation[0].filename == __file__
+
+
+# Programs that look wrong and are right.
+
+
+def restores_the_active_span_by_hand(worker):
+    def access():
+        root = worker.tracer.active_span()
+        span = worker.tracer.start_span("work")
+        worker.tracer.set_active_span(span)
+        worker.tracer.set_active_span(root)
+        span.finish()
+
+    worker.serve(access)
+
+
+def releases_a_leaf(worker):
+    def access():
+        span = worker.tracer.start_span("work")
+        span.finish()
+        span.release()
+
+    worker.serve(access)
+
+
+def abandons_a_span_made_ahead(worker):
+    def access():
+        ahead = worker.tracer.create_span(None, {"parent": worker.tracer.get_root_span()})
+        tracing_context(worker.provider.execution.ctx).unlinked_spans["balancer"] = ahead
+
+    worker.serve(access)
+
+
+def links_a_span_made_ahead_in_log(worker):
+    def access():
+        worker.provider.execution.ctx["ahead"] = worker.tracer.create_span(worker.tracer)
+
+    def log():
+        ahead = worker.provider.execution.ctx["ahead"]
+        root = worker.tracer.get_root_span()
+        worker.tracer.link_span(ahead, "balancer", {"start_time_ns": root.start_time_ns})
+        ahead.finish(root.end_time_ns)
+
+    ctx = worker.begin()
+    worker.enter(ctx, "access", access)
+    worker.end(ctx, log)
+    ctx.clear()
+
+
+def never_finishes_a_root_that_only_carries_headers(worker):
+    worker.serve(lambda: worker.tracer.start_span("root", {"attributes": {PROPAGATION_ONLY: True}}), root=False)
+
+
+def keeps_spans_while_it_sorts_them(worker):
+    sent = []
+
+    def log():
+        gathered = []
+        worker.tracer.process_span(gathered.append)
+        gathered.sort(key=lambda span: span.start_time_ns)
+        sent.append([(span.name, dict(span.attributes or {})) for span in gathered])
+
+    worker.serve(log=log)
+
+
+def holds_a_span_in_a_handler_that_goes_on(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.finish()
+    worker.end(ctx)
+    worker.provider.sweep()
+    del span
+
+
+def holds_a_span_in_a_handler_that_waits(worker):
+    def handler():
+        span = worker.tracer.start_span("work")
+        span.finish()
+        yield
+        del span
+
+    ctx = worker.begin()
+    waiting = handler()
+    next(waiting)
+    worker.end(ctx)
+    worker.provider.sweep()
+    waiting.close()
+
+
+def gives_one_mapping_of_options_twice(worker):
+    def access():
+        options = {"span_kind": 3}
+        worker.tracer.start_span("first", options).finish()
+        worker.tracer.start_span("second", options).finish()
+
+    worker.serve(access)
+
+
+def releases_every_leaf_at_last(worker):
+    def access():
+        spans = [worker.tracer.start_span("work", attributes={"number": number}) for number in range(20)]
+        for span in spans:
+            span.finish()
+        while spans:
+            spans.pop().release()
+
+    worker.serve(access)
+
+
+def asks_for_the_active_span_in_a_timer(worker):
+    worker.enter_timer()
+    worker.tracer.active_span()
+    worker.tracer.set_active_span(None)
+
+
+RIGHT = (
+    restores_the_active_span_by_hand,
+    releases_a_leaf,
+    abandons_a_span_made_ahead,
+    links_a_span_made_ahead_in_log,
+    never_finishes_a_root_that_only_carries_headers,
+    keeps_spans_while_it_sorts_them,
+    holds_a_span_in_a_handler_that_goes_on,
+    holds_a_span_in_a_handler_that_waits,
+    gives_one_mapping_of_options_twice,
+    releases_every_leaf_at_last,
+    asks_for_the_active_span_in_a_timer,
+)
+
+
+@pytest.mark.parametrize("program", RIGHT, ids=lambda program: program.__name__)
+def test_right_programs_are_silent(program, profile):
+    """A program that only looks wrong gives no finding, however often it runs."""
+    worker = Worker(profile=profile)
+    for _ in range(3):
+        program(worker)
+
+    assert worker.codes() == set()
+
+
+# Random programs.
+
+names = st.sampled_from(["load order", "query", "render"])
+values = st.one_of(st.text(), st.integers(), st.booleans(), st.floats(), st.lists(st.text(), max_size=2))
+tables = st.dictionaries(st.sampled_from("abc"), values, max_size=2)
+
+
+@st.composite
+def operations(draw, depth=0):
+    """An operation with its span and what is done below it, as nested tuples."""
+    children = draw(st.lists(operations(depth + 1), max_size=2)) if depth < 2 else []
+    return (
+        draw(names),
+        draw(st.none() | tables),
+        draw(st.sampled_from(["active", "parent", "ahead"])),
+        draw(st.lists(st.sampled_from(["attribute", "event", "error", "status"]), max_size=3)),
+        children,
+    )
+
+
+def perform(worker, operation):
+    """Do what an operation says; a generator that yields where a handler might wait."""
+    tracer = worker.tracer
+    name, table, way, calls, children = operation
+    attributes = None if table is None else dict(table)
+    parent = tracer.active_span()
+    if way == "ahead":
+        span = tracer.create_span(tracer)
+        yield
+        tracer.link_span(span, name, {"attributes": attributes})
+    else:
+        span = tracer.start_span(name, attributes=attributes, parent=parent)
+    if way == "active":
+        tracer.set_active_span(span)
+    for call in calls:
+        {
+            "attribute": lambda: span.set_attribute("rows", 3),
+            "event": lambda: span.add_event("queued", {"at": 1}),
+            "error": lambda: (span.record_error("no"), span.set_status(2)),
+            "status": lambda: span.set_status(1),
+        }[call]()
+    for child in children:
+        yield
+        yield from perform(worker, child)
+    span.finish()
+
+
+def exported(worker, sent):
+    """Take what an exporter takes of each span."""
+    fields = ("name", "kind", "start_time_ns", "end_time_ns", "trace_id", "span_id", "parent_id", "status")
+
+    def keep(span):
+        sent.append([getattr(span, field) for field in fields] + [repr(span.attributes), repr(span.events)])
+
+    worker.tracer.process_span(keep)
+
+
+def serve_in_turns(worker, requests):
+    """Serve requests at once, each a list of operations; give what was exported."""
+    sent = []
+    contexts = [worker.begin() for _ in requests]
+    handlers = [
+        (ctx, step)
+        for ctx, operations in zip(contexts, requests, strict=True)
+        for step in [(wait for operation in operations for wait in perform(worker, operation))]
+    ]
+    while handlers:
+        ctx, step = handlers.pop(0)
+        worker.enter(ctx, "access")
+        with suppress(StopIteration):
+            next(step)
+            handlers.append((ctx, step))
+    for ctx in contexts:
+        worker.end(ctx, lambda: exported(worker, sent))
+    return sent
+
+
+request_lists = st.lists(st.lists(operations(), max_size=3), min_size=1, max_size=3)
+
+
+@given(request_lists, st.sampled_from([KONG, SAFE]))
+def test_correct_programs_are_silent(requests, profile):
+    """Whatever requests do correctly, at once and one after another, gives no finding."""
+    worker = Worker(profile=profile)
+    for _ in range(2):
+        serve_in_turns(worker, requests)
+
+    assert worker.codes() == set()
+
+
+@given(request_lists, st.sampled_from([KONG, SAFE]), st.sampled_from(["count", "report", "raise"]))
+def test_checking_changes_no_result_and_no_balance(requests, profile, mode):
+    """A correct program exports the same spans and leaves the same balances, checked or not."""
+    plain, checked = Worker("off", profile), Worker(mode, profile)
+    for _ in range(2):
+        assert serve_in_turns(checked, requests) == serve_in_turns(plain, requests)
+
+    assert checked.provider.balances() == plain.provider.balances()
+
+
+# Handles and pools.
+
+
+def test_a_stale_handle_never_reaches_into_a_later_span():
+    """In profile kong a kept span is that of a later request; checked, it stays the one that has gone (P7)."""
+    spans = {}
+    for mode in ("off", "count"):
+        worker = Worker(mode)
+        ctx = worker.begin(root=False)
+        stale = worker.tracer.start_span("work")
+        stale.finish()
+        worker.end(ctx)
+        worker.begin(root=False)
+        spans[mode] = (stale, worker.tracer.start_span("later"))
+
+    assert spans["off"][0] is spans["off"][1]
+    assert spans["count"][0] is not spans["count"][1]
+
+
+def test_the_pools_are_full_and_replaced_as_in_the_plain_build():
+    """Requests of more spans than a pool holds, and more releases than it counts, balance as unchecked (P4, P5)."""
+    balances = []
+    for mode in ("off", "count"):
+        worker = Worker(mode)
+
+        def access(worker=worker):
+            for number in range(230):
+                worker.tracer.start_span("work", attributes={"number": number}).finish()
+
+        for _ in range(100):
+            worker.serve(access)
+        balances.append(worker.provider.balances())
+
+    assert balances[0] == balances[1]
+
+
+def test_a_request_whose_log_phase_failed_is_given_up_without_a_judgement(profile):
+    """What a failed log handler leaves behind is its own fault (E4)."""
+    worker = Worker(profile=profile)
+    ctx = worker.begin()
+    worker.tracer.start_span("work")
+    worker.provider.abandon_request(ctx)
+
+    assert worker.provider.balances()["KONG_SPAN"].live == 0
+    assert worker.codes() == set()
+
+
+def test_a_tracer_that_a_module_makes_before_its_worker_exists_is_checked():
+    """Tracers from the global handle are checked once a checked provider is set."""
+    early = kongtrace.tracing.new("early")
+    worker = Worker()
+    kongtrace.tracing.use(worker.provider)
+    try:
+        worker.serve(lambda: early.start_span("work"))
+    finally:
+        kongtrace.tracing.use(None)
+
+    assert worker.codes() == {Code.NEVER_FINISHED}
+
+
+def test_a_shallow_copy_is_a_plain_span_with_the_same_fields():
+    """`copy.copy` gives what can be read for as long as one likes."""
+    worker = Worker()
+    worker.begin()
+    span = worker.tracer.start_span("work", attributes={"team": "orders"})
+    copied = copy.copy(span)
+
+    assert type(copied) is Span
+    assert (copied.name, copied.span_id, copied.attributes) == ("work", span.span_id, {"team": "orders"})
+
+
+# Holders.
+
+
+def test_the_holder_is_named(profile):
+    """A span in module state is reported with the name of the variable and its module."""
+    worker = Worker(profile=profile)
+    module = {"__name__": "shop", "worker": worker}
+    source = "def access():\n    global last\n    last = worker.tracer.start_span('work')\n    last.finish()\n"
+    exec(source, module)
+    worker.serve(module["access"])
+    worker.provider.sweep()
+
+    (finding,) = worker.provider.findings.findings
+    assert finding.code is Code.OUTLIVES_REQUEST
+    assert finding.message == "after the request the span is held by last of module shop"
+
+
+def test_a_holder_from_before_the_fork_is_found_too(profile):
+    """Workers freeze what they inherit: the garbage collector does not see a module's list, and its span is found."""
+    worker = Worker(profile=profile)
+    kept = []
+
+    def access():
+        kept.append(worker.tracer.start_span("work"))
+        kept[0].finish()
+
+    gc.freeze()
+    try:
+        worker.serve(access)
+        worker.provider.sweep()
+    finally:
+        gc.unfreeze()
+
+    (finding,) = worker.provider.findings.findings
+    assert finding.code is Code.OUTLIVES_REQUEST
+    assert "the garbage collector does not see" in finding.message
+
+
+def test_what_is_held_is_looked_at_without_being_asked():
+    """After enough requests a span that is held is reported, once for its call site, and counted each time."""
+    worker = Worker()
+    kept = []
+
+    def access():
+        kept.append(worker.tracer.start_span("work"))
+        kept[-1].finish()
+
+    for _ in range(300):
+        worker.serve(access)
+
+    (finding,) = worker.provider.findings.findings
+    assert finding.code is Code.OUTLIVES_REQUEST
+    assert 100 <= worker.provider.findings.counts[Code.OUTLIVES_REQUEST] <= 200
+
+
+# Modes.
+
+
+def never_finish(worker):
+    """The shortest wrong program."""
+    worker.serve(lambda: worker.tracer.start_span("work"))
+
+
+def test_mode_off_is_the_plain_build():
+    """What is not checked is made of the plain classes."""
+    worker = Worker("off")
+    worker.begin()
+
+    assert type(worker.provider) is TracerProvider
+    assert type(worker.tracer) is Tracer
+    assert type(worker.tracer.active_span()) is Span
+
+
+def test_off_is_the_default():
+    """Who asks for no mode gets no checks."""
+    assert type(tracer_provider(time_ns=int, random_bytes=bytes)) is TracerProvider
+
+
+def test_there_are_no_other_modes():
+    """A mode that does not exist is refused by name."""
+    with pytest.raises(ValueError, match="loud"):
+        tracer_provider("loud", time_ns=int, random_bytes=bytes)
+
+
+def test_mode_count_keeps_nothing_but_numbers():
+    """Occurrences are counted by code; there is no finding to look at, and nobody is called."""
+    told = []
+    worker = Worker("count", on_finding=told.append)
+    for _ in range(5):
+        never_finish(worker)
+
+    assert worker.provider.findings.counts == {Code.NEVER_FINISHED: 5}
+    assert worker.provider.findings.findings == told == []
+
+
+def test_mode_report_tells_each_place_once():
+    """A mistake made again and again is one finding with a number."""
+    told = []
+    worker = Worker("report", on_finding=told.append)
+    for _ in range(5):
+        never_finish(worker)
+
+    (finding,) = told
+    assert worker.provider.findings.findings == told
+    assert worker.provider.findings.times(finding) == 5
+
+
+def test_mode_raise_raises_every_time():
+    """Each occurrence raises, the first and the next, with the finding."""
+    worker = Worker("raise")
+    for _ in range(2):
+        with pytest.raises(FindingError, match=r"^KT005 span never finished") as raised:
+            never_finish(worker)
+
+        assert raised.value.finding.code is Code.NEVER_FINISHED
+
+
+def test_mode_raise_raises_before_the_call_has_an_effect():
+    """A release that is a mistake is not carried out."""
+    worker = Worker("raise")
+    worker.begin()
+    span = worker.tracer.start_span("work")
+
+    with pytest.raises(FindingError):
+        span.release()
+    assert span.name == "work"
+
+
+def test_mode_raise_ends_the_request_first(profile):
+    """What is wrong with a request is raised when its spans have been taken back."""
+    worker = Worker("raise", profile)
+    with pytest.raises(FindingError):
+        never_finish(worker)
+
+    assert worker.provider.balances()["KONG_SPAN"].live == 0
+
+
+def test_mode_raise_lets_notes_pass():
+    """A note is kept and does not raise."""
+    worker = Worker("raise")
+
+    def access():
+        span = worker.tracer.start_span("work")
+        span.finish()
+        span.finish()
+
+    worker.serve(access)
+    (finding,) = worker.provider.findings.findings
+    assert (finding.code, finding.severity) == (Code.FINISHED_TWICE, Severity.NOTE)
+
+
+@pytest.mark.parametrize("mode", ["count", "report"])
+def test_a_checked_misuse_has_the_result_of_the_plain_one(mode):
+    """In profile kong a call on a released span raises, whether it is checked or not (P11)."""
+    for worker in (Worker("off"), Worker(mode)):
+        ctx = worker.begin()
+        span = worker.tracer.start_span("work")
+        span.finish()
+        worker.end(ctx)
+        with pytest.raises(kongtrace.ReleasedSpanError):
+            span.set_status(2)
+
+
+# The log of findings.
+
+
+def find(log, code=Code.NEVER_FINISHED, line=1):
+    """Add a finding at a line."""
+    site = findings_module.Frame(__file__, line, "handler")
+    log.add(findings_module.Finding(code, "message", "work", "access", (site,), (site,)))
+
+
+def test_the_log_keeps_a_bounded_number_of_places():
+    """What finds the log full is counted and not kept."""
+    log = FindingLog(Mode.REPORT)
+    for line in range(findings_module.SITES_MAX + 7):
+        find(log, line=line)
+    find(log, line=0)
+
+    assert len(log.findings) == findings_module.SITES_MAX
+    assert log.omitted == 7
+    assert log.counts[Code.NEVER_FINISHED] == findings_module.SITES_MAX + 8
+    assert "7 more at other places" in log.report()
+
+
+def test_the_report_begins_with_what_is_worst():
+    """Errors come before warnings, warnings before notes, each with its number."""
+    log = FindingLog(Mode.REPORT)
+    for code in (Code.FINISHED_TWICE, Code.NEVER_FINISHED, Code.LEFT_ACTIVE, Code.NEVER_FINISHED):
+        find(log, code)
+    report = log.report()
+
+    positions = [report.index(f"\n\n{code} ") for code in (Code.LEFT_ACTIVE, Code.NEVER_FINISHED, Code.FINISHED_TWICE)]
+    assert positions == sorted(positions)
+    assert f"{Code.NEVER_FINISHED} span never finished: 2\n" in report
+    assert "found: 2 times" in report
+
+
+def test_the_text_of_a_finding_has_everything():
+    """Code, title, severity, message, both stacks with their source, reason, remedy, and the page."""
+    worker = Worker()
+
+    def access():
+        span = worker.tracer.start_span("load order")
+        span.set_attribute("total", object())
+        span.finish()
+
+    worker.serve(access)
+    (finding,) = worker.provider.findings.findings
+    text = finding.text()
+
+    for part in (
+        "KT017 attribute value of a type that cannot be exported (warning)",
+        "the value of 'total' is of type object (span 'load order', phase access)",
+        'span.set_attribute("total", object())',
+        'span = worker.tracer.start_span("load order")',
+        f"why: {finding.why}",
+        f"fix: {finding.fix}",
+        "docs/findings.md",
+    ):
+        assert part in text
+
+
+def test_no_source_is_read_before_somebody_asks_for_text():
+    """Finding something reads no file; the text of a finding does."""
+    linecache.clearcache()
+    worker = Worker()
+    never_finish(worker)
+    assert __file__ not in linecache.cache
+
+    worker.provider.findings.report()
+    assert __file__ in linecache.cache
+
+
+def test_a_clean_run_says_so():
+    """Without findings the report is one line."""
+    worker = Worker()
+    worker.serve()
+
+    assert worker.provider.findings.report() == "no findings\n"
+
+
+# The documentation's samples, and the gateway's own spans.
+
+TRUE_OF_SAMPLES = {
+    "release_a_span": {Code.RELEASED_OPEN},  # C4: it takes releasing for an end
+    "record_an_error": {Code.ERROR_WITHOUT_STATUS},  # C17
+    "finish_a_span_with_a_time": {Code.FINISHED_TWICE},
+}
+"""What is rightly said of samples that were handed over."""
+
+
+@contextmanager
+def completed(worker, ctx, sample):
+    """Serve a request of the gateway, and finish what a sample leaves open, as its page says elsewhere."""
+    worker.enter(ctx, "rewrite")
+    worker.tracer.set_active_span(worker.tracer.start_span("kong", attributes={"http.method": "GET"}))
+    worker.enter(ctx, "access")
+    yield
+    listed = [] if sample is test_docs.release_a_span else worker.tracer.get_spans()
+    for span in reversed(listed):
+        if span.end_time_ns is None:
+            span.finish()
+    worker.end(ctx)
+
+
+@pytest.mark.parametrize("sample", test_docs.SAMPLES)
+def test_samples_of_the_documentation_give_no_false_finding(sample, profile):
+    """The samples of the customer's documentation, completed, give what is wrong with them and nothing else."""
+    worker = Worker(profile=profile)
+    for _ in range(2):
+        ctx = {}
+        with completed(worker, ctx, sample):
+            if sample is test_docs.gather_the_spans:
+                worker.enter(ctx, "log")
+            sample(worker.tracer, worker)
+
+    assert worker.codes() == TRUE_OF_SAMPLES.get(sample.__name__, set())
+
+
+def test_the_samples_copy_is_a_finding_when_it_is_used_as_its_page_says():
+    """The exporter guide copies shallowly "so it can be processed after the original one is cleared" (C12)."""
+    worker = Worker()
+    gathered = []
+    worker.serve(log=lambda: gathered.extend(test_docs.gather_the_spans(worker.tracer, worker)))
+
+    assert worker.codes() == {Code.SHALLOW_COPY}
+
+
+def test_the_full_example_of_the_exporter_guide_leaves_its_span_active(profile):
+    """Its exporter is right; the span that it keeps active until log is not (D22, C10, H4)."""
+    worker = Worker(profile=profile)
+    timers = test_docs.Worker().timers
+    kongtrace.tracing.use(None)
+    exporter = test_docs.TraceExporter(worker.tracer, timers, lambda data: None)
+    worker.serve(exporter.access, exporter.log)
+
+    assert worker.codes() == {Code.LEFT_ACTIVE}
+
+
+class Peer:
+    """The connection of a request that the instrumentation asks for its peer."""
+
+    peer = "127.0.0.1"
+
+
+def test_the_gateways_own_instrumentation_is_silent(profile):
+    """Root, router, plugin, name resolution and balancer spans, with a failed try, give no finding."""
+    from sim.request import Request, Try
+
+    worker = Worker(profile=profile)
+    instrumentation = Instrumentation(worker.provider, Tracing(instrumentations=("all",), sampling_rate=1.0))
+    worker.tracer = worker.provider.global_tracer
+    for _ in range(150):
+        request = Request(Peer(), "GET", b"/", [], "1.1", keep_alive=True, started_ns=worker.time_ns())
+        ctx = request.ctx
+        worker.enter(ctx, "rewrite", lambda request=request: instrumentation.request(request))
+        instrumentation.plugin_rewrite("correlation-id").finish()
+        worker.enter(ctx, "access", lambda request=request: instrumentation.precreate_balancer(request))
+        for start in (instrumentation.router, lambda: instrumentation.plugin_access("cors"), instrumentation.dns_query):
+            start().finish()
+        request.tries = [
+            Try("127.0.0.1", 80, worker.time_ns(), 10, 10, "failed", 502),
+            Try("127.0.0.1", 81, worker.time_ns()),
+        ]
+        worker.enter(ctx, "header_filter", lambda request=request: instrumentation.status(request))
+        request.body_ended_ns = worker.time_ns()
+        worker.enter(ctx, "log", lambda request=request: instrumentation.log(request))
+        exported(worker, [])
+        worker.provider.end_request(ctx)
+        ctx.clear()
+
+    assert worker.codes() == set()
+    assert isinstance(worker.provider, CheckedProvider)
+    assert worker.provider.span_class is CheckedSpan
