@@ -73,7 +73,7 @@ class NaivePool:
         return self.since_replaced + 1 < RELEASES_MAX and len(self.free) < FREE_MAX
 
     def release(self, obj: Any) -> bool:
-        """Whether it was kept, and so emptied."""
+        """Say whether it was kept, and so emptied."""
         kept = self.has_room()
         self.since_replaced += 1
         if self.since_replaced == RELEASES_MAX:
@@ -117,6 +117,10 @@ class NaiveSpan:
     @property
     def linked(self) -> bool:
         return self.start_time_ns is not None
+
+    def left(self) -> list[str]:
+        """Fields of the real span that are not empty."""
+        return [name for name in FIELDS if getattr(self.real, name) is not None]
 
     def agree(self) -> None:
         real = self.real
@@ -195,11 +199,9 @@ class Lifecycle(RuleBasedStateMachine):
         return spans[number % len(spans)] if spans else None
 
     def fetched(self, tag: str, obj: Any) -> None:
-        """Profile `kong` gives the object released last, else one that nobody has; profile `safe` a new one."""
-        if self.profile is not KONG and tag != "spans":
-            return
+        """Profile `kong` gives the object released last, else a new one; profile `safe` any that nobody has."""
         expected = self.pools[tag].fetch()
-        if expected is not None:
+        if expected is not None and self.profile is KONG:
             assert obj is expected, f"not the object of {tag} that was released last"
 
     def listed(self, request: NaiveRequest, namespace: str) -> list[NaiveSpan]:
@@ -245,7 +247,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     def adopt(self, span: NaiveSpan, attributes: dict[str, Any] | None) -> None:
         span.table, span.attributes = attributes, deepcopy(attributes)
-        if attributes is not None and self.profile is KONG:
+        if attributes is not None:
             self.pools["attributes"].adopt()
 
     def options_of(self, request: NaiveRequest, data: st.DataObject) -> dict[str, Any]:
@@ -332,10 +334,10 @@ class Lifecycle(RuleBasedStateMachine):
         target = self.pick([span for span in entered.spans if not span.linked], pick)
         if target is None:
             return
-        given = None if attributes is None else {"attributes": dict(attributes)}
+        attributes = deepcopy(attributes)
+        given = None if attributes is None else {"attributes": attributes}
         assert tracer.link_span(target.real, span, given) is target.real
-        if target.table is not None and self.profile is KONG:
-            self.pools["attributes"].discarded += 1
+        self.pools["attributes"].discarded += target.table is not None
         self.adopt(target, attributes)
         target.name, target.start_time_ns = span, self.clock.now_ns
         target.tracer = target.tracer or tracer
@@ -454,11 +456,11 @@ class Lifecycle(RuleBasedStateMachine):
         """A new list takes the place of the old one, whose spans are left to the garbage collector (D17)."""
         entered, tracer = self.enter(request), self.tracers[name]
         namespace = tracer.namespace.name
-        if self.profile is KONG and entered.linked():
+        if entered.linked():
             return  # the old spans would still be reachable as parents
         tracer.init_spans()
         if namespace in entered.lists:
-            self._forget(namespace, entered.lists.pop(namespace))
+            self._forget(entered.lists.pop(namespace))
         self.listed(entered, namespace)
 
     # Looking at spans.
@@ -497,56 +499,73 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(request=requests, pick=picks)
     def release_unlinked(self, request: int, pick: int) -> None:
-        """A span that was never linked can be given back by hand; in profile `safe` nothing happens (S16)."""
+        """A span that was never linked can be given back by hand (S16)."""
         entered = self.enter(request)
         span = self.pick([span for span in entered.spans if not span.linked], pick)
         if span is None:
             return
         span.real.release()
-        if self.profile is KONG:
-            self._release(span)
-            entered.spans.remove(span)
+        self._release(span)
+        entered.spans.remove(span)
 
-    @precondition(lambda self: self.profile is not KONG)
-    @rule(request=requests, pick=picks)
-    def release_any(self, request: int, pick: int) -> None:
-        """In profile `safe` a release by hand has no effect, on any span."""
-        span = self.pick([*self.enter(request).spans, *self.ended], pick)
+    @rule(pick=picks)
+    def use_after_release(self, pick: int) -> None:
+        """In profile `safe` a span that has been released takes nothing, is not lent, and says so in the log."""
+        span = self.pick(self.ended, pick)
         if span is not None:
+            logged = len(self.logged)
+            span.real.set_attribute("try_count", 1)
+            span.real.finish()
             span.real.release()
+            assert len(self.logged) == logged + 3
 
     @precondition(lambda self: self.profile is not KONG)
     @rule(request=requests, name=tracers, pick=picks, span=names)
     def link_again(self, request: int, name: str, pick: int, span: str) -> None:
         """Linking twice lists the span twice (S7)."""
         entered, tracer = self.enter(request), self.tracers[name]
-        target = self.pick(entered.linked(), pick)
+        target = self.pick(entered.lists.get(tracer.namespace.name, []), pick)
         if target is not None:
             tracer.link_span(target.real, span)
-            target.name, target.start_time_ns, target.attributes = span, self.clock.now_ns, None
+            self.pools["attributes"].discarded += target.table is not None
+            target.name, target.start_time_ns = span, self.clock.now_ns
+            target.table = target.attributes = None
             self.listed(entered, tracer.namespace.name).append(target)
 
-    @rule(request=requests, by_hand=st.sets(picks, max_size=3))
-    def end_request(self, request: int, by_hand: set[int]) -> None:
-        """After a request's end none of its spans is live, and all are empty, or left as they were."""
+    @rule(request=requests, by_hand=st.sets(picks, max_size=3), held=st.booleans())
+    def end_request(self, request: int, by_hand: set[int], held: bool) -> None:
+        """After a request's end none of its spans is live, and all are empty."""
         self.requests[request].phase = "log"
         entered = self.enter(request)
         self._is_one_tree(entered)
         for number in by_hand:
             span = self.pick(entered.linked(), number)
-            if self.profile is KONG and span and not span.gone and self.pools["spans"].has_room():
+            if span and not span.gone and (self.profile is not KONG or self.pools["spans"].has_room()):
                 span.real.release()
                 self._release(span)
+        if self.profile is not KONG:
+            self._let_go(entered, held=held)
         self.provider.end_request(entered.ctx)
-        self._give_up([span for span in entered.spans if not span.linked])
+        unlinked = [span for span in entered.spans if not span.linked]
+        if self.profile is KONG:
+            self._give_up(unlinked)
+        else:
+            self._release_all(unlinked)
         for namespace, spans in entered.lists.items():
-            if namespace != "KONG" or self.profile is not KONG:
-                self._forget(namespace, spans)
-                continue
-            for span in spans:
-                self._release(span)
-            self.pools["storage"].release(entered.storage[namespace])
+            if namespace != "KONG" and self.profile is KONG:
+                self._forget(spans)
+            else:
+                self._release_all(spans)
+                self.pools["storage"].release(entered.storage[namespace])
         self._replace(request)
+
+    def _let_go(self, request: NaiveRequest, *, held: bool) -> None:
+        """Profile `safe` lends only what nobody holds: hold the spans beyond the end, or let them go before it."""
+        if held:
+            self.ended = [*self.ended, *request.spans][-ENDED_SPANS:]
+        for span in request.spans:
+            if not held:
+                del span.real
 
     @rule(request=requests)
     def abandon_request(self, request: int) -> None:
@@ -554,27 +573,30 @@ class Lifecycle(RuleBasedStateMachine):
         entered = self.enter(request)
         self.provider.abandon_request(entered.ctx)
         self._give_up([span for span in entered.spans if not span.linked])
-        for namespace, spans in entered.lists.items():
-            self._forget(namespace, spans)
+        for spans in entered.lists.values():
+            self._forget(spans)
         self._replace(request)
 
     def _replace(self, index: int) -> None:
-        if self.profile is not KONG:
-            self.ended = [*self.ended, *self.requests[index].spans][-ENDED_SPANS:]
         self.requests[index] = NaiveRequest()
         self.enter(index)
+
+    def _release_all(self, spans: list[NaiveSpan]) -> None:
+        for span in spans:
+            self._release(span)
 
     def _release(self, span: NaiveSpan) -> None:
         if span.gone:
             return
         span.gone = True
-        if span.table is not None and self.pools["attributes"].release(span.table):
+        is_kong = self.profile is KONG
+        if span.table is not None and self.pools["attributes"].release(span.table) and is_kong:
             assert span.table == {}, "released attributes are empty"
-        if span.list is not None and self.pools["events"].release(span.list):
+        if span.list is not None and self.pools["events"].release(span.list) and is_kong:
             assert span.list == [], "a released list of events is empty"
-        if self.pools["spans"].release(span.real):
-            left = [name for name in FIELDS if getattr(span.real, name) is not None]
-            assert not left, f"a released span is empty, but for {left}"
+        kept = self.pools["spans"].release(getattr(span, "real", None))
+        if hasattr(span, "real") and (kept or not is_kong):
+            assert not span.left(), f"a released span is empty, but for {span.left()}"
 
     def _give_up(self, spans: list[NaiveSpan]) -> None:
         for span in spans:
@@ -582,14 +604,12 @@ class Lifecycle(RuleBasedStateMachine):
                 continue
             span.gone = True
             self.pools["spans"].discarded += 1
-            if self.profile is KONG:
-                self.pools["attributes"].discarded += span.table is not None
-                self.pools["events"].discarded += span.list is not None
+            self.pools["attributes"].discarded += span.table is not None
+            self.pools["events"].discarded += span.list is not None
 
-    def _forget(self, namespace: str, spans: list[NaiveSpan]) -> None:
+    def _forget(self, spans: list[NaiveSpan]) -> None:
         self._give_up(spans)
-        if self.profile is KONG:
-            self.pools["storage"].discarded += 1
+        self.pools["storage"].discarded += 1
 
     @staticmethod
     def _is_one_tree(request: NaiveRequest) -> None:
@@ -640,11 +660,11 @@ class Lifecycle(RuleBasedStateMachine):
 
     @invariant()
     def what_is_kept_beyond_the_request_stays_as_it_was(self) -> None:
-        """A copy is unaffected by release; in profile `safe` so is the span itself."""
+        """A copy is unaffected by release; in profile `safe` a released span stays empty while it is held."""
         for copied, as_it_was in self.copies:
             assert copied == as_it_was
         for span in self.ended:
-            span.agree()
+            assert not span.left(), "a span that is held is not lent"
 
     @invariant()
     def pools_keep_no_more_than_their_limit(self) -> None:
@@ -659,7 +679,13 @@ class Lifecycle(RuleBasedStateMachine):
     def balances_are_exact(self) -> None:
         """Fetched = released + discarded + live, and each of them is what was counted."""
         for tag, naive in self.pools.items():
-            assert tuple(getattr(self.provider, tag).balance()) == naive.balance(), tag
+            balance = getattr(self.provider, tag).balance()
+            if self.profile is KONG:
+                assert tuple(balance) == naive.balance(), tag
+            else:  # what goes back to the pool depends on who else holds it
+                live = naive.fetched - naive.released - naive.discarded
+                assert (balance.fetched, balance.live) == (naive.fetched, live), tag
+                assert balance.fetched == balance.released + balance.discarded + balance.live, tag
 
 
 def machine(profile: Profile, make: Callable[..., TracerProvider] = TracerProvider) -> type[Lifecycle]:
