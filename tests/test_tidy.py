@@ -116,11 +116,12 @@ def imported_modules(name: str, source: str, known: Mapping[str, str]) -> Iterat
 
 LAYERS = {
     "kongtrace": (
-        "global_tracer",
+        "testing",
+        "global_tracer | checked",
         "provider",
-        "tracer | noop",
-        "sampler",
-        "span | context | pool | profile",
+        "tracer",
+        "noop | sampler",
+        "span | context | pool | profile | ids | custody | findings",
         "propagation | queue | otlp",
         "phase | errors",
     ),
