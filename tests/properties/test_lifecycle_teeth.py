@@ -1,0 +1,296 @@
+"""The machine of the lifecycle notices what is broken: each of these variants has one fault."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from kongtrace import KONG, SAFE, Span, Tracer, TracerProvider, pool, provider, span
+from tests.properties.lifecycle import machine
+
+SEARCH = settings(
+    max_examples=150,
+    stateful_step_count=50,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    report_multiple_bugs=False,
+    phases=[Phase.generate],  # a fault need only be found
+    suppress_health_check=list(HealthCheck),
+)
+
+Patch = pytest.MonkeyPatch
+Fault = Callable[[Patch], None]
+
+
+def forgetful_of(field: str) -> Fault:
+    """A pool that leaves one field of a span as it was."""
+
+    def fault(patch: Patch) -> None:
+        clear = span.clear
+
+        def forget(obj: Span) -> None:
+            kept = getattr(obj, field, None)
+            clear(obj)
+            setattr(obj, field, kept)
+
+        patch.setattr(provider, "clear", forget)
+        patch.setattr(TracerProvider, "_take_back", TracerProvider._release_singly)
+
+    return fault
+
+
+def pool_keeps_one_more(patch: Patch) -> None:
+    init = pool.Pool.__init__
+
+    def wider(self, *arguments, **options):
+        init(self, *arguments, **options)
+        self.free_max += 1
+
+    patch.setattr(pool.Pool, "__init__", wider)
+
+
+def pool_is_never_replaced(patch: Patch) -> None:
+    patch.setattr(pool.Pool, "_is_replaced", lambda self: False)
+
+
+def pool_is_first_in_first_out(patch: Patch) -> None:
+    def put_in_front(self, obj):
+        if self._is_replaced() or len(self.free) >= self.free_max:
+            self.discarded += 1
+            return
+        self._clear(obj)
+        self.free.insert(0, obj)
+        self.released += 1
+
+    patch.setattr(pool.Pool, "release", put_in_front)
+
+
+def balance_is_off_by_one(patch: Patch) -> None:
+    leave, release = pool.Pool.leave, pool.Pool.release
+
+    def miscount(original):
+        def counted(self, obj):
+            original(self, obj)
+            self.discarded += len(self.free) == 1
+
+        return counted
+
+    patch.setattr(pool.Pool, "leave", miscount(leave))
+    patch.setattr(pool.Pool, "release", miscount(release))
+
+
+def release_runs_twice(patch: Patch) -> None:
+    release = pool.Pool.release
+
+    def twice(self, obj):
+        release(self, obj)
+        release(self, obj)
+
+    patch.setattr(pool.Pool, "release", twice)
+
+
+def finish_leaves_the_active_span(patch: Patch) -> None:
+    finish = Span.finish
+
+    def leave(self, end_time_ns=None):
+        active, self.active = self.active, None
+        finish(self, end_time_ns)
+        self.active = active
+
+    patch.setattr(Span, "finish", leave)
+
+
+def finish_clears_the_active_span(patch: Patch) -> None:
+    finish = Span.finish
+
+    def clear(self, end_time_ns=None):
+        finish(self, end_time_ns)
+        if self.tracer is not None and self.end_time_ns is not None:
+            self.tracer.set_active_span(None)
+
+    patch.setattr(Span, "finish", clear)
+
+
+def second_finish_counts(patch: Patch) -> None:
+    finish = Span.finish
+
+    def again(self, end_time_ns=None):
+        self.end_time_ns = None
+        finish(self, end_time_ns)
+
+    patch.setattr(Span, "finish", again)
+
+
+def sampler_ignores_the_parent(patch: Patch) -> None:
+    start = Tracer.start_span
+
+    def ignore(self, *arguments, **options):
+        started = start(self, *arguments, **options)
+        if isinstance(started, Span) and started.parent is not None:
+            started.should_sample = self.decide(started.trace_id)
+        return started
+
+    patch.setattr(Tracer, "start_span", ignore)
+
+
+def sampler_reads_the_other_end(patch: Patch) -> None:
+    decide = Tracer.decide
+    patch.setattr(Tracer, "decide", lambda self, trace_id, rate=None: decide(self, trace_id[::-1], rate))
+
+
+def end_forgets_a_namespace(patch: Patch) -> None:
+    end = TracerProvider.end_request
+
+    def forget(self, ctx):
+        ctx.pop("APART_SPANS", None)
+        end(self, ctx)
+
+    patch.setattr(TracerProvider, "end_request", forget)
+
+
+def end_forgets_a_span(patch: Patch) -> None:
+    take_back = TracerProvider._take_back
+    patch.setattr(TracerProvider, "_take_back", lambda self, spans: take_back(self, spans[1:]))
+
+
+def end_forgets_unlinked_spans(patch: Patch) -> None:
+    end = TracerProvider.end_request
+
+    def forget(self, ctx):
+        ctx.pop(provider.UNLINKED, None)
+        end(self, ctx)
+
+    patch.setattr(TracerProvider, "end_request", forget)
+
+
+def end_recycles_what_is_held(patch: Patch) -> None:
+    patch.setattr(pool.Pool, "leave", pool.Pool.release)
+    patch.setattr(TracerProvider, "_take_back", TracerProvider._release_singly)
+
+
+def abandon_forgets_the_spans(patch: Patch) -> None:
+    patch.setattr(TracerProvider, "settle", lambda self, trace: None)
+
+
+def events_are_shared(patch: Patch) -> None:
+    add_event = Span.add_event
+    shared = []
+
+    def share(self, *arguments, **options):
+        if self.events is None:
+            self.events = shared
+        add_event(self, *arguments, **options)
+
+    patch.setattr(Span, "add_event", share)
+
+
+def attributes_are_shared(patch: Patch) -> None:
+    set_attribute = Span.set_attribute
+    shared = {}
+
+    def share(self, *arguments, **options):
+        if self.attributes is None:
+            self.attributes = shared
+        set_attribute(self, *arguments, **options)
+
+    patch.setattr(Span, "set_attribute", share)
+
+
+def process_span_ignores_the_name(patch: Patch) -> None:
+    patch.setattr(
+        Tracer,
+        "process_span",
+        lambda self, processor, *extra: (self._check_phase(self._execution.ctx), [*map(processor, self.get_spans())]),
+    )
+
+
+def process_span_goes_backward(patch: Patch) -> None:
+    process = Tracer.process_span
+
+    def reverse(self, processor, *extra):
+        seen = []
+        process(self, seen.append, *extra)
+        for each in reversed(seen):
+            processor(each, *extra)
+
+    patch.setattr(Tracer, "process_span", reverse)
+
+
+def ids_repeat(patch: Patch) -> None:
+    init = TracerProvider.__init__
+
+    def repeating(self, *, random_bytes, **options):
+        init(self, random_bytes=lambda count: bytes(at // 16 % 5 + 1 for at in range(count)), **options)
+
+    patch.setattr(TracerProvider, "__init__", repeating)
+
+
+def ids_may_be_zero(patch: Patch) -> None:
+    from kongtrace.ids import IdSupply
+
+    def draw(self):
+        block = self._random_bytes(self._unpack.size)
+        ids = self._unpack.unpack(block)
+        self.drawn += ids
+        self._supplied += len(ids)
+        return self.drawn.pop()
+
+    patch.setattr(IdSupply, "draw", draw)
+
+
+def parent_is_the_root(patch: Patch) -> None:
+    start = Tracer.start_span
+
+    def below_root(self, *arguments, **options):
+        started = start(self, *arguments, **options)
+        if isinstance(started, Span) and started.parent is not None:
+            started.parent_id = self.get_spans()[0].span_id
+        return started
+
+    patch.setattr(Tracer, "start_span", below_root)
+
+
+KONG_FAULTS = {
+    **{f"forgets {field}": forgetful_of(field) for field in ("events", "status", "active", "end_time_ns", "tracer")},
+    **{
+        fault.__name__: fault
+        for fault in (
+            *(pool_keeps_one_more, pool_is_never_replaced, pool_is_first_in_first_out, balance_is_off_by_one),
+            *(release_runs_twice, end_forgets_unlinked_spans, abandon_forgets_the_spans),
+        )
+    },
+}
+SAFE_FAULTS = {
+    fault.__name__: fault
+    for fault in (
+        *(finish_leaves_the_active_span, finish_clears_the_active_span, second_finish_counts),
+        *(sampler_ignores_the_parent, sampler_reads_the_other_end, parent_is_the_root),
+        *(end_forgets_a_namespace, end_forgets_a_span, end_forgets_unlinked_spans, end_recycles_what_is_held),
+        *(events_are_shared, attributes_are_shared, process_span_ignores_the_name, process_span_goes_backward),
+        *(ids_repeat, ids_may_be_zero),
+    )
+}
+
+
+@pytest.mark.parametrize("fault", KONG_FAULTS.values(), ids=KONG_FAULTS)
+def test_a_fault_is_noticed_in_profile_kong(fault, monkeypatch):
+    """The machine fails over a provider that recycles and has one fault."""
+    fault(monkeypatch)
+    assert is_noticed(KONG)
+
+
+@pytest.mark.parametrize("fault", SAFE_FAULTS.values(), ids=SAFE_FAULTS)
+def test_a_fault_is_noticed_in_profile_safe(fault, monkeypatch):
+    """The machine fails over a provider that lends nothing that is held, and has one fault."""
+    fault(monkeypatch)
+    assert is_noticed(SAFE)
+
+
+def is_noticed(profile) -> bool:
+    try:
+        run_state_machine_as_test(machine(profile), settings=SEARCH)
+    except AssertionError:
+        return True
+    return False
