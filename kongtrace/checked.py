@@ -69,7 +69,7 @@ STACK_DEPTH_MAX = 24
 TOLERANCE_NS = 1_000_000
 """How far a child may reach beyond its parent (kong-semantics H19)."""
 
-SPAN, ATTRIBUTES, EVENTS, LIST = "the span", "its attributes", "its events", "the span list that begins with it"
+SPAN, ATTRIBUTES, EVENTS, LIST = "the span", "its attributes", "its events", "the list that begins with the span"
 """What is lent."""
 
 _DAY_NS = 86_400 * 10**9
@@ -711,14 +711,14 @@ class CheckedProvider(TracerProvider):
             record = held.of
             code, where = _suspicion(held)
             if self.findings.knows(code, where[0]):
-                yield self._finding(code, "it is held after its request again", record, where)
+                yield self._finding(code, f"{held.what} is still held after the request", record, where)
                 continue
             by = holder(held.lent(), (CheckedSpan, Trace, _Record))
             if by is None:
                 continue
             if isinstance(by, Span):
                 code = Code.SHALLOW_COPY
-            message = f"after the request {held.what} is held by {description(by, held.lent())}"
+            message = f"after the request {description(by, held.lent())} still holds {held.what}"
             yield self._finding(code, message, record, where)
 
     def _report(self, code: Code, message: str, record: _Record | None = None) -> None:

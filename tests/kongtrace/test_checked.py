@@ -858,7 +858,7 @@ def test_the_holder_is_named(profile):
 
     (finding,) = worker.provider.findings.findings
     assert finding.code is Code.OUTLIVES_REQUEST
-    assert finding.message == "after the request the span is held by last of module shop"
+    assert finding.message == "after the request last of module shop still holds the span"
 
 
 def test_a_holder_from_before_the_fork_is_found_too(profile):
