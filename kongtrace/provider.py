@@ -257,7 +257,7 @@ class TracerProvider:
 
     def _new_span(self) -> Span:
         span = self.span_class()
-        span._provider = self  # noqa: SLF001  # as the tracer does
+        span._provider = self  # noqa: SLF001  # a span is made here and nowhere else
         clear(span)
         return span
 

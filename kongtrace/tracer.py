@@ -63,7 +63,6 @@ class Tracer:
         "_execution",
         "_free_spans",
         "_new_list",
-        "_new_span",
         "_provider",
         "_samples_all",
         "_span_ids",
@@ -90,7 +89,6 @@ class Tracer:
         self._time_ns = provider.time_ns
         self._span_ids = provider.span_ids.drawn
         self._trace_ids = provider.trace_ids.drawn
-        self._new_span = provider.span_class
         self._new_list = provider.storage.fetch
         self._free_spans = provider.spans.free
         self._attributes = provider.attributes
@@ -187,14 +185,10 @@ class Tracer:
         if sampled is None:
             sampled = self._samples_all or self.decide(trace_id)
 
-        free = self._free_spans
-        if free:
-            span = free.pop()
-        else:
-            new_span = self._new_span
-            span = new_span()
-            span._provider = self._provider  # noqa: SLF001  # a tracer makes the spans of its provider
-            span.attributes = span.events = span.end_time_ns = span.status = span.active = None
+        try:
+            span = self._free_spans.pop()
+        except IndexError:
+            span = self._provider.spans.fetch()
         try:
             span.span_id = self._span_ids.pop()
         except IndexError:

@@ -181,10 +181,12 @@ class Replay:
         known(expected, "spans", "active", "other_spans")
         traces = {key: trace for key, trace in self.ctx.items() if isinstance(trace, Trace)}
         lists = {key: trace.spans for key, trace in traces.items() if trace.spans is not None}
-        self.equal("final spans", expected["spans"], {key: list(map(self.listed, spans)) for key, spans in lists.items()})
+        self.equal(
+            "final spans", expected["spans"], {key: list(map(self.listed, spans)) for key, spans in lists.items()}
+        )
         active = {key.replace("_SPANS", "_active_span"): self.shown(trace.active) for key, trace in traces.items()}
         self.equal("final active", expected["active"], active)
-        in_a_list = {id(span) for spans in lists.values() for span in spans}
+        in_a_list = {id(span) for listed in lists.values() for span in listed}
         others = {
             label: self.state(self.spans[label])
             for label in self.made
@@ -199,7 +201,7 @@ class Replay:
 
     # Values.
 
-    def value(self, recorded: Any, key: str = "") -> Any:
+    def value(self, recorded: Any, key: str = "") -> Any:  # noqa: PLR0911  one line for each notation
         """An argument as the Python object that it stands for; `key` is the option's name."""
         match recorded:
             case {"$span": label}:
