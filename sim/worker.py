@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,20 +51,27 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _NS_PER_S: Final = 1_000_000_000
 
 
-def main(args: "WorkerArgs", classes: Mapping[str, PluginClass] = BUNDLED) -> None:
+def main(
+    args: "WorkerArgs",
+    classes: Mapping[str, PluginClass] = BUNDLED,
+    make_provider: Callable[..., TracerProvider] = TracerProvider,
+) -> None:
     """Run a worker until it is told to leave.
 
     Args:
         args: from the master.
         classes: the plugins that there are.
+        make_provider: makes the tracer provider, such as a checked one (`kongtrace.checked.tracer_provider`).
     """
     # The master's objects are never garbage here: walking them would stall the loop for milliseconds.
     gc.freeze()
-    uvloop.run(_run(args, classes))
+    uvloop.run(_run(args, classes, make_provider))
 
 
-async def _run(args: "WorkerArgs", classes: Mapping[str, PluginClass]) -> None:
-    worker = Worker(args, asyncio.get_running_loop(), classes)
+async def _run(
+    args: "WorkerArgs", classes: Mapping[str, PluginClass], make_provider: Callable[..., TracerProvider]
+) -> None:
+    worker = Worker(args, asyncio.get_running_loop(), classes, make_provider)
     await worker.serve()
 
 
@@ -75,6 +82,7 @@ class Worker:
         args: from the master.
         loop: the running event loop.
         classes: the plugins that there are.
+        make_provider: makes the tracer provider.
 
     Attributes:
         profile: "kong" or "safe".
@@ -84,7 +92,13 @@ class Worker:
         node_id: of the node.
     """
 
-    def __init__(self, args: "WorkerArgs", loop: asyncio.AbstractEventLoop, classes: Mapping[str, PluginClass]) -> None:
+    def __init__(
+        self,
+        args: "WorkerArgs",
+        loop: asyncio.AbstractEventLoop,
+        classes: Mapping[str, PluginClass],
+        make_provider: Callable[..., TracerProvider],
+    ) -> None:
         gateway = args.gateway
         log = args.error_log
         self._args = args
@@ -92,7 +106,7 @@ class Worker:
         self.profile = gateway.profile
         self.runtime = LiveRuntime(loop, args.seed)
         self.node_id = node_id(gateway.seed)
-        self._provider = TracerProvider(
+        self._provider = make_provider(
             time_ns=self.runtime.time_ns,
             random_bytes=self.runtime.random_bytes,
             log=log,

@@ -98,9 +98,9 @@ class LiveGateway:
 
 
 @contextmanager
-def live(directory, gateway, classes=None):
-    """Run a gateway; `classes` are plugins beside the bundled ones."""
-    running = LiveGateway(gateway, directory, partial(worker.main, classes={**BUNDLED, **(classes or {})}))
+def live(directory, gateway, classes=None, **options):
+    """Run a gateway; `classes` are plugins beside the bundled ones, `options` those of a worker's main."""
+    running = LiveGateway(gateway, directory, partial(worker.main, classes={**BUNDLED, **(classes or {})}, **options))
     try:
         running.wait_announced()
         running.wait_until(lambda reading: all(worker.pid for worker in reading.alive))
