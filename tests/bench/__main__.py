@@ -14,6 +14,7 @@ from rich.table import Table
 
 FOLDER = Path(__file__).parent
 RESULT = Path(".bench/latest.json")
+WIDTH = 150
 
 
 def main(names: list[str]) -> None:
@@ -27,13 +28,13 @@ def main(names: list[str]) -> None:
         console.print(f"{name}: done")
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(rows, indent=2) + "\n")
-    Console().print(table(rows))
+    Console(width=WIDTH).print(table(rows))
     console.print(f"written to {RESULT}")
 
 
 def table(rows: list[dict]) -> Table:
     """The rows as a table; `met` where the median reaches the goal."""
-    shown = Table(title="benchmarks: ratios within one run, median and range", title_justify="left")
+    shown = Table(title="ratios within one run: median and range", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("what", "against"):
         shown.add_column(heading)
     for heading in ("ratio", "low", "high", "goal"):
