@@ -38,15 +38,15 @@ class NoopTracer:
         """Make ``tracer`` the global one (T5): see :meth:`TracerProvider.set_global_tracer`."""
         self._provider.set_global_tracer(tracer)
 
-    def start_span(  # its parameters are those of the real one: a call with any number of them would cost thrice as much
+    def start_span(  # has the parameters of the real one, since any number of them would make the call dearer
         self,
-        name: Any = None,  # noqa: ARG002
-        options: Any = None,  # noqa: ARG002
-        start_time_ns: Any = None,  # noqa: ARG002
-        span_kind: Any = None,  # noqa: ARG002
-        should_sample: Any = None,  # noqa: ARG002
-        attributes: Any = None,  # noqa: ARG002
-        parent: Any = None,  # noqa: ARG002
+        name: Any = None,
+        options: Any = None,
+        start_time_ns: Any = None,
+        span_kind: Any = None,
+        should_sample: Any = None,
+        attributes: Any = None,
+        parent: Any = None,
     ) -> NoopSpan:
         """The no-op span."""
         return NOOP_SPAN

@@ -1,0 +1,73 @@
+"""`tracing` may be imported before there is a worker, and stands for the global tracer of the provider in use."""
+
+import pytest
+
+from kongtrace import NOOP_SPAN, ApiError, GlobalTracer, Span
+from kongtrace.testing import TracedWorker
+
+
+@pytest.fixture
+def handle():
+    return GlobalTracer()
+
+
+@pytest.fixture
+def worker():
+    worker = TracedWorker()
+    worker.begin()
+    return worker
+
+
+def test_without_a_provider_it_is_the_noop_tracer(handle):
+    """Nothing is recorded."""  # T4
+    assert handle.name == "noop"
+    assert handle.start_span("work") is NOOP_SPAN
+    assert handle.active_span() is None
+
+
+def test_it_follows_the_provider_in_use(handle, worker):
+    """Its calls are those of the global tracer."""  # D1
+    handle.use(worker.provider)
+    span = handle.start_span("work", span_kind=2)
+    handle.set_active_span(span)
+    assert handle.active_span() is worker.provider.global_tracer.active_span() is span
+    assert handle.name == worker.provider.global_tracer.name
+
+
+def test_it_follows_the_global_tracer(handle, worker):
+    """Whoever sets another one is followed at once."""  # T4, T5
+    handle.use(worker.provider)
+    other = handle.new("other")
+    handle.set_global_tracer(other)
+    assert handle.start_span("work").tracer is other
+    worker.provider.set_global_tracer(worker.provider.noop_tracer)
+    assert handle.start_span("work") is NOOP_SPAN
+    with pytest.raises(ApiError):
+        handle.set_global_tracer(5)
+
+
+def test_a_tracer_made_before_there_is_a_provider_comes_to_life(handle, worker):
+    """Until then it gives the noop span."""  # D2
+    tracer = handle.new("early", sampling_rate=0.5, namespace="APART")
+    assert handle("early", {"noop": True}).name == "noop"
+    assert tracer.start_span("work") is NOOP_SPAN
+    handle.use(worker.provider)
+    span = tracer.start_span("work")
+    assert isinstance(span, Span)
+    assert tracer.spans_key == "APART_SPANS"
+    worker.provider.end_request(worker.provider.execution.ctx)
+    assert worker.provider.balances()["KONG_SPAN"].live == 0
+
+
+def test_it_can_be_taken_back(handle, worker):
+    """Then it is as it was."""
+    handle.use(worker.provider)
+    handle.use(None)
+    assert handle.start_span("work") is NOOP_SPAN
+
+
+def test_it_tells_what_it_stands_for(handle, worker):
+    """The representation names the tracer."""
+    assert "NoopTracer" in repr(handle)
+    handle.use(worker.provider)
+    assert repr(worker.provider.global_tracer) in repr(handle)

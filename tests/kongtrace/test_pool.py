@@ -1,0 +1,121 @@
+"""A pool recycles what was released last, within limits, and its balance tells what became of every object."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kongtrace import pool
+from kongtrace.pool import FREE_MAX, RELEASES_MAX, Balance, Pool
+
+
+def lists(**options):
+    return Pool("LISTS", list, list.clear, **options)
+
+
+def test_an_empty_pool_makes_a_new_object():
+    """What is fetched from an empty pool has been made for it."""  # P2
+    objects = lists()
+    assert objects.fetch() == []
+    assert objects.balance() == Balance(fetched=1, hits=0, misses=1, released=0, discarded=0, live=1, free=0)
+
+
+def test_the_object_released_last_is_fetched_first():
+    """A pool is last in, first out."""  # P2
+    objects = lists()
+    first, second = objects.fetch(), objects.fetch()
+    objects.release(first)
+    objects.release(second)
+    assert objects.fetch() is second
+    assert objects.fetch() is first
+
+
+def test_a_released_object_is_empty():
+    """Release clears an object before its next use."""  # P6
+    objects = lists()
+    objects.release([1, 2])
+    assert objects.fetch() == []
+
+
+def test_a_full_pool_discards_without_clearing():
+    """What finds no room keeps its content, and counts as discarded."""  # P5, P7
+    objects = lists()
+    for _ in range(FREE_MAX):
+        objects.release([1])
+    objects.release(late := [1])
+    assert late == [1]
+    assert objects.balance().free == FREE_MAX
+    assert objects.balance().discarded == 1
+
+
+def test_a_pool_is_thrown_away_when_its_releases_are_counted_up():
+    """The release that completes the count finds an empty pool, and is neither stored nor cleared."""  # P4
+    objects = lists()
+    for _ in range(RELEASES_MAX - 1):
+        objects.release(objects.fetch())
+    assert objects.balance().free == 1
+    objects.release(last := [1])
+    assert last == [1]
+    assert objects.balance().free == 0
+    objects.release(objects.fetch())
+    assert objects.balance().free == 1
+
+
+def test_discarded_objects_count_towards_the_replacement():
+    """Every release is counted, that into a full pool too."""  # P4
+    objects = lists()
+    for _ in range(RELEASES_MAX - 1):
+        objects.release([])
+    assert objects.balance().free == FREE_MAX
+    objects.release([])
+    assert objects.balance().free == 0
+
+
+def test_an_object_that_is_left_to_its_holder_is_cleared_and_not_kept():
+    """Leaving an object empties it, and keeps it out of the free list."""
+    objects = lists()
+    objects.leave(held := [1])
+    assert held == []
+    assert objects.balance()[3:] == (0, 1, -1, 0)
+
+
+def test_a_pool_that_does_not_recycle_counts_all_the_same():
+    """What is released to it is discarded as it is."""
+    objects = lists(recycles=False)
+    objects.release(table := objects.fetch())
+    table.append(1)
+    assert objects.fetch() == []
+    assert objects.balance() == Balance(fetched=2, hits=0, misses=2, released=0, discarded=1, live=1, free=0)
+
+
+@pytest.mark.parametrize("recycles", [True, False])
+@given(steps=st.lists(st.sampled_from(["fetch", "release", "release again", "adopt", "many"]), max_size=80))
+def test_the_balance_holds_whatever_happens(recycles, steps):
+    """Fetched is released and discarded and live; misses and hits are fetched; free is what a count gives."""
+    limits = pool.FREE_MAX, pool.RELEASES_MAX
+    pool.FREE_MAX, pool.RELEASES_MAX = 3, 7
+    try:
+        objects = lists(recycles=recycles)
+        out: list[list[int]] = []
+        fetched = given_back = 0
+        for step in steps:
+            if step == "fetch":
+                out.append(objects.fetch())
+                fetched += 1
+            elif step == "adopt":
+                out.append([])
+                objects.adopted += 1
+                fetched += 1
+            elif step == "many" and out and len(objects.free) < objects.free_max and objects.due > 1:
+                objects.put_back([out.pop()])
+                given_back += 1
+            elif out:
+                objects.release(out.pop())
+                given_back += 1
+            balance = objects.balance()
+            assert balance.fetched == fetched
+            assert balance.live == len(out) == fetched - given_back
+            assert balance.fetched == balance.released + balance.discarded + balance.live
+            assert balance.fetched == balance.hits + balance.misses + objects.adopted
+            assert balance.free == len(objects.free) <= objects.free_max
+    finally:
+        pool.FREE_MAX, pool.RELEASES_MAX = limits

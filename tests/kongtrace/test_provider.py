@@ -1,0 +1,374 @@
+"""A provider makes the tracers of a worker, and takes the spans of a request back when it ends."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from kongtrace import KONG, NOOP_SPAN, PROFILES, SAFE, ApiError, NoopTracer, ReleasedSpanError, Span, TracerProvider
+from kongtrace import pool as pools
+from kongtrace.ids import IDS_PER_BLOCK, IdSupply
+from kongtrace.testing import FakeEntropy, TracedWorker
+
+both_profiles = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+EMPTY = [name for name in Span.__slots__ if not name.startswith("_")]
+
+
+def provider(profile=SAFE):
+    return TracerProvider(time_ns=lambda: 0, random_bytes=FakeEntropy(), profile=profile)
+
+
+def fields(span):
+    return {name: getattr(span, name) for name in EMPTY}
+
+
+def live(worker):
+    return {tag: balance.live for tag, balance in worker.provider.balances().items() if balance.live}
+
+
+@contextmanager
+def request_of(worker):
+    """A request that nobody looks at: a span that is in a variable is held."""
+    ctx = worker.begin()
+    yield
+    worker.provider.end_request(ctx)
+
+
+def trace_a_request(worker, *names):
+    """A request with a span of each name, of which the first is active."""
+    with request_of(worker):
+        tracer = worker.provider.global_tracer
+        for name in names:
+            span = tracer.start_span(name, attributes={"given": name})
+            span.set_attribute("set", 1)
+            span.add_event("event")
+            if tracer.active_span() is None:
+                tracer.set_active_span(span)
+            del span
+
+
+# Tracers.
+
+
+def test_a_tracer_has_a_name_a_rate_and_a_namespace():
+    """All can be left out; the caller's options get the rate that is in force."""  # D2, T3
+    tracer = provider().new()
+    assert (tracer.name, tracer.sampling_rate, tracer.spans_key) == ("default", 1.0, "KONG_SPANS")
+    tracer = provider().new("mine", options := {"namespace": "APART"})
+    assert (tracer.name, tracer.spans_key) == ("mine", "APART_SPANS")
+    assert options == {"namespace": "APART", "sampling_rate": 1.0}
+
+
+@pytest.mark.parametrize("name", [True, {}, ["x"]])
+def test_a_name_is_a_string(name):
+    """Lua makes a key of it."""
+    with pytest.raises(TypeError, match="name of a tracer"):
+        provider().new(name)
+
+
+@pytest.mark.parametrize("options", [5, "x", True])
+def test_options_are_a_mapping(options):
+    """Lua indexes them."""
+    with pytest.raises(TypeError, match="options of a tracer"):
+        provider().new("x", options)
+
+
+def test_a_tracer_is_given_again_for_the_same_options_in_profile_safe():
+    """One that differs in namespace or rate is another one."""  # T2
+    new = provider(SAFE).new
+    first = new("x")
+    assert new("x") is first
+    assert new("x", {"sampling_rate": 0.5}) is not first
+    assert new("x", {"namespace": "APART"}) is not first
+
+
+def test_the_memo_of_tracers_is_mistaken_in_profile_kong():
+    """It is written by name and read by namespace and name."""  # T2
+    new = provider(KONG).new
+    assert new("x") is not new("x")
+    trap = new("APART_x")
+    assert new("x", {"namespace": "APART"}) is trap
+    assert new("x", {"namespace": "APART", "noop": True}) is trap
+
+
+def test_the_noop_tracer_can_be_asked_for():
+    """All get the same one, and it is the global one until another is set."""  # T3, T4
+    ours = provider()
+    assert ours.new("x", {"noop": True}) is ours.noop_tracer is ours.global_tracer
+
+
+def test_a_global_tracer_is_set_and_told():
+    """Whoever follows it is called."""  # T5
+    ours, told = provider(), []
+    ours.on_global_tracer = lambda: told.append(ours.global_tracer)
+    tracer = ours.new("mine")
+    tracer.set_global_tracer(tracer)
+    tracer.set_global_tracer(ours.noop_tracer)
+    assert told == [tracer, ours.noop_tracer]
+
+
+@pytest.mark.parametrize("value", [None, 5, "noop", {}, {"name": "noop"}])
+def test_only_a_tracer_becomes_global(value):
+    """The one that is set stays."""  # T5
+    ours = provider()
+    with pytest.raises(ApiError, match=r"^invalid tracer$"):
+        ours.set_global_tracer(value)
+    assert isinstance(ours.global_tracer, NoopTracer)
+
+
+# Ids.
+
+
+def test_ids_are_drawn_in_blocks():
+    """One draw of randomness serves many spans."""
+    entropy = FakeEntropy()
+    supply = IdSupply(entropy, 8)
+    ids = [supply.draw() for _ in range(3 * IDS_PER_BLOCK)]
+    assert entropy.draws == 3
+    assert len(set(ids)) == supply.used() == 3 * IDS_PER_BLOCK
+
+
+def test_no_id_is_all_zero():
+    """Such an id means none (W3C Trace Context 3.2.2.3)."""
+    good = b"\x01" * 8
+    blocks = iter([bytes(8) * IDS_PER_BLOCK, bytes(8) * (IDS_PER_BLOCK - 1) + good])
+    supply = IdSupply(lambda _: next(blocks), 8)
+    assert supply.draw() == good
+    assert supply.drawn == []
+
+
+def test_ids_can_be_supplied():
+    """They are taken first, in their order."""
+    supply = IdSupply(FakeEntropy(), 8)
+    supply.add([b"first---", b"second--"])
+    assert [supply.draw(), supply.draw()] == [b"first---", b"second--"]
+    assert supply.used() == 2
+
+
+# The end of a request.
+
+
+@both_profiles
+def test_after_a_request_nothing_of_it_is_live(profile):
+    """Spans, tables, events and list are booked out."""  # E1
+    worker = TracedWorker(profile)
+    for _ in range(3):
+        trace_a_request(worker, "root", "child")
+    assert live(worker) == {}
+    assert worker.provider.balances()["KONG_SPAN"].fetched == 6
+
+
+@both_profiles
+def test_spans_are_used_again(profile):
+    """The next request makes no span when nobody holds those of the last."""  # P2
+    worker = TracedWorker(profile)
+    for _ in range(3):
+        trace_a_request(worker, "root", "child")
+    balance = worker.provider.balances()["KONG_SPAN"]
+    assert (balance.misses, balance.hits, balance.released, balance.free) == (2, 4, 6, 2)
+
+
+@both_profiles
+def test_a_span_from_the_pool_is_like_a_new_one(profile):
+    """Nothing of its former life is left."""  # P6
+    worker = TracedWorker(profile)
+    trace_a_request(worker, "root", "child")
+    with request_of(worker):
+        span = worker.provider.global_tracer.start_span("again")
+        assert span.attributes is span.events is span.end_time_ns is span.status is span.active is span.parent is None
+        ahead = worker.provider.global_tracer.create_span()
+        assert {name for name, value in fields(ahead).items() if value is not None} == {
+            *("kind", "should_sample", "span_id", "trace_id"),
+        }
+
+
+@both_profiles
+def test_the_handle_of_an_ended_span_is_empty(profile):
+    """Whoever kept a span past its request sees nothing in it."""  # P6, H5
+    worker = TracedWorker(profile)
+    with request_of(worker):
+        kept = worker.provider.global_tracer.start_span("kept", attributes={"a": 1})
+    assert fields(kept) == dict.fromkeys(EMPTY)
+
+
+def test_a_held_span_is_lent_to_another_request_in_profile_kong():
+    """The stale handle writes into a span of somebody else."""  # P7, H5
+    worker = TracedWorker(KONG)
+    with request_of(worker):
+        stale = worker.provider.global_tracer.start_span("first")
+    with request_of(worker):
+        span = worker.provider.global_tracer.start_span("second")
+        stale.set_attribute("written", "by the first")
+        assert span is stale
+        assert span.attributes == {"written": "by the first"}
+
+
+def test_a_held_span_is_left_to_its_holder_in_profile_safe():
+    """Its place in the pool is taken by nobody, the others are used again."""
+    worker = TracedWorker(SAFE)
+    with request_of(worker):
+        worker.provider.global_tracer.start_span("free")
+        stale = worker.provider.global_tracer.start_span("held")
+    with request_of(worker):
+        spans = {id(worker.provider.global_tracer.start_span(name)) for name in "ab"}
+        assert id(stale) not in spans
+    balance = worker.provider.balances()["KONG_SPAN"]
+    assert (balance.fetched, balance.hits, balance.released, balance.discarded) == (4, 1, 3, 1)
+
+
+def test_a_parent_that_only_its_children_hold_is_used_again_in_profile_safe():
+    """References from span to span do not count."""
+    worker = TracedWorker(SAFE)
+    with request_of(worker):
+        tracer = worker.provider.global_tracer
+        tracer.set_active_span(tracer.start_span("root"))
+        tracer.set_active_span(tracer.start_span("child"))
+        tracer.start_span("grandchild")
+    assert worker.provider.balances()["KONG_SPAN"].free == 3
+
+
+def test_a_given_table_is_emptied_and_lent_in_profile_kong():
+    """The caller's mapping goes into the pool with the span."""  # P9, H7
+    worker, mine = TracedWorker(KONG), {"a": 1}
+    with request_of(worker):
+        worker.provider.global_tracer.start_span("first", attributes=mine)
+    assert mine == {}
+    with request_of(worker):
+        worker.provider.global_tracer.start_span("second").set_attribute("b", 2)
+        assert mine == {"b": 2}
+
+
+def test_one_table_on_two_spans_is_shared_by_two_later_ones_in_profile_kong():
+    """It is in the pool twice."""  # P10, H8
+    worker, mine = TracedWorker(KONG), {"a": 1}
+    with request_of(worker):
+        for name in "ab":
+            worker.provider.global_tracer.start_span(name, attributes=mine)
+    with request_of(worker):
+        spans = [worker.provider.global_tracer.start_span(name) for name in "cd"]
+        for span in spans:
+            span.set_attribute(span.name, 1)
+        assert spans[0].attributes is spans[1].attributes is mine
+        assert mine == {"c": 1, "d": 1}
+
+
+def test_tables_are_left_alone_in_profile_safe():
+    """What the caller gave, and what a shallow copy shares, keeps its content."""  # H6, H7
+    worker, mine = TracedWorker(SAFE), {"a": 1}
+    with request_of(worker):
+        span = worker.provider.global_tracer.start_span("first", attributes=mine)
+        span.add_event("event")
+        events = span.events
+    trace_a_request(worker, "next")
+    assert mine == {"a": 1}
+    assert [event.name for event in events] == ["event"]
+
+
+def test_an_ended_context_is_spent_in_profile_kong():
+    """Its list is empty and takes no span; ending it again changes nothing."""  # E1
+    worker = TracedWorker(KONG)
+    ctx = worker.begin()
+    tracer = worker.provider.global_tracer
+    tracer.start_span("before")
+    worker.provider.end_request(ctx)
+    assert (tracer.get_spans(), tracer.get_root_span()) == ([], None)
+    with pytest.raises(ReleasedSpanError, match="span list"):
+        tracer.start_span("after")
+    worker.provider.end_request(ctx)
+    assert live(worker) == {}
+
+
+def test_an_ended_context_can_be_used_again_in_profile_safe():
+    """It is as before the first span."""
+    worker = TracedWorker(SAFE)
+    ctx = worker.begin()
+    tracer = worker.provider.global_tracer
+    tracer.set_active_span(tracer.start_span("before"))
+    worker.provider.end_request(ctx)
+    assert tracer.active_span() is None
+    assert tracer.start_span("after").parent is None
+    worker.provider.end_request(ctx)
+    assert live(worker) == {}
+
+
+@pytest.mark.parametrize(("profile", "free", "discarded"), [(KONG, 1, 2), (SAFE, 3, 0)], ids=PROFILES)
+def test_spans_that_kong_forgets_are_accounted_for(profile, free, discarded):
+    """Those of other namespaces, and those that were never linked, are discarded in profile kong."""  # E2, P13
+    worker = TracedWorker(profile)
+    with request_of(worker):
+        tracer = worker.provider.global_tracer
+        tracer.start_span("mine")
+        tracer.new("other", namespace="APART").start_span("apart")
+        tracer.create_span(tracer)
+    balance = worker.provider.balances()["KONG_SPAN"]
+    assert (balance.free, balance.discarded, balance.live) == (free, discarded, 0)
+
+
+@both_profiles
+def test_an_odd_list_is_released_once_a_span(profile):
+    """The no-op span, one listed twice, one released by hand and taken again: each counts once."""  # P11, P12
+    worker = TracedWorker(profile)
+    with request_of(worker):
+        tracer = worker.provider.global_tracer
+        tracer.start_span("first", attributes={"a": 1})
+        twice = tracer.create_span(tracer)
+        tracer.link_span(tracer, twice, "twice")
+        tracer.link_span(tracer, twice, "twice", {"attributes": {"b": 2}})
+        tracer.link_span(tracer, NOOP_SPAN, "noop")
+        tracer.start_span("gone").release()
+        tracer.start_span("last").add_event("event")
+        ahead = tracer.create_span(tracer)
+        ahead.release()
+        del twice, ahead
+    balance = worker.provider.balances()["KONG_SPAN"]
+    assert (balance.fetched, balance.released + balance.discarded) == (5, 5)
+    assert live(worker) == {}
+    assert len({id(span) for span in worker.provider.spans.free}) == balance.free
+
+
+@both_profiles
+def test_a_request_whose_log_phase_failed_is_given_up(profile):
+    """Nothing is recycled, and nothing stays in the balance."""  # E4, H25
+    worker = TracedWorker(profile)
+    ctx = worker.begin()
+    tracer = worker.provider.global_tracer
+    tracer.start_span("root", attributes={"a": 1}).add_event("event")
+    tracer.create_span(tracer)
+    tracer.new("other", namespace="APART").start_span("apart")
+    worker.provider.abandon_request(ctx)
+    balance = worker.provider.balances()["KONG_SPAN"]
+    assert (balance.fetched, balance.discarded, balance.free) == (3, 3, 0)
+    assert live(worker) == {}
+
+
+@both_profiles
+def test_pools_stay_small_however_many_requests_there_are(profile, monkeypatch):
+    """Whatever is recycled, thrown away or held, a worker keeps no more than its pools' limits."""  # P4, P5
+    monkeypatch.setattr(pools, "RELEASES_MAX", 1_000)
+    worker = TracedWorker(profile)
+    held = []
+    sizes = set()
+    for number in range(2_000):
+        with request_of(worker):
+            tracer = worker.provider.global_tracer
+            spans = [tracer.start_span("work", attributes={"n": number}) for _ in range(number % 7)]
+            held = [*spans[:1], *held[:3]]
+            del spans
+        sizes |= {len(pool.free) for pool in (worker.provider.spans, worker.provider.attributes)}
+        assert live(worker) == {}
+    assert max(sizes) <= pools.FREE_MAX
+    assert all(
+        balance.fetched == balance.released + balance.discarded for balance in worker.provider.balances().values()
+    )
+
+
+@both_profiles
+def test_a_large_request_fills_the_pool_and_no_more(profile):
+    """What finds no room is discarded; in profile kong it keeps its content."""  # P5, P7
+    worker = TracedWorker(profile)
+    names = [str(number) for number in range(pools.FREE_MAX + 50)]
+    with request_of(worker):
+        last = [worker.provider.global_tracer.start_span(name) for name in names][-1]
+    balance = worker.provider.balances()["KONG_SPAN"]
+    assert balance.free <= pools.FREE_MAX
+    assert balance.live == 0
+    assert last.name == (names[-1] if profile is KONG else None)
