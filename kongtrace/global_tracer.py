@@ -1,9 +1,9 @@
 """Global state department: ``tracing``, the one piece of module state in this package.
 
 ``from kongtrace import tracing`` may stand at the top of any module, long before the worker that runs it has forked.
-So the name is a handle that follows the global tracer: it is the no-op tracer until :func:`set_tracer_provider` has
-been called and instrumentation is on (kong-semantics T4). Tracers made from it before there is a provider are inert,
-and come to life with the provider.
+So the name is a handle that follows the global tracer: it is the no-op tracer until :meth:`GlobalTracer.use` has been
+called and instrumentation is on (kong-semantics T4). Tracers made from it work for whichever provider is in use: before
+there is one they are inert.
 """
 
 from __future__ import annotations
@@ -30,20 +30,9 @@ def _no_bytes(_count: int) -> bytes:
     raise RuntimeError("no tracer provider has been set")
 
 
-class _Unset(TracerProvider):
+def _unset() -> TracerProvider:
     """The provider before there is one: it executes no request, so that its tracers give the no-op span."""
-
-    __slots__ = ("waiting",)
-
-    def __init__(self) -> None:
-        super().__init__(time_ns=_no_time, random_bytes=_no_bytes, execution=Execution())
-        self.waiting: WeakSet[Tracer] = WeakSet()
-
-    def new(self, name: Any = None, options: dict[str, Any] | None = None) -> Tracer | NoopTracer:
-        tracer = super().new(name, options)
-        if isinstance(tracer, Tracer):
-            self.waiting.add(tracer)
-        return tracer
+    return TracerProvider(time_ns=_no_time, random_bytes=_no_bytes, execution=Execution())
 
 
 class GlobalTracer:
@@ -65,12 +54,16 @@ class GlobalTracer:
         get_sampling_decision: Callable[..., bool | None]
 
     def __init__(self) -> None:
-        self._provider: TracerProvider = _Unset()
+        self._provider = _unset()
+        self._made: WeakSet[Tracer] = WeakSet()
         self._follow()
 
     def new(self, name: Any = None, options: dict[str, Any] | None = None, **given: Any) -> Tracer | NoopTracer:
         """A tracer (D2), its options in a mapping or as keyword arguments: see :meth:`TracerProvider.new`."""
-        return self._provider.new(name, {**(options or {}), **given} if given else options)
+        tracer = self._provider.new(name, {**(options or {}), **given} if given else options)
+        if isinstance(tracer, Tracer):
+            self._made.add(tracer)
+        return tracer
 
     __call__ = new
 
@@ -83,14 +76,13 @@ class GlobalTracer:
         self._provider.set_global_tracer(tracer)
 
     def use(self, provider: TracerProvider | None) -> None:
-        """Serve ``provider`` from now on; tracers that were made before there was one are bound to it.
+        """Serve ``provider`` from now on, and so do all tracers that were made from this handle.
 
         None takes the handle back to its first state.
         """
-        previous, self._provider = self._provider, provider or _Unset()
-        if isinstance(previous, _Unset):
-            for tracer in previous.waiting:
-                tracer.bind(self._provider)
+        self._provider = provider or _unset()
+        for tracer in self._made:
+            tracer.bind(self._provider)
         self._provider.on_global_tracer = self._follow
         self._follow()
 

@@ -200,18 +200,13 @@ def tracer_provider(traced_worker: TracedWorker) -> TracerProvider:
 def serving(provider: TracerProvider, handle: GlobalTracer) -> Iterator[None]:
     """Let ``handle`` serve ``provider`` for the length of a ``with`` block.
 
-    Tracers that were made before, when modules were imported, belong to ``provider`` meanwhile, and wait again after.
+    Tracers that were made from ``handle``, also when modules were imported, belong to ``provider`` meanwhile.
     """
-    waiting = set(getattr(handle._provider, "waiting", ()))  # noqa: SLF001  # a handle has one owner at a time: this
     handle.use(provider)
     try:
         yield
     finally:
         handle.use(None)
-        unset: Any = handle._provider  # noqa: SLF001  # as above
-        for tracer in waiting:
-            tracer.bind(unset)
-            unset.waiting.add(tracer)
 
 
 def trace_ids() -> st.SearchStrategy[bytes]:
