@@ -187,7 +187,7 @@ class _Record:
 
 
 _NOBODY = _Record(None, "", ())
-"""Stands for what is known of a span that no checked tracer has made."""
+"""Stands for what is known of a span that waits in the pool, or that is none of a checked tracer's."""
 
 _FLAG: Any = Span.__dict__["should_sample"]
 
@@ -211,7 +211,7 @@ class CheckedSpan(Span):
     @should_sample.setter
     def should_sample(self, value: bool | None) -> None:
         _FLAG.__set__(self, value)
-        if self.record is not _NOBODY and not _is_ours(_getframe(1)):
+        if not _is_ours(_getframe(1)):
             self.record.flagged = self._provider.stack()
 
     def finish(self, end_time_ns: Any = None) -> None:
@@ -233,8 +233,7 @@ class CheckedSpan(Span):
     def record_error(self, err: object = None) -> None:
         """See :meth:`Span.record_error`."""
         super().record_error(err)
-        if self.record is not _NOBODY:
-            self.record.error = self._provider.stack()
+        self.record.error = self._provider.stack()
 
     def set_status(self, status: Any = None) -> None:
         """See :meth:`Span.set_status`."""
@@ -394,8 +393,6 @@ class CheckedProvider(TracerProvider):
     def touched(self, span: CheckedSpan, method: str) -> bool:
         """A method is called; whether the span is live, so that there is more to look at."""
         record = span.record
-        if record is _NOBODY:
-            return False
         if record.released:
             code = Code.DOUBLE_RELEASE if method == "release" else Code.USE_AFTER_RELEASE
             self._report(code, f"{method}() was called on a released span", record)
@@ -550,12 +547,10 @@ class CheckedProvider(TracerProvider):
 
     def _lent(self, ctx: Context) -> Iterator[Held[_Record]]:
         yield from _lent([span for span in ctx.get(UNLINKED, ()) if not span.linked])
-        for key, spans in self._lists(ctx):
+        for _key, spans in self._lists(ctx):
             yield from _lent(spans)
-            first = spans[0]
-            # Lists of other namespaces are not recycled (E2).
-            if key == _DEFAULT_KEY and isinstance(first, CheckedSpan) and first.record is not _NOBODY:
-                yield Held(first.record, LIST, table=spans)
+            if isinstance(spans[0], CheckedSpan):
+                yield Held(spans[0].record, LIST, table=spans)
 
     def _lists(self, ctx: Context) -> Iterator[tuple[str, list[Span]]]:
         """The span lists of a request that are not empty, with their keys."""
@@ -735,13 +730,13 @@ class CheckedProvider(TracerProvider):
 
 def _is_live(span: AnySpan | None) -> TypeGuard[CheckedSpan]:
     """Whether it is a span that has not been released."""
-    return type(span) is CheckedSpan and span.record is not _NOBODY and not span.record.released
+    return type(span) is CheckedSpan and not span.record.released
 
 
 def _lent(spans: list[Span]) -> Iterator[Held[_Record]]:
     """What is lent with spans: they themselves and their tables."""
     for span in spans:
-        if isinstance(span, CheckedSpan) and span.record is not _NOBODY:
+        if isinstance(span, CheckedSpan):
             yield Held(span.record, SPAN, span=span)
             for what, table in ((ATTRIBUTES, span.attributes), (EVENTS, span.events)):
                 if table is not None:

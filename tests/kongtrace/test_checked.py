@@ -26,6 +26,7 @@ from kongtrace import (
     Span,
     Tracer,
     TracerProvider,
+    checked,
     otlp,
     tracing_context,
 )
@@ -275,6 +276,17 @@ def keeps_a_table_that_was_given_when_linking(worker):
     worker.provider.sweep()
 
 
+def keeps_a_table_while_an_exporter_copies_rightly(worker):
+    tables = []
+
+    def access():
+        tables.append({"team": "orders"})
+        worker.tracer.start_span("work", attributes=tables[0]).finish()  # found
+
+    worker.serve(access, lambda: exported(worker, []))
+    worker.provider.sweep()
+
+
 def gives_a_table_again_after_releasing_by_hand(worker):
     def access():
         span = worker.tracer.start_span("first", attributes=labels)
@@ -297,6 +309,16 @@ def releases_while_another_request_goes_on(worker):
     worker.enter(second, "access", lambda: worker.tracer.start_span("other").finish())
     worker.end(first)
     worker.end(second)
+
+
+def releases_one_after_the_other(worker):
+    def access():
+        for number in range(20):
+            span = worker.tracer.start_span("work", attributes={"number": number})
+            span.finish()
+            span.release()  # found
+
+    worker.serve(access)
 
 
 def links_two_spans_with_one_table(worker):
@@ -349,6 +371,33 @@ def keeps_live_spans_for_a_timer(worker):
 def keeps_the_attributes_for_a_timer(worker):
     batch = []
     worker.serve(log=lambda: worker.tracer.process_span(lambda span: batch.append(span.attributes)))  # found
+    worker.provider.sweep()
+
+
+def keeps_the_attributes_without_an_exporter(worker):
+    kept = []
+
+    def access():
+        span = worker.tracer.start_span("work")  # found
+        span.set_attribute("team", "orders")
+        kept.append(span.attributes)
+        span.finish()
+
+    worker.serve(access)
+    worker.provider.sweep()
+
+
+def keeps_a_copy_with_its_parent(worker):
+    kept = []
+
+    def access():
+        span = worker.tracer.start_span("work")  # found
+        child = worker.tracer.start_span("child", parent=span)
+        kept.append(copy.copy(child))
+        child.finish()
+        span.finish()
+
+    worker.serve(access)
     worker.provider.sweep()
 
 
@@ -406,6 +455,15 @@ def nests_a_value_of_no_type(worker):
     worker.serve(access)
 
 
+def nests_a_value_of_no_type_in_a_mapping(worker):
+    def access():
+        span = worker.tracer.start_span("work")
+        span.set_attribute("row", {"id": object()})  # found
+        span.finish()
+
+    worker.serve(access)
+
+
 def gives_an_event_a_value_of_no_type(worker):
     def access():
         span = worker.tracer.start_span("work")
@@ -442,6 +500,17 @@ def ends_long_after_the_parent(worker):
         child.finish()
 
     worker.serve(access)
+
+
+def keeps_a_span_while_an_exporter_copies_rightly(worker):
+    kept = []
+
+    def access():
+        kept.append(worker.tracer.start_span("work"))  # found
+        kept[0].finish()
+
+    worker.serve(access, lambda: exported(worker, []))
+    worker.provider.sweep()
 
 
 def keeps_the_span_list(worker):
@@ -495,6 +564,8 @@ WRONG = {
     uses_a_span_in_a_timer_while_its_request_lives: {Code.FOREIGN_REQUEST},
     keeps_a_table_in_an_object: {Code.CALLERS_TABLE},
     keeps_a_table_that_was_given_when_linking: {Code.CALLERS_TABLE},
+    keeps_a_table_while_an_exporter_copies_rightly: {Code.CALLERS_TABLE},
+    releases_one_after_the_other: {Code.LISTED_TWICE},
     gives_a_table_again_after_releasing_by_hand: {Code.CALLERS_TABLE},
     releases_while_another_request_goes_on: {Code.LISTED_TWICE},
     links_two_spans_with_one_table: {Code.SHARED_TABLE},
@@ -503,6 +574,8 @@ WRONG = {
     processes_with_a_coroutine_function: {Code.PROCESSED_WRONGLY},
     keeps_live_spans_for_a_timer: {Code.LIVE_SPAN_KEPT},
     keeps_the_attributes_for_a_timer: {Code.SHALLOW_COPY},
+    keeps_the_attributes_without_an_exporter: {Code.SHALLOW_COPY},
+    keeps_a_copy_with_its_parent: {Code.SHALLOW_COPY},
     keeps_the_events_without_an_exporter: {Code.SHALLOW_COPY},
     ends_in_the_far_future: {Code.WRONG_UNIT},
     starts_in_seconds: {Code.WRONG_UNIT},
@@ -510,10 +583,12 @@ WRONG = {
     sets_the_status_after_the_end: {Code.CHANGED_AFTER_FINISH},
     gives_a_value_of_no_type_when_starting: {Code.VALUE_TYPE},
     nests_a_value_of_no_type: {Code.VALUE_TYPE},
+    nests_a_value_of_no_type_in_a_mapping: {Code.VALUE_TYPE},
     gives_an_event_a_value_of_no_type: {Code.VALUE_TYPE},
     starts_a_second_root_with_another_decision: {Code.MIXED_FLAGS},
     changes_the_flag_of_a_parent: {Code.FLAG_OF_ONE_SPAN},
     ends_long_after_the_parent: {Code.OUTSIDE_PARENT},
+    keeps_a_span_while_an_exporter_copies_rightly: {Code.OUTLIVES_REQUEST},
     keeps_the_span_list: {Code.OUTLIVES_REQUEST},
     keeps_a_span_in_a_context_that_is_never_emptied: {Code.OUTLIVES_REQUEST},
     records_an_error_after_the_export: {Code.CHANGED_AFTER_EXPORT},
@@ -642,6 +717,66 @@ def releases_every_leaf_at_last(worker):
     worker.serve(access)
 
 
+def creates_a_span_outside_any_request(worker):
+    worker.provider.execution.enter(PHASES["init_worker"], None)
+    worker.tracer.create_span(worker.tracer)
+
+
+def links_a_span_again_and_again(worker):
+    def access():
+        span = worker.tracer.create_span(worker.tracer)
+        for number in range(20):
+            worker.tracer.link_span(span, "work", {"attributes": {"number": number}})
+            worker.tracer.start_span("other", attributes={"number": number}).finish()
+        span.finish()
+
+    worker.serve(access)
+
+
+def links_the_noop_span(worker):
+    worker.serve(lambda: worker.tracer.link_span(NOOP_SPAN, "work"))
+
+
+def releases_a_span_made_ahead(worker):
+    def access():
+        worker.tracer.create_span(worker.tracer).release()
+        worker.tracer.start_span("work").finish()
+
+    worker.serve(access)
+
+
+def releases_a_leaf_in_the_balancer(worker):
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    worker.enter(ctx, "balancer")
+    span.finish()
+    span.release()
+    worker.end(ctx)
+
+
+def asks_an_empty_request_for_its_spans(worker):
+    worker.serve(log=lambda: worker.tracer.process_span(print), root=False)
+
+
+def empties_its_context_late(worker):
+    def access():
+        ahead = worker.tracer.create_span(worker.tracer)
+        tracing_context(ctx).unlinked_spans["balancer"] = ahead
+        worker.tracer.link_span(ahead, "balancer")
+        ahead.finish()
+
+    ctx = worker.begin()
+    worker.enter(ctx, "access", access)
+    worker.end(ctx)
+    worker.provider.sweep()
+
+
+def makes_a_tracer_again_and_again_outside_requests(worker):
+    worker.enter_timer()
+    for _ in range(50):
+        worker.provider.new("stock")
+
+
 def asks_for_the_active_span_in_a_timer(worker):
     worker.enter_timer()
     worker.tracer.active_span()
@@ -659,6 +794,14 @@ RIGHT = (
     holds_a_span_in_a_handler_that_waits,
     gives_one_mapping_of_options_twice,
     releases_every_leaf_at_last,
+    creates_a_span_outside_any_request,
+    links_a_span_again_and_again,
+    links_the_noop_span,
+    releases_a_span_made_ahead,
+    releases_a_leaf_in_the_balancer,
+    asks_an_empty_request_for_its_spans,
+    empties_its_context_late,
+    makes_a_tracer_again_and_again_outside_requests,
     asks_for_the_active_span_in_a_timer,
 )
 
@@ -766,11 +909,11 @@ def test_correct_programs_are_silent(requests, profile):
 @given(request_lists, st.sampled_from([KONG, SAFE]), st.sampled_from(["count", "report", "raise"]))
 def test_checking_changes_no_result_and_no_balance(requests, profile, mode):
     """A correct program exports the same spans and leaves the same balances, checked or not."""
-    plain, checked = Worker("off", profile), Worker(mode, profile)
+    plain, watched = Worker("off", profile), Worker(mode, profile)
     for _ in range(2):
-        assert serve_in_turns(checked, requests) == serve_in_turns(plain, requests)
+        assert serve_in_turns(watched, requests) == serve_in_turns(plain, requests)
 
-    assert checked.provider.balances() == plain.provider.balances()
+    assert watched.provider.balances() == plain.provider.balances()
 
 
 # Handles and pools.
@@ -897,6 +1040,48 @@ def test_what_is_held_is_looked_at_without_being_asked():
     (finding,) = worker.provider.findings.findings
     assert finding.code is Code.OUTLIVES_REQUEST
     assert 100 <= worker.provider.findings.counts[Code.OUTLIVES_REQUEST] <= 200
+
+
+# Messages and bounds.
+
+
+@pytest.mark.parametrize(
+    ("start_ms", "end_ms", "message"),
+    [(-3, 1, "the span begins 3 ms before its parent 'work'"), (1, 12, "the span ends 2 ms after its parent 'work'")],
+)
+def test_the_message_tells_how_far_a_child_reaches(start_ms, end_ms, message):
+    """It says on which side of its parent the child stands out, and by how much."""
+    worker = Worker()
+    ctx = worker.begin(root=False)
+    parent = worker.tracer.start_span("work", start_time_ns=START_NS)
+    child = worker.tracer.start_span("child", start_time_ns=START_NS + start_ms * MS_NS, parent=parent)
+    child.finish(START_NS + end_ms * MS_NS)
+    parent.finish(START_NS + 10 * MS_NS)
+    worker.end(ctx)
+
+    assert [finding.message for finding in worker.provider.findings.findings] == [message]
+
+
+def test_one_line_that_reads_several_fields_late_is_counted_once():
+    """An exporter that reads a released span, field by field, has made one mistake."""
+    worker = Worker()
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.finish()
+    worker.end(ctx)
+    assert (span.name, span.kind, span.status) == (None, None, None)
+
+    assert worker.provider.findings.counts == {Code.USE_AFTER_RELEASE: 1}
+
+
+def test_names_are_watched_for_a_bounded_number_of_tracers():
+    """Names of tracers may be without bound themselves."""
+    worker = Worker()
+    for number in range(checked.DISTINCT_MAX + 10):
+        tracer = worker.provider.new(f"tracer {number}")
+        worker.serve(lambda tracer=tracer: tracer.start_span("work").finish())
+
+    assert len(worker.provider._names) == checked.DISTINCT_MAX
 
 
 # Modes.
