@@ -14,7 +14,7 @@ help: ## show what can be made
 
 setup: $(READY)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "kongsim needs Python 3.11 or newer, not `$(PYTHON) -V 2>&1`: install it, or name it with PYTHON=..." >&2; exit 2; }
 	@echo "setting up $(VENV) with `$(PYTHON) -V` (once)" >&2

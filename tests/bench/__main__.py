@@ -2,10 +2,11 @@
 
 A benchmark is a module `bench_*.py` with a function `ratios()`, which gives rows `{name, ratio, low, high, against,
 goal}`. A goal is text such as `">= 15"`, or None where a figure is for information. Nothing here fails for being slow.
+Each module runs in a process of its own, so that none meets the threads and caches of another.
 """
 
-import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,12 +25,19 @@ def main(names: list[str]) -> None:
     rows = []
     for name in modules:
         with console.status(f"{name} ..."):
-            rows += importlib.import_module(f"tests.bench.{name}").ratios()
+            rows += measured(name)
         console.print(f"{name}: done")
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(rows, indent=2) + "\n")
     Console(width=WIDTH).print(table(rows))
     console.print(f"written to {RESULT}")
+
+
+def measured(name: str) -> list[dict]:
+    """The rows of one module."""
+    program = f"import json; from tests.bench import {name}; print(json.dumps({name}.ratios()))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def table(rows: list[dict]) -> Table:
