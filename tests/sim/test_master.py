@@ -1,9 +1,12 @@
 """Binding, and the mistakes that a user can make about it."""
 
+import os
 import socket
+from pathlib import Path
 
 import pytest
 
+from sim import process
 from sim.config import Gateway
 from sim.error_log import ErrorLog
 from sim.errors import UserError
@@ -68,3 +71,27 @@ def test_closing_a_master_that_runs_elsewhere_frees_the_port():
 
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
+
+
+def test_port_without_permission_is_an_error_of_the_user():
+    """A port that only root may bind is refused in one line that says what to do."""
+    first_free = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    if first_free <= 1:
+        pytest.skip("every port is free for everybody here")
+    ours, theirs = process.pipe()
+
+    def bind():
+        if os.getuid() == 0:
+            os.setuid(65_534)
+        try:
+            listen("127.0.0.1", first_free - 1)
+        except UserError as error:
+            theirs.send(str(error))
+
+    child = process.start(bind, name="nobody", closing=[ours])
+    theirs.close()
+    assert process.reap(child, 30) == 0
+    assert ours.recv() == (
+        f"cannot listen on 127.0.0.1:{first_free - 1}: Permission denied; choose a port above 1023; 0 is any free one"
+    )
+    ours.close()
