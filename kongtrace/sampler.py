@@ -8,7 +8,8 @@ differently on the same id.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from kongtrace.span import is_number
 
@@ -37,7 +38,7 @@ _INVALID_RATE = Decision(None, INVALID_FRACTION)
 _SHORT_ID = Decision(None, TOO_SHORT)
 
 
-def sample(trace_id: bytes, rate: object) -> Decision:
+def sample(trace_id: bytes, rate: Any) -> Decision:
     """Decide on ``trace_id`` at ``rate`` (M1, M2).
 
     Args:
@@ -47,18 +48,19 @@ def sample(trace_id: bytes, rate: object) -> Decision:
     Raises:
         TypeError: the trace id is None and the rate is between 0 and 1.
     """
-    if not is_number(rate):
+    if type(rate) is not float and not is_number(rate):
         return _INVALID_RATE
-    if rate >= 1:  # type: ignore[operator]
+    if rate >= 1:
         return SAMPLED
-    if rate <= 0:  # type: ignore[operator]
+    if rate <= 0:
         return DROPPED
     if len(trace_id) < SAMPLING_BYTES:
         return _SHORT_ID
     leading = int.from_bytes(trace_id[:SAMPLING_BYTES], "little")
-    return SAMPLED if leading < _bound(rate) else DROPPED  # type: ignore[arg-type]
+    return SAMPLED if leading < _bound(rate) else DROPPED
 
 
+@lru_cache(maxsize=64)
 def _bound(rate: float) -> int:
     if math.isnan(rate):
         # LuaJIT's conversion of a NaN to an unsigned 64-bit integer.

@@ -60,11 +60,11 @@ class Tracer:
     __slots__ = (
         "__weakref__",
         "_attributes",
+        "_constant",
         "_execution",
         "_free_spans",
         "_new_list",
         "_provider",
-        "_samples_all",
         "_span_ids",
         "_time_ns",
         "_trace_ids",
@@ -77,7 +77,8 @@ class Tracer:
         self.name = name
         self.namespace = provider.execution.namespace(namespace)
         self.sampling_rate = sampling_rate
-        self._samples_all = is_number(sampling_rate) and sampling_rate >= 1
+        # Most rates need no look at the trace id.
+        self._constant = sample(b"", sampling_rate).sampled
         self.bind(provider)
 
     def bind(self, provider: TracerProvider) -> None:
@@ -183,7 +184,9 @@ class Tracer:
         if trace_id is None:
             trace_id = self._trace_ids.pop() if self._trace_ids else self._provider.trace_ids.draw()
         if sampled is None:
-            sampled = self._samples_all or self.decide(trace_id)
+            sampled = self._constant
+            if sampled is None:
+                sampled = self.decide(trace_id)
 
         try:
             span = self._free_spans.pop()
