@@ -3,7 +3,8 @@
 The parent forks a peer and holds the other end of its pipe. On `"report"` the peer sends its report back, a plain dict.
 On `"stop"`, on the pipe's end of file and on SIGTERM it stops, sends its final report, and exits with 0; one that
 comes to its own end (load) does the same unasked. So the last dict before the pipe's end of file is the final one.
-SIGINT is ignored: at Ctrl-C it reaches every process of the terminal, and it is the parent that decides.
+SIGINT and SIGQUIT are ignored: from the keyboard they reach every process of the terminal, and it is the parent that
+decides.
 
 The event loop is made here, after the fork: an epoll descriptor shared with the parent would serve neither.
 """
@@ -34,7 +35,8 @@ def run(
         main: What the peer does. Given an event that is set when it shall stop; it may return earlier.
         report: The report as of now; called at any time once the event loop runs.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(signum, signal.SIG_IGN)
     gc.freeze()  # the parent's objects are never garbage here: walking them would stall the loop for milliseconds
     uvloop.run(_run(control, main, report))
 

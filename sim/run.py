@@ -78,7 +78,7 @@ def run(scenario: Scenario, *, out_dir: Path, progress: Progress) -> Summary:
     """
     log_path = out_dir / "error.log"
     log_path.unlink(missing_ok=True)
-    with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals, ExitStack() as bound:
+    with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP) as signals, ExitStack() as bound:
         error_log = ErrorLog(log_path)
         bound.callback(error_log.close)
         listeners = {name: bound.enter_context(listen(_HOST, 0)) for name in (_COLLECTOR, *scenario.upstreams)}
@@ -224,7 +224,7 @@ class _Run:
         foreign: tuple[socket | Connection, ...] = (*self.listeners.values(), self.master.listener, *controls, ours)
         closing = [resource for resource in foreign if resource is not keeping]
         # Ctrl-C reaches every process of the terminal; it is this one that ends the peers (`sim.peer`).
-        ignoring = [] if name == _MASTER else [signal.SIGINT]
+        ignoring = [] if name == _MASTER else [signal.SIGINT, signal.SIGQUIT]
         process = start(target, theirs, name=name, closing=closing, ignoring=ignoring)
         theirs.close()
         self.children[name] = _Child(name, process, ours)

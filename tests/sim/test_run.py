@@ -3,7 +3,7 @@
 import os
 import signal
 from functools import partial
-from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
+from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
 
 import psutil
 import pytest
@@ -205,7 +205,7 @@ def test_workers_that_die_as_they_start_end_the_run(tmp_path, monkeypatch):
         runs.run(tiny(tmp_path), out_dir=tmp_path, progress=View())
 
 
-@pytest.mark.parametrize("signum", [SIGINT, SIGTERM, SIGHUP])
+@pytest.mark.parametrize("signum", [SIGINT, SIGTERM, SIGQUIT, SIGHUP])
 def test_interrupted_run_ends_in_order_and_tells_what_it_has(running, signum):
     """After a signal all processes end and the summary is that of an interrupted run."""
     run = running(duration="60s")
@@ -217,12 +217,13 @@ def test_interrupted_run_ends_in_order_and_tells_what_it_has(running, signum):
     assert run.exit_code() == 0
 
 
-def test_interrupt_of_the_whole_terminal_is_the_same(running):
+@pytest.mark.parametrize("signum", [SIGINT, SIGQUIT])
+def test_interrupt_of_the_whole_terminal_is_the_same(running, signum):
     """Ctrl-C reaches every process of the terminal at once; peers leave it to the run to end them."""
     run = running(duration="60s")
     assert run.hear() == "started"
 
-    os.killpg(run.process.pid, SIGINT)
+    os.killpg(run.process.pid, signum)
 
     assert run.hear() == "interrupted"
     assert run.exit_code() == 0
