@@ -8,6 +8,7 @@ purpose stands in `docs/deviations.md`, and here in `DEVIATIONS`. `pytest -rP` s
 
 from collections import Counter
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 from kongtrace import KONG, NOOP_SPAN, PHASES, ApiError, Event, KongTraceError, NoopTracer, Phase, Span, TracerProvider
@@ -146,6 +147,7 @@ class Replay:
         arguments = {"as_" if name == "as" else name: value for name, value in do.items() if name not in {"op", "args"}}
         if "args" in do:
             arguments["args"] = [self.value(argument) for argument in do["args"]]
+        signature(operation).bind(**arguments)  # an argument that the replay does not know
         error, returned = None, None
         try:
             returned = operation(**arguments)
