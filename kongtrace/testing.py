@@ -147,6 +147,8 @@ class TracedWorker:
                 if span.end_time_ns is None:
                     self.leaks.append(f"span {span.name!r} was never finished")
                 self.exported.append(self._encoder.transform_span(span))
+        # What this frame still holds would count as held by somebody.
+        span = active = None  # type: ignore[assignment]  # the loop is over
         self.provider.end_request(ctx)
         self._close(ctx)
 

@@ -265,9 +265,9 @@ class Runloop:
             span = start_span(handler.name)
             kong.ctx.plugin_id = handler.entity_id
             try:
-                awaitable = handler.call(kong)
-                if awaitable is not None:
-                    await awaitable
+                given = handler.call(kong)
+                if handler.awaits:
+                    await given
             except Exit as answer:
                 span.finish()
                 self._answer(request, answer.status, answer.body, [_line(*h) for h in answer.headers.items()])
@@ -423,7 +423,7 @@ class Runloop:
         counts.requests += 1
         counts.active -= 1
         counts.responses[min(request.status // 100, 5)] += 1
-        if self.instrumentation.enabled or UNLINKED in ctx or span_list(ctx):
+        if self.instrumentation.enabled or self._spans_of(ctx):
             counts.unprocessed += self._spans_of(ctx) - request.handled
             if completed or self._releases_always:
                 self._provider.end_request(ctx)
@@ -449,9 +449,14 @@ class Runloop:
             return False
         return True
 
+    def end_timer(self, ctx: dict[str, Any]) -> None:
+        """Take back what a timer's callback has left in its context: nobody exports it (T8)."""
+        self.counts.unprocessed += self._spans_of(ctx)
+        self._provider.end_request(ctx)
+
     def _spans_of(self, ctx: dict[str, Any]) -> int:
-        unlinked = ctx.get(UNLINKED)
-        return len(span_list(ctx)) + (sum(1 for span in unlinked if not span.linked) if unlinked else 0)
+        unlinked = sum(1 for span in ctx.get(UNLINKED, ()) if not span.linked)
+        return unlinked + sum(len(span_list(ctx, namespace.name)) for namespace in self.execution.namespaces)
 
     def _report(self, error: BaseException, phase: str) -> None:
         traceback = error.__traceback__

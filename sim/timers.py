@@ -18,7 +18,8 @@ from sim.runtime import Cancelable, Runtime
 
 TIMER = PHASES["timer"]
 
-Callback = Callable[..., Awaitable[object] | None]
+Callback = Callable[..., object]
+"""Called with `premature` first; what it gives is awaited when it can be."""
 Answer = tuple[bool | None, str | None]
 """True and None; or None and the reason why not, in nginx's words."""
 
@@ -33,6 +34,7 @@ class Timers:
         pending_max: `lua_max_pending_timers` (N4).
         running_max: `lua_max_running_timers` (N4).
         on_idle: called whenever no timer is pending or running any more.
+        on_end: called with the context of a callback that has ended.
 
     Attributes:
         running: timers whose callback has not ended.
@@ -48,6 +50,7 @@ class Timers:
         pending_max: int,
         running_max: int,
         on_idle: Callable[[], None],
+        on_end: Callable[[dict[str, Any]], None],
     ) -> None:
         self._runtime = runtime
         self._execution = execution
@@ -55,6 +58,7 @@ class Timers:
         self._pending_max = pending_max
         self._running_max = running_max
         self._on_idle = on_idle
+        self._on_end = on_end
         self._pending: dict[int, tuple[Cancelable, Callback, tuple[Any, ...]]] = {}
         self._created = 0
         self.running = 0
@@ -102,15 +106,17 @@ class Timers:
         try:
             awaited = callback(premature, *arguments)
         except Exception as error:  # noqa: BLE001 - whatever a callback raises is logged, nobody is told (N9)
-            self._ended(error)
+            self._ended(ctx, error)
             return
-        if awaited is None:
-            self._ended(None)
+        if isinstance(awaited, Awaitable):
+            self._runtime.run(LightThread(awaited, self._execution, TIMER, ctx), partial(self._ended, ctx))
         else:
-            self._runtime.run(LightThread(awaited, self._execution, TIMER, ctx), self._ended)
+            self._ended(ctx, None)
 
-    def _ended(self, error: BaseException | None) -> None:
+    def _ended(self, ctx: dict[str, Any], error: BaseException | None) -> None:
         self.running -= 1
+        if ctx:
+            self._on_end(ctx)
         if error is not None and not isinstance(error, asyncio.CancelledError):
             self._log("error", f"lua entry thread aborted: runtime error: {error!r}, context: ngx.timer")
         if not self.running and not self._pending:

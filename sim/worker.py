@@ -122,6 +122,7 @@ class Worker:
             pending_max=gateway.nginx.lua_max_pending_timers,
             running_max=gateway.nginx.lua_max_running_timers,
             on_idle=self._leave_if_done,
+            on_end=self._end_timer,
         )
         self._pool = Pool(self.runtime)
         self.exporter = Exporter(
@@ -187,6 +188,9 @@ class Worker:
         self._pool.close()
         while self._runloop.connections or self._pool.open:  # noqa: ASYNC110 - a turn or two, and the process ends
             await asyncio.sleep(0)
+
+    def _end_timer(self, ctx: dict[str, Any]) -> None:
+        self._runloop.end_timer(ctx)
 
     def _accept(self, listener: socket.socket) -> None:
         if len(self._runloop.connections) >= self._args.gateway.nginx.worker_connections:

@@ -305,6 +305,44 @@ def test_client_that_goes_away_is_499(tmp_path, reset):
         assert_balanced(gateway.stop())
 
 
+class Isolated:
+    """A plugin whose spans go where no exporter looks: a namespace of its own, unlinked, a timer."""
+
+    NAME = "isolated"
+    PRIORITY = 10
+    VERSION = "1"
+
+    def __init__(self, _entity, _worker):
+        """Take what every plugin gets."""
+
+    def access(self, kong):
+        """Make spans, and release one by hand."""
+        tracer = kong.tracing.new("mine", {"namespace": "MINE"})
+        tracer.start_span("own").finish()
+        kong.tracing.create_span(None)
+        released = kong.tracing.start_span("released")
+        released.finish()
+        released.release()
+        kong.timer.at(0, lambda _premature: kong.tracing.create_span(None))
+
+
+@pytest.mark.parametrize("profile", ["kong", "safe"])
+def test_spans_that_nobody_exports_are_accounted_for(tmp_path, profile):
+    """Spans of another namespace, unlinked, released by hand or made in a timer: unprocessed, and none is left.
+
+    In profile `kong` the span that was released by hand is used again in the same request and exported twice.
+    """  # P12
+    with traced_gateway(
+        tmp_path, plugins=(Plugin(name="isolated"),), classes={"isolated": Isolated}, profile=profile
+    ) as (gateway, _collector):
+        for _ in range(3):
+            gateway.request()
+        gateway.wait_requests(3)
+        reading = gateway.stop()
+        assert reading.ledger.unprocessed == 3 * {"kong": 3, "safe": 4}[profile]
+        assert_balanced(reading)
+
+
 class Faulty:
     """A plugin that raises in one phase, or answers itself there."""
 

@@ -15,6 +15,7 @@ class Bench:
     def __init__(self, loop, *, pending_max=10, running_max=5):
         self.logs = []
         self.called = []
+        self.ended = []
         self.idle = asyncio.Event()
         self.execution = Execution()
         self.timers = Timers(
@@ -24,6 +25,7 @@ class Bench:
             pending_max=pending_max,
             running_max=running_max,
             on_idle=self.idle.set,
+            on_end=self.ended.append,
         )
 
     def callback(self, premature, *arguments):
@@ -157,3 +159,25 @@ def test_awaiting_callback_keeps_its_context_whoever_runs_between():
 
     played(play)
     assert seen == {"a": ["a"] * 3, "b": ["b"] * 3}
+
+
+def test_value_that_a_callback_gives_is_not_awaited():
+    """A plain function may give anything; it has ended when it returns."""
+
+    async def play(bench):
+        bench.timers.at(0, lambda _premature: 7)
+        await bench.idle.wait()
+        assert bench.timers.running == 0
+
+    assert played(play).logs == []
+
+
+def test_context_of_a_callback_is_handed_back_when_it_holds_something():
+    """What a callback has left in its context is seen to by whoever keeps the books."""
+
+    async def play(bench):
+        bench.timers.at(0, lambda _premature: bench.execution.ctx.update(left="over"))
+        bench.timers.at(0, lambda _premature: None)
+        await bench.idle.wait()
+
+    assert played(play).ended == [{"left": "over"}]
