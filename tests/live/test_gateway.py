@@ -328,10 +328,7 @@ class Isolated:
 
 @pytest.mark.parametrize("profile", ["kong", "safe"])
 def test_spans_that_nobody_exports_are_accounted_for(tmp_path, profile):
-    """Spans of another namespace, unlinked, released by hand or made in a timer: unprocessed, and none is left.
-
-    In profile `kong` the span that was released by hand is used again in the same request and exported twice.
-    """  # P12
+    """Spans of another namespace, unlinked, released by hand or made in a timer are unprocessed, and none is left."""
     with traced_gateway(
         tmp_path, plugins=(Plugin(name="isolated"),), classes={"isolated": Isolated}, profile=profile
     ) as (gateway, _collector):
@@ -339,6 +336,7 @@ def test_spans_that_nobody_exports_are_accounted_for(tmp_path, profile):
             gateway.request()
         gateway.wait_requests(3)
         reading = gateway.stop()
+        # In profile `kong` the one released by hand is used again in the same request, and exported twice (P12).
         assert reading.ledger.unprocessed == 3 * {"kong": 3, "safe": 4}[profile]
         assert_balanced(reading)
 
