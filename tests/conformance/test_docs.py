@@ -71,7 +71,13 @@ class Worker:
         )
         kongtrace.tracing.use(self.provider)
         self.timers = Timers(
-            self, self.provider.execution, self.provider.log, pending_max=9, running_max=9, on_idle=lambda: None
+            self,
+            self.provider.execution,
+            self.provider.log,
+            pending_max=9,
+            running_max=9,
+            on_idle=lambda: None,
+            on_end=self.provider.end_request,
         )
         self.kong = Kong(self.provider, self.timers)
         Instrumentation(self.provider, Tracing(instrumentations=instrumentations, sampling_rate=sampling_rate))
