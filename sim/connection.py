@@ -60,13 +60,13 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         name = transport.get_extra_info("peername")
         self.peer = name[0] if name else ""
-        self.runloop.connections.add(self)
+        self.runloop.connections[self] = None
         self.runloop.accepted()
 
     def connection_lost(self, _error: Exception | None) -> None:
         """The client has gone: what was being answered ends with 499."""
         self._closing = True
-        self.runloop.connections.discard(self)
+        self.runloop.connections.pop(self, None)
         self._waiting.clear()
         if self.request is not None:
             self.runloop.client_gone(self.request)

@@ -129,7 +129,7 @@ class Runloop:
         on_change: Callable[[], None],
         on_idle: Callable[[], None],
     ) -> None:
-        self.connections: set[ClientConnection] = set()
+        self.connections: dict[ClientConnection, None] = {}
         self.draining = False
         self.counts = counts
         self.runtime = runtime

@@ -110,7 +110,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Be ready."""
         self.transport = cast("asyncio.Transport", transport)
-        self._pool.open.add(self)
+        self._pool.open[self] = None
 
     def data_received(self, data: bytes) -> None:
         """Parse a part of the response."""
@@ -137,7 +137,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """End what was under way."""
-        self._pool.open.discard(self)
+        self._pool.open.pop(self, None)
         self._pool.forget(self)
         exchange = self.exchange
         if exchange is None:
@@ -239,7 +239,7 @@ class Pool:
         self._idle: defaultdict[tuple[str, int], list[UpstreamConnection]] = defaultdict(list)
         self._watched: dict[UpstreamConnection, None] = {}
         self._sweeping = False
-        self.open: set[UpstreamConnection] = set()
+        self.open: dict[UpstreamConnection, None] = {}
 
     def take(self, address: tuple[str, int]) -> UpstreamConnection | None:
         """Return an idle connection to a target, the one used last; None when there is none."""

@@ -1,8 +1,9 @@
 """The worker: one process, one event loop, one set of pools, as an nginx worker has them.
 
-Everything that counts is made here, after the fork: loop, tracer provider, pools, queues, plugins. A worker accepts one
-connection per event, so that no worker takes them all (nginx, `multi_accept off`); serves; and publishes what it has
-counted once in each turn of the loop in which anything changed, before it waits again (`sim.scoreboard`).
+Everything that counts is made here, after the fork: the event loop, and the gateway that it hosts (`sim.gateway`). A
+worker accepts one connection per event, so that no worker takes them all (nginx, `multi_accept off`); serves; and
+publishes what it has counted once in each turn of the loop in which anything changed, before it waits again
+(`sim.scoreboard`).
 
 TERM and INT: it leaves at the end of the turn; open requests are cut off, and what the queues hold is booked as
 dropped (kong-semantics W1-W2, E5). QUIT: it accepts no more, closes idle connections, expires its timers, and leaves
@@ -18,27 +19,17 @@ import socket
 import time
 from array import array
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
-import kongtrace
-from kongtrace import PHASES, TracerProvider, tracing
-from kongtrace import queue as kong_queue
+from kongtrace import TracerProvider
 from kongtrace.pool import Balance
-from sim.connection import ClientConnection
-from sim.exporter import Exporter
-from sim.pdk import Kong
-from sim.plugin import Plans, PluginClass
+from sim.gateway import WorkerGateway
+from sim.plugin import PluginClass
 from sim.plugins import BUNDLED
-from sim.plugins.opentelemetry import node_id
-from sim.resolver import Resolver
-from sim.runloop import Counts, Runloop
 from sim.runtime.live import LiveRuntime
 from sim.scoreboard import FIELD_INDEX, State, new_row
-from sim.timers import Timers
-from sim.upstream import Pool
 
 if TYPE_CHECKING:
     from sim.cycle import WorkerArgs
@@ -83,13 +74,6 @@ class Worker:
         loop: the running event loop.
         classes: the plugins that there are.
         make_provider: makes the tracer provider.
-
-    Attributes:
-        profile: "kong" or "safe".
-        runtime: see `sim.runtime`.
-        counts: what the runloop counts.
-        exporter: drives the queues.
-        node_id: of the node.
     """
 
     def __init__(
@@ -100,41 +84,8 @@ class Worker:
         make_provider: Callable[..., TracerProvider],
     ) -> None:
         gateway = args.gateway
-        log = args.error_log
         self._args = args
         self._loop = loop
-        self.profile = gateway.profile
-        self.runtime = LiveRuntime(loop, args.seed)
-        self.node_id = node_id(gateway.seed)
-        self._provider = make_provider(
-            time_ns=self.runtime.time_ns,
-            random_bytes=self.runtime.random_bytes,
-            log=log,
-            profile=kongtrace.PROFILES[gateway.profile],
-            sampling_rate=gateway.tracing.sampling_rate,
-        )
-        tracing.use(self._provider)
-        self._provider.execution.enter(PHASES["init_worker"], {})
-        self._timers = Timers(
-            self.runtime,
-            self._provider.execution,
-            log,
-            pending_max=gateway.nginx.lua_max_pending_timers,
-            running_max=gateway.nginx.lua_max_running_timers,
-            on_idle=self._leave_if_done,
-            on_end=self._end_timer,
-        )
-        self._pool = Pool(self.runtime)
-        self.exporter = Exporter(
-            kong_queue.PROFILES[gateway.profile],
-            self.runtime,
-            self._timers,
-            self._pool,
-            Resolver(self.runtime, gateway.hosts),
-            log,
-            self._changed,
-        )
-        self.counts = Counts()
         self._row = new_row()
         self._publishing = False
         self._state = State.STARTING
@@ -142,19 +93,16 @@ class Worker:
         self._lag_ns_max = 0
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._stopped = loop.create_future()
-        kong = Kong(self._provider, self._timers)
-        plans = Plans(gateway, classes, self)
-        self._runloop = Runloop(
+        self._gateway = WorkerGateway(
             gateway,
-            self._provider,
-            self.runtime,
-            self._pool,
-            plans,
-            kong,
-            self.counts,
-            self._changed,
-            self._leave_if_done,
+            LiveRuntime(loop, args.seed),
+            args.error_log,
+            on_change=self._changed,
+            on_rest=self._stop,
+            classes=classes,
+            make_provider=make_provider,
         )
+        self._counts = self._gateway.counts
         self._books_spans = gateway.tracing.instrumentations[0] != "off" or bool(gateway.plugins)
         self._listeners: list[socket.socket] = list(args.listeners)
         self._accepting: set[asyncio.Task[Any]] = set()
@@ -170,30 +118,18 @@ class Worker:
             loop.add_reader(listener.fileno(), self._accept, listener)
         self._state = State.SERVING
         self._row[FIELD_INDEX["cpu_ns_at_ready"]] = time.process_time_ns()
-        self._tick(self.runtime.now())
+        self._tick(self._gateway.runtime.now())
         self._args.ready.send(os.getpid())
         await self._stopped
         self._state = State.EXITED
         self._measure()
         self._publish()
-        await self._close()
-
-    async def _close(self) -> None:
-        """Give every socket back, so that the loop ends with nothing open."""
         for task in self._accepting:
             task.cancel()
-        for connection in tuple(self._runloop.connections):
-            connection.request = None
-            connection.transport.abort()
-        self._pool.close()
-        while self._runloop.connections or self._pool.open:  # noqa: ASYNC110 - a turn or two, and the process ends
-            await asyncio.sleep(0)
-
-    def _end_timer(self, ctx: dict[str, Any]) -> None:
-        self._runloop.end_timer(ctx)
+        await self._gateway.close()
 
     def _accept(self, listener: socket.socket) -> None:
-        if len(self._runloop.connections) >= self._args.gateway.nginx.worker_connections:
+        if len(self._gateway.runloop.connections) >= self._args.gateway.nginx.worker_connections:
             self._args.error_log(
                 "alert", f"{self._args.gateway.nginx.worker_connections} worker_connections are not enough"
             )
@@ -204,46 +140,22 @@ class Worker:
             # Another worker was faster, or the client has gone.
             return
         client.setblocking(False)
-        task = self._loop.create_task(
-            self._loop.connect_accepted_socket(partial(ClientConnection, self._runloop), client)
-        )
+        task = self._loop.create_task(self._loop.connect_accepted_socket(self._gateway.connection, client))
         self._accepting.add(task)
         task.add_done_callback(self._accepting.discard)
 
     # Leaving.
 
     def _terminate(self) -> None:
-        counts = self.counts
-        counts.lost_in_request += self._provider.spans.balance().live
-        self.exporter.queues.abandon()
+        self._gateway.terminate()
         self._terminated = True
         self._stop()
 
     def _quit(self) -> None:
-        if self._state is State.DRAINING:
-            return
-        self._args.error_log("notice", "gracefully shutting down")
-        self._state = State.DRAINING
-        self._runloop.draining = True
-        self._close_listeners()
-        for connection in tuple(self._runloop.connections):
-            connection.close_if_idle()
-        self.exporter.queues.exit()
-        self._timers.exit()
-        timeout_s = self._args.gateway.nginx.worker_shutdown_timeout
-        if timeout_s:
-            self.runtime.call_later(timeout_s, self._cut_off)
-        self._changed()
-        self._leave_if_done()
-
-    def _cut_off(self) -> None:
-        for connection in tuple(self._runloop.connections):
-            connection.transport.abort()
-
-    def _leave_if_done(self) -> None:
-        if self._state is State.DRAINING and not (self.counts.active or self._timers.running or self._timers.pending):
-            self._args.error_log("notice", "exiting")
-            self._stop()
+        if self._state is State.SERVING:
+            self._state = State.DRAINING
+            self._close_listeners()
+            self._gateway.quit()
 
     def _stop(self) -> None:
         self._close_listeners()
@@ -261,12 +173,12 @@ class Worker:
     def _changed(self) -> None:
         if not self._publishing:
             self._publishing = True
-            self.runtime.call_soon(self._publish)
+            self._gateway.runtime.call_soon(self._publish)
 
     def _publish(self) -> None:
         self._publishing = False
         row = self._row
-        counts = self.counts
+        counts = self._counts
         row[_STATE] = self._state
         row[_REQUESTS] = counts.requests
         _, _, row[_2XX], row[_3XX], row[_4XX], row[_5XX] = counts.responses
@@ -277,9 +189,9 @@ class Worker:
         self._args.record.publish(row)
 
     def _book_spans(self, row: "array[int]") -> None:
-        counts = self.counts
-        queues = self.exporter.queues.counters()
-        spans = self._provider.spans.balance()
+        counts = self._counts
+        queues = self._gateway.exporter.queues.counters()
+        spans = self._gateway.provider.spans.balance()
         row[_CREATED] = spans.fetched
         row[_OPEN] = 0 if self._terminated else spans.live
         row[_UNSAMPLED] = counts.unsampled
@@ -298,10 +210,10 @@ class Worker:
         _book_pool(row, _SPAN_POOL, spans)
 
     def _tick(self, due_s: float) -> None:
-        self._lag_ns_max = max(self._lag_ns_max, int((self.runtime.now() - due_s) * _NS_PER_S))
+        self._lag_ns_max = max(self._lag_ns_max, int((self._gateway.runtime.now() - due_s) * _NS_PER_S))
         self._measure()
         self._publish()
-        self.runtime.call_later(TICK_S, self._tick, self.runtime.now() + TICK_S)
+        self._gateway.runtime.call_later(TICK_S, self._tick, self._gateway.runtime.now() + TICK_S)
 
     def _measure(self) -> None:
         row = self._row
@@ -309,9 +221,9 @@ class Worker:
         resident = os.pread(self._statm, _STATM_BYTES, 0).split()[1]
         row[FIELD_INDEX["rss_bytes"]] = int(resident) * _PAGE_BYTES
         row[FIELD_INDEX["loop_lag_ns_max"]] = self._lag_ns_max
-        row[_PENDING] = self._timers.pending
-        row[_RUNNING] = self._timers.running
-        for tag, balance in self._provider.balances().items():
+        row[_PENDING] = self._gateway.timers.pending
+        row[_RUNNING] = self._gateway.timers.running
+        for tag, balance in self._gateway.provider.balances().items():
             _book_pool(row, FIELD_INDEX[f"{tag}.fetched"], balance)
 
 

@@ -131,6 +131,7 @@ LAYERS = {
         "report",
         "master | scenario | collector | origin | load",
         "worker | cycle | declarative | peer | trace_tree",
+        "gateway",
         "plugins | http_server | traces",
         "runloop | exporter",
         "instrumentation | pdk | plugin | proxy | router | connection",
@@ -193,7 +194,7 @@ def imports_have_no_cycle(tree: Tree) -> Iterator[str]:
 # What a package leaves to others.
 
 GATEWAY = (
-    *("sim.connection", "sim.exporter", "sim.instrumentation", "sim.pdk", "sim.phases", "sim.plugin"),
+    *("sim.connection", "sim.exporter", "sim.gateway", "sim.instrumentation", "sim.pdk", "sim.phases", "sim.plugin"),
     *("sim.plugins", "sim.proxy", "sim.request", "sim.resolver", "sim.router"),
     *("sim.runloop", "sim.timers", "sim.upstream"),
 )

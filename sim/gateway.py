@@ -1,0 +1,161 @@
+"""The gateway inside one worker: all that is made after the fork and knows neither process nor socket nor signal.
+
+Tracer provider, timers, pools, queues, plugins and runloop of one worker, on whatever `Runtime` it is given. Whoever
+hosts it lets connections in and is told when it has come to rest: `sim.worker` hosts it in a process, on sockets and
+the real clock.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import kongtrace
+from kongtrace import PHASES, TracerProvider, tracing
+from kongtrace import queue as kong_queue
+from sim.config import Gateway
+from sim.connection import ClientConnection
+from sim.exporter import Exporter
+from sim.pdk import Kong
+from sim.plugin import Plans, PluginClass
+from sim.plugins import BUNDLED
+from sim.plugins.opentelemetry import node_id
+from sim.resolver import Resolver
+from sim.runloop import Counts, Runloop
+from sim.runtime import Runtime
+from sim.timers import Timers
+from sim.upstream import Pool
+
+
+class WorkerGateway:
+    """What one worker serves with. Making it makes its tracer provider the one of `kongtrace.tracing`.
+
+    Args:
+        gateway: the configuration.
+        runtime: where time, randomness, connections and delays come from.
+        log: takes a level and a message.
+        on_change: called when a count has changed.
+        on_rest: called whenever it drains and no request and no timer is left.
+        classes: the plugins that there are.
+        make_provider: makes the tracer provider, such as a checked one (`kongtrace.checked.tracer_provider`).
+
+    Attributes:
+        profile: "kong" or "safe".
+        runtime: as given.
+        node_id: of the node.
+        provider: of the worker's tracers.
+        timers: of the worker.
+        pool: connections to upstreams and collectors.
+        exporter: drives the queues.
+        counts: what the runloop counts.
+        runloop: serves the requests.
+        plans: which plugins run.
+        draining: it was told to leave.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        runtime: Runtime,
+        log: Callable[[str, str], None],
+        *,
+        on_change: Callable[[], None],
+        on_rest: Callable[[], None],
+        classes: Mapping[str, PluginClass] = BUNDLED,
+        make_provider: Callable[..., TracerProvider] = TracerProvider,
+    ) -> None:
+        self._gateway = gateway
+        self._log = log
+        self._on_change = on_change
+        self._on_rest = on_rest
+        self.draining = False
+        self.profile = gateway.profile
+        self.runtime = runtime
+        self.node_id = node_id(gateway.seed)
+        self.provider = make_provider(
+            time_ns=runtime.time_ns,
+            random_bytes=runtime.random_bytes,
+            log=log,
+            profile=kongtrace.PROFILES[gateway.profile],
+            sampling_rate=gateway.tracing.sampling_rate,
+        )
+        tracing.use(self.provider)
+        self.provider.execution.enter(PHASES["init_worker"], {})
+        self.timers = Timers(
+            runtime,
+            self.provider.execution,
+            log,
+            pending_max=gateway.nginx.lua_max_pending_timers,
+            running_max=gateway.nginx.lua_max_running_timers,
+            on_idle=self._rest,
+            on_end=self._end_timer,
+        )
+        self.pool = Pool(runtime)
+        self.exporter = Exporter(
+            kong_queue.PROFILES[gateway.profile],
+            runtime,
+            self.timers,
+            self.pool,
+            Resolver(runtime, gateway.hosts),
+            log,
+            on_change,
+        )
+        self.counts = Counts()
+        self.plans = Plans(gateway, classes, self)
+        self.runloop = Runloop(
+            gateway,
+            self.provider,
+            runtime,
+            self.pool,
+            self.plans,
+            Kong(self.provider, self.timers),
+            self.counts,
+            on_change,
+            self._rest,
+        )
+
+    def connection(self) -> ClientConnection:
+        """Return the protocol of a client's new connection."""
+        return ClientConnection(self.runloop)
+
+    def quit(self) -> None:
+        """Leave gracefully: close idle connections and expire the timers; requests get time to end (W12, W13)."""
+        if self.draining:
+            return
+        self._log("notice", "gracefully shutting down")
+        self.draining = self.runloop.draining = True
+        for connection in tuple(self.runloop.connections):
+            connection.close_if_idle()
+        self.exporter.queues.exit()
+        self.timers.exit()
+        timeout_s = self._gateway.nginx.worker_shutdown_timeout
+        if timeout_s:
+            self.runtime.call_later(timeout_s, self._cut_off)
+        self._on_change()
+        self._rest()
+
+    def terminate(self) -> None:
+        """Leave at once: what requests and queues hold is booked as lost (W2, E5)."""
+        self.counts.lost_in_request += self.provider.spans.balance().live
+        self.exporter.queues.abandon()
+
+    async def close(self) -> None:
+        """Give every connection back; requests under way end without a log phase."""
+        for connection in tuple(self.runloop.connections):
+            connection.request = None
+            connection.transport.abort()
+        self.pool.close()
+        while self.runloop.connections or self.pool.open:
+            turn = asyncio.get_running_loop().create_future()
+            self.runtime.call_soon(turn.set_result, None)
+            await turn
+
+    def _cut_off(self) -> None:
+        for connection in tuple(self.runloop.connections):
+            connection.transport.abort()
+
+    def _rest(self) -> None:
+        if self.draining and not (self.counts.active or self.timers.running or self.timers.pending):
+            self._log("notice", "exiting")
+            self._on_rest()
+
+    def _end_timer(self, ctx: dict[str, object]) -> None:
+        self.runloop.end_timer(ctx)
