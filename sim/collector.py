@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from sim.process import Connection
 
-__all__ = ["BODY_BYTES_MAX", "PATH", "serve", "serve_forever"]
+__all__ = ["BODY_BYTES_MAX", "PATH", "CollectorServer", "serve", "serve_forever"]
 
 PATH: Final = "/v1/traces"
 
@@ -99,7 +99,7 @@ def serve(sock: "socket.socket", control: "Connection", *, latency_ms: float = 0
         control: The peer's end of the pipe.
         latency_ms: How long after a request its answer is sent.
     """
-    server = _Server(latency_ms)
+    server = CollectorServer(latency_ms)
     peer.run(control, lambda stop: server.serve(sock, stop), server.report)
 
 
@@ -141,9 +141,9 @@ class _Refusal(Exception):  # noqa: N818 - it is the answer that is named, not a
 
 
 class _Connection(HttpConnection):
-    server: "_Server"
+    server: "CollectorServer"
 
-    def __init__(self, server: "_Server") -> None:
+    def __init__(self, server: "CollectorServer") -> None:
         super().__init__(server)
         self._begin()
 
@@ -195,7 +195,14 @@ class _Connection(HttpConnection):
         return response(status, headers, body, head=head, keep_alive=keep_alive), server.latency_ns
 
 
-class _Server(HttpServer):
+class CollectorServer(HttpServer):
+    """The collector on one event loop; `serve` runs one in a process of its own.
+
+    Args:
+        latency_ms: How long after a request its answer is sent.
+        listener: Gets every new span.
+    """
+
     def __init__(self, latency_ms: float, listener: "Callable[[Span], None] | None" = None) -> None:
         super().__init__()
         self.traces = Traces()
@@ -205,6 +212,7 @@ class _Server(HttpServer):
         self._listener = listener
 
     def accept(self) -> _Connection:
+        """Return the protocol of a new connection."""
         return _Connection(self)
 
     def receive(self, upload: _Upload) -> None:
@@ -215,6 +223,7 @@ class _Server(HttpServer):
                 self._listener(span)
 
     def report(self) -> dict[str, Any]:
+        """Return what `serve` reports."""
         traces = self.traces
         return {
             "requests": self.by_status.total(),
@@ -340,7 +349,7 @@ async def _show_forever(sock: socket.socket, latency_ms: float, console: Console
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     screen = _Screen(console)
-    server = _Server(latency_ms, screen.take)
+    server = CollectorServer(latency_ms, screen.take)
     console.print(f"collector: send OTLP/HTTP traces to {_url(sock)}", highlight=False, soft_wrap=True)
 
     def tick() -> None:

@@ -13,9 +13,9 @@ closes them. Delays in nanoseconds, sizes in bytes.
 import asyncio
 import heapq
 import itertools
-import time
 from abc import ABC, abstractmethod
 from collections import deque
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -25,7 +25,9 @@ from sim.timerfd import TimerFd
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from sim.runtime import Alarm
 
 __all__ = ["HEAD_BYTES_MAX", "HttpConnection", "HttpServer", "response"]
 
@@ -95,11 +97,11 @@ class HttpConnection(asyncio.Protocol, ABC):
         """Enter the connection into the server's accounts."""
         self.transport = cast("asyncio.Transport", transport)
         self.server.accepted += 1
-        self.server.connections.add(self)
+        self.server.connections[self] = None
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Drop what was in line: nobody waits for it."""
-        self.server.connections.discard(self)
+        self.server.connections.pop(self, None)
         self._waiting.clear()
 
     def data_received(self, data: bytes) -> None:
@@ -203,11 +205,11 @@ class HttpServer(ABC):
         connections: Those open now.
     """
 
-    _timer: TimerFd
+    _alarm: "Alarm"
 
     def __init__(self) -> None:
         self.accepted = 0
-        self.connections: set[HttpConnection] = set()
+        self.connections: dict[HttpConnection, None] = {}
         self._delayed: list[tuple[int, int, HttpConnection, bytes]] = []  # a heap, by deadline in ns
         self._sequence = itertools.count()  # breaks ties, in order of request
 
@@ -218,20 +220,28 @@ class HttpServer(ABC):
     async def serve(self, sock: "socket.socket", stop: asyncio.Event) -> None:
         """Accept connections on the bound socket `sock` until `stop` is set, then close all of them."""
         loop = asyncio.get_running_loop()
-        self._timer = TimerFd(loop, self._finish_due)
+        self.open(partial(TimerFd, loop))
         listener = await loop.create_server(self.accept, sock=sock, backlog=_BACKLOG)
         await stop.wait()
         listener.close()
+        self.close()
+
+    def open(self, make_alarm: "Callable[[Callable[[int], int | None]], Alarm]") -> None:
+        """Be ready for connections, with delays by an alarm of this make (`sim.runtime.Runtime.alarm`)."""
+        self._alarm = make_alarm(self._finish_due)
+
+    def close(self) -> None:
+        """Close every connection."""
         for connection in tuple(self.connections):
             connection.transport.abort()
-        self._timer.close()
+        self._alarm.close()
 
     def finish_later(self, connection: HttpConnection, data: bytes, delay_ns: int) -> None:
         """Have `connection` finish with `data` after `delay_ns`."""
-        deadline_ns = time.monotonic_ns() + delay_ns
+        deadline_ns = self._alarm.now_ns() + delay_ns
         heapq.heappush(self._delayed, (deadline_ns, next(self._sequence), connection, data))
         if self._delayed[0][0] == deadline_ns:
-            self._timer.arm(deadline_ns)
+            self._alarm.arm(deadline_ns)
 
     def _finish_due(self, now_ns: int) -> int | None:
         while self._delayed and self._delayed[0][0] <= now_ns:

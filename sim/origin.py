@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sim.process import Connection
 
-__all__ = ["Origin", "serve"]
+__all__ = ["Origin", "OriginServer", "serve"]
 
 _Z99: Final = NormalDist().inv_cdf(0.99)
 _NS_PER_MS: Final = 1_000_000
@@ -91,7 +91,7 @@ class Origin:
 
 
 class _Connection(HttpConnection):
-    server: "_Server"
+    server: "OriginServer"
 
     def request(self) -> bool:
         return bool(self.parser.get_method() == b"HEAD")
@@ -103,7 +103,9 @@ class _Connection(HttpConnection):
         return server.responses[status, request, keep_alive], server.draw_latency_ns()
 
 
-class _Server(HttpServer):
+class OriginServer(HttpServer):
+    """The origin on one event loop; `serve` runs one in a process of its own."""
+
     def __init__(self, origin: Origin) -> None:
         super().__init__()
         generator = random.Random(origin.seed)
@@ -121,9 +123,11 @@ class _Server(HttpServer):
         }
 
     def accept(self) -> _Connection:
+        """Return the protocol of a new connection."""
         return _Connection(self)
 
     def report(self) -> dict[str, Any]:
+        """Return what `serve` reports."""
         return {
             "requests": sum(self.by_status.values()),
             "by_status": {status: count for status, count in self.by_status.items() if count},
@@ -138,5 +142,5 @@ def serve(sock: "socket.socket", control: "Connection", origin: Origin) -> None:
     Its report: `requests` answered or being answered, `by_status` their number by status (that occurred),
     `connections` accepted, `cpu_s` the CPU time of the process.
     """
-    server = _Server(origin)
+    server = OriginServer(origin)
     peer.run(control, lambda stop: server.serve(sock, stop), server.report)

@@ -47,6 +47,11 @@ class TimerFd:
         self._callback = callback
         loop.add_reader(self._fd, self._expire)
 
+    @staticmethod
+    def now_ns() -> int:
+        """Return the time of `time.monotonic_ns`."""
+        return time.monotonic_ns()
+
     def arm(self, deadline_ns: int) -> None:
         """Set the deadline, in place of an earlier one; one that has passed already is due at once, 0 is none."""
         spec = self._spec

@@ -1,8 +1,11 @@
 """The runtime: where gateway code gets time, randomness, connections and delays from.
 
 Phases, plugins, instrumentation, timers and the exporter never ask the operating system; they ask the `Runtime` of
-their worker. The live one (`sim.runtime.live`) is uvloop with real sockets. Times: `time_ns` is the wall clock in ns
-since the epoch; `now` is monotonic, in s; delays are in s.
+their worker. There are two: the live one (`sim.runtime.live`) is uvloop with real sockets, the virtual one
+(`sim.runtime.virtual`) a clock that moves only when everybody waits, with a network in memory. Each runs on an asyncio
+event loop, so futures, tasks and `asyncio.timeout` go by the runtime's time too.
+
+Times: `time_ns` is the wall clock in ns since the epoch; `now` is monotonic, in s; delays are in s.
 """
 
 import asyncio
@@ -15,6 +18,35 @@ class Cancelable(Protocol):
 
     def cancel(self) -> object:
         """See to it that it does not happen."""
+
+
+class Listener(Protocol):
+    """Accepts connections.
+
+    Attributes:
+        address: where, with the port that was chosen.
+    """
+
+    address: tuple[str, int]
+
+    def close(self) -> None:
+        """Accept no more; what is connected stays so."""
+
+
+class Alarm(Protocol):
+    """Calls back once its deadline has passed, more finely than `Runtime.call_later`; ns of a clock of its own.
+
+    The callback gets the time now and returns the next deadline, None for none.
+    """
+
+    def now_ns(self) -> int:
+        """Return the time of its clock."""
+
+    def arm(self, deadline_ns: int) -> None:
+        """Set the deadline, in place of an earlier one; one that has passed already is due at once, 0 is none."""
+
+    def close(self) -> None:
+        """Never call back again."""
 
 
 class Runtime(Protocol):
@@ -38,11 +70,17 @@ class Runtime(Protocol):
     def call_later(self, delay_s: float, callback: Callable[..., object], *arguments: object) -> Cancelable:
         """Call back in `delay_s` s."""
 
+    def alarm(self, callback: Callable[[int], int | None]) -> Alarm:
+        """Make an alarm; it is not armed."""
+
     def run(self, thread: Awaitable[object], done: Callable[[BaseException | None], object]) -> Cancelable:
         """Run a light thread; `done` gets the exception that ended it, or None."""
 
     def connect(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> Awaitable[object]:
-        """Open a TCP connection to an address; raises OSError."""
+        """Open a TCP connection to an address and return its protocol; raises OSError."""
+
+    def listen(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> Awaitable[Listener]:
+        """Accept TCP connections at an address, port 0 being any that is free; raises OSError."""
 
     def resolve(self, name: str) -> Awaitable[str]:
         """Return an address of a host name; raises OSError."""

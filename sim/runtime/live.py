@@ -9,14 +9,14 @@ import os
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
-from typing import cast
+from collections.abc import Callable
 
-from sim.runtime import Cancelable
+from sim.runtime import Alarm
+from sim.runtime.loop import LoopRuntime
+from sim.timerfd import TimerFd
 
 
-class LiveRuntime:
+class LiveRuntime(LoopRuntime):
     """A worker's runtime on a running event loop.
 
     Args:
@@ -25,30 +25,23 @@ class LiveRuntime:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seed: int) -> None:
-        self._loop = loop
+        super().__init__(loop)
         self.time_ns = time.time_ns
-        self.now = loop.time
         self.random = random.Random(seed).random
         self.random_bytes = random.Random(os.urandom(32)).randbytes
 
-    def call_soon(self, callback: Callable[..., object], *arguments: object) -> Cancelable:
-        """Call back after the current turn of the event loop, before it waits again."""
-        return self._loop.call_soon(callback, *arguments)
-
-    def call_later(self, delay_s: float, callback: Callable[..., object], *arguments: object) -> Cancelable:
-        """Call back in `delay_s` s."""
-        return self._loop.call_later(delay_s, callback, *arguments)
-
-    def run(self, thread: Awaitable[object], done: Callable[[BaseException | None], object]) -> Cancelable:
-        """Run a light thread; `done` gets the exception that ended it, or None."""
-        task = self._loop.create_task(cast("Coroutine[object, object, object]", thread))
-        task.add_done_callback(partial(_report, done))
-        return task
+    def alarm(self, callback: Callable[[int], int | None]) -> Alarm:
+        """Make an alarm; it is not armed."""
+        return TimerFd(self._loop, callback)
 
     async def connect(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> object:
         """Open a TCP connection to an address; raises OSError."""
         _transport, made = await self._loop.create_connection(protocol, host, port)
         return made
+
+    async def listen(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> "LiveListener":
+        """Accept TCP connections at an address, port 0 being any that is free; raises OSError."""
+        return LiveListener(await self._loop.create_server(protocol, host, port))
 
     async def resolve(self, name: str) -> str:
         """Return an address of a host name, IPv4 before IPv6; raises OSError."""
@@ -56,5 +49,13 @@ class LiveRuntime:
         return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 
-def _report(done: Callable[[BaseException | None], object], task: "asyncio.Task[object]") -> None:
-    done(asyncio.CancelledError() if task.cancelled() else task.exception())
+class LiveListener:
+    """A listening socket."""
+
+    def __init__(self, server: asyncio.Server) -> None:
+        self._server = server
+        self.address: tuple[str, int] = server.sockets[0].getsockname()[:2]
+
+    def close(self) -> None:
+        """Accept no more; what is connected stays so."""
+        self._server.close()
