@@ -6,7 +6,7 @@ virtual time and under hypothesis.
 The map: ``tracing`` is the global tracer; a :class:`TracerProvider` makes tracers and owns the pools of one worker;
 :mod:`kongtrace.span` is what a tracer starts; :mod:`kongtrace.context` is what a request carries;
 :mod:`kongtrace.propagation` reads and writes trace headers; :mod:`kongtrace.queue` batches what the log phase hands
-over and :mod:`kongtrace.otlp` turns it into bytes.
+over and :mod:`kongtrace.otlp` turns it into bytes. On :mod:`kongtrace.otel` runs what was made for OpenTelemetry.
 """
 
 from kongtrace.context import Execution, TracingContext, tracing_context

@@ -78,7 +78,7 @@ _REQUEST = "KONG_CHECKED"
 _DEFAULT_KEY = spans_key(DEFAULT_NAMESPACE)
 _FIELDS = frozenset(name for name in Span.__slots__ if not name.startswith("_")) | {"linked"}
 
-_OURS = frozenset(f"kongtrace.{name}" for name in ("checked", "span", "tracer", "provider", "pool"))
+_OURS = frozenset(f"kongtrace.{name}" for name in ("checked", "span", "tracer", "provider", "pool", "otel"))
 """Modules that read and write spans on their own account."""
 
 
@@ -424,6 +424,14 @@ class CheckedProvider(TracerProvider):
         elif span.end_time_ns is not None:
             self._report(Code.CHANGED_AFTER_FINISH, f"{method}() was called after finish()", record)
         self._check_values(record, attributes)
+
+    def late(self, span: CheckedSpan, method: str) -> None:
+        """A method is called on a span that has ended, and has no effect."""
+        if self.touched(span, method):
+            if method == "finish":
+                self.finishing(span, None)
+            else:
+                self.changing(span, method)
 
     def finishing(self, span: CheckedSpan, end_time_ns: Any) -> None:
         """The span is about to end."""

@@ -36,7 +36,11 @@ def _unset() -> TracerProvider:
 
 
 class GlobalTracer:
-    """The handle behind ``tracing``: every call goes to the global tracer of the provider that is set now."""
+    """The handle behind ``tracing``: every call goes to the global tracer of the provider that is set now.
+
+    Attributes:
+        provider: the one that is set now; until :meth:`use` was called one that executes no request.
+    """
 
     if TYPE_CHECKING:
         name: str
@@ -54,13 +58,13 @@ class GlobalTracer:
         get_sampling_decision: Callable[..., bool | None]
 
     def __init__(self) -> None:
-        self._provider = _unset()
+        self.provider = _unset()
         self._made: WeakSet[Tracer] = WeakSet()
         self._follow()
 
     def new(self, name: Any = None, options: dict[str, Any] | None = None, **given: Any) -> Tracer | NoopTracer:
         """A tracer (D2), its options in a mapping or as keyword arguments: see :meth:`TracerProvider.new`."""
-        tracer = self._provider.new(name, {**(options or {}), **given} if given else options)
+        tracer = self.provider.new(name, {**(options or {}), **given} if given else options)
         if isinstance(tracer, Tracer):
             self._made.add(tracer)
         return tracer
@@ -73,27 +77,27 @@ class GlobalTracer:
         Raises:
             ApiError: it is not a tracer.
         """
-        self._provider.set_global_tracer(tracer)
+        self.provider.set_global_tracer(tracer)
 
     def use(self, provider: TracerProvider | None) -> None:
         """Serve ``provider`` from now on, and so do all tracers that were made from this handle.
 
         None takes the handle back to its first state.
         """
-        self._provider = provider or _unset()
+        self.provider = provider or _unset()
         for tracer in self._made:
-            tracer.bind(self._provider)
-        self._provider.on_global_tracer = self._follow
+            tracer.bind(self.provider)
+        self.provider.on_global_tracer = self._follow
         self._follow()
 
     def _follow(self) -> None:
         # Bound methods as attributes of the instance: a call through the handle costs no more than on the tracer.
-        tracer = self._provider.global_tracer
+        tracer = self.provider.global_tracer
         for name in _FORWARDED:
             setattr(self, name, getattr(tracer, name))
 
     def __repr__(self) -> str:
-        return f"<tracing: {self._provider.global_tracer!r}>"
+        return f"<tracing: {self.provider.global_tracer!r}>"
 
 
 _OWN = {"new", "set_global_tracer"}

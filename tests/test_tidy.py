@@ -116,7 +116,7 @@ def imported_modules(name: str, source: str, known: Mapping[str, str]) -> Iterat
 
 LAYERS = {
     "kongtrace": (
-        "testing",
+        "testing | otel",
         "global_tracer | checked",
         "provider",
         "tracer",

@@ -1,0 +1,567 @@
+"""OpenTelemetry's tracing API on Kong's spans: instrumentation made for OpenTelemetry runs unchanged in a worker.
+
+    from kongtrace import otel
+    opentelemetry.trace.set_tracer_provider(otel.TracerProvider())
+
+A tracer from here starts spans with the global tracer (:data:`kongtrace.tracing`), so they come from the worker's
+pools, stand in the list of the request they belong to, are exported with it and released at its end, and a checked
+provider watches them. Both lines may run before the fork: tracers follow the global tracer to the provider that their
+worker uses. Where that tracer is the no-op one, or the phase permits no spans (kong-semantics T8), spans do not record.
+
+Theory of operation.
+
+*Parent and request.* Which span is current is OpenTelemetry's affair, kept in `contextvars`, so it follows a task
+through every await. A span remembers the request that it belongs to: a child joins the request of its parent, whichever
+request the worker runs at that moment. Where no span of OpenTelemetry is current, the parent is the active span of the
+running request; a context given expressly, with no span in it, starts a trace of its own (OpenTelemetry specification,
+Trace API, "Determining the Parent Span from a Context"). A span that is made current becomes Kong's active span too, if
+its request is the one that runs, so that the gateway's own spans go below it.
+
+*Outside requests.* A span that has no parent here and starts while no request runs begins a trace of its own, when
+there is somebody to take it: ``process`` gets each sampled span once the last open span of the trace has ended; then
+all are released.
+
+*Ended.* What is done to a span after its end is ignored and logged; a checked provider reports it. Nothing here raises.
+
+OTLP as Kong writes it has no place for some of what the API takes, which goes where the specification puts it for other
+formats: the scope into the attributes ``otel.scope.name`` and ``otel.scope.version``, the description of a status into
+``otel.status_description``. Links are not carried, as in Kong (L2): the first of each tracer is logged.
+
+Needs the extra ``kongsim[otel]`` (opentelemetry-api); without it the import raises
+:class:`~kongtrace.errors.KongTraceError`.
+"""
+
+from __future__ import annotations
+
+import traceback
+from contextlib import contextmanager
+from functools import wraps
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from opentelemetry.semconv.attributes.exception_attributes import (
+    EXCEPTION_ESCAPED,
+    EXCEPTION_STACKTRACE,
+    EXCEPTION_TYPE,
+)
+from opentelemetry.semconv.attributes.otel_attributes import (
+    OTEL_SCOPE_NAME,
+    OTEL_SCOPE_VERSION,
+    OTEL_STATUS_DESCRIPTION,
+)
+
+from kongtrace.checked import CheckedProvider, CheckedSpan
+from kongtrace.context import KONG_PHASE, TRACING_CONTEXT, Context, Execution
+from kongtrace.errors import KongTraceError
+from kongtrace.global_tracer import GlobalTracer, tracing
+from kongtrace.phase import PHASES
+from kongtrace.span import INTERNAL, NOOP_SPAN, STATUS_ERROR, STATUS_OK, AnySpan
+from kongtrace.span import Span as KongSpan
+
+try:
+    from opentelemetry import context as context_api
+    from opentelemetry import trace
+    from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+except ImportError as error:
+    raise KongTraceError("kongtrace.otel needs opentelemetry-api: install kongsim[otel]") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from opentelemetry.util.types import Attributes, AttributeValue
+
+    from kongtrace.provider import TracerProvider as KongProvider
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+CONTENT, LOG = PHASES["content"], PHASES["log"]
+
+_KINDS = {kind: kind.value + 1 for kind in SpanKind}
+"""Kong counts the kinds as OTLP does, from 1 (S1)."""
+
+_LOCAL = "KONG_OTEL"
+"""Key by which a context that no request of the worker owns is known; its value is the :class:`LocalTrace`."""
+
+_NAMELESS = "unnamed"
+_INTERNAL = SpanKind.INTERNAL
+_SPAN_KEY = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, context_api.Context())))
+"""Where a context keeps its span: reading and writing it here saves six of the API's calls for each span."""
+
+_SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
+
+
+class TracerProvider(trace.TracerProvider):
+    """What `opentelemetry.trace.set_tracer_provider` takes.
+
+    Args:
+        process: called with each sampled span of a trace that began outside any request, when the trace is complete;
+            what it keeps must be a copy. Left out, such spans do not record.
+        handle: the global tracer that is followed.
+    """
+
+    def __init__(self, process: Callable[[KongSpan], object] | None = None, handle: GlobalTracer = tracing) -> None:
+        self.process = process
+        self.handle = handle
+
+    def get_tracer(
+        self,
+        instrumenting_module_name: str,
+        instrumenting_library_version: str | None = None,
+        schema_url: str | None = None,  # noqa: ARG002  # OTLP as Kong writes it has no place for it
+        attributes: Attributes = None,
+    ) -> Tracer:
+        """A tracer for one instrumentation scope; ``attributes`` of the scope go into each of its spans."""
+        scope: dict[str, Any] = {OTEL_SCOPE_NAME: instrumenting_module_name or ""}
+        if instrumenting_library_version:
+            scope[OTEL_SCOPE_VERSION] = instrumenting_library_version
+        return Tracer(self, {**scope, **(attributes or {})})
+
+
+class LocalTrace:
+    """A trace that began outside any request of the worker.
+
+    Args:
+        process: see :class:`TracerProvider`.
+        provider: whose spans they are.
+
+    Attributes:
+        ctx: the context that its spans are in.
+        open: how many have not ended.
+    """
+
+    __slots__ = ("_before", "_process", "_provider", "ctx", "open")
+
+    def __init__(self, process: Callable[[KongSpan], object], provider: KongProvider) -> None:
+        self._process = process
+        self._provider = provider
+        self._before = provider.execution.phase, provider.execution.ctx
+        self.ctx: Context = {_LOCAL: self}
+        self.open = 0
+
+    def ended(self) -> None:
+        """One of its spans has ended; after the last all are shown to ``process`` and released."""
+        self.open -= 1
+        if self.open:
+            return
+        provider, ctx = self._provider, self.ctx
+        execution = provider.execution
+        with running(execution, ctx):
+            execution.enter(LOG, ctx)
+            ctx[KONG_PHASE] = LOG.name
+            try:
+                provider.global_tracer.process_span(self._show)
+            except Exception as error:  # noqa: BLE001  # the API lets no error through to the instrumented program
+                provider.log("error", f"the spans of a trace could not be processed: {error!r}")
+            provider.end_request(ctx)
+        if execution.ctx is ctx:
+            execution.enter(*self._before)
+
+    def _show(self, span: KongSpan) -> None:
+        if span.should_sample:
+            self._process(span)
+
+
+class Tracer(trace.Tracer):
+    """Starts spans for one instrumentation scope. Made by :meth:`TracerProvider.get_tracer`."""
+
+    def __init__(self, provider: TracerProvider, scope: Mapping[str, Any]) -> None:
+        self._provider = provider
+        self._handle = provider.handle
+        self._scope = scope
+        self._has_linked = False
+
+    def start_span(
+        self,
+        name: str,
+        context: context_api.Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        links: Sequence[trace.Link] | None = None,
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+    ) -> trace.Span:
+        """A new span, see `opentelemetry.trace.Tracer.start_span`; ``start_time`` in ns since the epoch."""
+        span = Span()
+        if not (record_exception and set_status_on_exception):
+            span.on_exception(record_exception, set_status_on_exception)
+        return self.begin(span, name, context, kind, attributes, links, start_time)
+
+    def start_as_current_span(  # type: ignore[override]  # the same use, as context manager or decorator
+        self,
+        name: str,
+        context: context_api.Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        links: Sequence[trace.Link] | None = None,
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+        end_on_exit: bool = True,
+    ) -> CurrentSpan:
+        """A span that starts when entered, and is the current one until left; also decorates functions."""
+        span = CurrentSpan(self, (name, context, kind, attributes, links, start_time), end_on_exit)
+        if not (record_exception and set_status_on_exception):
+            span.on_exception(record_exception, set_status_on_exception)
+        return span
+
+    def begin(
+        self,
+        span: Span,
+        name: str,
+        context: context_api.Context | None,
+        kind: SpanKind,
+        attributes: Attributes,
+        links: Sequence[trace.Link] | None,
+        start_time: int | None,
+    ) -> trace.Span:
+        """Take a span from the pool for ``span`` to stand for; gives a non-recording one where there can be none."""
+        handle = self._handle
+        parent: Any = (context_api.get_current() if context is None else context).get(_SPAN_KEY)
+        made: Any
+        table = _without_none({**self._scope, **attributes}) if attributes else {**self._scope}
+        number = INTERNAL if kind is _INTERNAL else _KINDS.get(kind, INTERNAL)
+        if type(name) is not str or not name:
+            name = str(name or _NAMELESS)
+        if links:
+            self._note_links(name)
+        if type(parent) in _SPANS and parent.runs(handle.provider):
+            span.ctx, span.local, span.trace_state = parent.ctx, parent.local, parent.trace_state
+            made = handle.start_span(name, None, start_time, number, None, table, parent.span)
+        else:
+            made = self._start_elsewhere(span, parent, context, (name, None, start_time, number, None, table))
+        if not made.is_recording:
+            return NonRecordingSpan(trace.get_current_span(context).get_span_context())
+        span.span = made
+        span.id = made.span_id
+        span.trace_id = made.trace_id
+        span.sampled = made.should_sample
+        if span.local is not None:
+            span.local.open += 1
+        return span
+
+    def _start_elsewhere(
+        self, span: Span, parent: Any, context: context_api.Context | None, fields: tuple[Any, ...]
+    ) -> AnySpan:
+        """Start a span that is not below one of the running request."""
+        handle = self._handle
+        execution = handle.provider.execution
+        if type(parent) in _SPANS and parent.span._provider is handle.provider:  # noqa: SLF001 - the same package
+            if parent.span.span_id is not parent.id:
+                parent.late("start_span")
+                return NOOP_SPAN
+            span.ctx, span.local, span.trace_state = parent.ctx, parent.local, parent.trace_state
+            with running(execution, span.ctx):
+                return handle.start_span(*fields, parent.span)
+        received = trace.get_current_span(context).get_span_context()
+        ctx, local = execution.span_ctx, None
+        if (ctx is None or _LOCAL in ctx) and self._provider.process is not None:
+            local = LocalTrace(self._provider.process, handle.provider)
+            ctx = local.ctx
+            execution.enter(CONTENT, ctx)
+        if ctx is None:
+            return NOOP_SPAN
+        span.ctx, span.local, span.trace_state = ctx, local, received.trace_state
+        if received.is_valid or context is not None:
+            return _start_apart(handle, fields, received)
+        return handle.start_span(*fields)
+
+    def _note_links(self, name: str) -> None:
+        if not self._has_linked:
+            self._has_linked = True
+            scope = self._scope[OTEL_SCOPE_NAME]
+            self._handle.provider.log("warn", f"links are not exported: tracer {scope!r}, span {name!r}")
+
+
+class Span(trace.Span):
+    """A span of OpenTelemetry's API, written through to one of the worker's; see `opentelemetry.trace.Span`.
+
+    Attributes:
+        span: the pooled span.
+        id: its span id. The pooled span has another, or none, once it was released: that is how a late call is known.
+        ctx: of the request, or of the trace, that it belongs to.
+        local: that trace, when it began outside any request.
+        trace_state: of its parent.
+        trace_id: as it was when last asked for; 16 bytes.
+        sampled: the same of the sampling flag.
+        records_exceptions: an exception that leaves a block of this span becomes an event.
+        sets_status_on_exception: the same, of the status.
+    """
+
+    __slots__ = ("ctx", "id", "local", "sampled", "span", "trace_id", "trace_state")
+
+    span: KongSpan
+    id: bytes
+    ctx: Context
+    local: LocalTrace | None
+    trace_state: TraceState
+    trace_id: bytes
+    sampled: bool | None
+
+    records_exceptions = True
+    sets_status_on_exception = True
+
+    def on_exception(self, record: bool, set_status: bool) -> None:
+        """Say what an exception does that leaves a block of this span."""
+        self.records_exceptions = record
+        self.sets_status_on_exception = set_status
+
+    def get_span_context(self) -> SpanContext:
+        """Its identity. The trace id is the one under which the request is exported (kong-semantics O17)."""
+        span = self.span
+        if span.span_id is self.id:
+            self.sampled = span.should_sample
+            tracing_context = self.ctx.get(TRACING_CONTEXT)
+            if tracing_context is not None and tracing_context.raw_trace_id is not None:
+                self.trace_id = tracing_context.raw_trace_id
+        return SpanContext(
+            int.from_bytes(self.trace_id, "big"),
+            int.from_bytes(self.id, "big"),
+            is_remote=False,
+            trace_flags=_SAMPLED if self.sampled else _NOT_SAMPLED,
+            trace_state=self.trace_state,
+        )
+
+    def is_recording(self) -> bool:
+        """Whether it is open. Kong's spans record also when unsampled (T13): the decision may come later."""
+        return self.span.end_time_ns is None and self.span.span_id is self.id
+
+    def end(self, end_time: int | None = None) -> None:
+        """End it; a time before its start counts as its start."""
+        span = self.span
+        if span.end_time_ns is not None or span.span_id is not self.id:
+            self.late("finish")
+            return
+        execution = span._provider.execution  # noqa: SLF001 - the same package
+        if execution.ctx is self.ctx:
+            span.finish(end_time)
+        else:
+            with running(execution, self.ctx):
+                span.finish(end_time)
+        if end_time is not None and span.end_time_ns is None:
+            self.end(span.start_time_ns)
+            return
+        if self.local is not None:
+            self.local.ended()
+
+    def runs(self, provider: KongProvider) -> bool:
+        """Whether it is in the request that ``provider`` executes now."""
+        span = self.span
+        return span.span_id is self.id and provider.execution.ctx is self.ctx and span._provider is provider  # noqa: SLF001 - the same package
+
+    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
+        """Set several attributes."""
+        for key, value in attributes.items():
+            self.set_attribute(key, value)
+
+    def set_attribute(self, key: str, value: AttributeValue) -> None:
+        """Set one attribute; None is refused."""
+        span = self.span
+        if span.span_id is not self.id or span.end_time_ns is not None or value is None or type(key) is not str:
+            self._refuse_attribute(key, value)
+            return
+        span.set_attribute(key, value)
+
+    def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
+        """Append an event; ``timestamp`` in ns since the epoch."""
+        span = self._open("add_event")
+        if span is not None:
+            span.add_event(str(name), dict(attributes) if attributes else None, timestamp)
+
+    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:  # noqa: ARG002 - what the API calls it
+        """Log that links are not exported."""
+        if self._open("add_link") is not None:
+            self._log("links are not exported")
+
+    def update_name(self, name: str) -> None:
+        """Give it another name."""
+        span = self._open("update_name")
+        if span is not None and name:
+            span.name = name
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        """Set the status: unset is ignored, and ok is final (OpenTelemetry specification, Trace API, Set Status)."""
+        span = self._open("set_status")
+        if span is None:
+            return
+        if isinstance(status, Status):
+            code, description = status.status_code, status.description
+        else:
+            code = status
+        if code is StatusCode.UNSET or span.status == STATUS_OK:
+            return
+        span.set_status(STATUS_OK if code is StatusCode.OK else STATUS_ERROR)
+        if code is StatusCode.ERROR and description:
+            span.set_attribute(OTEL_STATUS_DESCRIPTION, description)
+        elif span.attributes is not None:
+            span.attributes.pop(OTEL_STATUS_DESCRIPTION, None)
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Attributes = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None:
+        """Append an event that describes an exception (semantic conventions, Exceptions)."""
+        span = self._open("record_error")
+        if span is None:
+            return
+        span.record_error(str(exception))
+        assert span.events is not None
+        event = span.events[-1]
+        assert event.attributes is not None
+        event.attributes[EXCEPTION_TYPE] = _type_name(exception)
+        event.attributes[EXCEPTION_STACKTRACE] = "".join(traceback.format_exception(exception))
+        event.attributes[EXCEPTION_ESCAPED] = str(escaped)
+        event.attributes.update(attributes or {})
+        if timestamp is not None:
+            span.events[-1] = event._replace(time_ns=timestamp)
+
+    def failed(self, error: BaseException, *, escaped: bool = False) -> None:
+        """An exception leaves a block of this span."""
+        if not self.is_recording():
+            return
+        if self.records_exceptions:
+            self.record_exception(error, escaped=escaped)
+        if self.sets_status_on_exception:
+            self.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
+
+    def late(self, method: str) -> None:
+        """Report a call that comes after the end."""
+        provider = self.span._provider  # noqa: SLF001 - the same package
+        if isinstance(provider, CheckedProvider) and isinstance(self.span, CheckedSpan):
+            provider.late(self.span, method)
+        self._log(f"{method}() was called on a span that has ended")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        """End with the block that it was the context manager of."""
+        if isinstance(error, Exception):
+            self.failed(error, escaped=True)
+        self.end()
+
+    def _open(self, method: str) -> KongSpan | None:
+        """The pooled span while it is this one and open; else the call is reported."""
+        span = self.span
+        if span.span_id is self.id and span.end_time_ns is None:
+            return span
+        self.late(method)
+        return None
+
+    def _refuse_attribute(self, key: Any, value: Any) -> None:
+        if self._open("set_attribute") is not None:
+            self._log(f"attribute {key!r} was not set: {'the value is None' if value is None else 'invalid key'}")
+
+    def _log(self, message: str) -> None:
+        self.span._provider.log("warn", message)  # noqa: SLF001 - the same package
+
+    def __repr__(self) -> str:
+        return f"<otel.Span {self.id.hex()}>"
+
+
+class CurrentSpan(Span):
+    """A span that is current in its block, or in each call of the function that it decorates.
+
+    The block and its span are one object: to make two would cost as much as the span itself.
+
+    Args:
+        tracer: starts it.
+        arguments: of :meth:`Tracer.begin`.
+        end_on_exit: it ends with the block.
+    """
+
+    __slots__ = ("_arguments", "_end_on_exit", "_records", "_token", "_tracer")
+
+    def __init__(self, tracer: Tracer, arguments: tuple[Any, ...], end_on_exit: bool) -> None:
+        self._tracer = tracer
+        self._arguments = arguments
+        self._end_on_exit = end_on_exit
+
+    def __enter__(self) -> trace.Span:
+        """Start it and make it current; where it cannot record, a non-recording one."""
+        made = self._tracer.begin(self, *self._arguments)
+        self._token = context_api.attach(context_api.Context({**context_api.get_current(), _SPAN_KEY: made}))
+        self._records = made is self
+        if self._records:
+            span = self.span
+            tracer = span.tracer
+            # Kong's own spans go below it too.
+            if span._provider.execution.ctx is self.ctx and tracer is not None:  # noqa: SLF001 - the same package
+                tracer.set_active_span(span)
+        return made
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        """Make current what was so before, and end."""
+        context_api.detach(self._token)
+        if not self._records:
+            return
+        if error is not None and isinstance(error, Exception):
+            self.failed(error)
+        if self._end_on_exit:
+            self.end()
+
+    def __call__(self, function: F) -> F:
+        """Decorate a function, or a coroutine function."""
+        if iscoroutinefunction(function):
+
+            @wraps(function)
+            async def awaited(*arguments: Any, **given: Any) -> Any:
+                with self._again():
+                    return await function(*arguments, **given)
+
+            return awaited  # type: ignore[return-value]
+
+        @wraps(function)
+        def called(*arguments: Any, **given: Any) -> Any:
+            with self._again():
+                return function(*arguments, **given)
+
+        return called  # type: ignore[return-value]
+
+    def _again(self) -> CurrentSpan:
+        again = CurrentSpan(self._tracer, self._arguments, self._end_on_exit)
+        again.on_exception(self.records_exceptions, self.sets_status_on_exception)
+        return again
+
+
+_SPANS = frozenset((Span, CurrentSpan))
+
+
+@contextmanager
+def running(execution: Execution, ctx: Context) -> Iterator[None]:
+    """Let the request of ``ctx`` run meanwhile."""
+    phase, before = execution.phase, execution.ctx
+    execution.enter(CONTENT, ctx)
+    try:
+        yield
+    finally:
+        execution.enter(phase, before)
+
+
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value is not None} if None in table.values() else table
+
+
+def _start_apart(handle: GlobalTracer, fields: tuple[Any, ...], received: SpanContext) -> AnySpan:
+    """Start a span whose parent is elsewhere, or nowhere: no span of the running request."""
+    options: dict[str, Any] = {}
+    if received.is_valid:
+        options["trace_id"] = received.trace_id.to_bytes(16, "big")
+        options["parent_id"] = received.span_id.to_bytes(8, "big")
+        options["should_sample"] = received.trace_flags.sampled
+    active = handle.active_span()
+    handle.set_active_span(None)
+    try:
+        return handle.start_span(fields[0], options, *fields[2:])
+    finally:
+        handle.set_active_span(active)
+
+
+def _type_name(exception: BaseException) -> str:
+    kind = type(exception)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

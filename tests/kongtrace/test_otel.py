@@ -1,0 +1,644 @@
+"""Instrumentation made for OpenTelemetry's API runs on the worker's pooled spans."""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+import pytest
+from opentelemetry import context as context_api
+from opentelemetry import trace
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+)
+
+from kongtrace import KONG, PHASES, SAFE, GlobalTracer, Span, TracerProvider, otel, tracing_context
+from kongtrace.checked import tracer_provider
+from kongtrace.context import span_list
+from kongtrace.findings import Code
+from kongtrace.span import CLIENT, INTERNAL, SERVER, STATUS_ERROR, STATUS_OK
+from kongtrace.testing import EPOCH_NS, FakeClock, FakeEntropy
+
+TRACE_ID, SPAN_ID = bytes(range(16)), bytes(range(1, 9))
+REMOTE = SpanContext(
+    int.from_bytes(TRACE_ID), int.from_bytes(SPAN_ID), True, TraceFlags(1), TraceState([("vendor", "x")])
+)
+SCOPE = {"otel.scope.name": "lib", "otel.scope.version": "1.0"}
+
+
+class Worker:
+    """A worker that traces through both APIs; `processed` has name and attributes of spans outside requests."""
+
+    def __init__(self, profile=SAFE, make_provider=TracerProvider):
+        self.logged = []
+        self.processed = []
+        self.handle = GlobalTracer()
+        self.otel = otel.TracerProvider(self.process, self.handle)
+        self.tracer = self.otel.get_tracer("lib", "1.0")
+        self.provider = make_provider(
+            time_ns=FakeClock(),
+            random_bytes=FakeEntropy(),
+            log=lambda level, message: self.logged.append((level, message)),
+            profile=profile,
+        )
+        self.handle.use(self.provider)
+        self.provider.set_global_tracer(self.provider.new("instrument"))
+
+    def process(self, span):
+        self.processed.append((span.name, dict(span.attributes)))
+
+    def enter(self, ctx, phase="access"):
+        self.provider.execution.enter(PHASES[phase], ctx)
+
+    def begin(self):
+        """Begin a request with a root span, as the gateway does; return its context."""
+        ctx = {}
+        self.enter(ctx)
+        self.handle.set_active_span(self.handle.start_span("kong", span_kind=SERVER))
+        return ctx
+
+    def end(self, ctx):
+        self.enter(ctx, "log")
+        self.provider.end_request(ctx)
+        self.enter(None, "timer")
+
+    def live(self):
+        return self.provider.spans.balance().live
+
+
+@pytest.fixture
+def worker():
+    return Worker()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_current():
+    yield
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+# In a request.
+
+
+def test_span_joins_the_running_request_below_its_active_span(worker):
+    """It comes from the worker's pool and stands in the request's list, with its scope as attributes."""
+    ctx = worker.begin()
+
+    worker.tracer.start_span("query", kind=SpanKind.CLIENT, attributes={"db": "x", "left out": None}).end()
+
+    root, span = span_list(ctx)
+    assert (span.name, span.kind, span.parent, span.trace_id) == ("query", CLIENT, root, root.trace_id)
+    assert span.attributes == {**SCOPE, "db": "x"}
+    assert span.start_time_ns < span.end_time_ns
+    worker.end(ctx)
+    assert worker.live() == 0
+
+
+def test_current_span_is_the_parent_of_spans_of_both_apis(worker):
+    """What is current for OpenTelemetry is active for Kong, and the root is so again afterwards."""
+    ctx = worker.begin()
+
+    with worker.tracer.start_as_current_span("outer"):
+        worker.tracer.start_span("inner").end()
+        worker.handle.start_span("kong.dns").finish()
+
+    root, outer, inner, dns = span_list(ctx)
+    assert [span.parent for span in (outer, inner, dns)] == [root, outer, outer]
+    assert worker.handle.active_span() is root
+    worker.end(ctx)
+
+
+def test_child_joins_the_request_of_its_parent_across_awaits(worker):
+    """Two requests whose tasks take turns: each span stands with its own, whichever the worker runs."""
+
+    async def serve(ctx, name, turns):
+        worker.enter(ctx)
+        with worker.tracer.start_as_current_span(name):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+                with worker.tracer.start_as_current_span(f"{name} step"):
+                    await asyncio.sleep(0)
+
+    async def both():
+        requests = [worker.begin(), worker.begin()]
+        await asyncio.gather(serve(requests[0], "a", 3), serve(requests[1], "b", 2))
+        return requests
+
+    one, other = asyncio.run(both())
+
+    assert [s.name for s in span_list(one)] == ["kong", "a", "a step", "a step", "a step"]
+    assert [s.name for s in span_list(other)] == ["kong", "b", "b step", "b step"]
+    for ctx in (one, other):
+        root, work, *steps = span_list(ctx)
+        assert work.parent is root
+        assert all(step.parent is work for step in steps)
+        assert all(span.end_time_ns for span in (work, *steps))
+        worker.enter(ctx)
+        assert worker.handle.active_span() is root
+        worker.end(ctx)
+    assert worker.live() == 0
+
+
+def test_remote_parent_continues_its_trace(worker):
+    """Trace id, parent id, flag and trace state are those of the context that was received."""
+    ctx = worker.begin()
+    received = trace.set_span_in_context(NonRecordingSpan(REMOTE))
+
+    span = worker.tracer.start_span("serve", received)
+    child = worker.tracer.start_span("child", trace.set_span_in_context(span))
+
+    kong = span_list(ctx)[1]
+    assert (kong.trace_id, kong.parent_id, kong.parent, kong.should_sample) == (TRACE_ID, SPAN_ID, None, True)
+    assert child.get_span_context().trace_state == REMOTE.trace_state
+    assert child.get_span_context().trace_id == REMOTE.trace_id
+    worker.end(ctx)
+
+
+def test_context_without_a_span_starts_a_trace_of_its_own(worker):
+    """Given expressly it means: no parent, though the request has an active span."""
+    ctx = worker.begin()
+    root = worker.handle.active_span()
+
+    worker.tracer.start_span("apart", context_api.Context()).end()
+
+    apart = span_list(ctx)[1]
+    assert (apart.parent, apart.parent_id) == (None, None)
+    assert apart.trace_id != root.trace_id
+    assert worker.handle.active_span() is root
+    worker.end(ctx)
+
+
+def test_span_context_has_the_trace_id_that_is_exported(worker):
+    """A client's trace that the request has joined is the one that outgoing headers carry."""  # O13, O17
+    ctx = worker.begin()
+    span = worker.tracer.start_span("call")
+
+    tracing_context(ctx).raw_trace_id = TRACE_ID
+
+    given = span.get_span_context()
+    assert given.trace_id == int.from_bytes(TRACE_ID)
+    assert given.span_id == int.from_bytes(span_list(ctx)[1].span_id)
+    assert given.is_valid
+    assert not given.is_remote
+    worker.end(ctx)
+    assert span.get_span_context() == given
+
+
+def test_flags_follow_the_decision(worker):
+    """The decision that an exporter makes later is in the headers that go out after it."""  # T14
+    ctx = worker.begin()
+    span = worker.tracer.start_span("call")
+    assert span.get_span_context().trace_flags.sampled
+
+    worker.handle.set_should_sample(False)
+
+    assert not span.get_span_context().trace_flags.sampled
+    assert span.is_recording()
+    worker.end(ctx)
+
+
+# What a span takes.
+
+
+def test_attributes(worker):
+    """Values are kept as they are; None and keys that are no text are refused and logged."""
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+
+    span.set_attribute("text", "x")
+    span.set_attributes({"number": 1, "list": (1, 2)})
+    span.set_attribute("none", None)
+    span.set_attribute(7, "x")
+
+    assert span_list(ctx)[1].attributes == {**SCOPE, "text": "x", "number": 1, "list": (1, 2)}
+    assert [message for _, message in worker.logged] == [
+        "attribute 'none' was not set: the value is None",
+        "attribute 7 was not set: invalid key",
+    ]
+    worker.end(ctx)
+
+
+def test_events_names_and_times(worker):
+    """Times that are given are kept."""
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work", start_time=EPOCH_NS)
+
+    span.add_event("cache miss", {"key": "a"}, EPOCH_NS + 1)
+    span.add_event("again")
+    span.update_name("better")
+    span.end(EPOCH_NS + 2)
+
+    kong = span_list(ctx)[1]
+    assert (kong.name, kong.start_time_ns, kong.end_time_ns) == ("better", EPOCH_NS, EPOCH_NS + 2)
+    assert kong.events[0] == ("cache miss", EPOCH_NS + 1, {"key": "a"})
+    assert kong.events[1].name == "again"
+    worker.end(ctx)
+
+
+@pytest.mark.parametrize(
+    ("calls", "status", "description"),
+    [
+        ([(Status(StatusCode.ERROR, "bad"),)], STATUS_ERROR, "bad"),
+        ([(StatusCode.ERROR, "bad")], STATUS_ERROR, "bad"),
+        ([(StatusCode.UNSET,)], None, None),
+        ([(StatusCode.ERROR, "bad"), (StatusCode.UNSET,)], STATUS_ERROR, "bad"),
+        ([(StatusCode.ERROR, "bad"), (StatusCode.OK,)], STATUS_OK, None),
+        ([(StatusCode.OK,), (StatusCode.ERROR, "bad")], STATUS_OK, None),
+    ],
+)
+def test_status(worker, calls, status, description):
+    """Unset changes nothing, and ok is final."""
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+
+    for arguments in calls:
+        span.set_status(*arguments)
+
+    kong = span_list(ctx)[1]
+    assert kong.status == status
+    assert kong.attributes.get("otel.status_description") == description
+    worker.end(ctx)
+
+
+def test_recorded_exception_says_what_and_where(worker):
+    """Type, message and stack trace, whatever the caller adds, at the time it gives."""
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+
+    try:
+        {}["order"]
+    except KeyError as error:
+        span.record_exception(error, {"order": 7}, timestamp=EPOCH_NS)
+
+    name, time_ns, attributes = span_list(ctx)[1].events[0]
+    assert (name, time_ns) == ("exception", EPOCH_NS)
+    assert (attributes["exception.type"], attributes["exception.message"]) == ("KeyError", "'order'")
+    assert attributes["order"] == 7
+    assert attributes["exception.escaped"] == "False"
+    assert "test_recorded_exception_says_what_and_where" in attributes["exception.stacktrace"]
+    worker.end(ctx)
+
+
+def test_links_are_told_once(worker):
+    """They are not exported, and nobody is left in the belief that they are."""  # L2
+    ctx = worker.begin()
+
+    for _ in range(2):
+        worker.tracer.start_span("work", links=[Link(REMOTE)]).end()
+
+    assert [message for _, message in worker.logged] == ["links are not exported: tracer 'lib', span 'work'"]
+    worker.end(ctx)
+
+
+# Blocks and functions.
+
+
+@pytest.mark.parametrize(("opened", "escaped"), [("start_as_current_span", "False"), ("start_span", "True")])
+def test_exception_that_leaves_the_block_is_recorded(worker, opened, escaped):
+    """It becomes an event and the status, the span ends, and the exception goes on; the event is the sdk's."""
+    ctx = worker.begin()
+
+    with pytest.raises(ValueError, match=r"^bad$"), getattr(worker.tracer, opened)("work"):
+        raise ValueError("bad")
+
+    kong = span_list(ctx)[1]
+    assert kong.events[0].attributes["exception.type"] == "ValueError"
+    assert kong.events[0].attributes["exception.escaped"] == escaped
+    assert (kong.status, kong.attributes["otel.status_description"]) == (STATUS_ERROR, "ValueError: bad")
+    assert kong.end_time_ns is not None
+    worker.end(ctx)
+
+
+@pytest.mark.parametrize("opened", ["start_as_current_span", "start_span"])
+def test_exception_is_not_recorded_where_nobody_asked(worker, opened):
+    """Both can be switched off; what is no `Exception` is none of the span's business."""
+    ctx = worker.begin()
+    options = {"record_exception": False, "set_status_on_exception": False}
+
+    with suppress(ValueError), getattr(worker.tracer, opened)("quiet", **options):
+        raise ValueError
+    with suppress(KeyboardInterrupt), getattr(worker.tracer, opened)("left"):
+        raise KeyboardInterrupt
+
+    for kong in span_list(ctx)[1:]:
+        assert (kong.events, kong.status) == (None, None)
+        assert kong.end_time_ns is not None
+    worker.end(ctx)
+
+
+def test_block_can_leave_its_span_open(worker):
+    """`end_on_exit` false: the span goes on after the block."""
+    ctx = worker.begin()
+
+    with worker.tracer.start_as_current_span("work", end_on_exit=False) as span:
+        pass
+
+    assert span.is_recording()
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    span.end()
+    worker.end(ctx)
+
+
+def test_decorated_functions_have_a_span_for_each_call(worker):
+    """Also coroutine functions, whose span lasts until they return."""
+    ctx = worker.begin()
+
+    @worker.tracer.start_as_current_span("plain")
+    def plain(x):
+        return x, trace.get_current_span().is_recording()
+
+    @worker.tracer.start_as_current_span("awaited")
+    async def awaited(x):
+        await asyncio.sleep(0)
+        return x, trace.get_current_span().is_recording()
+
+    assert [plain(1), plain(2), asyncio.run(awaited(3))] == [(1, True), (2, True), (3, True)]
+    assert [span.name for span in span_list(ctx)] == ["kong", "plain", "plain", "awaited"]
+    assert all(span.end_time_ns for span in span_list(ctx)[1:])
+    worker.end(ctx)
+
+
+def test_span_of_this_api_can_be_made_current_by_the_apis_own_function(worker):
+    """`use_span` works as with any implementation."""
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+
+    with suppress(ValueError), trace.use_span(span, end_on_exit=True):
+        worker.tracer.start_span("below").end()
+        raise ValueError
+
+    _root, kong, below = span_list(ctx)
+    assert below.parent is kong
+    assert kong.status == STATUS_ERROR
+    assert not span.is_recording()
+    worker.end(ctx)
+
+
+# The end.
+
+
+def test_ended_span_takes_nothing(worker):
+    """What comes after the end is ignored and logged, a second end too."""
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.end()
+    kong = span_list(ctx)[1]
+    before = {name: getattr(kong, name) for name in ("name", "end_time_ns", "status", "events")}
+
+    span.set_attribute("late", 1)
+    span.add_event("late")
+    span.update_name("late")
+    span.set_status(StatusCode.ERROR)
+    span.record_exception(ValueError())
+    span.add_link(REMOTE)
+    span.end()
+
+    assert {name: getattr(kong, name) for name in before} == before
+    assert kong.attributes == SCOPE
+    assert [level for level, _ in worker.logged] == ["warn"] * 7
+    worker.end(ctx)
+
+
+def test_end_before_the_start_counts_as_the_start(worker):
+    """The span ends, and the log says what was wrong."""  # S9
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+
+    span.end(1)
+
+    kong = span_list(ctx)[1]
+    assert kong.end_time_ns == kong.start_time_ns
+    assert worker.logged[0][1].startswith("invalid span duration")
+    worker.end(ctx)
+
+
+@pytest.mark.parametrize("profile", [KONG, SAFE])
+def test_span_kept_after_its_request_touches_no_other(profile):
+    """Its pooled span is another request's by then: nothing is written, and nothing starts below it."""  # P7, H5
+    worker = Worker(profile)
+    first = worker.begin()
+    kept = worker.tracer.start_span("kept")
+    worker.end(first)
+    second = worker.begin()
+    other = worker.tracer.start_span("other")
+
+    kept.set_attribute("late", 1)
+    kept.end()
+    below = worker.tracer.start_span("below", trace.set_span_in_context(kept))
+
+    assert not kept.is_recording()
+    assert isinstance(below, NonRecordingSpan)
+    assert below.get_span_context().span_id == kept.get_span_context().span_id
+    assert other.is_recording()
+    assert [span.name for span in span_list(second)] == ["kong", "other"]
+    assert span_list(second)[1].attributes == SCOPE
+    other.end()
+    worker.end(second)
+
+
+# Where nothing can be recorded.
+
+
+def test_nothing_is_recorded_while_tracing_is_off():
+    """The tracer made before there is a worker is inert, and so is one whose global tracer is the no-op."""  # T4
+    provider = otel.TracerProvider(handle=GlobalTracer())
+
+    span = provider.get_tracer("lib").start_span("work")
+
+    assert not span.is_recording()
+    assert span.get_span_context() == trace.INVALID_SPAN_CONTEXT
+
+
+def test_unrecorded_span_carries_its_parent_on(worker):
+    """So the trace of the caller is not broken by a gateway that does not trace."""
+    worker.provider.set_global_tracer(worker.provider.noop_tracer)
+    ctx = worker.begin()
+
+    with worker.tracer.start_as_current_span("work", trace.set_span_in_context(NonRecordingSpan(REMOTE))) as span:
+        assert trace.get_current_span().get_span_context() == REMOTE
+
+    assert not span.is_recording()
+    worker.end(ctx)
+
+
+def test_phase_without_spans_gives_none():
+    """In a timer nothing is recorded, as Kong has it."""  # T8
+    worker = Worker()
+    worker.otel.process = None
+    worker.enter({}, "timer")
+
+    assert not worker.tracer.start_span("work").is_recording()
+    assert worker.live() == 0
+
+
+# Outside requests.
+
+
+def test_trace_outside_requests_is_processed_when_its_last_span_has_ended(worker):
+    """A child that outlives its root is waited for; then all are shown in order and released."""
+    with worker.tracer.start_as_current_span("job") as job:
+        child = worker.tracer.start_span("child")
+    assert not job.is_recording()
+    assert worker.processed == []
+
+    child.end()
+
+    assert worker.processed == [("job", SCOPE), ("child", SCOPE)]
+    assert worker.live() == 0
+
+
+def test_traces_outside_requests_do_not_mix(worker):
+    """Tasks of their own make traces of their own."""
+
+    async def job(name):
+        with worker.tracer.start_as_current_span(name) as span:
+            await asyncio.sleep(0)
+            worker.tracer.start_span(f"{name} child").end()
+            return span.get_span_context().trace_id
+
+    async def both():
+        return await asyncio.gather(job("a"), job("b"))
+
+    ids = asyncio.run(both())
+
+    assert len(set(ids)) == 2
+    assert [name for name, _ in worker.processed] == ["a", "a child", "b", "b child"]
+    assert worker.live() == 0
+
+
+def test_unsampled_trace_outside_requests_is_released_unseen(worker):
+    """Nobody is shown what is not sampled."""
+    worker.provider.set_global_tracer(worker.provider.new("never", {"sampling_rate": 0}))
+
+    worker.tracer.start_span("job").end()
+
+    assert worker.processed == []
+    assert worker.live() == 0
+
+
+def test_failing_processor_harms_nobody(worker):
+    """Its exception is logged; the spans are released."""
+    worker.otel.process = lambda _span: 1 / 0
+
+    worker.tracer.start_span("job").end()
+
+    assert worker.logged == [
+        ("error", "the spans of a trace could not be processed: ZeroDivisionError('division by zero')")
+    ]
+    assert worker.live() == 0
+
+
+def test_request_that_runs_goes_on_after_a_trace_of_its_own(worker):
+    """A timer's turn has its own context back when a trace in it is complete."""
+    ctx = {}
+    worker.enter(ctx, "timer")
+
+    worker.tracer.start_span("job").end()
+
+    assert worker.provider.execution.ctx is ctx
+    assert worker.provider.execution.phase is PHASES["timer"]
+
+
+# Several workers.
+
+
+def test_current_span_of_another_provider_is_a_remote_parent():
+    """What was current before the fork continues its trace in the worker, and is not written."""
+    before, after = Worker(), Worker()
+    ctx = before.begin()
+    with before.tracer.start_as_current_span("boot") as boot:
+        served = after.begin()
+        span = after.tracer.start_span("work")
+        assert span_list(served)[1].parent is None
+        assert span.get_span_context().trace_id == boot.get_span_context().trace_id
+        after.end(served)
+    before.end(ctx)
+
+
+# The sanitizer.
+
+
+def checked_worker():
+    found = []
+    worker = Worker(make_provider=lambda **given: tracer_provider("report", on_finding=found.append, **given))
+    return worker, found
+
+
+def test_checked_provider_finds_a_span_that_never_ends():
+    """The finding points at the line that called OpenTelemetry's API."""
+    worker, found = checked_worker()
+    ctx = worker.begin()
+
+    worker.tracer.start_span("forgotten")
+    worker.handle.get_root_span().finish()
+    worker.end(ctx)
+
+    assert [finding.code for finding in found] == [Code.NEVER_FINISHED]
+    assert found[0].misuse[0].filename == __file__
+
+
+def test_checked_provider_finds_what_comes_after_the_end():
+    """Ignored calls are mistakes all the same."""
+    worker, found = checked_worker()
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work")
+    span.end()
+
+    span.set_attribute("late", 1)
+    span.end()
+    worker.handle.get_root_span().finish()
+    worker.end(ctx)
+    span.add_event("later")
+
+    assert [finding.code for finding in found] == [
+        Code.CHANGED_AFTER_FINISH,
+        Code.FINISHED_TWICE,
+        Code.USE_AFTER_RELEASE,
+    ]
+
+
+def test_correct_program_is_silent():
+    """Legal use of every call gives no finding."""
+    worker, found = checked_worker()
+    ctx = worker.begin()
+    with suppress(ValueError), worker.tracer.start_as_current_span("outer", attributes={"a": 1}) as span:
+        span.add_event("x", {"b": 2})
+        with worker.tracer.start_as_current_span("inner"):
+            raise ValueError
+    worker.handle.get_root_span().finish()
+    del span
+    worker.end(ctx)
+    worker.provider.sweep()
+
+    assert found == []
+    assert worker.live() == 0
+
+
+def test_scope_attributes_and_names_that_are_missing(worker):
+    """Attributes of the scope go into its spans; a span without a name has one that says so."""
+    ctx = worker.begin()
+
+    worker.otel.get_tracer("", attributes={"team": "a"}).start_span("").end()
+
+    span = span_list(ctx)[1]
+    assert isinstance(span, Span)
+    assert (span.name, span.kind) == ("unnamed", INTERNAL)
+    assert span.attributes == {"otel.scope.name": "", "team": "a"}
+    worker.end(ctx)
+
+
+def test_log_records_need_no_handler_of_ours(worker, caplog):
+    """What the bridge has to say goes to the worker's log, not to Python's."""
+    ctx = worker.begin()
+    with caplog.at_level(logging.DEBUG):
+        worker.tracer.start_span("work").set_attribute("none", None)
+
+    assert caplog.records == []
+    assert worker.logged
+    worker.end(ctx)
