@@ -41,7 +41,9 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from itertools import accumulate, islice
 from math import ceil, floor, inf
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -56,8 +58,14 @@ COALESCE_POLL_S: Final = 1.0
 COALESCE_MIN_S: Final = 0.05
 """A coalescing delay of which less remains counts as over; also the whole delay of an exiting worker (Q16, Q17)."""
 
+BATCH_BYTES_MAX: Final = 16 * 1024 * 1024
+"""What profile ``safe`` puts into a request at most: the OpenTelemetry collector takes 20 MiB, uncompressed."""
+
 LEGACY_WARNING_INTERVAL_S: Final = 60.0
 """A legacy parameter is warned about at most once in this time (Q27)."""
+
+UTF8_BYTES_MAX: Final = 4
+"""Bytes of one character at most."""
 
 _DOUBLINGS_MAX: Final = 1023
 """Two to the power of more is no longer a float."""
@@ -95,6 +103,8 @@ class QueueProfile:
         batch_entries_max: a larger batch kills the job; None: no limit (H26).
         reads_wall_clock: delays are measured by a clock that can be set (Q26).
         complaint_interval_s: what concerns single entries is logged at most once in this time, s; 0: each time.
+        compression: of what is sent, "gzip" or "none", unless the operator says otherwise.
+        batch_bytes_max: strings of a batch are no longer together than this, B, a single one excepted; None: no limit.
     """
 
     name: str
@@ -111,6 +121,8 @@ class QueueProfile:
     batch_entries_max: int | None
     reads_wall_clock: bool
     complaint_interval_s: float
+    compression: str
+    batch_bytes_max: int | None
 
     def outcome(self, status: int, body: str = "", *, retry_after_s: float | None = None, refused: int = 0) -> Outcome:
         """What an answer of the collector means for a batch (O18).
@@ -142,6 +154,8 @@ KONG = QueueProfile(
     batch_entries_max=7997,
     reads_wall_clock=True,
     complaint_interval_s=0.0,
+    compression="none",
+    batch_bytes_max=None,
 )
 SAFE = QueueProfile(
     name="safe",
@@ -158,6 +172,8 @@ SAFE = QueueProfile(
     batch_entries_max=None,
     reads_wall_clock=False,
     complaint_interval_s=60.0,
+    compression="gzip",
+    batch_bytes_max=BATCH_BYTES_MAX,
 )
 PROFILES: Final = {profile.name: profile for profile in (KONG, SAFE)}
 
@@ -893,6 +909,9 @@ class Queue:
         if entries_max is not None and count > entries_max:
             raise BookkeepingError("too many results to unpack")
         entries = self._entries
+        bytes_max = self.profile.batch_bytes_max
+        if bytes_max is not None:
+            self._collected = count = _within(entries, count, bytes_max)
         batch = [entries.popleft() for _ in range(min(count, len(entries)))]
         self._collected = count - len(batch)
         if self._parameters.max_bytes is not None:
@@ -1087,6 +1106,15 @@ def _size(entry: object) -> int:
     """What an entry counts for where there is a ``max_bytes``."""
     size = _string_size(entry)
     return _lua_length(entry) if size is None else size
+
+
+def _within(entries: deque[Any], count: int, bytes_max: int) -> int:
+    """How many of the first ``count`` entries have no more bytes together than ``bytes_max``; one at least."""
+    with suppress(TypeError):  # an entry without a length has no bytes to count either
+        if sum(map(len, islice(entries, count))) <= bytes_max // UTF8_BYTES_MAX:
+            return count
+    sizes = accumulate(_string_size(entry) or 0 for entry in islice(entries, count))
+    return max(1, sum(1 for size in sizes if size <= bytes_max))
 
 
 def _lua_length(entry: object) -> int:

@@ -4,6 +4,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0 all held; 99 a th
 because the load generator fell behind; 2 bad usage, scenario or configuration; 1 the program failed; 130 interrupted.
 """
 
+import os
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -102,20 +103,21 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
 )
 def serve(*, file: str, **options: str | None) -> int:
     """Run the gateway that KONG_YML describes, in the foreground, with nginx's signals."""
-    from sim import declarative  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+    from sim import declarative, otlp_environment  # noqa: PLC0415 - imported when needed: kongsim --help is quick
 
     fields = {name: name for name in ("listen", "workers", "profile", "collector")}
     fields |= {f"tracing_{name}": f"tracing.{name}" for name in ("instrumentations", "sampling_rate")}
     if words := options["tracing_instrumentations"]:
         options["tracing_instrumentations"] = f"[{words}]"
     settings = _overrides(fields, options)
-    gateway = declarative.load(file, settings)
+    export = otlp_environment.read(os.environ)
+    gateway = declarative.load(file, settings, export)
     for warning in gateway.warnings:
         click.echo(warning, err=True)
     from sim import master  # noqa: PLC0415 - the same
 
     try:
-        return master.serve(gateway, reread=lambda: declarative.load(file, settings))
+        return master.serve(gateway, reread=lambda: declarative.load(file, settings, export))
     except UserError as error:
         raise UserError(error.message, field="--listen", cure=error.cure) from None
 

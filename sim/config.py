@@ -9,6 +9,7 @@ Sources: kong-semantics I1 (instrumentations), N4 (timers), O1-O10 (plugin), Q1-
 
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -94,10 +95,17 @@ def _url(value: object) -> object:
     parts = urlsplit(value) if isinstance(value, str) else None
     if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
         raise FieldError(f"expected a URL such as http://127.0.0.1:4318/v1/traces, not {shown(value)}")
-    if parts.scheme == "https":
-        raise not_built("https", "connections out are plain HTTP")
     _port_of(value, 80)
     return value
+
+
+def _authorities(file: object) -> object:
+    try:
+        ssl.create_default_context(cafile=str(file))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FieldError(f"expected a file of certificates in PEM format, {shown(file)} is none: {reason}") from None
+    return file
 
 
 def _port_of(url: object, default: int) -> int:
@@ -114,6 +122,9 @@ Instrumentations = Annotated[Many[str], NotEmpty, AfterValidator(_instrumentatio
 Rate01 = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TimeoutMs = Annotated[int, Field(ge=1, le=TIMEOUT_MS_MAX)]
 Url = Annotated[str, BeforeValidator(_url)]
+HeaderValue = Annotated[str, matching(r"[^\x00-\x08\x0a-\x1f\x7f]*", "a header value, without line breaks")]
+Authorities = Annotated[str, AfterValidator(_authorities)]
+"""The path of a file with the certificates of authorities, in PEM format."""
 Listen = Annotated[str, BeforeValidator(_address)]
 Workers = Annotated[int, BeforeValidator(_workers)]
 Seed = Annotated[int, Field(ge=0, le=SEED_MAX)]
@@ -134,12 +145,33 @@ class Nginx(Model):
         worker_connections: connections that a worker has open at most.
         lua_max_pending_timers: timers of a worker that wait at most (N4).
         lua_max_running_timers: timers of a worker that run at most (N4).
+        lua_ssl_trusted_certificate: file of the authorities that an https collector's certificate may come from; None:
+            those of the system, Kong's `system`.
     """
 
     worker_shutdown_timeout: Seconds = 0.0
     worker_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16_384
     lua_max_pending_timers: Annotated[int, Field(ge=1)] = 16_384
     lua_max_running_timers: Annotated[int, Field(ge=1)] = 4_096
+    lua_ssl_trusted_certificate: Authorities | None = None
+
+
+class Export(Model):
+    """What OpenTelemetry's environment variables say of every exporter (`sim.otlp_environment`).
+
+    Attributes:
+        traces_endpoint: for plugins that name none.
+        headers: added to each request, where the plugin does not say otherwise.
+        timeout: s that one attempt may take; None: no limit beside the plugin's.
+        compression: None: as the profile has it.
+        certificate: goes before ``lua_ssl_trusted_certificate``.
+    """
+
+    traces_endpoint: Url | None = None
+    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    compression: Literal["gzip", "none"] | None = None
+    certificate: Authorities | None = None
 
 
 class Service(Model):
@@ -172,6 +204,8 @@ class Service(Model):
         try:
             _url(url)
             parts = urlsplit(url)
+            if parts.scheme == "https":
+                raise not_built("https", "upstreams are plain HTTP")
             data |= {"host": parts.hostname, "port": _port_of(url, 80)}
         except FieldError as error:
             raise FieldError(error.message, cure=error.cure, field="url") from None
@@ -225,6 +259,7 @@ class Gateway(Model):
         listen: ``host:port``; port 0 is any free one. :func:`parse_address` splits it.
         workers: ``nginx_worker_processes``; ``auto`` in a file is one for each CPU that the process may use.
         hosts: addresses of host names that need no DNS, each with the port that replaces the service's.
+        export: what the environment says of exporters.
         warnings: what the file asks for and nobody simulates, one line each.
     """
 
@@ -238,6 +273,7 @@ class Gateway(Model):
     services: tuple[Service, ...] = ()
     routes: tuple[Route, ...] = ()
     plugins: tuple[Plugin, ...] = ()
+    export: Export = Export()
     warnings: tuple[str, ...] = ()
 
     def exporting_to(self, traces_endpoint: str) -> Self:
@@ -293,7 +329,7 @@ class OpenTelemetryConfig(Model):
     fields_not_built: ClassVar[Mapping[str, str]] = {"logs_endpoint": "it exports logs"}
 
     traces_endpoint: Url | None = None
-    headers: dict[HeaderName, str] = Field(default_factory=dict)
+    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
     resource_attributes: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     queue: OpenTelemetryQueueConfig = OpenTelemetryQueueConfig()
     connect_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 1_000

@@ -16,6 +16,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from sim.config import (
     PLUGIN_CONFIGS,
+    Export,
     Gateway,
     Listen,
     Plugin,
@@ -112,20 +113,21 @@ class _Settings(Model):
     collector: Url | None = None
 
 
-def load(file: str, settings: Iterable[Override] = ()) -> Gateway:
+def load(file: str, settings: Iterable[Override] = (), export: Export | None = None) -> Gateway:
     """Read a ``kong.yml`` for a gateway of its own; raises UserError.
 
     ``settings`` are ``listen``, ``workers``, ``profile``, ``tracing`` and ``collector``, the URL for the opentelemetry
-    plugins that name none; without it each has to.
+    plugins that name none; without it, and without an endpoint in ``export``, each has to.
     """
+    export = export or Export()
     told = Document("settings", CommentedMap())
     for setting in settings:
         told.set(setting)
     told_settings = told.validate(_Settings, told.plain())
-    collector = told_settings.collector
+    collector = told_settings.collector or export.traces_endpoint
     entities = read_entities(Document.read(file), provided={"collector"} if collector else ())
     values = {name: getattr(told_settings, name) for name in ("listen", "workers", "profile", "tracing")}
-    gateway = Gateway.model_validate({**values, "seed": secrets.randbits(32), **entities._asdict()})
+    gateway = Gateway.model_validate({**values, "seed": secrets.randbits(32), "export": export, **entities._asdict()})
     return gateway.exporting_to(collector) if collector else gateway
 
 

@@ -43,7 +43,7 @@ class WorkerGateway:
         node_id: of the node.
         provider: of the worker's tracers.
         timers: of the worker.
-        pool: connections to upstreams and collectors.
+        pool: connections to upstreams.
         exporter: drives the queues.
         counts: what the runloop counts.
         runloop: serves the requests.
@@ -93,8 +93,9 @@ class WorkerGateway:
             kong_queue.PROFILES[gateway.profile],
             runtime,
             self.timers,
-            self.pool,
             Resolver(runtime, gateway.hosts),
+            gateway.export,
+            gateway.nginx.lua_ssl_trusted_certificate,
             log,
             on_change,
         )
@@ -143,7 +144,8 @@ class WorkerGateway:
             connection.request = None
             connection.transport.abort()
         self.pool.close()
-        while self.runloop.connections or self.pool.open:
+        self.exporter.close()
+        while self.runloop.connections or self.pool.open or not self.exporter.is_closed:
             turn = asyncio.get_running_loop().create_future()
             self.runtime.call_soon(turn.set_result, None)
             await turn

@@ -17,7 +17,7 @@ import httptools
 from sim.request import HeaderLines
 
 if TYPE_CHECKING:
-    from sim.runtime import Runtime
+    from sim.runtime import Runtime, Tls
 
 IDLE_MAX: Final = 512
 """Idle connections kept per target; Kong's `upstream_keepalive_pool_size`."""
@@ -100,6 +100,11 @@ class UpstreamConnection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send more of the request."""
         self.transport.write(data)
+
+    def wait(self, timeout_s: float) -> None:
+        """From now on, let no more than `timeout_s` pass without a sign of the other side."""
+        self._timeout_s = timeout_s
+        self._pool.watch(self, timeout_s)
 
     def abort(self) -> None:
         """Give the exchange up; nobody is told."""
@@ -229,13 +234,15 @@ class Pool:
 
     Args:
         runtime: opens connections and tells the time.
+        tls: how each is secured; None: plain.
 
     Attributes:
         open: every connection that has not been closed.
     """
 
-    def __init__(self, runtime: "Runtime") -> None:
+    def __init__(self, runtime: "Runtime", tls: "Tls | None" = None) -> None:
         self._runtime = runtime
+        self._tls = tls
         self._idle: defaultdict[tuple[str, int], list[UpstreamConnection]] = defaultdict(list)
         self._watched: dict[UpstreamConnection, None] = {}
         self._sweeping = False
@@ -259,7 +266,7 @@ class Pool:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                made = await self._runtime.connect(*address, lambda: UpstreamConnection(self, address))
+                made = await self._runtime.connect(*address, lambda: UpstreamConnection(self, address), self._tls)
         except TimeoutError:
             raise ConnectTimeoutError(f"no connection within {timeout_s:g} s") from None
         return cast("UpstreamConnection", made)

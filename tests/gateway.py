@@ -1,10 +1,12 @@
 """A live gateway for tests: real master, real workers, and what stands before and behind them."""
 
+import gzip
 import http.client
 import http.server
 import json
 import os
 import socket
+import ssl
 import sys
 import threading
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -175,7 +177,8 @@ class _Recorder(_Echo):
     bodies: list
 
     def answer(self):
-        self.bodies.append(self.read_body())
+        body = self.read_body()
+        self.bodies.append(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -225,10 +228,18 @@ class Recorded:
         raise AssertionError(f"{len(spans)} spans have come: {[span.name for span in spans]}")
 
 
+def _serve_recorder(sock, control, certificate):
+    if certificate is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        certificate.configure_cert(context)
+        sock = context.wrap_socket(sock, server_side=True)
+    _serve(sock, control, _Recorder)
+
+
 @contextmanager
-def recording_collector():
-    """Run a collector of another implementation, whose spans the test can look at."""
-    with peers.listening(_serve, _Recorder) as peer:
+def recording_collector(certificate=None):
+    """Run a collector of another implementation, whose spans the test can look at; secured with a certificate."""
+    with peers.listening(_serve_recorder, certificate) as peer:
         yield Recorded(peer)
 
 

@@ -130,7 +130,7 @@ LAYERS = {
         "run",
         "report",
         "master | scenario | collector | origin | load",
-        "worker | cycle | declarative | peer | trace_tree",
+        "worker | cycle | declarative | otlp_environment | peer | trace_tree",
         "gateway",
         "plugins | http_server | traces",
         "runloop | exporter",

@@ -15,7 +15,7 @@ from kongtrace.queue import Binding, QueueParameters
 from kongtrace.tracer import PROPAGATION_ONLY
 from sim import __version__
 from sim.config import OpenTelemetryConfig, Plugin, validate_plugin_config
-from sim.exporter import Endpoint, Exporter
+from sim.exporter import Exporter
 from sim.instrumentation import BALANCER
 from sim.pdk import Kong
 
@@ -50,11 +50,12 @@ class OpenTelemetry:
     def _bind(self, entity: Plugin, url: str, exporter: Exporter, node_id: str) -> None:
         config = self._config
         resource = self._encoder.encode_resource(config.resource_attributes, instance_id=node_id, version=__version__)
-        endpoint = Endpoint.of(
+        endpoint = exporter.endpoint(
             url,
             config.headers,
             resource,
             connect_timeout=config.connect_timeout,
+            send_timeout=config.send_timeout,
             read_timeout=config.read_timeout,
         )
         name = f"{entity.id}:{SPANS_QUEUE}"

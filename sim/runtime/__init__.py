@@ -9,8 +9,21 @@ Times: `time_ns` is the wall clock in ns since the epoch; `now` is monotonic, in
 """
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class Tls(NamedTuple):
+    """How a connection is secured.
+
+    Attributes:
+        context: what is checked, and against whom.
+        server_name: whose certificate is expected, and asked for (SNI).
+    """
+
+    context: ssl.SSLContext
+    server_name: str
 
 
 class Cancelable(Protocol):
@@ -76,8 +89,10 @@ class Runtime(Protocol):
     def run(self, thread: Awaitable[object], done: Callable[[BaseException | None], object]) -> Cancelable:
         """Run a light thread; `done` gets the exception that ended it, or None."""
 
-    def connect(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> Awaitable[object]:
-        """Open a TCP connection to an address and return its protocol; raises OSError."""
+    def connect(
+        self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol], tls: Tls | None = None
+    ) -> Awaitable[object]:
+        """Open a TCP connection to an address, secured by `tls`, and return its protocol; raises OSError."""
 
     def listen(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> Awaitable[Listener]:
         """Accept TCP connections at an address, port 0 being any that is free; raises OSError."""

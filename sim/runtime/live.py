@@ -10,8 +10,9 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
-from sim.runtime import Alarm
+from sim.runtime import Alarm, Tls
 from sim.runtime.loop import LoopRuntime
 from sim.timerfd import TimerFd
 
@@ -34,9 +35,12 @@ class LiveRuntime(LoopRuntime):
         """Make an alarm; it is not armed."""
         return TimerFd(self._loop, callback)
 
-    async def connect(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> object:
-        """Open a TCP connection to an address; raises OSError."""
-        _transport, made = await self._loop.create_connection(protocol, host, port)
+    async def connect(
+        self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol], tls: Tls | None = None
+    ) -> object:
+        """Open a TCP connection to an address, secured by `tls`, and return its protocol; raises OSError."""
+        secured: dict[str, Any] = {} if tls is None else {"ssl": tls.context, "server_hostname": tls.server_name}
+        _transport, made = await self._loop.create_connection(protocol, host, port, **secured)
         return made
 
     async def listen(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> "LiveListener":

@@ -23,7 +23,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NoReturn, TypeVar
 
-from sim.runtime import Alarm, Listener
+from sim.runtime import Alarm, Listener, Tls
 from sim.runtime.loop import LoopRuntime
 from sim.runtime.network import Network
 
@@ -198,8 +198,12 @@ class VirtualRuntime(LoopRuntime):
         """Make an alarm; it is not armed."""
         return VirtualAlarm(self._clock, callback)
 
-    async def connect(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> object:
+    async def connect(
+        self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol], tls: Tls | None = None
+    ) -> object:
         """Open a TCP connection to an address and return its protocol; raises OSError."""
+        if tls is not None:
+            _lacks("TLS")()
         return await self._network.connect((host, port), protocol)
 
     async def listen(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> Listener:

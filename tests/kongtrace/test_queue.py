@@ -591,6 +591,26 @@ def test_safe_has_no_limit_to_a_batch():
     assert [len(batch) for batch in worker.drain(0)] == [9000]
 
 
+@pytest.mark.parametrize(("profile", "sizes"), [(KONG, [5]), (SAFE, [2, 2, 1])], ids=["kong", "safe"])
+def test_a_request_of_safe_stays_within_what_collectors_take(profile, sizes):
+    """What exceeds 16 MiB together goes in several batches; an entry is never split."""
+    worker = Worker(profile, max_batch_size=5)
+    worker.put(*(bytes(7 * 1024 * 1024) for _ in range(5)))
+    sent = worker.drain(0) + worker.drain(1) + worker.drain(2)
+    assert [len(batch) for batch in sent] == sizes
+    worker.put(bytes(20 * 1024 * 1024), b"a", now=3)
+    sent = worker.drain(3) + worker.drain(4) + worker.drain(5)
+    assert [len(batch) for batch in sent] == ([2] if profile is KONG else [1, 1])
+
+
+@pytest.mark.parametrize("entry", ["\N{EURO SIGN}" * 6 * 1024 * 1024, {"name": "span"}], ids=["text", "record"])
+def test_what_an_entry_adds_to_a_request_is_its_bytes(entry):
+    """Text counts as UTF-8, what is no string as nothing."""
+    worker = Worker(SAFE, max_batch_size=2)
+    worker.put(entry, entry)
+    assert [len(batch) for batch in worker.drain(0) + worker.drain(1)] == ([2] if isinstance(entry, dict) else [1, 1])
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -11,7 +11,7 @@ from signal import SIGINT, SIGQUIT
 import psutil
 import pytest
 
-from tests.gateway import TIMEOUT_S, echo
+from tests.gateway import TIMEOUT_S, echo, recording_collector
 
 QUICK = (
     *("--set", "load[0].duration=2s"),
@@ -82,6 +82,23 @@ def test_any_client_gets_the_upstreams_answer_and_the_collector_shows_its_trace(
         assert "kong.balancer" in text
         assert "orphans 0" in text
         assert code == 0
+
+
+def test_a_gateway_takes_its_collector_from_the_environment(tmp_path, monkeypatch):
+    """Endpoint and compression of `OTEL_EXPORTER_OTLP_*` are those of a plugin that names no endpoint."""
+    kong_yml = tmp_path / "kong.yml"
+    with echo() as upstream, recording_collector() as collector:
+        service = {"name": "orders", "url": f"http://127.0.0.1:{upstream}", "routes": [{"name": "r", "paths": ["/"]}]}
+        plugins = [{"name": "opentelemetry", "config": {"queue": {"max_coalescing_delay": 0.1}}}]
+        kong_yml.write_text(json.dumps({"_format_version": "3.0", "services": [service], "plugins": plugins}))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
+        traced = ("--tracing-instrumentations", "all", "--tracing-sampling-rate", "1")
+        with command("serve", str(kong_yml), "--listen", "127.0.0.1:0", "--workers", "1", *traced) as gateway:
+            url = read_until(gateway, r"listening on (http://[^,\s]+)")[1]
+            assert get(f"{url}/a", {})[0] == 200
+            assert "kong" in {span.name for span in collector.wait_spans(1)}
+            assert end(gateway, SIGQUIT)[1] == 0
 
 
 def test_quickstart_in_short_balances(tmp_path):

@@ -1,6 +1,7 @@
 """The queue against a naive one that moves entry by entry and permit by permit, in fake time with scripted outcomes."""
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import settings
@@ -167,6 +168,7 @@ class NaiveQueue:
     def run(self) -> Generator[Step, Any]:
         while self.depth > 0:
             yield from self.coalesce()
+            self.give_back()
             batch = [self.table[place] for place in range(self.front, self.front + self.taken) if place in self.table]
             try:
                 while self.taken:
@@ -190,6 +192,16 @@ class NaiveQueue:
             if self.permits or (yield "wait", self.now + patience):
                 self.permits -= 1
                 self.taken += 1
+
+    def give_back(self) -> None:
+        """Leave for the next batch what this one has no bytes left for."""
+        bytes_max = self.profile.batch_bytes_max
+        while bytes_max is not None and self.taken > 1 and self.size_of_front() > bytes_max:
+            self.taken -= 1
+            self.permits += 1
+
+    def size_of_front(self) -> int:
+        return sum(len(self.table[place]) for place in range(self.front, self.front + self.taken))
 
     def deliver(self, batch: list[bytes]) -> Generator[Step, Any]:
         limits, profile = self.bound.parameters, self.profile
@@ -263,6 +275,8 @@ class QueueMachine(RuleBasedStateMachine):
     def take(self, action: Send) -> None:
         self.is_out = True
         assert len(action.entries) <= self.queue._size + 1 - TICK_S
+        bytes_max = self.profile.batch_bytes_max
+        assert bytes_max is None or len(action.entries) == 1 or sum(map(len, action.entries)) <= bytes_max
         for entry in action.entries:
             assert not self.outcomes.get(entry), "sent again although it was taken"
         fresh = [entry for entry in action.entries if entry not in self.outcomes]
@@ -412,7 +426,13 @@ class SafeMachine(QueueMachine):
     profile = SAFE
 
 
+class SmallRequestMachine(QueueMachine):
+    profile = replace(SAFE, batch_bytes_max=70)
+
+
 TestKongQueue = KongMachine.TestCase
 TestKongQueue.settings = settings(stateful_step_count=100)
 TestSafeQueue = SafeMachine.TestCase
 TestSafeQueue.settings = settings(stateful_step_count=100)
+TestQueueOfSmallRequests = SmallRequestMachine.TestCase
+TestQueueOfSmallRequests.settings = settings(stateful_step_count=100)

@@ -122,7 +122,7 @@ def test_what_works_beside_the_request_is_left_aside_with_a_warning(entities):
         ("_format_version: '4.0'\n", "kong.yml:1: _format_version: expected one of 1.1, 2.1, 3.0, not '4.0'"),
         (
             "services:\n  - {name: a, url: 'https://a.example'}\n",
-            "kong.yml:2: services[0].url: https is not built yet: connections out are plain HTTP; leave it out",
+            "kong.yml:2: services[0].url: https is not built yet: upstreams are plain HTTP; leave it out",
         ),
         (
             "services:\n  - name: a\n    host: b.example\n    tls_verify: true\n",

@@ -1,29 +1,334 @@
-"""The exporter's own part: where it sends, and how it reads an answer."""
+"""The exporter: where it sends, over what, how long it waits for what, and how it reads an answer."""
+
+import asyncio
+import gzip
+import random
+import socket
+import ssl
+from contextlib import asynccontextmanager
 
 import pytest
+import trustme
+import uvloop
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from sim.exporter import Endpoint, _refused, _retry_after
+from kongtrace import queue as kong_queue
+from kongtrace.otlp import encode_traces
+from sim.config import Export
+from sim.exporter import PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _refused, _retry_after
+from sim.resolver import Resolver
+from sim.runtime.live import LiveRuntime
 
 NOW_S = 1_793_534_400.0  # 2026-11-01 12:00:00 GMT
+LONG_MS = 30_000
+SPANS = [b"\x12\x02ab"]
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
-def endpoint(url, **headers):
-    return Endpoint.of(url, headers, b"", connect_timeout=1, read_timeout=1)
+def exporter(profile="kong", export=None, trusted=None):
+    """An exporter of the running loop; its queues are not driven."""
+    runtime = LiveRuntime(asyncio.get_running_loop(), seed=1)
+    profile = kong_queue.PROFILES[profile]
+    return Exporter(
+        profile, runtime, None, Resolver(runtime, {}), export or Export(), trusted, lambda *_: None, lambda: None
+    )
+
+
+def endpoint(exporter, url, headers=None, **timeouts):
+    """An endpoint of that URL, patient unless told otherwise."""
+    given = dict.fromkeys(("connect_timeout", "send_timeout", "read_timeout"), LONG_MS) | timeouts
+    return exporter.endpoint(url, headers or {}, b"", **given)
+
+
+class Collector:
+    """What a collector of a few lines saw."""
+
+    def __init__(self):
+        self.accepted = 0
+        self.requests = []  # headers and body of each
+        self.port = 0
+
+
+async def read_request(reader):
+    """Read one request; None: there is no other."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    lines = [line.partition(b": ") for line in head.split(b"\r\n")[1:] if line]
+    headers = {name.lower(): value for name, _, value in lines}
+    return headers, await reader.readexactly(int(headers[b"content-length"]))
+
+
+@asynccontextmanager
+async def collecting(answer=None, context=None):
+    """Run a collector that answers each request with `answer(reader, writer)`, else with 200."""
+    seen = Collector()
+    connections = []
+
+    async def serve(reader, writer):
+        seen.accepted += 1
+        connections.append((asyncio.current_task(), writer))
+        try:
+            while True:
+                if answer is not None:
+                    await answer(reader, writer)
+                    continue
+                seen.requests.append(await read_request(reader))
+                writer.write(OK)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    seen.port = server.sockets[0].getsockname()[1]
+    try:
+        yield seen
+    finally:
+        server.close()
+        for task, writer in connections:
+            writer.transport.abort()
+            task.cancel()
+        await asyncio.wait([task for task, _ in connections] or [asyncio.create_task(server.wait_closed())])
+
+
+def outcomes(scenario):
+    """Run a scenario on the loop that workers have."""
+    return uvloop.run(scenario())
+
+
+# Where it sends.
 
 
 def test_endpoint_is_what_the_url_says():
-    """Host, port and target come from the URL; the port has a default."""
-    made = endpoint("http://collector:4318/v1/traces?key=1")
-    assert (made.host, made.port) == ("collector", 4318)
-    assert made.head.startswith(b"POST /v1/traces?key=1 HTTP/1.1\r\nHost: collector:4318\r\n")
-    assert endpoint("http://collector").port == 80
+    """Host, port and target come from the URL; the port has a default for each scheme."""
+
+    async def scenario():
+        made = exporter()
+        full, bare, secure = (
+            endpoint(made, url)
+            for url in ("http://collector:4318/v1/traces?key=1", "http://collector", "https://collector")
+        )
+        assert (full.host, full.port) == ("collector", 4318)
+        assert full.head.startswith(b"POST /v1/traces?key=1 HTTP/1.1\r\nHost: collector:4318\r\n")
+        assert (bare.port, secure.port) == (80, 443)
+
+    outcomes(scenario)
 
 
 def test_configured_headers_are_sent_and_may_replace_the_content_type():
-    """Each request has the headers of the configuration; a Content-Type there stands instead of ours."""  # O18
-    assert b"Content-Type: application/x-protobuf\r\nX-Key: 1\r\n" in endpoint("http://c/", **{"X-Key": "1"}).head
-    assert endpoint("http://c/", **{"Content-Type": "a/b"}).head.count(b"Content-Type") == 1
+    """Headers of the configuration go before those of the environment, and both before ours."""  # O18
+
+    async def scenario():
+        made = exporter(export=Export(headers={"X-Key": "environment", "X-Tenant": "t"}))
+        head = endpoint(made, "http://c/", {"X-Key": "plugin"}).head
+        assert b"Content-Type: application/x-protobuf\r\nX-Key: plugin\r\nX-Tenant: t\r\n" in head
+        assert endpoint(made, "http://c/", {"Content-Type": "a/b"}).head.count(b"Content-Type") == 1
+
+    outcomes(scenario)
+
+
+def test_a_timeout_of_zero_is_that_of_nginx():
+    """0 stands for the 60 s that a socket has by default."""  # O6
+
+    async def scenario():
+        timeouts = endpoint(exporter(), "http://c/", connect_timeout=0, send_timeout=1, read_timeout=2000).timeouts
+        assert (timeouts.connect, timeouts.send, timeouts.read) == (SOCKET_TIMEOUT_S, 0.001, 2.0)
+
+    outcomes(scenario)
+
+
+# Over what.
+
+
+@pytest.fixture(scope="module")
+def authority():
+    """An authority that the system does not know."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def trusted(authority, tmp_path):
+    """The file of its certificate."""
+    file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(file)
+    return str(file)
+
+
+def secured(authority, name):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_requests_share_a_connection(scheme, authority, trusted):
+    """The second request goes over the connection of the first, plain or secured."""
+
+    async def scenario():
+        context = secured(authority, "127.0.0.1") if scheme == "https" else None
+        async with collecting(context=context) as collector:
+            made = exporter(trusted=trusted)
+            to = endpoint(made, f"{scheme}://127.0.0.1:{collector.port}/v1/traces")
+            outcomes = [await made.send(to, SPANS) for _ in range(2)]
+            assert [outcome.ok for outcome in outcomes] == [True, True]
+            assert [body for _, body in collector.requests] == [encode_traces(SPANS, b"")] * 2
+            assert collector.accepted == 1
+            made.close()
+
+    outcomes(scenario)
+
+
+@pytest.mark.parametrize(
+    ("name", "trusts", "reason"),
+    [
+        ("127.0.0.1", False, "unable to get local issuer certificate"),
+        ("other.test", True, "IP address mismatch, certificate is not valid for '127.0.0.1'."),
+    ],
+)
+def test_a_certificate_that_does_not_hold_is_refused(name, trusts, reason, authority, trusted):
+    """It has to come from a trusted authority and to be for that host; nothing is sent before."""
+
+    async def scenario():
+        async with collecting(context=secured(authority, name)) as collector:
+            made = exporter(trusted=trusted if trusts else None)
+            outcome = await made.send(endpoint(made, f"https://127.0.0.1:{collector.port}/"), SPANS)
+            assert outcome.reason == f"failed to send request: certificate refused: {reason}"
+            assert collector.requests == []
+
+    outcomes(scenario)
+
+
+def test_the_certificate_of_the_environment_goes_first(authority, trusted, tmp_path):
+    """`OTEL_EXPORTER_OTLP_CERTIFICATE` replaces `lua_ssl_trusted_certificate`."""
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(other)
+
+    async def scenario():
+        async with collecting(context=secured(authority, "127.0.0.1")) as collector:
+            made = exporter(export=Export(certificate=trusted), trusted=str(other))
+            outcome = await made.send(endpoint(made, f"https://127.0.0.1:{collector.port}/"), SPANS)
+            assert outcome.ok
+            made.close()
+
+    outcomes(scenario)
+
+
+# How long it waits for what.
+
+
+async def silent(reader, _writer):
+    """Read everything and answer nothing."""
+    if not await reader.read(PIECE_BYTES):
+        raise ConnectionError
+
+
+async def deaf(_reader, writer):
+    """Read nothing."""
+    writer.transport.pause_reading()
+    await asyncio.Event().wait()
+
+
+def failure(answer, *, spans=SPANS, scheme="http", export=None, **timeouts):
+    async def scenario():
+        async with collecting(answer) as collector:
+            made = exporter(export=export)
+            to = endpoint(made, f"{scheme}://127.0.0.1:{collector.port}/", **timeouts)
+            outcome = await made.send(to, spans)
+            while not made.is_closed:  # a connection that failed is not kept
+                await asyncio.sleep(0)
+            return outcome.reason.removeprefix("failed to send request: ")
+
+    return uvloop.run(scenario())
+
+
+def test_connect_timeout_is_for_the_connection_and_its_handshake():
+    """A server that accepts and never greets is given up."""
+    assert failure(silent, scheme="https", connect_timeout=50) == "timeout while connecting"
+
+
+def test_send_timeout_is_for_a_collector_that_does_not_read():
+    """A body too large for the sockets' buffers is never taken."""
+    body = [random.Random(1).randbytes(32 * 1024 * 1024)]
+    assert failure(deaf, spans=body, send_timeout=100) == "timeout while sending"
+
+
+def test_read_timeout_is_for_a_collector_that_does_not_answer():
+    """All was taken, and nothing comes back."""
+    assert failure(silent, read_timeout=50) == "timeout while reading"
+
+
+def test_timeout_of_the_attempt_ends_what_the_others_let_pass():
+    """A collector that sends its answer byte by byte is never late for one of them."""  # OTEL_EXPORTER_OTLP_TIMEOUT
+
+    async def drip(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while not writer.is_closing():
+            writer.write(b"x")
+            await asyncio.sleep(0.01)
+        raise ConnectionError
+
+    assert failure(drip, export=Export(timeout=0.2)) == "timeout of the attempt"
+
+
+def test_a_refused_connection_is_told_in_the_words_of_nginx():
+    """The reason is the system's, without its number."""
+
+    async def scenario():
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            port = sock.getsockname()[1]
+        made = exporter()
+        return (await made.send(endpoint(made, f"http://127.0.0.1:{port}/"), SPANS)).reason
+
+    assert uvloop.run(scenario()) == "failed to send request: connection refused"
+
+
+def test_an_answer_before_the_end_of_the_request_counts_and_ends_the_connection():
+    """What was still to be sent would be taken for the next request."""
+
+    async def too_large(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
+        await asyncio.Event().wait()
+
+    async def scenario():
+        async with collecting(too_large) as collector:
+            made = exporter()
+            to = endpoint(made, f"http://127.0.0.1:{collector.port}/")
+            outcomes = [await made.send(to, [bytes(32 * 1024 * 1024)]) for _ in range(2)]
+            assert [outcome.status for outcome in outcomes] == [413, 413]
+            assert collector.accepted == 2
+
+    outcomes(scenario)
+
+
+# Compression.
+
+
+@pytest.mark.parametrize(
+    ("profile", "asked", "coding"),
+    [
+        ("kong", None, None),
+        ("safe", None, b"gzip"),
+        ("kong", "gzip", b"gzip"),
+        ("safe", "none", None),
+    ],
+)
+def test_compression_is_the_profile_s_unless_the_environment_says_otherwise(profile, asked, coding):
+    """A body is sent whole or gzipped, as its header says, also when it is compressed in pieces."""
+    body = random.Random(1).randbytes(3 * PIECE_BYTES + 5)
+
+    async def scenario():
+        async with collecting() as collector:
+            made = exporter(profile, Export(compression=asked))
+            outcome = await made.send(endpoint(made, f"http://127.0.0.1:{collector.port}/"), [body])
+            [(headers, received)] = collector.requests
+            assert outcome.ok
+            assert headers.get(b"content-encoding") == coding
+            assert (gzip.decompress(received) if coding else received) == encode_traces([body], b"")
+            made.close()
+
+    outcomes(scenario)
+
+
+# Answers.
 
 
 @pytest.mark.parametrize(
