@@ -56,7 +56,7 @@ class Resolver:
         if len(self._answers) >= ANSWERS_MAX:
             self._answers.clear()
         try:
-            address = await self._runtime.resolve(name)
+            address = name if is_address(name) else await self._runtime.resolve(name)
         except OSError as error:
             self._answers[name] = (self._runtime.now() + ERROR_TTL_S, error)
             raise
