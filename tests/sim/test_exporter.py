@@ -76,7 +76,8 @@ async def collecting(answer=None, context=None):
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    sock = socket.create_server(("127.0.0.1", 0))  # a name would start threads, which later tests' signals may hit
+    server = await asyncio.start_server(serve, sock=sock, ssl=context)
     seen.port = server.sockets[0].getsockname()[1]
     try:
         yield seen
