@@ -84,7 +84,14 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
 @commands.command()
 @click.argument("file", metavar="KONG_YML")
 @click.option("--listen", metavar="HOST:PORT", help="Where to listen.  [default: 127.0.0.1:8000]")
-@click.option("--workers", metavar="N", help="Number of workers.  [default: one for each CPU]")
+@click.option(
+    "--status-listen", metavar="HOST:PORT", help="Where the Status API answers, or off.  [default: 127.0.0.1:8007]"
+)
+@click.option("--workers", metavar="N", help="Number of workers, or auto.  [default: one for each CPU]")
+@click.option("--error-log", metavar="FILE", help="Where errors are logged.  [default: standard error]")
+@click.option("--log-level", metavar="LEVEL", help="debug, info, notice, warn, error, crit.  [default: notice]")
+@click.option("--access-log", metavar="FILE", help="Where requests are logged, such as /dev/stdout.  [default: off]")
+@click.option("--pid", metavar="FILE", help="Holds the pid of the master while it runs.")
 @click.option("--profile", metavar="NAME", help="kong or safe.  [default: kong]")
 @click.option("--collector", metavar="URL", help="Where opentelemetry plugins without traces_endpoint export to.")
 @click.option(
@@ -105,8 +112,7 @@ def serve(*, file: str, **options: str | None) -> int:
     """Run the gateway that KONG_YML describes, in the foreground, with nginx's signals."""
     from sim import declarative, otlp_environment  # noqa: PLC0415 - imported when needed: kongsim --help is quick
 
-    fields = {name: name for name in ("listen", "workers", "profile", "collector")}
-    fields |= {f"tracing_{name}": f"tracing.{name}" for name in ("instrumentations", "sampling_rate")}
+    fields = {name: name.replace("tracing_", "tracing.") for name in options}
     if words := options["tracing_instrumentations"]:
         options["tracing_instrumentations"] = f"[{words}]"
     settings = _overrides(fields, options)
@@ -119,7 +125,8 @@ def serve(*, file: str, **options: str | None) -> int:
     try:
         return master.serve(gateway, reread=lambda: declarative.load(file, settings, export))
     except UserError as error:
-        raise UserError(error.message, field="--listen", cure=error.cure) from None
+        option = f"--{error.field.replace('_', '-')}" if error.field else None
+        raise UserError(error.message, field=option, cure=error.cure) from None
 
 
 @commands.command()

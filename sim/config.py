@@ -10,7 +10,7 @@ Sources: kong-semantics I1 (instrumentations), N4 (timers), O1-O10 (plugin), Q1-
 import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 from uuid import NAMESPACE_URL, uuid5
@@ -30,6 +30,9 @@ ProfileName = Literal["kong", "safe"]
 
 WORKERS_MAX: Final = 1024
 """Child processes that a master keeps at most (kong-semantics W17)."""
+
+CPUS_MAX: Final = 1024
+"""CPUs that a mask can name (glibc, ``CPU_SETSIZE``)."""
 
 TIMEOUT_MS_MAX: Final = 2**31 - 2
 
@@ -64,9 +67,53 @@ def parse_address(text: object) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
-def _address(text: object) -> object:
-    parse_address(text)
-    return text
+def _addresses(value: object) -> object:
+    """Read one address, several divided by commas, a list of them, or ``off``."""
+    if value == "off":
+        return ()
+    addresses = [text.strip() for text in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(addresses, list | tuple):
+        raise FieldError(f"expected host:port, not {shown(value)}", cure="write 127.0.0.1:8000; port 0 is any free one")
+    for index, address in enumerate(addresses):
+        parse_address(address)
+        if address in addresses[:index]:
+            raise FieldError(f"{address} stands twice", cure="leave one out")
+    return tuple(addresses)
+
+
+def _cpu_masks(value: object) -> object:
+    masks = tuple(value.split()) if isinstance(value, str) else value
+    if not isinstance(masks, list | tuple) or not all(isinstance(mask, str) for mask in masks):
+        raise FieldError(f"expected auto or masks such as 01 10, not {shown(value)}", cure="put the masks in quotes")
+    for mask in masks[1:] if masks[:1] == ("auto",) else masks:
+        if re.fullmatch("[01]+", mask) is None or "1" not in mask or len(mask) > CPUS_MAX:
+            message = f'invalid mask "{mask}": expected 0 and 1 for each CPU, the last digit for CPU 0, at least one 1'
+            raise FieldError(message, cure='write "0001 0010", or auto')
+    if masks[:1] == ("auto",) and len(masks) > 2:
+        raise FieldError("auto takes one mask: of the CPUs to choose from", cure='write "auto 0101"')
+    return masks
+
+
+def affinity(masks: tuple[str, ...], slot: int, available: Collection[int]) -> frozenset[int]:
+    """Return the CPUs that ``worker_cpu_affinity`` gives to a worker; an empty set leaves them to the kernel.
+
+    A worker beyond the last mask has the last one; ``auto`` gives each worker one CPU, in turn (nginx).
+
+    Args:
+        masks: as written.
+        slot: of the worker.
+        available: the CPUs that the master may use, which ``auto`` chooses from.
+    """
+    if not masks:
+        return frozenset()
+    if masks[0] != "auto":
+        return _cpus(masks[min(slot, len(masks) - 1)])
+    chosen = sorted(_cpus(masks[1]) if len(masks) > 1 else available)
+    return frozenset({chosen[slot % len(chosen)]})
+
+
+def _cpus(mask: str) -> frozenset[int]:
+    return frozenset(cpu for cpu, digit in enumerate(reversed(mask)) if digit == "1")
 
 
 def available_cpus() -> int:
@@ -125,7 +172,13 @@ Url = Annotated[str, BeforeValidator(_url)]
 HeaderValue = Annotated[str, matching(r"[^\x00-\x08\x0a-\x1f\x7f]*", "a header value, without line breaks")]
 Authorities = Annotated[str, AfterValidator(_authorities)]
 """The path of a file with the certificates of authorities, in PEM format."""
-Listen = Annotated[str, BeforeValidator(_address)]
+Addresses = Annotated[Many[str], BeforeValidator(_addresses)]
+"""``host:port``, several divided by commas, or ``off``."""
+Listen = Annotated[Addresses, NotEmpty]
+CpuMasks = Annotated[Many[str], BeforeValidator(_cpu_masks)]
+LogLevel = Literal["debug", "info", "notice", "warn", "error", "crit", "alert", "emerg"]
+FilePath = Annotated[str, Field(min_length=1)]
+FileOrOff = Annotated[FilePath | None, BeforeValidator(lambda value: None if value == "off" else value)]
 Workers = Annotated[int, BeforeValidator(_workers)]
 Seed = Annotated[int, Field(ge=0, le=SEED_MAX)]
 
@@ -142,7 +195,9 @@ class Nginx(Model):
 
     Attributes:
         worker_shutdown_timeout: seconds after which a quitting worker closes its connections; 0 waits for ever (W12).
-        worker_connections: connections that a worker has open at most.
+        worker_connections: connections that a worker has open at most, those to upstreams, listening sockets and
+            running timers included (N5).
+        worker_cpu_affinity: the CPUs of each worker; :func:`affinity` reads it.
         lua_max_pending_timers: timers of a worker that wait at most (N4).
         lua_max_running_timers: timers of a worker that run at most (N4).
         lua_ssl_trusted_certificate: file of the authorities that an https collector's certificate may come from; None:
@@ -151,6 +206,7 @@ class Nginx(Model):
 
     worker_shutdown_timeout: Seconds = 0.0
     worker_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16_384
+    worker_cpu_affinity: CpuMasks = ()
     lua_max_pending_timers: Annotated[int, Field(ge=1)] = 16_384
     lua_max_running_timers: Annotated[int, Field(ge=1)] = 4_096
     lua_ssl_trusted_certificate: Authorities | None = None
@@ -256,7 +312,12 @@ class Gateway(Model):
     Attributes:
         profile: ``kong`` is faithful to the real gateway, ``safe`` avoids its traps.
         seed: of every random draw of the gateway.
-        listen: ``host:port``; port 0 is any free one. :func:`parse_address` splits it.
+        listen: where clients are awaited; port 0 is any free one. :func:`parse_address` splits an address.
+        status_listen: where the Status API answers; nowhere when it is empty.
+        log_level: least severity of what the error log tells.
+        error_log: path of the error log; None is standard error.
+        access_log: path of the access log; None, in a file ``off``, writes none.
+        pid: path of the file that holds the master's pid while it runs; None writes none.
         workers: ``nginx_worker_processes``; ``auto`` in a file is one for each CPU that the process may use.
         hosts: addresses of host names that need no DNS, each with the port that replaces the service's.
         export: what the environment says of exporters.
@@ -265,7 +326,12 @@ class Gateway(Model):
 
     profile: ProfileName = "kong"
     seed: Seed = 0
-    listen: Listen = "127.0.0.1:0"
+    listen: Listen = ("127.0.0.1:0",)
+    status_listen: Addresses = ()
+    log_level: LogLevel = "notice"
+    error_log: FilePath | None = None
+    access_log: FileOrOff = None
+    pid: FilePath | None = None
     workers: Workers = 1
     tracing: Tracing = Tracing()
     nginx: Nginx = Nginx()

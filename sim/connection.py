@@ -35,6 +35,7 @@ class ClientConnection(asyncio.Protocol):
     Attributes:
         request: the one that is being answered, or None.
         peer: the client's address.
+        sent_bytes: of the answer that is being given, or was last.
     """
 
     def __init__(self, runloop: "Runloop") -> None:
@@ -54,6 +55,7 @@ class ClientConnection(asyncio.Protocol):
         self._lines: HeaderLines = []
         self._head_bytes = 0
         self._started_ns = 0
+        self.sent_bytes = 0  # in the lifetime of the request that is being answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Enter it into the worker's books."""
@@ -104,7 +106,9 @@ class ClientConnection(asyncio.Protocol):
         """Send what was written."""
         out = self._out
         if out:
-            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            data = out[0] if len(out) == 1 else b"".join(out)
+            self.sent_bytes += len(data)
+            self.transport.write(data)
             out.clear()
 
     def answered(self, request: Request) -> None:
@@ -134,6 +138,11 @@ class ClientConnection(asyncio.Protocol):
         self._closing = True
         self._out.clear()
         self.transport.abort()
+
+    @property
+    def reading_head(self) -> bool:
+        """Whether a part of a request's head has come, and nothing is being answered."""
+        return bool(self._head_bytes) and self.request is None
 
     def close_if_idle(self) -> None:
         """Close when no request is being answered; the worker is leaving (kong-semantics W12)."""
@@ -219,6 +228,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin(self, request: Request, body: list[bytes]) -> None:
         self.request = request
+        self.sent_bytes = 0
         self.runloop.begin(request, body)
 
     def _pause_reading(self) -> None:

@@ -5,17 +5,24 @@ clock, so crash storms, lost races and three seconds of escalation are tested wi
 `sim.master` is the part that acts.
 
 Theory of operation. A signal only raises a flag (`SIGNALS`, the table that nginx has in `ngx_process.c`). Each turn
-asks in nginx's order: reap, terminate, quit, reconfigure, reopen (kong-semantics W8).
+asks in nginx's order: reap, terminate, quit, reconfigure, reopen, no-accept (kong-semantics W8).
 
 - A dead worker is started again in its slot, unless it was told to leave, the master is leaving, or its exit code says
   that another try is in vain (W11). nginx does so without pause; here, so that a worker that cannot live does not take
-  the machine with it, a slot that keeps dying within `CALM_LIFE_S` waits longer each time.
+  the machine with it, a slot whose workers keep dying young waits longer each time. What is young is a matter of the
+  profile (`Respawn`).
 - Terminate: TERM at once and at every alarm, whose interval doubles from `ALARM_S_FIRST`; when the interval that passed
   is longer than `ALARM_S_PATIENCE`, KILL: 3.15 s after the start (W9). A user who asks again, with the same signal, is
   not made to wait: KILL at once.
 - Quit: QUIT once to each worker (W1). One that is still starting has no handler for it yet and gets it when ready.
 - Reconfigure: a new generation is started beside the old one, which is told to quit when the new one is *ready*, where
-  nginx naps 100 ms (W10). An old worker that dies meanwhile is not replaced: its successor is on its way.
+  nginx naps 100 ms (W10). An old worker that dies meanwhile is not replaced: its successor is on its way. The new
+  generation may have more slots or fewer.
+- No-accept: the workers quit and the master stays, without them, until it is told to reconfigure or to leave. Only a
+  daemon hears the signal (W6): a terminal sends it to its foreground processes whenever its size changes.
+
+Beside the workers there may be one process that answers the Status API, in slot `STATUS`, kept as they are: nginx calls
+such children helper processes.
 
 Times in ns on a monotonic clock, handed in; names in `_S` in seconds.
 """
@@ -27,6 +34,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from sim.access_log import AccessLog
 from sim.config import Gateway
 from sim.error_log import ErrorLog
 from sim.process import Connection
@@ -34,12 +42,15 @@ from sim.scoreboard import Record
 
 ALARM_S_FIRST: Final = 0.05  # kong-semantics W9
 ALARM_S_PATIENCE: Final = 1.0  # kong-semantics W9
-CALM_LIFE_S: Final = 1.0
 DEATHS_AT_ONCE_MAX: Final = 3
 RESPAWN_DELAY_S_FIRST: Final = 0.1
 RESPAWN_DELAY_S_MAX: Final = 5.0
 GENERATIONS_ALIVE_MAX: Final = 16
+PROCESSES_MAX: Final = 1024  # kong-semantics W17
 EXIT_FATAL: Final = 2  # kong-semantics W11: the code of a worker that must not be respawned
+
+STATUS: Final = -1
+"""The slot of the process that answers the Status API."""
 
 _NS_PER_S: Final = 1_000_000_000
 _DOUBLINGS_MAX: Final = 16
@@ -52,10 +63,30 @@ SIGNALS: Final = {
     signal.SIGHUP: ("reconfigure", ", reconfiguring"),
     signal.SIGUSR1: ("reopen", ", reopening logs"),
     signal.SIGUSR2: ("change_binary", ", ignored: there is no binary to change to"),
+    signal.SIGWINCH: ("no_accept", ", stop accepting connections"),
 }
-"""What each signal asks of the master, and how the log says so (kong-semantics W1-W7).
+"""What each signal asks of the master, and how the log says so (kong-semantics W1-W7)."""
 
-WINCH matters to a daemon only (W6), which this is not: not caught, it does nothing."""
+
+@dataclass(frozen=True, slots=True)
+class Respawn:
+    """What a profile takes for a worker that died young.
+
+    Attributes:
+        calm_life_s: One that served has died young when it did so within so many seconds of its start. One that never
+            served always has: no client misses it, and a machine that forks nothing else serves nobody.
+    """
+
+    calm_life_s: float
+
+
+RESPAWN: Final = {"kong": Respawn(calm_life_s=0.0), "safe": Respawn(calm_life_s=1.0)}
+"""By profile. nginx has no back-off at all (W11): in `kong` a worker that served is replaced at once, always."""
+
+
+def process_name(slot: int) -> str:
+    """Return what the error log calls the process of a slot."""
+    return "status process" if slot == STATUS else "worker process"
 
 
 def child_seed(seed: int, *names: str | int) -> int:
@@ -79,6 +110,7 @@ class WorkerArgs:
         ready: It sends its pid once, when it accepts connections and has its signal handlers: QUIT, TERM, INT, USR1.
         seed: Of all its randomness; each incarnation has its own.
         error_log: `error_log(level, message)`, with nginx's levels; `reopen()` when USR1 comes.
+        access_log: A line for each request; None when it is off.
     """
 
     slot: int
@@ -89,11 +121,12 @@ class WorkerArgs:
     ready: Connection
     seed: int
     error_log: ErrorLog
+    access_log: AccessLog | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Fork the worker of a slot and report it with `Cycle.started`."""
+    """Fork the process of a slot and report it with `Cycle.started`."""
 
     slot: int
     generation: int
@@ -160,17 +193,24 @@ class _Child:
 
 
 class Cycle:
-    """The state of a master with `slots` workers, and its decisions."""
+    """The state of a master, and its decisions.
 
-    def __init__(self, slots: int) -> None:
+    Args:
+        daemon: It has no terminal.
+    """
+
+    def __init__(self, *, daemon: bool = False) -> None:
         self.generation = 0
-        self._slots = range(slots)
+        self.signals = SIGNALS.keys() if daemon else SIGNALS.keys() - {signal.SIGWINCH}
+        self._slots: tuple[int, ...] = ()
+        self._respawn_rule = RESPAWN["kong"]
         self._children: dict[int, _Child] = {}
-        self._early_deaths = dict.fromkeys(self._slots, 0)  # in a row
-        self._due_ns: dict[int, int] = {}  # when the next worker of a slot shall start
-        self._unready: set[int] = set()  # slots of this generation whose first worker is awaited
+        self._early_deaths: dict[int, int] = {}  # in a row
+        self._due_ns: dict[int, int] = {}  # when the next process of a slot shall start
+        self._unready: set[int] = set()  # slots of this generation whose first process is awaited
         self._stop_signum: signal.Signals | None = None
         self._quitting = False
+        self._resting = False  # without workers, after no-accept
         self._flags: set[str] = set()
         self._alarm_interval_s = ALARM_S_FIRST
         self._alarm_ns: int | None = None
@@ -186,16 +226,19 @@ class Cycle:
     def _leaving(self) -> bool:
         return self._quitting or self._stop_signum is not None
 
-    def begin(self) -> list[Action]:
-        """Start the first generation."""
-        return [Log("notice", "start worker processes"), *self.reconfigured()]
+    def begin(self, slots: Iterable[int], profile: str) -> list[Action]:
+        """Start the first generation: a worker for each of `slots`, `STATUS` for the Status API."""
+        return [Log("notice", "start worker processes"), *self.reconfigured(slots, profile)]
 
-    def reconfigured(self) -> list[Action]:
+    def reconfigured(self, slots: Iterable[int], profile: str) -> list[Action]:
         """Start a generation from the configuration that was just read."""
         self.generation += 1
+        self._slots = tuple(slots)
+        self._respawn_rule = RESPAWN[profile]
         self._unready = set(self._slots)
         self._early_deaths = dict.fromkeys(self._slots, 0)
         self._due_ns = {}
+        self._resting = False
         return [Spawn(slot, self.generation) for slot in self._slots]
 
     def started(self, spawn: Spawn, pid: int, now_ns: int) -> None:
@@ -223,7 +266,7 @@ class Cycle:
             actions += self._reap(self._children.pop(pid), code, now_ns)
         for pid in ready:
             actions += self._welcome(pid)
-        return actions + self._act(now_ns, spawning=any(isinstance(action, Spawn) for action in actions))
+        return actions + self._act(now_ns, spawning=any(isinstance(a, Spawn) and a.slot != STATUS for a in actions))
 
     def _hear(self, signals: Iterable[tuple[signal.Signals, int]]) -> list[Action]:
         logs: list[Action] = []
@@ -239,11 +282,10 @@ class Cycle:
         return logs
 
     def _act(self, now_ns: int, *, spawning: bool) -> list[Action]:
-        if not self._children:
-            if self._leaving:
-                return [Log("notice", "exit"), Exit(0)]
-            if self.deadline_ns is None and not spawning:
-                return [Log("emerg", "no worker process is left that may be respawned"), Exit(EXIT_FATAL)]
+        if self._leaving and not self._children:
+            return [Log("notice", "exit"), Exit(0)]
+        if not (self._leaving or self._resting or spawning or self._workers or self._due_ns.keys() - {STATUS}):
+            return [Log("emerg", "no worker process is left that may be respawned"), Exit(EXIT_FATAL)]
         if self._stop_signum:
             return self._terminate(now_ns)
         if self._quitting:
@@ -254,18 +296,29 @@ class Cycle:
         if "reopen" in self._flags:
             actions.append(ReopenLogs())
             actions += [Kill(pid, signal.SIGUSR1) for pid, child in self._children.items() if child.ready]
+        if "no_accept" in self._flags:
+            self._resting = True
+            self._due_ns = {slot: due_ns for slot, due_ns in self._due_ns.items() if slot == STATUS}
+            actions += self._quit(self._workers)
         return actions + self._respawn_due(now_ns)
+
+    @property
+    def _workers(self) -> list[_Child]:
+        return [child for child in self._children.values() if child.slot != STATUS]
 
     def _reconfigure(self) -> Action:
         generations = len({child.generation for child in self._children.values()})
-        if generations < GENERATIONS_ALIVE_MAX:
-            return Reconfigure()
-        return Log("alert", f"not reconfiguring: workers of {generations} generations are still alive")
+        if generations >= GENERATIONS_ALIVE_MAX:
+            return Log("alert", f"not reconfiguring: workers of {generations} generations are still alive")
+        if len(self._children) + len(self._slots) > PROCESSES_MAX:
+            return Log("alert", f"not reconfiguring: no more than {PROCESSES_MAX} processes can be spawned")
+        return Reconfigure()
 
     def _reap(self, child: _Child, code: int, now_ns: int) -> list[Action]:
-        who = f"worker process {child.pid} exited"
+        who = f"{process_name(child.slot)} {child.pid} exited"
         log = Log("alert", f"{who} on signal {-code}") if code < 0 else Log("notice", f"{who} with code {code}")
-        if child.exiting or child.generation != self.generation or self._leaving:
+        outdated = child.generation != self.generation
+        if child.exiting or outdated or self._leaving or (self._resting and child.slot != STATUS):
             return [log]
         if code == EXIT_FATAL:
             fatal = Log("alert", f"{who} with fatal code {code} and cannot be respawned")
@@ -273,14 +326,17 @@ class Cycle:
         return [log, *self._respawn(child, now_ns)]
 
     def _respawn(self, child: _Child, now_ns: int) -> list[Action]:
-        early = now_ns - child.started_ns < CALM_LIFE_S * _NS_PER_S
+        calm_life_s = self._respawn_rule.calm_life_s
+        early = not child.ready or now_ns - child.started_ns < calm_life_s * _NS_PER_S
         deaths = self._early_deaths[child.slot] = self._early_deaths[child.slot] + 1 if early else 0
         if deaths <= DEATHS_AT_ONCE_MAX:
             return [Spawn(child.slot, self.generation)]
         doublings = min(deaths - DEATHS_AT_ONCE_MAX - 1, _DOUBLINGS_MAX)
         delay_s = min(RESPAWN_DELAY_S_FIRST * 2**doublings, RESPAWN_DELAY_S_MAX)
         self._due_ns[child.slot] = now_ns + int(delay_s * _NS_PER_S)
-        died = f"the worker of slot {child.slot} has died {deaths} times in a row within {CALM_LIFE_S:g} s of its start"
+        place = "" if child.slot == STATUS else f" of slot {child.slot}"
+        how = f"within {calm_life_s:g} s of its start" if calm_life_s else "before it served"
+        died = f"the {process_name(child.slot)}{place} has died {deaths} times in a row {how}"
         return [Log("error", f"{died}, next start in {delay_s:g} s")]
 
     def _respawn_due(self, now_ns: int) -> list[Action]:

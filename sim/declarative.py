@@ -16,9 +16,14 @@ from ruamel.yaml.comments import CommentedMap
 
 from sim.config import (
     PLUGIN_CONFIGS,
+    Addresses,
     Export,
+    FileOrOff,
+    FilePath,
     Gateway,
     Listen,
+    LogLevel,
+    Nginx,
     Plugin,
     ProfileName,
     Route,
@@ -106,18 +111,24 @@ class Entities(NamedTuple):
 class _Settings(Model):
     """What a gateway of its own is told beside the file."""
 
-    listen: Listen = "127.0.0.1:8000"
+    listen: Listen = ("127.0.0.1:8000",)
+    status_listen: Addresses = ("127.0.0.1:8007",)
+    log_level: LogLevel = "notice"
+    error_log: FilePath | None = None
+    access_log: FileOrOff = None
+    pid: FilePath | None = None
     workers: Workers = Field(default_factory=available_cpus)
     profile: ProfileName = "kong"
     tracing: Tracing = Tracing()
+    nginx: Nginx = Nginx()
     collector: Url | None = None
 
 
 def load(file: str, settings: Iterable[Override] = (), export: Export | None = None) -> Gateway:
     """Read a ``kong.yml`` for a gateway of its own; raises UserError.
 
-    ``settings`` are ``listen``, ``workers``, ``profile``, ``tracing`` and ``collector``, the URL for the opentelemetry
-    plugins that name none; without it, and without an endpoint in ``export``, each has to.
+    ``settings`` are the fields of :class:`Gateway` that are not entities, and ``collector``, the URL for the
+    opentelemetry plugins that name none; without it, and without an endpoint in ``export``, each has to.
     """
     export = export or Export()
     told = Document("settings", CommentedMap())
@@ -126,7 +137,7 @@ def load(file: str, settings: Iterable[Override] = (), export: Export | None = N
     told_settings = told.validate(_Settings, told.plain())
     collector = told_settings.collector or export.traces_endpoint
     entities = read_entities(Document.read(file), provided={"collector"} if collector else ())
-    values = {name: getattr(told_settings, name) for name in ("listen", "workers", "profile", "tracing")}
+    values = {name: getattr(told_settings, name) for name in _Settings.model_fields if name != "collector"}
     gateway = Gateway.model_validate({**values, "seed": secrets.randbits(32), "export": export, **entities._asdict()})
     return gateway.exporting_to(collector) if collector else gateway
 

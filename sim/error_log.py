@@ -9,49 +9,92 @@ import time
 from pathlib import Path
 from typing import Final
 
+from sim.errors import UserError
+
 LEVELS: Final = ("debug", "info", "notice", "warn", "error", "crit", "alert", "emerg")
 """nginx's levels, least to most severe."""
 
 _STDERR: Final = 2
 
 
-class ErrorLog:
+class LogFile:
+    """A file that several processes append to, and that can be opened again under its name.
+
+    Args:
+        path: Where it is; None is standard error.
+        field: The setting that names it.
+
+    Raises:
+        UserError: It cannot be opened.
+    """
+
+    def __init__(self, path: Path | None, field: str) -> None:
+        self.path = path
+        self._descriptor = _STDERR
+        if path is not None:
+            try:
+                self._descriptor = _open(path)
+            except OSError as error:
+                cure = "write the path of a file in a folder that exists and may be written to"
+                raise UserError(f"cannot open {path}: {error.strerror}", field=field, cure=cure) from None
+
+    def append(self, data: bytes) -> None:
+        """Write at the end; a full disk is no reason to stop."""
+        try:
+            written = os.write(self._descriptor, data)
+            while written < len(data):  # a pipe or a nearly full disk took a part
+                data = data[written:]
+                written = os.write(self._descriptor, data)
+        except OSError:
+            return
+
+    def reopen(self) -> OSError | None:
+        """Open the file again under its name, after a log rotation; return why it cannot be, and go on with the old.
+
+        USR1, kong-semantics W4.
+        """
+        if self.path is None:
+            return None
+        try:
+            descriptor = _open(self.path)
+        except OSError as error:
+            return error
+        self.close()
+        self._descriptor = descriptor
+        return None
+
+    def close(self) -> None:
+        """Close the file; what is appended afterwards goes to standard error."""
+        if self._descriptor != _STDERR:
+            os.close(self._descriptor)
+        self._descriptor = _STDERR
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+
+class ErrorLog(LogFile):
     """Writes lines of at least `level` to the file `path`, or to standard error without one.
 
     Calling it logs: `log(level, message)`.
 
+    Attributes:
+        levels: Those that are written.
+
     Raises:
-        OSError: The file cannot be opened.
+        UserError: The file cannot be opened.
     """
 
     def __init__(self, path: Path | None = None, level: str = "notice") -> None:
-        self.path = path
-        self._levels = frozenset(LEVELS[LEVELS.index(level) :])
-        self._descriptor = _STDERR
-        self.reopen()
+        super().__init__(path, "error_log")
+        self.levels = frozenset(LEVELS[LEVELS.index(level) :])
 
     def __call__(self, level: str, message: str) -> None:
-        """Write one line when `level` is severe enough; a full disk is no reason to stop."""
-        if level not in self._levels:
+        """Write one line when `level` is severe enough."""
+        if level not in self.levels:
             return
         pid = os.getpid()
         stamp = time.strftime("%Y/%m/%d %H:%M:%S")
         line = f"{stamp} [{level}] {pid}#{pid}: {' '.join(message.splitlines())}\n"
-        try:
-            os.write(self._descriptor, line.encode(errors="backslashreplace"))
-        except OSError:
-            return
-
-    def reopen(self) -> None:
-        """Open the file again under its name, after a log rotation (USR1, kong-semantics W4)."""
-        if self.path is None:
-            return
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self.close()
-        self._descriptor = descriptor
-
-    def close(self) -> None:
-        """Close the file; what is logged afterwards goes to standard error."""
-        if self._descriptor != _STDERR:
-            os.close(self._descriptor)
-        self._descriptor = _STDERR
+        self.append(line.encode(errors="backslashreplace"))

@@ -18,6 +18,7 @@ from sim.pdk import Kong
 from sim.plugin import Plans, PluginClass
 from sim.plugins import BUNDLED
 from sim.plugins.opentelemetry import node_id
+from sim.request import Request
 from sim.resolver import Resolver
 from sim.runloop import Counts, Runloop
 from sim.runtime import Runtime
@@ -36,6 +37,7 @@ class WorkerGateway:
         on_rest: called whenever it drains and no request and no timer is left.
         classes: the plugins that there are.
         make_provider: makes the tracer provider, such as a checked one (`kongtrace.checked.tracer_provider`).
+        on_logged: called with each request after its log phase, such as the access log.
 
     Attributes:
         profile: "kong" or "safe".
@@ -61,6 +63,7 @@ class WorkerGateway:
         on_rest: Callable[[], None],
         classes: Mapping[str, PluginClass] = BUNDLED,
         make_provider: Callable[..., TracerProvider] = TracerProvider,
+        on_logged: Callable[[Request], None] | None = None,
     ) -> None:
         self._gateway = gateway
         self._log = log
@@ -111,6 +114,7 @@ class WorkerGateway:
             self.counts,
             on_change,
             self._rest,
+            on_logged,
         )
 
     def connection(self) -> ClientConnection:

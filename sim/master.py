@@ -4,21 +4,30 @@ What to do is decided in `sim.cycle`; here it is done. The loop is one wait, on 
 workers say that they are ready and on the decision's next deadline, then one turn. Nothing runs in between: signals
 come as messages (`sim.process.Signals`).
 
-Sockets are bound when a `Master` is made, so that a busy port is an error of whoever made it, before anything runs.
+Sockets are bound when a `Master` is made, so that a busy port is an error of whoever made it, before anything runs. A
+reload binds what is new, keeps what stays, so that no connection in line is lost, and closes what is gone; workers of
+the old generation accept on their copies until they are told to quit.
+
+The Status API is answered by a process of its own (`sim.status`), which reads the scoreboard: neither master nor
+workers are disturbed by who asks.
 """
 
 import errno
+import os
+import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, TextIO
 
-from sim import worker
-from sim.config import Gateway, parse_address
+from sim import status, worker
+from sim.access_log import AccessLog
+from sim.config import Gateway, affinity, parse_address
 from sim.cycle import (
     EXIT_FATAL,
-    SIGNALS,
+    STATUS,
     Action,
     Announce,
     CloseListeners,
@@ -31,15 +40,23 @@ from sim.cycle import (
     Spawn,
     WorkerArgs,
     child_seed,
+    process_name,
 )
 from sim.error_log import ErrorLog
 from sim.errors import UserError
-from sim.process import Process, Signals, kill, pipe, reap, start, wait
+from sim.process import Connection, PidFile, Process, Signals, has_terminal, kill, pipe, reap, start, wait
 from sim.scoreboard import Record, Scoreboard
+from sim.status import StatusArgs
 
 BACKLOG: Final = 511  # nginx, NGX_LISTEN_BACKLOG on Linux
 
+IGNORED: Final = (signal.SIGHUP, signal.SIGUSR2, signal.SIGWINCH)
+"""Signals that do nothing to a worker (kong-semantics W3, W5); a terminal sends some to all that run on it."""
+
 _NS_PER_S: Final = 1_000_000_000
+
+Place = tuple[str, str]
+"""A setting, and one of the addresses that it names."""
 
 
 def listen(host: str, port: int, *, field: str | None = None) -> socket.socket:
@@ -56,6 +73,8 @@ def listen(host: str, port: int, *, field: str | None = None) -> socket.socket:
         raise UserError(f"{address}: {error.strerror}", field=field, cure="write an address of this machine") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # [::] beside 0.0.0.0; nginx, ipv6only=on
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(place)
         listener.listen(BACKLOG)
     except OSError as error:
@@ -76,8 +95,35 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def _bind(gateway: Gateway, held: Mapping[Place, socket.socket]) -> dict[Place, socket.socket]:
+    """Return a listening socket for each address of a configuration: the one that is held already, or a new one.
+
+    Raises:
+        UserError: One cannot be bound; then no new one is left open.
+    """
+    places = [("listen", address) for address in gateway.listen]
+    places += [("status_listen", address) for address in gateway.status_listen]
+    bound: dict[Place, socket.socket] = {}
+    try:
+        for place in places:
+            bound[place] = held.get(place) or listen(*parse_address(place[1]), field=place[0])
+    except UserError:
+        for place in bound.keys() - held.keys():
+            bound[place].close()
+        raise
+    return bound
+
+
+def _slots(gateway: Gateway) -> list[int]:
+    return [*range(gateway.workers), *([STATUS] if gateway.status_listen else [])]
+
+
+def _access_log(gateway: Gateway) -> AccessLog | None:
+    return AccessLog(Path(gateway.access_log)) if gateway.access_log else None
+
+
 class Master:
-    """A master with its listening socket, bound; `cycle` runs it.
+    """A master with its listening sockets, bound; `cycle` runs it.
 
     Args:
         gateway: The configuration.
@@ -86,9 +132,14 @@ class Master:
         reread: Reads the configuration again, at HUP; a `UserError` leaves the old one in place.
         worker_main: What a worker runs.
 
+    Attributes:
+        gateway: The configuration in force.
+
     Raises:
-        UserError: The address cannot be bound.
+        UserError: An address cannot be bound, or the access log not be opened.
     """
+
+    _cycle: Cycle
 
     def __init__(
         self,
@@ -100,14 +151,29 @@ class Master:
         worker_main: Callable[[WorkerArgs], None] = worker.main,
     ) -> None:
         self.gateway = gateway
-        self.listener = listen(*parse_address(gateway.listen), field="listen")
+        self._access_log = _access_log(gateway)
+        self._bound = _bind(gateway, {})
         self._scoreboard = scoreboard
         self._log = error_log
         self._reread = reread or (lambda: gateway)
         self._worker_main = worker_main
-        self._cycle = Cycle(gateway.workers)
-        self._workers: dict[int, tuple[Process, Record]] = {}
+        self._children: dict[int, tuple[Process, Record | None]] = {}
         self._ready, self._ready_workers = pipe()
+
+    @property
+    def listeners(self) -> list[socket.socket]:
+        """The sockets on which the workers accept, in the order of the configuration."""
+        return [listener for (field, _address), listener in self._bound.items() if field == "listen"]
+
+    @property
+    def status_listeners(self) -> list[socket.socket]:
+        """The sockets on which the Status API is answered."""
+        return [listener for (field, _address), listener in self._bound.items() if field == "status_listen"]
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """All its listening sockets."""
+        return tuple(self._bound.values())
 
     def cycle(self, announce: Callable[[], None]) -> int:
         """Run until told to leave and no worker is left; return the exit code: 0, or 2 when no worker could be started.
@@ -115,20 +181,24 @@ class Master:
         Args:
             announce: Called whenever all workers of a generation have begun to serve.
         """
-        with Signals(*SIGNALS) as signals:
+        self._cycle = Cycle(daemon=not has_terminal())
+        with Signals(*self._cycle.signals) as signals:
             try:
                 return self._run(signals, announce)
             finally:
-                for process, record in self._workers.values():  # only after a failure of this program
-                    record.end(reap(process, 0))
+                for process, record in self._children.values():  # the status process without workers, or a failure
+                    _end(record, reap(process, 0))
 
     def close(self) -> None:
         """Close this process's copies of what the master holds, where another process runs it or none will."""
-        for resource in (self.listener, self._ready, self._ready_workers):
-            resource.close()
+        for listener in self.sockets:
+            listener.close()
+        self._ready.close()
+        self._ready_workers.close()
 
     def _run(self, signals: Signals, announce: Callable[[], None]) -> int:
-        actions = self._cycle.begin()
+        self._compare_masks()
+        actions = self._cycle.begin(_slots(self.gateway), self.gateway.profile)
         while True:
             for action in actions:
                 if isinstance(action, Exit):
@@ -151,38 +221,55 @@ class Master:
             case Spawn():
                 self._spawn(action)
             case Kill(pid, signum):
-                kill(self._workers[pid][0], signum)
+                kill(self._children[pid][0], signum)
             case CloseListeners():
-                self.listener.close()
+                for listener in self._bound.values():
+                    listener.close()
             case ReopenLogs():
-                self._log.reopen()
+                self._reopen_logs()
             case Reconfigure():
                 self._reconfigure()
 
     def _spawn(self, spawn: Spawn) -> None:
-        record = self._scoreboard.open(spawn.slot, spawn.generation)
+        name = process_name(spawn.slot)
+        if spawn.slot == STATUS:
+            record = None
+            process = self._start_status()
+        else:
+            record = self._scoreboard.open(spawn.slot, spawn.generation)
+            process = self._start_worker(spawn, record)
+        assert process.pid is not None
+        if record is not None:
+            record.started(process.pid)
+        self._children[process.pid] = process, record
+        self._cycle.started(spawn, process.pid, time.monotonic_ns())
+        self._log("notice", f"start {name} {process.pid}")
+
+    def _start_worker(self, spawn: Spawn, record: Record) -> Process:
         args = WorkerArgs(
             slot=spawn.slot,
             generation=spawn.generation,
             gateway=self.gateway,
-            listeners=[self.listener],
+            listeners=self.listeners,
             record=record,
             ready=self._ready_workers,
             seed=child_seed(self.gateway.seed, "worker", spawn.slot, record.serial),
             error_log=self._log,
+            access_log=self._access_log,
         )
-        process = start(_run_worker, self._worker_main, args, name=f"worker {spawn.slot}", closing=[self._ready])
-        assert process.pid is not None
-        record.started(process.pid)
-        self._workers[process.pid] = process, record
-        self._cycle.started(spawn, process.pid, time.monotonic_ns())
-        self._log("notice", f"start worker process {process.pid}")
+        foreign: list[socket.socket | Connection] = [*self.status_listeners, self._ready]
+        name = f"worker {spawn.slot}"
+        return start(_run_worker, self._worker_main, args, name=name, closing=foreign, ignoring=IGNORED)
+
+    def _start_status(self) -> Process:
+        args = StatusArgs(self.gateway, self._scoreboard, self.status_listeners, self._ready_workers, self._log)
+        return start(status.main, args, name="status", closing=(*self.listeners, self._ready), ignoring=IGNORED)
 
     def _reap(self) -> list[tuple[int, int]]:
-        exits = [(pid, process.exitcode) for pid, (process, _record) in self._workers.items()]
+        exits = [(pid, process.exitcode) for pid, (process, _record) in self._children.items()]
         ended = [(pid, code) for pid, code in exits if code is not None]
         for pid, code in ended:
-            self._workers.pop(pid)[1].end(code)
+            _end(self._children.pop(pid)[1], code)
         return ended
 
     def _take_ready(self) -> list[int]:
@@ -191,22 +278,64 @@ class Master:
             pids.append(self._ready.recv())
         return pids
 
+    def _reopen_logs(self) -> None:
+        self._log("notice", "reopening logs")
+        for log in (self._log, self._access_log):
+            if log is not None and (error := log.reopen()):
+                self._log("emerg", f'open() "{log.path}" failed ({error.errno}: {error.strerror})')
+
     def _reconfigure(self) -> None:
         try:
             gateway = self._reread()
+            error_log, access_log = self._logs_of(gateway)
+            bound = _bind(gateway, self._bound)
         except UserError as error:
             self._log("emerg", str(error))
             return
-        fixed = {"listen": self.gateway.listen, "workers": self.gateway.workers}
-        for field, value in fixed.items():
-            if getattr(gateway, field) != value:
-                self._log("warn", f"{field} stays {value}: it takes effect at the next start")
-        self.gateway = gateway.model_copy(update=fixed)
-        for action in self._cycle.reconfigured():
+        slots = _slots(gateway)
+        for place in self._bound.keys() - bound.keys():
+            self._bound[place].close()
+        self.gateway, self._bound, self._log, self._access_log = gateway, bound, error_log, access_log
+        self._compare_masks()
+        for action in self._cycle.reconfigured(slots, gateway.profile):
             self._do(action)
+
+    def _logs_of(self, gateway: Gateway) -> tuple[ErrorLog, AccessLog | None]:
+        """Open the logs that a configuration names, where it names others than the one in force."""
+        told, now = gateway, self.gateway
+        error_log, access_log = self._log, self._access_log
+        if told.access_log != now.access_log:
+            access_log = _access_log(told)
+        if (told.error_log, told.log_level) != (now.error_log, now.log_level):
+            error_log = _error_log(told)
+        return error_log, access_log
+
+    def _compare_masks(self) -> None:
+        masks = self.gateway.nginx.worker_cpu_affinity
+        if masks and masks[0] != "auto" and len(masks) not in (1, self.gateway.workers):
+            found = f"{len(masks)} worker_cpu_affinity masks for {self.gateway.workers} workers"
+            self._log("warn", f"{found}: the last mask is used for the remaining workers")
+
+
+def _error_log(gateway: Gateway) -> ErrorLog:
+    return ErrorLog(Path(gateway.error_log) if gateway.error_log else None, gateway.log_level)
+
+
+def _end(record: Record | None, exit_code: int) -> None:
+    if record is not None:
+        record.end(exit_code)
 
 
 def _run_worker(worker_main: Callable[[WorkerArgs], None], args: WorkerArgs) -> None:
+    available = os.sched_getaffinity(0)
+    cpus = affinity(args.gateway.nginx.worker_cpu_affinity, args.slot, available)
+    try:
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        wanted = ", ".join(f"#{cpu}" for cpu in sorted(cpus))
+        which = f"{wanted} of {', '.join(f'#{cpu}' for cpu in sorted(available))}"
+        args.error_log("alert", f"sched_setaffinity() failed ({error.errno}: {error.strerror}): cpu {which}")
     try:
         worker_main(args)
     except UserError as error:
@@ -214,16 +343,31 @@ def _run_worker(worker_main: Callable[[WorkerArgs], None], args: WorkerArgs) -> 
         sys.exit(EXIT_FATAL)
 
 
-def serve(gateway: Gateway, *, reread: Callable[[], Gateway] | None = None) -> int:
+def serve(gateway: Gateway, *, reread: Callable[[], Gateway] | None = None, screen: TextIO | None = None) -> int:
     """Run the gateway in the foreground, with nginx's signals, until told to leave; return the exit code.
 
+    Args:
+        gateway: The configuration.
+        reread: Reads it again, at HUP.
+        screen: Where it says that it serves, and where; standard output unless told otherwise.
+
     Raises:
-        UserError: The address cannot be bound.
+        UserError: An address cannot be bound, a file not be opened, or another master holds the pid file.
     """
 
     def announce() -> None:
-        where = url_of(master.listener)
-        print(f"listening on {where}, workers: {gateway.workers}, profile: {gateway.profile}", flush=True)
+        for line in _first_screen(master):
+            print(line, file=screen or sys.stdout, flush=True)
 
-    master = Master(gateway, Scoreboard(gateway.workers), error_log=ErrorLog(), reread=reread)
-    return master.cycle(announce)
+    with PidFile(Path(gateway.pid) if gateway.pid else None):
+        master = Master(gateway, Scoreboard(gateway.workers), error_log=_error_log(gateway), reread=reread)
+        return master.cycle(announce)
+
+
+def _first_screen(master: Master) -> list[str]:
+    gateway = master.gateway
+    where = ", ".join(map(url_of, master.listeners))
+    lines = [f"listening on {where}, workers: {gateway.workers}, profile: {gateway.profile}, pid: {os.getpid()}"]
+    if master.status_listeners:
+        lines.append(f"status at {', '.join(f'{url_of(listener)}/status' for listener in master.status_listeners)}")
+    return lines

@@ -16,6 +16,7 @@ Linux only. Times in seconds.
 """
 
 import ctypes
+import fcntl
 import os
 import signal
 import struct
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 import multiprocess
 import multiprocess.connection
+
+from sim.errors import UserError
 
 if TYPE_CHECKING:
     # `multiprocess` carries no types; its surface is that of the standard library's module.
@@ -46,7 +49,19 @@ else:
     from multiprocess.connection import Connection
     from multiprocess.context import ForkProcess as Process
 
-__all__ = ["Connection", "Process", "Signals", "kill", "pipe", "reap", "send_signal", "start", "wait"]
+__all__ = [
+    "Connection",
+    "PidFile",
+    "Process",
+    "Signals",
+    "has_terminal",
+    "kill",
+    "pipe",
+    "reap",
+    "send_signal",
+    "start",
+    "wait",
+]
 
 _fork = multiprocess.get_context("fork")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -197,3 +212,50 @@ class Signals:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal, which a daemon has not."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+class PidFile:
+    """A file that holds the pid of this process while it stands; None for no file.
+
+    It is locked as long as its process or a child of it lives, so what a crash has left behind is in nobody's way and a
+    living holder is never overlooked, whatever pids have been given to others since.
+
+    Raises:
+        UserError: It cannot be written, or another process holds it.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        if path is None:
+            return
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            cure = "write the path of a file in a folder that exists and may be written to"
+            raise UserError(f"cannot write {path}: {error.strerror}", field="pid", cure=cure) from None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = path.read_text(errors="replace").strip()
+            os.close(self._descriptor)
+            cure = f"end it with kill -QUIT {pid}, or write another file" if pid else "write another file"
+            raise UserError(f"{path}: already running, with pid {pid}", field="pid", cure=cure) from None
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)

@@ -90,6 +90,7 @@ class Request:
         response_lines: header lines of the answer, before they are written.
         body_ended_ns: when the last part of the body passed the filter, 0 before.
         handled: spans that an exporter has taken care of.
+        head_bytes: bytes of the answer's status line and headers, once written.
         header_sent: the answer has begun.
         complete: the whole request has been read.
         done: its log phase has run.
@@ -109,6 +110,7 @@ class Request:
         "exchange",
         "expects_continue",
         "handled",
+        "head_bytes",
         "header_sent",
         "host",
         "hostname",
@@ -168,10 +170,21 @@ class Request:
         self.response_lines: HeaderLines = []
         self.body_ended_ns = 0
         self.handled = 0
+        self.head_bytes = 0
         self.header_sent = False
         self.complete = False
         self.done = False
         self.id = b""
+
+    @property
+    def request_line(self) -> bytes:
+        """The first line, as the client has sent it (nginx, `$request`)."""
+        return b"%b %b HTTP/%b" % (self.method.encode(), self.target, self.version.encode())
+
+    @property
+    def body_bytes_sent(self) -> int:
+        """Bytes of the answer without its head that were written so far (nginx, `$body_bytes_sent`)."""
+        return max(0, self.connection.sent_bytes - self.head_bytes)
 
     @property
     def headers(self) -> Headers:

@@ -79,7 +79,7 @@ def run(scenario: Scenario, *, out_dir: Path, progress: Progress) -> Summary:
     log_path = out_dir / "error.log"
     log_path.unlink(missing_ok=True)
     with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP) as signals, ExitStack() as bound:
-        error_log = ErrorLog(log_path)
+        error_log = ErrorLog(log_path, scenario.gateway.log_level)
         bound.callback(error_log.close)
         listeners = {name: bound.enter_context(listen(_HOST, 0)) for name in (_COLLECTOR, *scenario.upstreams)}
         hosts = {name: listener.getsockname()[:2] for name, listener in listeners.items()}
@@ -181,8 +181,8 @@ class _Run:
         latency_ms = self.scenario.collector.latency * _MS_PER_S
         listener = self.listeners[_COLLECTOR]
         self._fork(_COLLECTOR, partial(collector.serve, listener, latency_ms=latency_ms), keeping=listener)
-        self._fork(_MASTER, partial(_cycle, self.master), keeping=self.master.listener)
-        self.url = url_of(self.master.listener)
+        self._fork(_MASTER, partial(_cycle, self.master))
+        self.url = url_of(self.master.listeners[0])
         for listener in self.listeners.values():
             listener.close()
         self.master.close()
@@ -221,7 +221,9 @@ class _Run:
     def _fork(self, name: str, target: Callable[[Connection], None], *, keeping: socket | None = None) -> None:
         ours, theirs = pipe()
         controls = [child.control for child in self.children.values()]
-        foreign: tuple[socket | Connection, ...] = (*self.listeners.values(), self.master.listener, *controls, ours)
+        foreign: tuple[socket | Connection, ...] = (*self.listeners.values(), *controls, ours)
+        if name != _MASTER:
+            foreign += self.master.sockets
         closing = [resource for resource in foreign if resource is not keeping]
         # Ctrl-C reaches every process of the terminal; it is this one that ends the peers (`sim.peer`).
         ignoring = [] if name == _MASTER else [signal.SIGINT, signal.SIGQUIT]

@@ -110,6 +110,7 @@ class Runloop:
         counts: what it counts.
         on_change: called when a count has changed.
         on_idle: called when no request is being served any more.
+        on_logged: called with each request after its log phase; None for nobody.
 
     Attributes:
         connections: of clients.
@@ -128,6 +129,7 @@ class Runloop:
         counts: "Counts",
         on_change: Callable[[], None],
         on_idle: Callable[[], None],
+        on_logged: Callable[[Request], None] | None = None,
     ) -> None:
         self.connections: dict[ClientConnection, None] = {}
         self.draining = False
@@ -142,6 +144,7 @@ class Runloop:
         self._kong = kong
         self._on_change = on_change
         self._on_idle = on_idle
+        self._on_logged = on_logged
         self._releases_always = not provider.profile.recycles_held_objects
         self._router = Router(gateway.routes, gateway.services)
         self._resolver = Resolver(runtime, gateway.hosts)
@@ -400,7 +403,9 @@ class Runloop:
             out += (name, b": ", value, b"\r\n")
         out += (b"X-Kong-Request-Id: ", request.id, b"\r\nConnection: ", b"keep-alive" if keep_alive else b"close")
         out.append(b"\r\n\r\n")
-        request.connection.write(b"".join(out))
+        head = b"".join(out)
+        request.head_bytes = len(head)
+        request.connection.write(head)
 
     def _filter_failed(self, request: Request, error: Exception, phase: str) -> bool:
         self._report(error, phase)
@@ -423,6 +428,8 @@ class Runloop:
         counts.requests += 1
         counts.active -= 1
         counts.responses[min(request.status // 100, 5)] += 1
+        if self._on_logged is not None:
+            self._on_logged(request)
         if self.instrumentation.enabled or self._spans_of(ctx):
             counts.unprocessed += self._spans_of(ctx) - request.handled
             if completed or self._releases_always:

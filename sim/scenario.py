@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sim.config import (
+    Addresses,
     Gateway,
     HeaderName,
     Instrumentations,
@@ -191,7 +192,8 @@ class _Tracing(Tracing):
 class _Gateway(Model):
     """The gateway's part of the file."""
 
-    listen: Listen = "127.0.0.1:0"
+    listen: Listen = ("127.0.0.1:0",)
+    status_listen: Addresses = ()
     workers: Workers = Field(default_factory=available_cpus)
     config: Any
     tracing: _Tracing = _Tracing()
@@ -267,7 +269,8 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
         document.set(Override(("seed",), secrets.randbits(32), "drawn seed"))
     content = document.validate(_File, document.plain())
     entities = _entities(document, content)
-    settings = {name: getattr(content.gateway, name) for name in ("listen", "workers", "tracing", "nginx")}
+    told = ("listen", "status_listen", "workers", "tracing", "nginx")
+    settings = {name: getattr(content.gateway, name) for name in told}
     settings |= {"profile": content.profile, "seed": content.seed}
     gateway = Gateway.model_validate(settings | entities._asdict())
     _check_load(document, content)

@@ -35,6 +35,9 @@ from sim.ledger import Ledger, PoolBalance
 POOLS: Final = ("KONG_SPAN", "KONG_SPAN_STORAGE", "KONG_SPAN_ATTRIBUTES", "KONG_SPAN_EVENTS")
 """The tags of the pools that are counted (kong-semantics P1)."""
 
+SLOTS_MAX: Final = 1024
+"""Workers of one generation at most (kong-semantics W17)."""
+
 RECORDS_PER_SLOT: Final = 32
 """Generations of one slot that may be alive at once, and a few dead ones to look back on."""
 
@@ -72,12 +75,15 @@ FIELDS: Final = (
     Field("responses_4xx", "responses", "counter"),
     Field("responses_5xx", "responses", "counter"),
     Field("connections", "connections accepted", "counter"),
+    Field("connections_refused", "connections closed at once, since worker_connections were in use", "counter"),
     Field("cpu_ns", "ns of the process CPU clock", "counter"),
     Field("cpu_ns_at_ready", "ns of the process CPU clock when it began to serve", "counter"),
     Field("rss_bytes", "bytes", "gauge"),
     Field("loop_lag_ns_max", "ns that a turn of the event loop came late", "peak"),
     *(Field(account, "spans", "counter") for account in ledger.ACCOUNTS),
     Field("requests_active", "requests", "gauge"),
+    Field("connections_active", "connections of clients", "gauge"),
+    Field("connections_reading", "connections on which a part of a request head has come", "gauge"),
     Field("spans_open", "spans created and not yet in an account", "gauge"),
     Field("queue_depth", "spans enqueued and not yet in a batch", "gauge"),
     Field("queue_depth_max", "spans", "peak"),
@@ -364,14 +370,29 @@ class Reading:
 
 
 class Scoreboard:
-    """Shared memory for the records of `slots` workers, to be made before the processes that share it are forked."""
+    """Shared memory for the records of workers, to be made before the processes that share it are forked.
+
+    Args:
+        slots: That it has from the start. More come into being when the master opens them, up to `SLOTS_MAX`; memory
+            is taken up only by those in use.
+    """
 
     def __init__(self, slots: int) -> None:
-        words = memoryview(mmap.mmap(-1, slots * _Slot.size() * _WORD_BYTES)).cast("q")
-        self.slots = slots
-        self._slots = tuple(
-            _Slot(slot, words[_Slot.size() * slot : _Slot.size() * (slot + 1)]) for slot in range(slots)
-        )
+        self._words = memoryview(mmap.mmap(-1, (1 + SLOTS_MAX * _Slot.size()) * _WORD_BYTES)).cast("q")
+        self._words[0] = slots
+        self._seen: list[_Slot] = []
+
+    @property
+    def slots(self) -> int:
+        """How many slots there are, or have been."""
+        number: int = self._words[0]
+        return number
+
+    @property
+    def size_bytes(self) -> tuple[int, int]:
+        """The bytes of the slots that there are, and of all that there may be."""
+        slot_bytes = _Slot.size() * _WORD_BYTES
+        return self.slots * slot_bytes, SLOTS_MAX * slot_bytes
 
     def open(self, slot: int, generation: int) -> Record:
         """Return a fresh record for a worker about to be forked (master).
@@ -379,12 +400,21 @@ class Scoreboard:
         Raises:
             RuntimeError: All `RECORDS_PER_SLOT` records of the slot are held by living workers.
         """
-        return self._slots[slot].open(generation)
+        self._words[0] = max(self.slots, slot + 1)
+        return self._known()[slot].open(generation)
 
     def read(self) -> Reading:
         """Return what all records say now."""
-        slots = [slot.read() for slot in self._slots]
+        slots = [slot.read() for slot in self._known()]
         return Reading(
             workers=tuple(worker for _retired, workers in slots for worker in workers),
             retired=tuple(retired for retired, _workers in slots),
         )
+
+    def _known(self) -> list[_Slot]:
+        """Return the slots, with views made of those that were not there before."""
+        size = _Slot.size()
+        for slot in range(len(self._seen), self.slots):
+            first = 1 + slot * size
+            self._seen.append(_Slot(slot, self._words[first : first + size]))
+        return self._seen

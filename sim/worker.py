@@ -101,6 +101,7 @@ class Worker:
             on_rest=self._stop,
             classes=classes,
             make_provider=make_provider,
+            on_logged=args.access_log.note if args.access_log else None,
         )
         self._counts = self._gateway.counts
         self._books_spans = gateway.tracing.instrumentations[0] != "off" or bool(gateway.plugins)
@@ -113,7 +114,7 @@ class Worker:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._terminate)
         loop.add_signal_handler(signal.SIGQUIT, self._quit)
-        loop.add_signal_handler(signal.SIGUSR1, self._args.error_log.reopen)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         for listener in self._listeners:
             loop.add_reader(listener.fileno(), self._accept, listener)
         self._state = State.SERVING
@@ -157,6 +158,12 @@ class Worker:
             self._close_listeners()
             self._gateway.quit()
 
+    def _reopen_logs(self) -> None:
+        self._args.error_log("notice", "reopening logs")
+        for log in (self._args.error_log, self._args.access_log):
+            if log is not None and (error := log.reopen()):
+                self._args.error_log("emerg", f'open() "{log.path}" failed ({error.errno}: {error.strerror})')
+
     def _stop(self) -> None:
         self._close_listeners()
         if not self._stopped.done():
@@ -184,9 +191,14 @@ class Worker:
         _, _, row[_2XX], row[_3XX], row[_4XX], row[_5XX] = counts.responses
         row[_CONNECTIONS] = counts.connections
         row[_ACTIVE] = counts.active
+        row[_CLIENTS] = len(self._gateway.runloop.connections)
+        row[_PENDING] = self._gateway.timers.pending
+        row[_RUNNING] = self._gateway.timers.running
         if self._books_spans:
             self._book_spans(row)
         self._args.record.publish(row)
+        if self._args.access_log is not None:
+            self._args.access_log.flush()
 
     def _book_spans(self, row: "array[int]") -> None:
         counts = self._counts
@@ -221,15 +233,16 @@ class Worker:
         resident = os.pread(self._statm, _STATM_BYTES, 0).split()[1]
         row[FIELD_INDEX["rss_bytes"]] = int(resident) * _PAGE_BYTES
         row[FIELD_INDEX["loop_lag_ns_max"]] = self._lag_ns_max
-        row[_PENDING] = self._gateway.timers.pending
-        row[_RUNNING] = self._gateway.timers.running
+        row[_READING] = sum(connection.reading_head for connection in self._gateway.runloop.connections)
         for tag, balance in self._gateway.provider.balances().items():
             _book_pool(row, FIELD_INDEX[f"{tag}.fetched"], balance)
 
 
-_STATE, _REQUESTS, _CONNECTIONS, _ACTIVE, _PENDING, _RUNNING = (
-    FIELD_INDEX[name]
-    for name in ("state", "requests", "connections", "requests_active", "timers_pending", "timers_running")
+_STATE, _REQUESTS, _CONNECTIONS, _REFUSED, _ACTIVE = (
+    FIELD_INDEX[name] for name in ("state", "requests", "connections", "connections_refused", "requests_active")
+)
+_CLIENTS, _READING, _PENDING, _RUNNING = (
+    FIELD_INDEX[name] for name in ("connections_active", "connections_reading", "timers_pending", "timers_running")
 )
 _2XX, _3XX, _4XX, _5XX = (FIELD_INDEX[f"responses_{hundreds}xx"] for hundreds in (2, 3, 4, 5))
 _CREATED, _OPEN, _UNSAMPLED, _UNPROCESSED, _REJECTED, _LOST = (

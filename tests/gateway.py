@@ -34,7 +34,7 @@ class LiveGateway:
         self.log = directory / "error.log"
         self._control, theirs = process.pipe()
         master = Master(gateway, self.scoreboard, error_log=ErrorLog(self.log), worker_main=worker_main)
-        self.port = master.listener.getsockname()[1]
+        self.port = master.listeners[0].getsockname()[1]
         self.process = process.start(
             lambda: sys.exit(master.cycle(lambda: theirs.send("announced"))), name="master", closing=[self._control]
         )

@@ -67,7 +67,8 @@ def test_any_client_gets_the_upstreams_answer_and_the_collector_shows_its_trace(
         plugins = [{"name": "opentelemetry", "config": {"queue": {"max_coalescing_delay": 0.1}}}]
         kong_yml.write_text(json.dumps({"_format_version": "3.0", "services": [service], "plugins": plugins}))
         traced = ("--tracing-instrumentations", "all", "--tracing-sampling-rate", "1", "--collector", collector_url)
-        with command("serve", str(kong_yml), "--listen", "127.0.0.1:0", "--workers", "2", *traced) as gateway:
+        quiet = "--status-listen", "off"
+        with command("serve", str(kong_yml), "--listen", "127.0.0.1:0", *quiet, "--workers", "2", *traced) as gateway:
             url = read_until(gateway, r"listening on (http://[^,\s]+)")[1]
 
             status, body = get(f"{url}/a", {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"})

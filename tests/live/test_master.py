@@ -5,12 +5,13 @@ import re
 import socket
 import sys
 from contextlib import contextmanager, suppress
-from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1
+from functools import partial
+from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH
 
 import pytest
 
 from sim import process
-from sim.config import Gateway
+from sim.config import Gateway, parse_address
 from sim.error_log import ErrorLog
 from sim.errors import UserError
 from sim.master import Master, serve
@@ -23,20 +24,20 @@ TIMEOUT_S = 30.0
 class Running:
     """A master in a process of its own, with its scoreboard in view."""
 
-    def __init__(self, directory, worker_main, workers, reread):
-        self.scoreboard = Scoreboard(workers)
+    def __init__(self, directory, worker_main, gateway, reread, *, daemon):
+        self.scoreboard = Scoreboard(gateway.workers)
         self.log = directory / "error.log"
         self.control, theirs = process.pipe()
         master = Master(
-            Gateway(workers=workers),
+            gateway,
             self.scoreboard,
             error_log=ErrorLog(self.log),
             reread=reread,
             worker_main=worker_main,
         )
-        self.address = master.listener.getsockname()
+        self.address = master.listeners[0].getsockname()
         self.process = process.start(
-            lambda: sys.exit(master.cycle(lambda: theirs.send("announced"))), name="master", closing=[self.control]
+            partial(_cycle, master, theirs, daemon=daemon), name="master", closing=[self.control]
         )
         theirs.close()
         master.close()
@@ -61,14 +62,23 @@ class Running:
         self.process.join(TIMEOUT_S)
         return self.process.exitcode
 
-    def connect(self):
+    def connect(self, address=None):
         """Return the pid of the worker that answers."""
-        with socket.create_connection(self.address, TIMEOUT_S) as connection, connection.makefile() as answer:
+        place = parse_address(address) if address else self.address
+        with socket.create_connection(place, TIMEOUT_S) as connection, connection.makefile() as answer:
             return int(answer.readline())
 
     def alive(self):
         reading = self.wait_until(lambda reading: reading.alive and all(w.pid for w in reading.alive))
         return {worker.pid for worker in reading.alive}
+
+    def wait_logged(self, text):
+        """Wait for a line of the log that begins so."""
+        for _ in range(int(TIMEOUT_S * 100)):
+            if any(line.startswith(text) for line in self.logged()):
+                return
+            process.wait([self.process.sentinel], 0.01)
+        raise AssertionError(f"it is not in the log: {self.logged()}")
 
     def logged(self):
         """Return the log's lines without their times and the writer's pid."""
@@ -78,9 +88,23 @@ class Running:
         return self.log.read_text().splitlines()
 
 
+def _cycle(master, control, *, daemon):
+    if daemon:
+        os.setsid()
+    sys.exit(master.cycle(lambda: control.send("announced")))
+
+
+def free_address():
+    """Return an address that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
 @contextmanager
-def running(directory, worker_main=tiny_worker.serve, *, workers=2, reread=None, announced=True):
-    master = Running(directory, worker_main, workers, reread)
+def running(
+    directory, worker_main=tiny_worker.serve, *, workers=2, gateway=None, reread=None, announced=True, daemon=False
+):
+    master = Running(directory, worker_main, gateway or Gateway(workers=workers), reread, daemon=daemon)
     try:
         if announced:
             master.wait_announced()
@@ -91,9 +115,15 @@ def running(directory, worker_main=tiny_worker.serve, *, workers=2, reread=None,
         process.reap(master.process, TIMEOUT_S)
 
 
-def serving(count):
-    """Build the condition that so many workers serve."""
-    return lambda reading: len([w for w in reading.alive if w.state is State.SERVING]) == count
+def serving(count, generation=None):
+    """Build the condition that so many workers serve; with a generation, also that all others have left."""
+
+    def condition(reading):
+        served = [w.generation for w in reading.alive if w.state is State.SERVING]
+        left = generation is None or {w.generation for w in reading.alive} == {generation}
+        return len(served) == count and left
+
+    return condition
 
 
 def test_all_workers_serve_when_the_master_says_so(tmp_path):
@@ -199,8 +229,7 @@ def test_interrupting_twice_does_not_wait(tmp_path):
     """A second Ctrl-C kills workers that do not leave; nothing is left behind."""
     with running(tmp_path, tiny_worker.stubborn) as master:
         master.signal(SIGINT)
-        while "notice: signal 2 (SIGINT) received from" not in "".join(master.logged()):
-            process.wait([master.process.sentinel], 0.01)
+        master.wait_logged("notice: signal 2 (SIGINT) received from")
         master.signal(SIGINT)
 
         assert master.exit_code() == 0
@@ -248,7 +277,9 @@ def test_worker_that_cannot_live_does_not_take_the_machine_with_it(tmp_path):
         master.signal(SIGTERM)
 
         assert master.exit_code() == 0
-        delays = [line for line in master.logged() if line.startswith("error: the worker of slot 0 has died 4 times")]
+        delays = [
+            line for line in master.logged() if line.startswith("error: the worker process of slot 0 has died 4 times")
+        ]
         assert len(delays) == 1
 
 
@@ -277,22 +308,112 @@ def test_reload_of_a_broken_configuration_changes_nothing(tmp_path):
     with running(tmp_path, reread=broken) as master:
         old = master.alive()
         master.signal(SIGHUP)
-        while "emerg: kong.yml:3: workers: expected a whole number, not 'x'" not in master.logged():
-            process.wait([master.process.sentinel], 0.01)
+        master.wait_logged("emerg: kong.yml:3: workers: expected a whole number, not 'x'")
 
         assert master.connect() in old
         assert master.alive() == old
 
 
-def test_what_a_reload_cannot_change_stays_and_is_logged(tmp_path):
-    """The number of workers is the master's for life."""
-    with running(tmp_path, workers=1, reread=lambda: Gateway(workers=2)) as master:
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
+def test_reload_changes_the_number_of_workers(tmp_path, before, after):
+    """The new generation has as many workers as the new configuration says; every old one leaves."""  # W10
+    with running(tmp_path, workers=before, reread=lambda: Gateway(workers=after)) as master:
         master.signal(SIGHUP)
         master.wait_announced()
 
-        reading = master.wait_until(lambda reading: len(reading.alive) == 1)
-        assert reading.alive[0].generation == 2
-        assert "warn: workers stays 1: it takes effect at the next start" in master.logged()
+        reading = master.wait_until(serving(after, generation=2))
+        assert [worker.slot for worker in reading.alive] == list(range(after))
+        old = [worker.exit_code for worker in reading.workers if worker.generation == 1]
+        assert old == [0] * before
+
+
+def test_reload_opens_new_addresses_closes_removed_ones_and_keeps_the_others(tmp_path):
+    """The kept socket is the same one; the port of a removed address is closed once the old workers have left."""
+    kept, removed, added = free_address(), free_address(), free_address()
+    now = Gateway(workers=1, listen=f"{kept}, {removed}")
+    later = Gateway(workers=1, listen=f"{kept}, {added}")
+    with running(tmp_path, gateway=now, reread=lambda: later) as master:
+        assert master.connect(kept) == master.connect(removed)
+        with pytest.raises(ConnectionRefusedError):
+            master.connect(added)
+
+        master.signal(SIGHUP)
+
+        master.wait_announced()
+        master.wait_until(serving(1, generation=2))
+        assert master.connect(kept) == master.connect(added)
+        with pytest.raises(ConnectionRefusedError):
+            master.connect(removed)
+
+
+def test_reload_to_a_busy_address_keeps_the_old_generation(tmp_path):
+    """What cannot be bound is one line of the log; the old workers go on, and nothing else was opened."""  # W10
+    free = free_address()
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        busy = f"127.0.0.1:{stranger.getsockname()[1]}"
+        with running(tmp_path, workers=1, reread=lambda: Gateway(listen=[free, busy])) as master:
+            old = master.alive()
+            master.signal(SIGHUP)
+            master.wait_logged(f"emerg: listen: cannot listen on {busy}: Address already in use; end the program that")
+
+            assert master.connect() in old
+            assert master.alive() == old
+            with pytest.raises(ConnectionRefusedError):
+                master.connect(free)
+
+
+def test_reload_moves_the_error_log(tmp_path):
+    """Master and workers of the new generation log to the new path; one that cannot be opened changes nothing."""
+    moved, nowhere = tmp_path / "moved.log", tmp_path / "missing" / "error.log"
+    configurations = iter([Gateway(workers=1, error_log=str(nowhere)), Gateway(workers=1, error_log=str(moved))])
+    with running(tmp_path, workers=1, reread=lambda: next(configurations)) as master:
+        master.signal(SIGHUP)
+        master.wait_logged(f"emerg: error_log: cannot open {nowhere}: No such file or directory; write the path")
+        master.signal(SIGHUP)
+        master.wait_announced()
+        master.wait_until(serving(1, generation=2))
+        master.signal(SIGTERM)
+
+        assert master.exit_code() == 0
+        assert moved.read_text().endswith(": exit\n")
+        assert "exit" not in [line.split(": ", 1)[1] for line in master.logged()]
+
+
+def test_workers_of_a_daemon_quit_on_winch_and_come_back_on_hup(tmp_path):
+    """The master stays without workers; connections wait in line until a new generation serves."""  # W6
+    with running(tmp_path, workers=2, daemon=True) as master:
+        master.signal(SIGWINCH)
+        reading = master.wait_until(lambda reading: not reading.alive)
+        assert [worker.exit_code for worker in reading.workers] == [0, 0]
+        assert (
+            f"notice: signal 28 (SIGWINCH) received from {os.getpid()}, stop accepting connections" in master.logged()
+        )
+
+        with socket.create_connection(master.address, TIMEOUT_S) as connection, connection.makefile() as answer:
+            master.signal(SIGHUP)
+            answered = int(answer.readline())
+        master.wait_announced()
+        assert answered in master.alive()
+
+
+def test_signals_that_do_not_concern_a_worker_leave_it_alone(tmp_path):
+    """HUP, USR2 and WINCH to a worker do nothing."""  # W3, W5
+    with running(tmp_path, workers=1) as master:
+        (pid,) = master.alive()
+        for signum in (SIGHUP, SIGUSR2, SIGWINCH):
+            os.kill(pid, signum)
+
+        assert [master.connect() for _ in range(3)] == [pid] * 3
+
+
+def test_new_binary_is_declined_in_the_log(tmp_path):
+    """USR2 to the master is a line of the log and nothing else."""  # W5
+    with running(tmp_path, workers=1) as master:
+        master.signal(SIGUSR2)
+        text = f"signal 12 (SIGUSR2) received from {os.getpid()}, ignored: there is no binary to change to"
+        master.wait_logged(f"notice: {text}")
+
+        assert master.connect() in master.alive()
 
 
 def test_logs_are_reopened_by_master_and_workers(tmp_path):
@@ -344,6 +465,6 @@ def test_serving_in_the_foreground_prints_where_and_logs_to_the_terminal(capfd):
     err += capfd.readouterr().err
 
     assert server.exitcode == 0
-    assert re.fullmatch(r"listening on http://127\.0\.0\.1:\d+, workers: 1, profile: kong\n", out)
+    assert re.fullmatch(rf"listening on http://127\.0\.0\.1:\d+, workers: 1, profile: kong, pid: {server.pid}\n", out)
     assert re.search(r"\[notice\] \d+#\d+: signal 2 \(SIGINT\) received from \d+, exiting\n", err)
     assert "Traceback" not in err

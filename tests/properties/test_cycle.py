@@ -1,11 +1,11 @@
 """The master's cycle on a machine where anything may happen at any time, and no process is needed for it."""
 
-from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1
+from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGWINCH
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sim.cycle import RESPAWN_DELAY_S_MAX, Announce, Cycle, Exit, Kill, Reconfigure, Spawn
+from sim.cycle import RESPAWN_DELAY_S_MAX, STATUS, Announce, Cycle, Exit, Kill, Reconfigure, Spawn
 
 SLOTS = 3
 NS_PER_S = 1_000_000_000
@@ -17,7 +17,7 @@ class CycleMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.cycle = Cycle(SLOTS)
+        self.cycle = Cycle(daemon=True)
         self.now_ns = 0
         self.pid = 1000
         self.workers = {}
@@ -26,8 +26,10 @@ class CycleMachine(RuleBasedStateMachine):
         self.stopping_ns = None
         self.leaving = False
         self.exited = False
+        self.resting = False
+        self.slots = SLOTS
         self.announced = []
-        self.do(self.cycle.begin())
+        self.do(self.cycle.begin([*range(SLOTS), STATUS], "kong"))
 
     def do(self, actions):
         for action in actions:
@@ -47,15 +49,23 @@ class CycleMachine(RuleBasedStateMachine):
                     self.announced.append(generation)
                 case Reconfigure():
                     self.fatal.clear()
-                    self.do(self.cycle.reconfigured())
+                    self.resting = False
+                    self.slots = 1 + self.cycle.generation % SLOTS
+                    self.do(self.cycle.reconfigured([*range(self.slots), STATUS], "safe"))
                 case Exit(code):
-                    assert not self.workers, "the master leaves last"
+                    if self.leaving:
+                        assert not self.workers, "the master leaves last"
+                    else:
+                        assert {worker["slot"] for worker in self.workers.values()} <= {STATUS}
+                        assert not self.resting
                     assert code == (0 if self.leaving else 2)
                     self.exited = True
 
     def spawn(self, action, slot, generation):
         assert not self.leaving, "nobody is started by a master that leaves"
         assert slot not in self.fatal, "a fatal exit is final"
+        assert slot < self.slots, "a slot belongs to the generation"
+        assert slot == STATUS or not self.resting, "no worker is started by a master that rests"
         taken = [w for w in self.workers.values() if (w["slot"], w["generation"]) == (slot, generation)]
         assert not taken, "a slot has one worker in each generation"
         self.pid += 1
@@ -66,14 +76,15 @@ class CycleMachine(RuleBasedStateMachine):
         self.do(self.cycle.turn(self.now_ns, **events))
 
     @precondition(lambda self: not self.exited)
-    @rule(signum=st.sampled_from([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1]))
+    @rule(signum=st.sampled_from([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGWINCH]))
     def signal(self, signum):
+        self.resting = self.resting or (signum is SIGWINCH and not self.leaving)
         self.leaving = self.leaving or signum in {SIGTERM, SIGINT, SIGQUIT}
         if signum in {SIGTERM, SIGINT} and self.stopping_ns is None:
             self.stopping_ns = self.now_ns
         self.turn(signals=[(signum, 1)])
 
-    @precondition(lambda self: self.workers)
+    @precondition(lambda self: self.workers and not self.exited)
     @rule(data=st.data(), code=st.sampled_from([-SIGKILL, 0, 1, 2]))
     def die(self, data, code):
         pid = data.draw(st.sampled_from(sorted(self.workers)))
@@ -83,7 +94,7 @@ class CycleMachine(RuleBasedStateMachine):
             self.fatal.add(worker["slot"])
         self.turn(exits=[(pid, code)])
 
-    @precondition(lambda self: any(not worker["ready"] for worker in self.workers.values()))
+    @precondition(lambda self: not self.exited and any(not worker["ready"] for worker in self.workers.values()))
     @rule(data=st.data())
     def become_ready(self, data):
         pid = data.draw(st.sampled_from(sorted(pid for pid, worker in self.workers.items() if not worker["ready"])))
@@ -109,7 +120,7 @@ class CycleMachine(RuleBasedStateMachine):
         if self.leaving or self.exited:
             return
         served = {w["slot"] for w in self.workers.values() if w["generation"] == self.cycle.generation}
-        missing = set(range(SLOTS)) - served - self.fatal
+        missing = {STATUS, *(() if self.resting else range(self.slots))} - served - self.fatal
         assert not missing or self.cycle.deadline_ns is not None
 
     @invariant()

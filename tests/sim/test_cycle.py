@@ -1,7 +1,7 @@
 """nginx's master cycle, decided without a process."""
 
 import signal
-from signal import SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2
+from signal import SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH
 
 import pytest
 
@@ -9,6 +9,7 @@ from sim.cycle import (
     DEATHS_AT_ONCE_MAX,
     GENERATIONS_ALIVE_MAX,
     RESPAWN_DELAY_S_MAX,
+    STATUS,
     Announce,
     CloseListeners,
     Cycle,
@@ -28,12 +29,16 @@ MS = 1_000_000
 class World:
     """A machine without processes: what the cycle starts gets the pids 1001, 1002, ... in turn."""
 
-    def __init__(self, slots=2):
-        self.cycle = Cycle(slots)
+    def __init__(self, slots=2, *, profile="kong", status=False, daemon=False):
+        self.cycle = Cycle(daemon=daemon)
         self.now_ns = 0
         self.pid = 1000
         self.logs = []
-        self.do(self.cycle.begin())
+        self.profile = profile
+        self.do(self.cycle.begin([*range(slots), *([STATUS] if status else [])], profile))
+
+    def reconfigured(self, slots=2):
+        return self.do(self.cycle.reconfigured(range(slots), self.profile))
 
     def do(self, actions):
         self.logs += [(action.level, action.message) for action in actions if isinstance(action, Log)]
@@ -64,7 +69,9 @@ def serving(slots=2):
 
 def test_one_worker_is_started_for_each_slot():
     """A cycle begins with a worker for every slot, all of the first generation."""
-    assert [action for action in Cycle(3).begin() if isinstance(action, Spawn)] == [Spawn(n, 1) for n in range(3)]
+    actions = Cycle().begin(range(3), "kong")
+
+    assert [action for action in actions if isinstance(action, Spawn)] == [Spawn(n, 1) for n in range(3)]
 
 
 def test_generation_is_announced_when_all_its_workers_serve():
@@ -164,13 +171,31 @@ def test_slot_that_keeps_dying_waits_longer_each_time():
 
 
 def test_slot_whose_worker_lived_is_respawned_at_once_again():
-    """A calm life ends the delays."""
-    world = World(slots=1)
-    for _ in range(DEATHS_AT_ONCE_MAX + 1):
-        world.turn(exits=[(world.pid, -SIGKILL)])
-    world.alarm()
+    """A calm life ends the delays: in profile `kong` to serve is enough, in `safe` it takes a second."""
+    for profile, life_ms in (("kong", 0), ("safe", 1000)):
+        world = World(slots=1, profile=profile)
+        for _ in range(DEATHS_AT_ONCE_MAX + 1):
+            world.turn(exits=[(world.pid, -SIGKILL)])
+        world.alarm()
+        world.turn(ready=[world.pid])
 
-    assert world.turn(exits=[(world.pid, -SIGKILL)], after_ms=1000) == [Spawn(0, 1)]
+        assert world.turn(exits=[(world.pid, -SIGKILL)], after_ms=life_ms) == [Spawn(0, 1)]
+
+
+def test_workers_that_serve_and_die_are_a_storm_in_profile_safe_alone():
+    """nginx replaces at once, always; profile `safe` waits when workers die within a second of their start."""  # W11
+    spawned = {}
+    for profile in ("kong", "safe"):
+        world = World(slots=1, profile=profile)
+        for _ in range(10):
+            pid = world.pid
+            world.turn(ready=[pid])
+            world.turn(exits=[(pid, -SIGKILL)], after_ms=999)
+            if world.pid == pid:
+                break
+        spawned[profile] = world.pid - 1001
+
+    assert spawned == {"kong": 10, "safe": DEATHS_AT_ONCE_MAX}
 
 
 def test_slot_that_keeps_dying_does_not_delay_the_others():
@@ -288,10 +313,26 @@ def test_reload_starts_the_new_generation_before_it_quits_the_old():
     world = serving()
 
     assert world.turn(SIGHUP) == [Reconfigure()]
-    assert world.do(world.cycle.reconfigured()) == [Spawn(0, 2), Spawn(1, 2)]
+    assert world.reconfigured() == [Spawn(0, 2), Spawn(1, 2)]
     assert world.turn(ready=[1003]) == []
     assert world.turn(ready=[1004]) == [Announce(2), Kill(1001, SIGQUIT), Kill(1002, SIGQUIT)]
     assert world.turn(exits=[(1001, 0), (1002, 0)]) == []
+
+
+def test_reload_may_change_the_number_of_workers():
+    """The new generation has its own number of slots; a worker beyond the old ones is kept like any other."""  # W10
+    world = serving(slots=1)
+    world.turn(SIGHUP)
+
+    assert world.reconfigured(slots=3) == [Spawn(0, 2), Spawn(1, 2), Spawn(2, 2)]
+    assert world.turn(ready=[1002, 1003]) == []
+    assert world.turn(ready=[1004]) == [Announce(2), Kill(1001, SIGQUIT)]
+    assert world.turn(exits=[(1004, -SIGKILL)]) == [Spawn(2, 2)]
+
+    world.turn(SIGHUP)
+    assert world.reconfigured(slots=1) == [Spawn(0, 3)]
+    world.turn(ready=[world.pid])
+    assert world.turn(exits=[(1003, -SIGKILL)]) == []
 
 
 def test_reload_that_fails_changes_nothing():
@@ -306,7 +347,7 @@ def test_old_worker_that_dies_during_a_reload_is_not_replaced():
     """Its successor of the new generation is on its way already."""
     world = serving()
     world.turn(SIGHUP)
-    world.do(world.cycle.reconfigured())
+    world.reconfigured()
 
     assert world.turn(exits=[(1001, -SIGKILL)]) == []
 
@@ -315,7 +356,7 @@ def test_old_workers_serve_on_while_the_new_generation_cannot_start():
     """A configuration with which no worker can live costs no service."""
     world = serving()
     world.turn(SIGHUP)
-    world.do(world.cycle.reconfigured())
+    world.reconfigured()
 
     assert world.turn(exits=[(1003, 2), (1004, 2)]) == []
 
@@ -325,7 +366,7 @@ def test_reload_is_refused_while_too_many_generations_drain():
     world = serving(slots=1)
     for _ in range(GENERATIONS_ALIVE_MAX - 1):
         assert world.turn(SIGHUP) == [Reconfigure()]
-        world.do(world.cycle.reconfigured())
+        world.reconfigured(slots=1)
         world.turn(ready=[world.pid])
 
     assert world.turn(SIGHUP) == []
@@ -343,6 +384,66 @@ def test_reopening_logs_is_passed_on():
 def test_there_is_no_new_binary_to_change_to():
     """USR2 is logged and harmless."""  # W5
     assert serving().turn(SIGUSR2) == []
+
+
+def test_daemon_without_workers_stays_until_it_is_told_more():
+    """WINCH lets the workers quit and keeps the master; none is started again until HUP."""  # W6
+    world = World(slots=2, daemon=True)
+    world.turn(ready=[1001, 1002])
+
+    assert world.turn(SIGWINCH) == [Kill(1001, SIGQUIT), Kill(1002, SIGQUIT)]
+    assert world.logs[-1] == ("notice", "signal 28 (SIGWINCH) received from 99, stop accepting connections")
+    assert world.turn(exits=[(1001, 0), (1002, 0)]) == []
+    assert world.cycle.deadline_ns is None
+    assert world.turn(SIGHUP) == [Reconfigure()]
+    assert world.reconfigured() == [Spawn(0, 2), Spawn(1, 2)]
+    assert world.turn(exits=[(1003, -SIGKILL)]) == [Spawn(0, 2)]
+
+
+def test_daemon_without_workers_can_be_stopped():
+    """After WINCH, QUIT has nobody to wait for."""  # W6
+    world = World(slots=1, daemon=True)
+    world.turn(ready=[1001])
+    world.turn(SIGWINCH)
+    world.turn(exits=[(1001, -SIGKILL)])
+
+    assert world.turn(SIGQUIT) == [Exit(0)]
+
+
+def test_master_on_a_terminal_does_not_hear_that_its_size_has_changed():
+    """WINCH is caught by a daemon only."""  # W6
+    assert SIGWINCH in Cycle(daemon=True).signals
+    assert Cycle().signals == Cycle(daemon=True).signals - {SIGWINCH}
+
+
+def test_status_process_is_kept_like_a_worker():
+    """It is started with its generation, awaited, respawned, and told to leave with it."""
+    world = World(slots=1, status=True)
+    assert world.turn(ready=[1001]) == []
+    assert world.turn(ready=[1002]) == [Announce(1)]
+
+    assert world.turn(exits=[(1002, -SIGKILL)]) == [Spawn(STATUS, 1)]
+    assert world.logs[-1] == ("alert", "status process 1002 exited on signal 9")
+    assert world.turn(ready=[1003]) == []
+    assert world.turn(SIGQUIT) == [Kill(1001, SIGQUIT), Kill(1003, SIGQUIT), CloseListeners()]
+    assert world.turn(exits=[(1001, 0)]) == []
+    assert world.turn(exits=[(1003, 0)]) == [Exit(0)]
+
+
+def test_status_process_does_not_keep_a_master_without_workers_alive():
+    """When no worker can live, the status process has nothing to tell."""
+    world = World(slots=1, status=True)
+
+    assert world.turn(exits=[(1001, 2)]) == [Exit(2)]
+
+
+def test_workers_serve_on_without_a_status_process():
+    """A status process that cannot start costs no service."""
+    world = World(slots=1, status=True)
+    world.turn(ready=[1001])
+
+    assert world.turn(exits=[(1002, 2)]) == [Announce(1)]
+    assert world.turn(SIGCHLD) == []
 
 
 def test_signal_numbers_are_logged_as_on_the_command_line():

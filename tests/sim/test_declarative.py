@@ -211,7 +211,7 @@ def test_a_gateway_of_its_own_is_told_the_rest(tmp_path):
         ],
     )
 
-    assert (gateway.workers, gateway.listen, gateway.profile) == (3, "127.0.0.1:0", "kong")
+    assert (gateway.workers, gateway.listen, gateway.profile) == (3, ("127.0.0.1:0",), "kong")
     assert (gateway.tracing.instrumentations, gateway.tracing.sampling_rate) == (("all",), 0.01)
     assert gateway.plugins[0].config == {"traces_endpoint": ENDPOINT}
 

@@ -65,7 +65,7 @@ def test_port_is_bound_when_the_master_is_made():
 def test_closing_a_master_that_runs_elsewhere_frees_the_port():
     """A master that nobody runs holds no port after `close`."""
     master = Master(Gateway(), Scoreboard(1), error_log=ErrorLog())
-    address = master.listener.getsockname()
+    address = master.listeners[0].getsockname()
 
     master.close()
 
