@@ -136,7 +136,7 @@ LAYERS = {
         "runloop | exporter",
         "instrumentation | pdk | plugin | proxy | router | connection",
         "timers | upstream",
-        "phases | request | resolver | config",
+        "phases | request | resolver | config | faults",
         "runtime | scoreboard | document | threshold | access_log",
         "units | ledger | error_log | process | timerfd",
         "errors",
