@@ -176,7 +176,8 @@ class Document:
         try:
             return model.model_validate(data)
         except ValidationError as error:
-            raise min((self._located(details, path) for details in error.errors()), key=_order) from None
+            mistakes = (details for details in error.errors() if details["type"] != "default_factory_not_called")
+            raise min((self._located(details, path) for details in mistakes), key=_order) from None
 
     def _located(self, details: ErrorDetails, path: FieldPath) -> UserError:
         message, cure, below = _explain(details)

@@ -45,12 +45,16 @@ class ProxiedExchange:
         "_held",
         "_request",
         "_runloop",
+        "_service",
         "_try",
     )
 
     def __init__(self, runloop: "Runloop", request: Request) -> None:
+        assert request.match is not None
+        assert request.match.service is not None
         self._runloop = runloop
         self._request = request
+        self._service = request.match.service
         self._body_begun = False
         self._body_sent = False
         self._chunked_answer = False
@@ -106,8 +110,7 @@ class ProxiedExchange:
 
     def _connect(self) -> None:
         runloop, request = self._runloop, self._request
-        assert request.match is not None
-        timeout_s = request.match.service.connect_timeout / 1000
+        timeout_s = self._service.connect_timeout / 1000
         made: list[UpstreamConnection] = []
         before_ns = runloop.time_ns()
 
@@ -128,7 +131,6 @@ class ProxiedExchange:
 
     def _send(self, connection: UpstreamConnection) -> None:
         request = self._request
-        assert request.match is not None
         self._connection = connection
         out = [self._head()]
         if request.body:
@@ -140,7 +142,7 @@ class ProxiedExchange:
         connection.send(
             self,
             b"".join(out),
-            timeout_s=request.match.service.read_timeout / 1000,
+            timeout_s=self._service.read_timeout / 1000,
             bodiless=request.method == "HEAD",
         )
         if request.expects_continue and not request.complete:
@@ -150,13 +152,11 @@ class ProxiedExchange:
         request = self._request
         match = request.match
         assert match is not None
-        path, mark, query = request.target.partition(b"?")
-        if match.prefix not in ("", "/") or match.service.path or not match.route.strip_path:
-            path = match.upstream_path(request.path).encode("latin-1")
-        host = request.authority if match.route.preserve_host or not request.hostname else request.hostname.encode()
+        _path, mark, query = request.target.partition(b"?")
+        host = request.authority if match.route.preserve_host and request.authority else request.upstream_host
         peer = request.connection.peer.encode()
         forwarded = b""
-        out = [request.method.encode(), b" ", path, mark, query, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
+        out = [request.method.encode(), b" ", match.upstream_path, mark, query, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
         lines = request.forwarded_lines()
         named = _connection_options(lines)
         for name, value in lines:
@@ -272,15 +272,15 @@ class ProxiedExchange:
 
     def _failed(self, reason: str, *, timeout: bool, sent: bool) -> None:
         request, runloop = self._request, self._runloop
-        assert request.match is not None
         attempt = self._try
         attempt.code = 504 if timeout else 502
-        runloop.log_line("error", f"{reason}, upstream: {attempt.address}:{attempt.port}")
-        if len(request.tries) <= request.match.service.retries and self._may_repeat(sent=sent):
-            attempt.state = "next"
-            self.begin()
-            return
         attempt.state = "failed"
+        runloop.log_line("error", f"{reason}, upstream: {attempt.address}:{attempt.port}")
+        if len(request.tries) <= self._service.retries and self._may_repeat(sent=sent):
+            if runloop.choose_again(request, timeout=timeout):
+                self._address = request.address
+                self.begin()
+            return
         runloop.execution.enter(PHASES["content"], request.ctx)
         runloop.respond(request, attempt.code)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kongtrace.propagation import Headers
 
 if TYPE_CHECKING:
+    from sim.balancer import Choice
     from sim.connection import ClientConnection
     from sim.plugin import Plan
     from sim.proxy import ProxiedExchange
@@ -46,7 +47,7 @@ class Try:
         start_ns: when the balancer chose it.
         latency_ns: how long choosing took.
         connect_ns: how long connecting took; 0 on a kept connection.
-        state: None when it went well, else "failed" or "next".
+        state: None when it went well, else "failed".
         code: the status that a failure amounts to.
     """
 
@@ -83,6 +84,8 @@ class Request:
         tries: what the balancer tried.
         address: of the target, and its port.
         hostname: of the target, "" when an address was configured.
+        upstream_host: what the `Host` header tells the target.
+        choice: of the targets, when the service's host is an upstream.
         upstream_ns: from the first try to the head of the answer.
         exchange: with the upstream, once it has begun.
         body: parts of the body that wait for the upstream.
@@ -102,6 +105,7 @@ class Request:
         "authority",
         "body",
         "body_ended_ns",
+        "choice",
         "complete",
         "connection",
         "content_length",
@@ -127,6 +131,7 @@ class Request:
         "status",
         "target",
         "tries",
+        "upstream_host",
         "upstream_ns",
         "version",
     )
@@ -163,6 +168,8 @@ class Request:
         self.tries: list[Try] = []
         self.address = ("", 0)
         self.hostname = ""
+        self.upstream_host = b""
+        self.choice: Choice | None = None
         self.upstream_ns = 0
         self.exchange: ProxiedExchange | None = None
         self.body: list[bytes] = []

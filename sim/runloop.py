@@ -11,13 +11,14 @@ raises leaves them to the garbage collector (E4).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from kongtrace import PHASES, Phase, TracerProvider
 from kongtrace.context import KONG_PHASE, UNLINKED, span_list
 from kongtrace.span import STATUS_ERROR
+from sim.balancer import Balancer
 from sim.config import Gateway
 from sim.instrumentation import DNS_DOMAIN, DNS_IP, DNS_PORT, Instrumentation
 from sim.pdk import Exit, Kong
@@ -26,7 +27,7 @@ from sim.plugin import Handler as PluginHandler
 from sim.plugin import Plan, Plans
 from sim.proxy import ProxiedExchange
 from sim.request import HeaderLines, Request
-from sim.resolver import Resolver
+from sim.resolver import Resolver, is_address
 from sim.router import Router
 from sim.upstream import Pool
 
@@ -41,6 +42,11 @@ HEADER_FILTER: Final = PHASES["header_filter"]
 BODY_FILTER: Final = PHASES["body_filter"]
 LOG: Final = PHASES["log"]
 
+UPGRADE_REQUIRED: Final = 426
+
+NO_PEER: Final = "failure to get a peer from the ring-balancer"
+"""Kong's words when no target of an upstream is to be had."""
+
 CLIENT_CLOSED_REQUEST: Final = 499
 """nginx's status of a request whose client has gone."""
 
@@ -49,7 +55,7 @@ MESSAGES: Final = {
     404: "no Route matched with those values",
     500: "An unexpected error occurred",
     502: "An invalid response was received from the upstream server",
-    503: "name resolution failed",
+    503: "Service unavailable",
     504: "The upstream server is timing out",
 }
 """What Kong tells the client."""
@@ -148,6 +154,12 @@ class Runloop:
         self._releases_always = not provider.profile.recycles_held_objects
         self._router = Router(gateway.routes, gateway.services)
         self._resolver = Resolver(runtime, gateway.hosts)
+        self._balancers = {
+            upstream.name: Balancer(
+                upstream, runtime, gateway.hosts, self.log_line, avoids_tried=gateway.profile == "safe"
+            )
+            for upstream in gateway.upstreams
+        }
         self.instrumentation = Instrumentation(provider, gateway.tracing)
         handlers: list[tuple[Phase, Handler]] = [
             (REWRITE, self._rewrite),
@@ -218,12 +230,25 @@ class Runloop:
         request.ctx[KONG_PHASE] = "access"
         self.instrumentation.precreate_balancer(request)
         span = self.instrumentation.router()
-        match = request.match = self._router.match(request.method, request.host, request.path)
+        match = request.match = self._router.match(request)
         if match is None:
             span.set_status(STATUS_ERROR)
         span.finish()
-        request.plan = self._plans.of_route(match.route.name) if match is not None else self._plans.everywhere
-        return None if match is not None else 404
+        request.plan = self._plans.everywhere
+        if match is None:
+            return 404
+        if match.route.protocols == ("https",):
+            return self._require_https(request, match.route.https_redirect_status_code)
+        request.plan = self._plans.of_route(match.route.name)
+        return None
+
+    def _require_https(self, request: Request, status: int) -> int:
+        if status == UPGRADE_REQUIRED:
+            lines = [(b"Upgrade", b"TLS/1.2, HTTP/1.1")]
+            self.respond(request, status, "Please use HTTPS protocol", lines)
+        else:
+            self._answer(request, status, b"", [(b"Location", b"https://" + request.host.encode() + request.target)])
+        return DONE
 
     def _access(self, request: Request) -> int | None:
         assert request.plan is not None
@@ -286,11 +311,18 @@ class Runloop:
 
     def _target(self, request: Request) -> int | None:
         """Choose the target: resolve the service's host (R1: access, target selection)."""
-        assert request.match is not None
-        service = request.match.service
-        if request.match.address is not None:
-            request.address = request.match.address
+        match = request.match
+        assert match is not None
+        service = match.service
+        if service is None:
+            self.respond(request, 503, "no Service found with those values")
+            return DONE
+        request.upstream_host = match.upstream_host
+        if match.address is not None:
+            request.address = match.address
             return None
+        if service.host in self._balancers:
+            return self._balance(request, self._balancers[service.host])
         request.hostname = service.host
         span = self.instrumentation.dns_query()
         try:
@@ -311,14 +343,13 @@ class Runloop:
             status = self._resolved(request, span, found[0] if error is None else error)
             if status is None:
                 self._engine.run(request)
-            else:
-                self.respond(request, status)
 
         self.runtime.run(LightThread(ask(), self.execution, ACCESS, request.ctx), go_on)
         return AGAIN
 
     def _resolved(self, request: Request, span: Any, found: tuple[str, int] | BaseException) -> int | None:
         assert request.match is not None
+        assert request.match.service is not None
         span.set_attribute(DNS_DOMAIN, request.hostname)
         span.set_attribute(DNS_PORT, request.match.service.port)
         if isinstance(found, BaseException):
@@ -326,11 +357,68 @@ class Runloop:
             span.set_status(STATUS_ERROR)
             span.finish()
             self.log_line("error", f"{request.hostname} could not be resolved: {found}")
-            return 503
+            self.respond(request, 503, "name resolution failed")
+            return DONE
         span.set_attribute(DNS_IP, found[0])
         span.finish()
         request.address = found
         return None
+
+    def _balance(self, request: Request, balancer: Balancer) -> int | None:
+        """Choose one of an upstream's targets, once their names are resolved."""
+        request.choice = balancer.begin(request)
+        unresolved = balancer.unresolved(self._resolver)
+        if not unresolved:
+            return self._choose(request)
+
+        async def ask() -> None:
+            for address in unresolved:
+                try:
+                    address.endpoint = await self._resolver.resolve(address.name, address.port)
+                except OSError as error:
+                    self.log_line("error", f"{address.name} could not be resolved: {error}")
+
+        def go_on(error: BaseException | None) -> None:
+            if request.done:
+                return
+            assert error is None
+            self.execution.enter(ACCESS, request.ctx)
+            if self._choose(request) is None:
+                self._engine.run(request)
+
+        self.runtime.run(LightThread(ask(), self.execution, ACCESS, request.ctx), go_on)
+        return AGAIN
+
+    def _choose(self, request: Request) -> int | None:
+        if self._next_target(request):
+            return None
+        self.respond(request, 503, NO_PEER)
+        return DONE
+
+    def _next_target(self, request: Request) -> bool:
+        choice = request.choice
+        assert choice is not None
+        address = choice.next()
+        if address is None:
+            return False
+        assert address.endpoint is not None
+        request.address = address.endpoint
+        request.hostname = "" if is_address(address.name) else address.name
+        request.upstream_host = choice.balancer.host or address.host
+        return True
+
+    def choose_again(self, request: Request, *, timeout: bool) -> bool:
+        """Choose the target of the next try; False when there is none, and the client has been told."""
+        choice = request.choice
+        if choice is None:
+            return True
+        choice.failed(timeout=timeout)
+        if self._next_target(request):
+            return True
+        self.log_line("error", f"failed to retry the dns/balancer resolver for {choice.balancer.name}' with: {NO_PEER}")
+        self.execution.enter(CONTENT, request.ctx)
+        self.respond(request, 503)
+        return False
 
     def _proxy(self, request: Request) -> int | None:
         exchange = request.exchange = ProxiedExchange(self, request)
@@ -339,11 +427,13 @@ class Runloop:
 
     # The answer.
 
-    def respond(self, request: Request, status: int) -> None:
-        """Answer with one of the gateway's own messages."""
-        message = MESSAGES.get(status) or HTTPStatus(status).phrase
+    def respond(
+        self, request: Request, status: int, message: str | None = None, lines: Iterable[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """Answer with a message of the gateway's own, by default the usual one of the status."""
+        message = message or MESSAGES.get(status) or HTTPStatus(status).phrase
         body = json.dumps({"message": message, "request_id": request.id.decode()}).encode()
-        self._answer(request, status, body, [(b"Content-Type", b"application/json; charset=utf-8")])
+        self._answer(request, status, body, [(b"Content-Type", b"application/json; charset=utf-8"), *lines])
 
     def _answer(self, request: Request, status: int, body: bytes, lines: HeaderLines) -> None:
         lines.append((b"Content-Length", b"%d" % len(body)))
@@ -363,6 +453,8 @@ class Runloop:
         self.execution.enter(HEADER_FILTER, request.ctx)
         request.ctx[KONG_PHASE] = "header_filter"
         self.instrumentation.status(request)
+        if request.choice is not None and request.choice.cookie is not None:
+            request.response_lines.append((b"Set-Cookie", request.choice.cookie))
         kong = self._kong
         plan = request.plan or self._plans.everywhere
         for handler in plan.header_filter:
@@ -437,6 +529,8 @@ class Runloop:
             else:
                 self._provider.abandon_request(ctx)
         ctx.clear()
+        if request.choice is not None:
+            request.choice.ended(request.status)
         self._on_change()
         request.connection.answered(request)
         if not counts.active:

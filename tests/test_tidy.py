@@ -134,7 +134,7 @@ LAYERS = {
         "gateway",
         "plugins | http_server | traces",
         "runloop | exporter",
-        "instrumentation | pdk | plugin | proxy | router | connection",
+        "instrumentation | pdk | plugin | proxy | router balancer | connection",
         "timers | upstream",
         "phases | request | resolver | config | faults",
         "runtime | scoreboard | document | threshold | access_log",

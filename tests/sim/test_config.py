@@ -80,7 +80,6 @@ def test_service_has_the_defaults_of_kong():
     "fields",
     [
         {"url": "http://a", "host": "b"},
-        {"url": "https://a"},
         {"url": "http://a:99999"},
         {"url": "a"},
         {"host": "a b"},
