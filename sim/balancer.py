@@ -385,10 +385,6 @@ class Balancer:
         elif status in checks.unhealthy or not status:
             self._count(address, "unhealthy", "HTTP", probed=probed)
 
-    def report_success(self, address: Address) -> None:
-        """A target can be connected to."""
-        self._count(address, "healthy", "SUCCESS", probed=True)
-
     def report_end(self, address: Address, status: int, took_s: float) -> None:
         """A request has ended."""
         address.took_s = address.decayed(took_s, self.now())

@@ -252,6 +252,9 @@ class _EntityReader:
         upstream = self.document.validate(Upstream, data, path)
         self._declare("upstream", upstream, path)
         self.upstreams[upstream.name] = upstream
+        probes = upstream.healthchecks.active
+        if probes.type != "http" and (probes.healthy.interval or probes.unhealthy.interval):
+            self._warn(f"probes of type {probes.type} do not run", (*path, "healthchecks", "active", "type"))
         if "consumer" in (upstream.hash_on, upstream.hash_fallback):
             field = "hash_on" if upstream.hash_on == "consumer" else "hash_fallback"
             self._warn(f"there is no consumer to hash: {_NO_CONSUMERS}", (*path, field))

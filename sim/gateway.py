@@ -14,6 +14,7 @@ from kongtrace import queue as kong_queue
 from sim.config import Gateway
 from sim.connection import ClientConnection
 from sim.exporter import Exporter
+from sim.health_check import HealthChecks
 from sim.pdk import Kong
 from sim.plugin import Plans, PluginClass
 from sim.plugins import BUNDLED
@@ -116,6 +117,8 @@ class WorkerGateway:
             self._rest,
             on_logged,
         )
+        for balancer in self.runloop.balancers.values():
+            HealthChecks(balancer, self.timers, self.pool, self.runloop.resolver, log)
 
     def connection(self) -> ClientConnection:
         """Return the protocol of a client's new connection."""

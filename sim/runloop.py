@@ -122,6 +122,8 @@ class Runloop:
         connections: of clients.
         draining: the worker is leaving: connections are closed when they are idle.
         counts: see `Counts`.
+        resolver: of the worker.
+        balancers: by name of the upstream.
     """
 
     def __init__(
@@ -153,8 +155,8 @@ class Runloop:
         self._on_logged = on_logged
         self._releases_always = not provider.profile.recycles_held_objects
         self._router = Router(gateway.routes, gateway.services)
-        self._resolver = Resolver(runtime, gateway.hosts)
-        self._balancers = {
+        self.resolver = Resolver(runtime, gateway.hosts)
+        self.balancers = {
             upstream.name: Balancer(
                 upstream, runtime, gateway.hosts, self.log_line, avoids_tried=gateway.profile == "safe"
             )
@@ -321,12 +323,12 @@ class Runloop:
         if match.address is not None:
             request.address = match.address
             return None
-        if service.host in self._balancers:
-            return self._balance(request, self._balancers[service.host])
+        if service.host in self.balancers:
+            return self._balance(request, self.balancers[service.host])
         request.hostname = service.host
         span = self.instrumentation.dns_query()
         try:
-            known = self._resolver.known(service.host, service.port)
+            known = self.resolver.known(service.host, service.port)
         except OSError as error:
             return self._resolved(request, span, error)
         if known is not None:
@@ -334,7 +336,7 @@ class Runloop:
         found: list[tuple[str, int]] = []
 
         async def ask() -> None:
-            found.append(await self._resolver.resolve(service.host, service.port))
+            found.append(await self.resolver.resolve(service.host, service.port))
 
         def go_on(error: BaseException | None) -> None:
             if request.done:
@@ -367,14 +369,14 @@ class Runloop:
     def _balance(self, request: Request, balancer: Balancer) -> int | None:
         """Choose one of an upstream's targets, once their names are resolved."""
         request.choice = balancer.begin(request)
-        unresolved = balancer.unresolved(self._resolver)
+        unresolved = balancer.unresolved(self.resolver)
         if not unresolved:
             return self._choose(request)
 
         async def ask() -> None:
             for address in unresolved:
                 try:
-                    address.endpoint = await self._resolver.resolve(address.name, address.port)
+                    address.endpoint = await self.resolver.resolve(address.name, address.port)
                 except OSError as error:
                     self.log_line("error", f"{address.name} could not be resolved: {error}")
 

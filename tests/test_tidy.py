@@ -133,7 +133,7 @@ LAYERS = {
         "worker | cycle | declarative | otlp_environment | peer | trace_tree | status",
         "gateway",
         "plugins | http_server | traces",
-        "runloop | exporter",
+        "runloop | health_check | exporter",
         "instrumentation | pdk | plugin | proxy | router balancer | connection",
         "timers | upstream",
         "phases | request | resolver | config | faults",
