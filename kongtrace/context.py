@@ -98,7 +98,8 @@ class Execution:
             ctx = None
         self.span_ctx = ctx
         for namespace in self.namespaces:
-            namespace.trace = None if ctx is None else ctx.get(namespace.spans_key)
+            key = namespace.spans_key
+            namespace.trace = ctx[key] if ctx is not None and key in ctx else None
 
     def namespace(self, name: str) -> Namespace:
         """The namespace of that name; made on first use."""

@@ -3,7 +3,6 @@
 The parent forks a peer and holds the other end of its pipe. On `"report"` the peer sends its report back, a plain dict.
 On `"stop"`, on the pipe's end of file and on SIGTERM it stops, sends its final report, and exits with 0; one that
 comes to its own end (load) does the same unasked. So the last dict before the pipe's end of file is the final one.
-Any other order is the peer's own, such as a fault that begins or ends.
 SIGINT and SIGQUIT are ignored: from the keyboard they reach every process of the terminal, and it is the parent that
 decides.
 
@@ -27,10 +26,7 @@ __all__ = ["run"]
 
 
 def run(
-    control: "Connection",
-    main: "Callable[[asyncio.Event], Awaitable[None]]",
-    report: "Callable[[], dict[str, Any]]",
-    obey: "Callable[[Any], object] | None" = None,
+    control: "Connection", main: "Callable[[asyncio.Event], Awaitable[None]]", report: "Callable[[], dict[str, Any]]"
 ) -> None:
     """Run a peer in this freshly forked process until it ends.
 
@@ -38,37 +34,31 @@ def run(
         control: The peer's end of the pipe.
         main: What the peer does. Given an event that is set when it shall stop; it may return earlier.
         report: The report as of now; called at any time once the event loop runs.
-        obey: Takes the orders that are the peer's own; without it there are none.
     """
     for signum in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_IGN)
     gc.freeze()  # the parent's objects are never garbage here: walking them would stall the loop for milliseconds
-    uvloop.run(_run(control, main, report, obey))
+    uvloop.run(_run(control, main, report))
 
 
 async def _run(
-    control: "Connection",
-    main: "Callable[[asyncio.Event], Awaitable[None]]",
-    report: "Callable[[], dict[str, Any]]",
-    obey: "Callable[[Any], object] | None",
+    control: "Connection", main: "Callable[[asyncio.Event], Awaitable[None]]", report: "Callable[[], dict[str, Any]]"
 ) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
-    def take() -> None:
+    def obey() -> None:
         try:
-            order = control.recv()
+            message = control.recv()
         except (EOFError, OSError):  # the parent is gone, or about to go
-            order = "stop"
-        if order == "report":
+            message = "stop"
+        if message == "report":
             control.send(report())
-        elif order == "stop":
+        else:
             loop.remove_reader(control.fileno())
             stop.set()
-        elif obey is not None:
-            obey(order)
 
-    loop.add_reader(control.fileno(), take)
+    loop.add_reader(control.fileno(), obey)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     await main(stop)
     loop.remove_reader(control.fileno())

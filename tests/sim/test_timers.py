@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from kongtrace import Execution
+from kongtrace import PHASES, ApiError, Execution
 from sim.runtime.live import LiveRuntime
 from sim.timers import Timers
 
@@ -18,6 +18,7 @@ class Bench:
         self.ended = []
         self.idle = asyncio.Event()
         self.execution = Execution()
+        self.execution.enter(PHASES["init_worker"], {})
         self.timers = Timers(
             LiveRuntime(loop, 1),
             self.execution,
