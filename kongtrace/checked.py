@@ -195,7 +195,7 @@ _FLAG: Any = Span.__dict__["should_sample"]
 class CheckedSpan(Span):
     """A span whose every call is checked; what it does is what :class:`~kongtrace.span.Span` does."""
 
-    __slots__ = ("record",)
+    __slots__ = ("__weakref__", "record")
 
     _provider: CheckedProvider
     record: _Record
@@ -251,8 +251,7 @@ class CheckedSpan(Span):
         self._provider.touched(self, "copy")
         copied = Span.__new__(Span)
         for name in Span.__slots__:
-            if name != "__weakref__":
-                setattr(copied, name, getattr(self, name))
+            setattr(copied, name, getattr(self, name))
         return copied
 
 

@@ -98,8 +98,7 @@ class Execution:
             ctx = None
         self.span_ctx = ctx
         for namespace in self.namespaces:
-            key = namespace.spans_key
-            namespace.trace = ctx[key] if ctx is not None and key in ctx else None
+            namespace.trace = None if ctx is None else ctx.get(namespace.spans_key)
 
     def namespace(self, name: str) -> Namespace:
         """The namespace of that name; made on first use."""

@@ -59,25 +59,25 @@ class Pool(Generic[T]):
     Attributes:
         free: the objects that wait for their next use, the last one first; take one with ``free.pop()``.
         free_max: objects that the free list takes.
-        due: releases until the free list is thrown away.
+        due: releases until the free list is thrown away; they are counted here and nowhere else.
         made: objects made anew.
         adopted: objects that came from a caller, and will be given back like the others (P9).
-        released: see :class:`Balance`.
-        discarded: see :class:`Balance`.
+        given_up: objects that were never released, and were left to the garbage collector.
     """
 
     __slots__ = (
         "_clear",
         "_fetched",
         "_new",
+        "_refused",
+        "_replaced",
         "_thrown_away",
         "adopted",
-        "discarded",
         "due",
         "free",
         "free_max",
+        "given_up",
         "made",
-        "released",
         "tag",
     )
 
@@ -96,11 +96,12 @@ class Pool(Generic[T]):
         self.due = RELEASES_MAX
         self.made = 0
         self.adopted = 0
-        self.released = 0
-        self.discarded = 0
+        self.given_up = 0
         self._new = new
         self._clear = clear
         self._fetched = fetched
+        self._refused = 0
+        self._replaced = 0
         self._thrown_away = 0
 
     def fetch(self) -> T:
@@ -112,46 +113,58 @@ class Pool(Generic[T]):
 
     def release(self, obj: T) -> None:
         """Put ``obj`` back, cleared, unless the pool is full or due to be replaced (P4-P6)."""
-        if self._is_replaced() or len(self.free) >= self.free_max:
-            self.discarded += 1
-            return
-        self._clear(obj)
-        self.free.append(obj)
-        self.released += 1
+        self.due -= 1
+        if self.due <= 0:
+            self._replace()
+            self._refused += 1
+        elif len(self.free) < self.free_max:
+            self._clear(obj)
+            self.free.append(obj)
+        else:
+            self._refused += 1
 
     def leave(self, obj: T) -> None:
         """Clear ``obj``, and leave it to whoever holds it."""
-        self._is_replaced()
         self._clear(obj)
-        self.discarded += 1
+        self._refused += 1
+        self.due -= 1
+        if self.due <= 0:
+            self._replace()
 
-    def put_back(self, cleared: list[T], discarded: int = 0) -> None:
-        """Book many releases at once.
-
-        Args:
-            cleared: objects for the free list, which has room for them and is not :attr:`due`.
-            discarded: how many others were discarded.
-        """
-        count = len(cleared)
-        self.free.extend(cleared)
-        self.released += count
-        self.discarded += discarded
-        self.due -= count + discarded
+    def release_all(self, objs: list[T]) -> None:
+        """Release each of ``objs``, in their order."""
+        count = len(objs)
+        if count >= self.due:
+            for obj in objs:
+                self.release(obj)
+            return
+        self.due -= count
+        free = self.free
+        refused = len(free) + count - self.free_max
+        if refused > 0:
+            refused = min(refused, count)
+            self._refused += refused
+            if refused == count:
+                return
+            del objs[count - refused :]
+        clear = self._clear
+        for obj in objs:
+            clear(obj)
+        free += objs
 
     def balance(self) -> Balance:
         """The account of this pool now."""
         free = len(self.free)
-        hits = self.released - self._thrown_away - free
+        released = self._replaced + RELEASES_MAX - self.due - self._refused
+        discarded = self._refused + self.given_up
+        hits = released - self._thrown_away - free
         fetched = hits + self.made + self.adopted if self._fetched is None else self._fetched()
-        live = fetched - self.released - self.discarded
-        return Balance(fetched, hits, fetched - hits - self.adopted, self.released, self.discarded, live, free)
+        live = fetched - released - discarded
+        return Balance(fetched, hits, fetched - hits - self.adopted, released, discarded, live, free)
 
-    def _is_replaced(self) -> bool:
-        """Count a release; whether it is the one that throws the free list away (P4)."""
-        self.due -= 1
-        if self.due > 0:
-            return False
+    def _replace(self) -> None:
+        """Throw the free list away: the releases are counted up (P4)."""
         self._thrown_away += len(self.free)
         self.free.clear()
+        self._replaced += RELEASES_MAX - self.due
         self.due = RELEASES_MAX
-        return True

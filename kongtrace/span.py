@@ -6,7 +6,7 @@ S6). Finishing and releasing are different moments: a finished span can still be
 Ownership: a span belongs to the request that started it, from creation to release; whoever needs it longer takes a
 copy. ``attributes`` and ``events`` belong to the span; a mapping given as ``attributes`` is stored, not copied (S4).
 After release every field is None and a call of a method is an error; profile ``kong`` soon lends the span to another
-request, whoever still holds it (P6, P7).
+request, whoever still holds it (P6, P7). A span takes no weak reference, which would show it waiting in the pool.
 
 All times are integers in ns since the epoch, wall clock.
 """
@@ -92,7 +92,6 @@ class Span:
     """
 
     __slots__ = (
-        "__weakref__",
         "_provider",
         "active",
         "attributes",

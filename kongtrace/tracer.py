@@ -63,9 +63,9 @@ class Tracer:
         "_constant",
         "_execution",
         "_free_spans",
-        "_new_list",
         "_provider",
         "_span_ids",
+        "_storage",
         "_time_ns",
         "_trace_ids",
         "name",
@@ -90,7 +90,7 @@ class Tracer:
         self._time_ns = provider.time_ns
         self._span_ids = provider.span_ids.drawn
         self._trace_ids = provider.trace_ids.drawn
-        self._new_list = provider.storage.fetch
+        self._storage = provider.storage
         self._free_spans = provider.spans.free
         self._attributes = provider.attributes
 
@@ -164,8 +164,7 @@ class Tracer:
             _check_options(start_time_ns, span_kind, should_sample, attributes)
         if trace is None:
             assert ctx is not None
-            new_list = self._new_list
-            trace = self._new_trace(ctx, new_list())
+            trace = self._new_trace(ctx, self._storage.fetch())
 
         if parent is None:
             parent = trace.active
@@ -201,6 +200,7 @@ class Tracer:
         span.parent = parent
         span.should_sample = sampled
         span.name = name
+        span.tracer = self
         span.kind = INTERNAL if span_kind is None else span_kind
         if start_time_ns is None:
             time_ns = self._time_ns
@@ -210,7 +210,6 @@ class Tracer:
         if attributes is not None:
             span.attributes = attributes
             self._attributes.adopted += 1
-        span.tracer = self
         try:
             trace.spans.append(span)  # type: ignore[union-attr]
         except AttributeError:
@@ -391,8 +390,7 @@ class Tracer:
     def list_of(self, trace: Trace) -> list[Span]:
         """The span list of a trace; made when there is none."""
         if trace.spans is None:
-            new_list = self._new_list
-            trace.spans = new_list()
+            trace.spans = self._storage.fetch()
         return trace.spans
 
     def _start_with(self, options: object, name: str, *given: Any) -> Span:
@@ -422,6 +420,7 @@ class Tracer:
         if sampled is None:
             sampled = bool(tracer) and tracer.decide(trace_id)
         span = provider.spans.fetch()
+        span.name = span.start_time_ns = None  # type: ignore[assignment]  # until it is linked
         span.parent = parent
         span.trace_id = trace_id
         span.parent_id = get("parent_id") if inherited_id is None else inherited_id
@@ -440,7 +439,7 @@ class Tracer:
         if span.tracer is None:
             span.tracer = tracer
         pool = self._attributes
-        pool.discarded += span.attributes is not None
+        pool.given_up += span.attributes is not None
         span.attributes = options.get("attributes")
         pool.adopted += span.attributes is not None
         span.start_time_ns = now

@@ -108,8 +108,7 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     metavar="RATE",
     help="Share of traces kept, 0 to 1.  [default: 0.01]",
 )
-@click.option("--plugin", "plugins", multiple=True, metavar="PATH", help="A plugin of your own: a file or a module.")
-def serve(*, file: str, plugins: tuple[str, ...], **options: str | None) -> int:
+def serve(*, file: str, **options: str | None) -> int:
     """Run the gateway that KONG_YML describes, in the foreground, with nginx's signals."""
     from sim import declarative, otlp_environment  # noqa: PLC0415 - imported when needed: kongsim --help is quick
 
@@ -118,13 +117,13 @@ def serve(*, file: str, plugins: tuple[str, ...], **options: str | None) -> int:
         options["tracing_instrumentations"] = f"[{words}]"
     settings = _overrides(fields, options)
     export = otlp_environment.read(os.environ)
-    gateway = declarative.load(file, settings, export, plugins)
+    gateway = declarative.load(file, settings, export)
     for warning in gateway.warnings:
         click.echo(warning, err=True)
     from sim import master  # noqa: PLC0415 - the same
 
     try:
-        return master.serve(gateway, reread=lambda: declarative.load(file, settings, export, plugins))
+        return master.serve(gateway, reread=lambda: declarative.load(file, settings, export))
     except UserError as error:
         option = f"--{error.field.replace('_', '-')}" if error.field else None
         raise UserError(error.message, field=option, cure=error.cure) from None
@@ -145,14 +144,13 @@ def collector(*, listen: str) -> None:
 
 @commands.command()
 @click.argument("file")
-@click.option("--plugin", "plugins", multiple=True, metavar="PATH", help="A plugin of your own: a file or a module.")
-def check(*, file: str, plugins: tuple[str, ...]) -> None:
+def check(*, file: str) -> None:
     """Check the scenario or kong.yml in FILE, and start nothing."""
     from sim import declarative, scenario  # noqa: PLC0415 - imported when needed: kongsim --help is quick
     from sim.document import Document  # noqa: PLC0415 - the same
 
     if declarative.is_kong_yml(Document.read(file)):
-        gateway, kind = declarative.load(file, plugin_paths=plugins), "configuration"
+        gateway, kind = declarative.load(file), "configuration"
     else:
         gateway, kind = scenario.load(file).gateway, "scenario"
     for warning in gateway.warnings:

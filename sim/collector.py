@@ -14,9 +14,17 @@ It answers as the OpenTelemetry Protocol specification (1.9, "OTLP/HTTP") has it
 A response is in the encoding of its request. Bodies of errors are a `google.rpc.Status` with a message, in JSON where
 the request was in neither encoding. In JSON, ids are hex (not base64), and unknown fields are ignored.
 
-Run by a scenario it is a peer (`sim.peer`), forgets nothing and its counts are exact. Alone in the foreground it shows
-traces as they come and forgets each `FORGET_S` after its last span; a duplicate later than that counts as new.
-What is checked is told in `sim.traces`. Sizes in bytes, latency in ms.
+Faults may be on (`sim.faults`, `sim.http_server`). With `status`, spans are taken in only if it is one of success; with
+`partial_success`, all but a share of them. In the middle of an answer (`truncate`), and with an answer that comes too
+late (`slow`), they have been taken in though their sender does not know.
+
+A span whose sender has seen no 200 is *unanswered*: it will probably come again, and if it does not, it stands in the
+sender's books as lost though it is here. So of `received_unique` spans at least those that are not unanswered are
+acknowledged by their senders, and a span that comes again though it was answered is *needless*: there is no reason.
+
+Run by a scenario it is a peer (`sim.peer`), forgets nothing and its counts are exact up to `sim.traces.SPANS_MAX`.
+Alone in the foreground it shows traces as they come and forgets each `FORGET_S` after its last span; a duplicate later
+than that counts as new. What is checked is told in `sim.traces`. Sizes in bytes, latency in ms.
 """
 
 import asyncio
@@ -76,6 +84,8 @@ FORGET_S: Final = 300.0
 
 _TICK_S: Final = 0.25
 _NS_PER_MS: Final = 1_000_000
+_NS_PER_S: Final = 1_000_000_000
+_SUCCESS: Final = range(200, 300)
 _PROTOBUF: Final = "application/x-protobuf"
 _JSON: Final = "application/json"
 _ID_FIELDS: Final = ("traceId", "spanId", "parentSpanId")
@@ -88,7 +98,12 @@ def serve(sock: "socket.socket", control: "Connection", *, latency_ms: float = 0
 
     Its report:
         requests, by_status, bytes: requests, by the status of the answer, and the size of their bodies as sent.
-        received: spans, of which `received_unique` are different ones and `received_duplicates` came again.
+        received: spans, of which `received_unique` are different ones, `received_duplicates` came again, and
+            `unchecked` came when the limit was reached, so that nobody knows which they are.
+        unanswered: different ones whose sender has seen no 200.
+        needless: those that came again though their sender had seen one.
+        rejected: spans not taken in that an answer of `partial_success` told of.
+        received_per_s: different spans, by the time from the first to the last of them; None without two requests.
         traces: different ones, and what is wrong with them: `orphans, outside_parent, unfinished, rootless,
             multi_rooted`, see `sim.traces`.
         connections: accepted.
@@ -100,7 +115,7 @@ def serve(sock: "socket.socket", control: "Connection", *, latency_ms: float = 0
         latency_ms: How long after a request its answer is sent.
     """
     server = CollectorServer(latency_ms)
-    peer.run(control, lambda stop: server.serve(sock, stop), server.report)
+    peer.run(control, lambda stop: server.serve(sock, stop), server.report, server.obey)
 
 
 def serve_forever(host: str, port: int, *, latency_ms: float = 0.0, console: Console | None = None) -> None:
@@ -125,6 +140,10 @@ def serve_forever(host: str, port: int, *, latency_ms: float = 0.0, console: Con
     uvloop.run(_show_forever(sock, latency_ms, console or Console()))
 
 
+_SpanKey = tuple[bytes, bytes]
+"""Trace id and span id."""
+
+
 class _Upload(NamedTuple):
     method: str
     path: str
@@ -134,7 +153,7 @@ class _Upload(NamedTuple):
 
 
 class _Refusal(Exception):  # noqa: N818 - it is the answer that is named, not an error of ours
-    def __init__(self, status: HTTPStatus, message: str, **headers: str) -> None:
+    def __init__(self, status: int, message: str, **headers: str) -> None:
         super().__init__(message)
         self.status = status
         self.headers = headers
@@ -146,6 +165,7 @@ class _Connection(HttpConnection):
     def __init__(self, server: "CollectorServer") -> None:
         super().__init__(server)
         self._begin()
+        self._unanswered: list[_SpanKey] = []  # of the request under way
 
     def _begin(self) -> None:
         self._target = b""
@@ -184,15 +204,21 @@ class _Connection(HttpConnection):
         server = self.server
         encode = _ENCODERS.get(request.content_type, _encode_json)
         headers = {"Content-Type": _PROTOBUF if encode is _encode_protobuf else _JSON}
+        self._unanswered = []
         try:
-            server.receive(request)
-            status, body = HTTPStatus.OK, encode(ExportTraceServiceResponse())
+            status, answer, received = server.receive(request)
+            body = encode(answer)
+            if status == HTTPStatus.OK:
+                self._unanswered = received
         except _Refusal as refusal:
             status, body = refusal.status, encode(_status_message(str(refusal)))
             headers |= refusal.headers
         server.by_status[status] += 1
         head = request.method == "HEAD"
         return response(status, headers, body, head=head, keep_alive=keep_alive), server.latency_ns
+
+    def sent(self) -> None:
+        self.server.unanswered.difference_update(self._unanswered)
 
 
 class CollectorServer(HttpServer):
@@ -208,6 +234,10 @@ class CollectorServer(HttpServer):
         self.traces = Traces()
         self.by_status: Counter[int] = Counter()
         self.bytes = 0
+        self.rejected = 0
+        self.needless = 0
+        self.unanswered: set[_SpanKey] = set()
+        self._first_ns = self._latest_ns = 0  # of the requests that brought spans
         self.latency_ns = round(latency_ms * _NS_PER_MS)
         self._listener = listener
 
@@ -215,23 +245,64 @@ class CollectorServer(HttpServer):
         """Return the protocol of a new connection."""
         return _Connection(self)
 
-    def receive(self, upload: _Upload) -> None:
-        """Count the spans of a request, all of them or, with a `_Refusal`, none."""
+    def receive(self, upload: _Upload) -> "tuple[int, ExportTraceServiceResponse, list[_SpanKey]]":
+        """Take in the spans of a request, all of them or, with a `_Refusal`, none.
+
+        Returns:
+            The status, the answer's message, and which spans it is about.
+        """
         spans = _spans(upload)
-        for span in spans:
-            if self.traces.add(span) and self._listener:
+        fault = self.faults.get("status")
+        status = fault.status if fault else int(HTTPStatus.OK)
+        if fault and status not in _SUCCESS:
+            headers = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:.0f}"}
+            raise _Refusal(status, "fault of kind status", **headers)
+        answer = ExportTraceServiceResponse()
+        if partial := self.faults.get("partial_success"):
+            rejected = round(partial.rejected * len(spans))
+            spans = spans[rejected:]
+            self.rejected += rejected
+            answer.partial_success.rejected_spans = rejected
+            answer.partial_success.error_message = "fault of kind partial_success"
+        self._note_time()
+        return status, answer, [self._take_in(span) for span in spans]
+
+    def _take_in(self, span: "Span") -> _SpanKey:
+        key = span.trace_id, span.span_id
+        if self.traces.add(span):
+            self.unanswered.add(key)
+            if self._listener:
                 self._listener(span)
+        elif key not in self.unanswered and self.traces.knows(*key):
+            self.needless += 1
+        return key
+
+    def forget(self, trace_ids: "list[bytes]") -> None:
+        """Free the memory of traces that nothing more is expected of."""
+        if trace_ids:
+            self.traces.forget(trace_ids)
+            gone = dict.fromkeys(trace_ids)
+            self.unanswered = {key for key in self.unanswered if key[0] not in gone}
+
+    def _note_time(self) -> None:
+        self._latest_ns = self.now_ns()
+        self._first_ns = self._first_ns or self._latest_ns
 
     def report(self) -> dict[str, Any]:
         """Return what `serve` reports."""
-        traces = self.traces
+        traces, spanned_ns = self.traces, self._latest_ns - self._first_ns
         return {
             "requests": self.by_status.total(),
             "by_status": {int(status): count for status, count in self.by_status.items()},
             "bytes": self.bytes,
             "received": traces.received,
             "received_unique": traces.unique,
-            "received_duplicates": traces.received - traces.unique,
+            "received_duplicates": traces.received - traces.unique - traces.unchecked,
+            "unchecked": traces.unchecked,
+            "unanswered": len(self.unanswered),
+            "needless": self.needless,
+            "rejected": self.rejected,
+            "received_per_s": traces.unique * _NS_PER_S / spanned_ns if spanned_ns else None,
             "traces": traces.seen,
             **traces.findings(),
             "connections": self.accepted,
@@ -355,7 +426,7 @@ async def _show_forever(sock: socket.socket, latency_ms: float, console: Console
     def tick() -> None:
         now_s = loop.time()
         screen.show(screen.due(now_s))
-        server.traces.forget(screen.forgotten(now_s))
+        server.forget(screen.forgotten(now_s))
         loop.call_later(_TICK_S, tick)
 
     tick()

@@ -8,14 +8,16 @@ request, or is another plugin, a warning names it. Both carry file and line.
 
 import re
 import secrets
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, NoReturn
 
 from pydantic import Field
 from ruamel.yaml.comments import CommentedMap
 
-from sim import plugin as plugins
 from sim.config import (
+    PLUGIN_CONFIGS,
     Addresses,
     Export,
     FileOrOff,
@@ -28,14 +30,15 @@ from sim.config import (
     ProfileName,
     Route,
     Service,
+    Target,
     Tracing,
+    Upstream,
     Url,
     Workers,
     available_cpus,
 )
-from sim.document import Document, FieldPath, Model, Override, not_built
-from sim.errors import UserError, nearest, shown
-from sim.plugins import BUNDLED
+from sim.document import Document, FieldPath, Model, Override
+from sim.errors import nearest, shown
 
 FORMAT_VERSIONS: Final = ("1.1", "2.1", "3.0")
 
@@ -54,55 +57,65 @@ _LABELS: Final = frozenset({"tags", "created_at", "updated_at", "_comment", "_ig
 
 _FILE_LABELS: Final = frozenset({"_transform", "_comment", "_ignore", "_info", "_workspace"})
 
-_HTTP: Final = (["http"], ["https"], ["http", "https"], ["https", "http"])
-
 _Table = Mapping[tuple[str, str], tuple[tuple[object, ...], str]]
 
+_NO_CONSUMERS: Final = "nobody is authenticated"
+_NO_TLS: Final = "connections are plain HTTP"
+
 _LEFT_ASIDE: Final[_Table] = {
-    ("file", "consumers"): (([],), "nobody is authenticated"),
-    ("file", "consumer_groups"): (([],), "nobody is authenticated"),
-    ("file", "certificates"): (([],), "connections are plain HTTP"),
-    ("file", "ca_certificates"): (([],), "connections are plain HTTP"),
-    ("file", "snis"): (([],), "connections are plain HTTP"),
+    ("file", "consumers"): (([],), _NO_CONSUMERS),
+    ("file", "consumer_groups"): (([],), _NO_CONSUMERS),
+    ("file", "certificates"): (([],), _NO_TLS),
+    ("file", "ca_certificates"): (([],), _NO_TLS),
+    ("file", "snis"): (([],), _NO_TLS),
     ("file", "vaults"): (([],), "references to secrets stay as they are"),
+    ("file", "key_sets"): (([],), "nothing is signed or verified"),
+    ("file", "keys"): (([],), "nothing is signed or verified"),
+    ("file", "filter_chains"): (([],), "WebAssembly filters do not run"),
+    ("service", "client_certificate"): ((), _NO_TLS),
+    ("service", "ca_certificates"): (([],), _NO_TLS),
+    ("service", "tls_verify"): ((False,), _NO_TLS),
+    ("service", "tls_verify_depth"): ((), _NO_TLS),
     ("route", "request_buffering"): ((True,), "there is nothing to switch off"),
     ("route", "response_buffering"): ((True,), "there is nothing to switch off"),
-    ("route", "regex_priority"): ((0,), "no path is a regular expression"),
-    ("route", "https_redirect_status_code"): ((426,), "connections are plain HTTP"),
+    ("upstream", "client_certificate"): ((), _NO_TLS),
+    ("upstream", "use_srv_name"): ((False,), "addresses are looked up without SRV records"),
+    ("upstream", "sticky_sessions_cookie"): ((), "no session is sticky"),
+    ("upstream", "sticky_sessions_cookie_path"): (("/",), "no session is sticky"),
+    ("plugin", "ordering"): ((), "plugins run by priority"),
+    ("plugin", "condition"): ((), "it runs for every request"),
 }
-"""Fields by kind of entity: the values that ask for nothing, and why any other is left aside with a warning."""
+"""Fields by kind of entity: the values that ask for nothing, and what becomes of any other, which a warning tells."""
 
-_REFUSED: Final[_Table] = {
-    ("file", "upstreams"): (([],), "it balances load over targets"),
-    ("file", "targets"): (([],), "it balances load over targets"),
-    ("service", "enabled"): ((True,), "it switches a service off"),
-    ("service", "client_certificate"): ((), "it needs TLS"),
-    ("service", "ca_certificates"): (([],), "it needs TLS"),
-    ("service", "tls_verify"): ((False,), "it needs TLS"),
-    ("service", "tls_verify_depth"): ((), "it needs TLS"),
-    ("route", "protocols"): (_HTTP, "it matches on other protocols than HTTP"),
-    ("route", "headers"): (({},), "it matches on headers"),
-    ("route", "snis"): (([],), "it matches on TLS names"),
+_LEFT_OUT: Final[_Table] = {
     ("route", "sources"): (([],), "it matches on TCP addresses"),
     ("route", "destinations"): (([],), "it matches on TCP addresses"),
     ("route", "expression"): ((), "it matches by an expression"),
-    ("route", "priority"): ((0,), "it orders expressions"),
-    ("route", "path_handling"): (("v0",), "it joins paths another way"),
-    ("plugin", "protocols"): ((*_HTTP, ["grpc", "grpcs", "http", "https"]), "it is for some protocols"),
-    ("plugin", "consumer"): ((), "it is for one consumer"),
-    ("plugin", "consumer_group"): ((), "it is for a group of consumers"),
-    ("plugin", "ordering"): ((), "it orders plugins other than by priority"),
-    ("plugin", "condition"): ((), "it is for some requests"),
+    ("plugin", "consumer"): ((), "it is for one consumer, and " + _NO_CONSUMERS),
+    ("plugin", "consumer_group"): ((), "it is for a group of consumers, and " + _NO_CONSUMERS),
 }
-"""Fields by kind of entity: the values that ask for nothing, and what any other would do; such a file is refused."""
+"""Fields by kind of entity: the values that ask for nothing; with any other the whole entity is left out."""
+
+_KINDS: Final = ("upstreams", "targets", "services", "routes", "plugins")
+
+_PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9._~/%-]*")
+"""What was no regular expression before format 3.0, where a `~` tells."""
+
+_UNNEEDED_TRIPLET: Final = re.compile("%([0-9A-Fa-f]{2})")
+_RESERVED: Final = frozenset("!#$%&'()*+,/:;=?@[]")
+
+_OTHER_PROTOCOLS: Final = frozenset({"grpc", "grpcs", "tcp", "tls", "tls_passthrough", "udp", "ws", "wss"})
+
+_LOOKS_LIKE_REGEX: Final = re.compile(r"[$*+?()\[\]{}|^\\]")
 
 
 _ENDPOINT_CURE: Final = "add traces_endpoint: http://127.0.0.1:4318/v1/traces"
 
 
 class Entities(NamedTuple):
-    """Services, routes and plugins, flat, with references by name, and what was left aside."""
+    """What a file describes, flat, with references by name, and what was left aside."""
 
+    upstreams: tuple[Upstream, ...]
     services: tuple[Service, ...]
     routes: tuple[Route, ...]
     plugins: tuple[Plugin, ...]
@@ -125,14 +138,11 @@ class _Settings(Model):
     collector: Url | None = None
 
 
-def load(
-    file: str, settings: Iterable[Override] = (), export: Export | None = None, plugin_paths: Iterable[str] = ()
-) -> Gateway:
+def load(file: str, settings: Iterable[Override] = (), export: Export | None = None) -> Gateway:
     """Read a ``kong.yml`` for a gateway of its own; raises UserError.
 
     ``settings`` are the fields of :class:`Gateway` that are not entities, and ``collector``, the URL for the
     opentelemetry plugins that name none; without it, and without an endpoint in ``export``, each has to.
-    ``plugin_paths`` are the files or modules of further plugins.
     """
     export = export or Export()
     told = Document("settings", CommentedMap())
@@ -140,11 +150,9 @@ def load(
         told.set(setting)
     told_settings = told.validate(_Settings, told.plain())
     collector = told_settings.collector or export.traces_endpoint
-    classes = plugins.load(plugin_paths, BUNDLED)
-    entities = read_entities(Document.read(file), provided={"collector"} if collector else (), classes=classes)
+    entities = read_entities(Document.read(file), provided={"collector"} if collector else ())
     values = {name: getattr(told_settings, name) for name in _Settings.model_fields if name != "collector"}
-    values |= {"plugin_classes": classes, "seed": secrets.randbits(32), "export": export}
-    gateway = Gateway.model_validate({**values, **entities._asdict()})
+    gateway = Gateway.model_validate({**values, "seed": secrets.randbits(32), "export": export, **entities._asdict()})
     return gateway.exporting_to(collector) if collector else gateway
 
 
@@ -153,9 +161,7 @@ def is_kong_yml(document: Document) -> bool:
     return "_format_version" in document.root
 
 
-def read_entities(
-    document: Document, path: FieldPath = (), *, provided: Collection[str] = (), classes: plugins.Classes = BUNDLED
-) -> Entities:
+def read_entities(document: Document, path: FieldPath = (), *, provided: Collection[str] = ()) -> Entities:
     """Read services, routes and plugins, nested or not, from the mapping at ``path``.
 
     Args:
@@ -163,99 +169,189 @@ def read_entities(
         path: where in the file they stand.
         provided: built-in servers, by name. With ``collector``, a plugin that exports traces need not say where to;
             with others, a service whose host is a single word has to name one of these.
-        classes: the plugins that there are.
 
     Raises:
         UserError: a mistake in the file, or something that is not built yet.
     """
-    reader = _EntityReader(document, provided, classes)
+    reader = _EntityReader(document, provided)
     reader.file(document.plain(path), path)
-    return Entities(tuple(reader.services), tuple(reader.routes), tuple(reader.plugins), tuple(reader.warnings))
+    return reader.entities()
+
+
+class _LeftOutError(Exception):
+    """An entity cannot be simulated and is left out; a warning has told so."""
 
 
 class _EntityReader:
     """Walks a declarative file and flattens it."""
 
-    def __init__(self, document: Document, provided: Collection[str], classes: plugins.Classes) -> None:
+    def __init__(self, document: Document, provided: Collection[str]) -> None:
         self.document = document
-        self.classes = classes
         self.collector_provided = "collector" in provided
-        self.upstreams = sorted(name for name in provided if name != "collector")
+        self.origins = sorted(name for name in provided if name != "collector")
+        self.version = FORMAT_VERSIONS[-1]
+        self.upstreams: dict[str, Upstream] = {}
+        self.targets: defaultdict[str, list[Target]] = defaultdict(list)
         self.services: list[Service] = []
         self.routes: list[Route] = []
         self.plugins: list[Plugin] = []
         self.warnings: list[str] = []
+        self._hosts: list[tuple[str, FieldPath]] = []
         self._names: dict[tuple[str, str], str] = {}
+        self._left_out: set[tuple[str, str]] = set()
         self._scopes: set[tuple[str, str | None, str | None]] = set()
+
+    def entities(self) -> Entities:
+        """Return what was read."""
+        upstreams = (u.model_copy(update={"targets": tuple(self.targets[n])}) for n, u in self.upstreams.items())
+        disabled = {service.name for service in self.services if not service.enabled}
+        routes = (route for route in self.routes if route.service not in disabled)
+        return Entities(
+            tuple(upstreams), tuple(self.services), tuple(routes), tuple(self.plugins), tuple(self.warnings)
+        )
 
     def file(self, data: Any, path: FieldPath) -> None:
         """Read the mapping that holds all lists."""
         data = self._simulated("file", data, path)
-        version = data.pop("_format_version", FORMAT_VERSIONS[-1])
-        if version not in FORMAT_VERSIONS:
+        self.version = data.pop("_format_version", FORMAT_VERSIONS[-1])
+        if self.version not in FORMAT_VERSIONS:
             raise self.document.error(
-                f"expected one of {', '.join(FORMAT_VERSIONS)}, not {shown(version)}",
+                f"expected one of {', '.join(FORMAT_VERSIONS)}, not {shown(self.version)}",
                 (*path, "_format_version"),
-                cure="put it in quotes" if str(version) in FORMAT_VERSIONS else None,
+                cure="put it in quotes" if str(self.version) in FORMAT_VERSIONS else None,
             )
-        entries = {key: self._entries(data, key, path) for key in ("services", "routes", "plugins")}
+        entries = {key: self._entries(data, key, path) for key in _KINDS}
         for key in data:
-            known = ("services", "routes", "plugins", "_format_version")
-            raise self.document.error("unknown field", (*path, key), cure=nearest(key, known))
+            raise self.document.error("unknown field", (*path, key), cure=nearest(key, (*_KINDS, "_format_version")))
+        for entry, where in entries["upstreams"]:
+            self._read(self._upstream, entry, where)
+        for entry, where in entries["targets"]:
+            self._read(self._target, entry, where, None)
         for entry, where in entries["services"]:
-            self._service(entry, where)
+            self._read(self._service, entry, where)
         for entry, where in entries["routes"]:
-            self._route(entry, where, None)
+            self._read(self._route, entry, where, None)
         for entry, where in entries["plugins"]:
-            self._plugin(entry, where, {})
+            self._read(self._plugin, entry, where, {})
+        for host, where in self._hosts:
+            self._check_host(host, where)
+
+    def _read(self, read: Callable[..., None], *given: Any) -> None:
+        with suppress(_LeftOutError):
+            read(*given)
+
+    def _upstream(self, data: Any, path: FieldPath) -> None:
+        data = self._simulated("upstream", data, path)
+        targets = self._entries(data, "targets", path)
+        checks = _without_nulls(data.get("healthchecks", {}))
+        active = checks.get("active") if isinstance(checks, dict) else None
+        for field in ("https_sni", "https_verify_certificate"):
+            if isinstance(active, dict) and active.pop(field, True) is not True:
+                self._warn(f"{field} is not simulated: {_NO_TLS}", (*path, "healthchecks", "active", field))
+        data["healthchecks"] = checks
+        upstream = self.document.validate(Upstream, data, path)
+        self._declare("upstream", upstream, path)
+        self.upstreams[upstream.name] = upstream
+        probes = upstream.healthchecks.active
+        if probes.type != "http" and (probes.healthy.interval or probes.unhealthy.interval):
+            self._warn(f"probes of type {probes.type} do not run", (*path, "healthchecks", "active", "type"))
+        if "consumer" in (upstream.hash_on, upstream.hash_fallback):
+            field = "hash_on" if upstream.hash_on == "consumer" else "hash_fallback"
+            self._warn(f"there is no consumer to hash: {_NO_CONSUMERS}", (*path, field))
+        for entry, where in targets:
+            self._read(self._target, entry, where, upstream.name)
+
+    def _target(self, data: Any, path: FieldPath, upstream: str | None) -> None:
+        data = self._simulated("target", data, path)
+        name = self._scope("upstream", data, path, upstream)
+        if name is None:
+            raise self.document.error("missing", (*path, "upstream"), cure="name the upstream that it belongs to")
+        data.pop("id", None)
+        target = self.document.validate(Target, data, path)
+        if any((target.host, target.port) == (other.host, other.port) for other in self.targets[name]):
+            raise self.document.error("a second target of this address", (*path, "target"), cure="keep one of them")
+        self.targets[name].append(target)
+        self._hosts.append((target.host, (*path, "target")))
 
     def _service(self, data: Any, path: FieldPath) -> None:
         data = self._simulated("service", data, path)
         routes, plugins = self._entries(data, "routes", path), self._entries(data, "plugins", path)
         data.setdefault("name", f"service-{len(self.services) + 1}")
+        self._require_protocol("service", data, path)
         service = self.document.validate(Service, data, path)
-        self._check_host(service.host, (*path, "url" if "url" in data else "host"))
+        field = "url" if "url" in data else "host"
+        if service.protocol == "https":
+            self._warn(f"TLS is not simulated: {service.host} gets plain HTTP on port {service.port}", (*path, field))
+        self._hosts.append((service.host, (*path, field)))
         self.services.append(service)
         self._declare("service", service, path)
         for entry, where in routes:
-            self._route(entry, where, service.name)
+            self._read(self._route, entry, where, service.name)
         for entry, where in plugins:
-            self._plugin(entry, where, {"service": service.name})
+            self._read(self._plugin, entry, where, {"service": service.name})
 
     def _check_host(self, host: str, path: FieldPath) -> None:
         one_word = re.fullmatch(r"[A-Za-z0-9_-]+", host, re.ASCII)
-        if self.upstreams and one_word and host not in self.upstreams and host != "localhost":
-            raise self.document.error(f"there is no upstream {host}", path, cure=nearest(host, self.upstreams))
+        known = [*self.origins, *self.upstreams]
+        if self.origins and one_word and host not in known and host != "localhost":
+            raise self.document.error(f"there is no upstream {host}", path, cure=nearest(host, known))
+
+    def _require_protocol(self, kind: str, data: dict[str, Any], path: FieldPath) -> None:
+        """Leave out what is for no protocol of the web."""
+        field = "protocols" if "protocols" in data else "protocol"
+        words = data.get(field, "http")
+        given = words if isinstance(words, list) else [words]
+        if not all(isinstance(word, str) for word in given) or {"http", "https"} & set(given):
+            return
+        if set(given) <= _OTHER_PROTOCOLS:
+            self._leave_out(kind, data, f"it is for {', '.join(given)}, and connections are plain HTTP", (*path, field))
+
+    def _leave_out(self, kind: str, data: dict[str, Any], why: str, path: FieldPath) -> NoReturn:
+        self._left_out |= {(kind, data[key]) for key in ("name", "id") if isinstance(data.get(key), str)}
+        self._warn(f"this {kind} is left out: {why}", path)
+        raise _LeftOutError
 
     def _route(self, data: Any, path: FieldPath, service: str | None) -> None:
         data = self._simulated("route", data, path)
         plugins = self._entries(data, "plugins", path)
-        for index, value in enumerate(data["paths"] if isinstance(data.get("paths"), list) else ()):
-            if isinstance(value, str) and value.startswith("~"):
-                raise self._not_built(value, "paths are prefixes", (*path, "paths", index), cure="begin it with /")
+        self._require_protocol("route", data, path)
+        if isinstance(data.get("paths"), list):
+            data["paths"] = [self._path(value, (*path, "paths", i)) for i, value in enumerate(data["paths"])]
         data.setdefault("name", f"route-{len(self.routes) + 1}")
         data["service"] = self._scope("service", data, path, service)
-        if data["service"] is None:
-            raise self._not_built("a route without service", "each route leads to a service", path, cure="add it")
         route = self.document.validate(Route, data, path)
+        if route.snis:
+            self._warn(f"snis are not compared: {_NO_TLS}", (*path, "snis"))
         self.routes.append(route)
         self._declare("route", route, path)
         for entry, where in plugins:
-            self._plugin(entry, where, {"route": route.name})
+            self._read(self._plugin, entry, where, {"route": route.name})
+
+    def _path(self, value: Any, path: FieldPath) -> Any:
+        """Return a route's path as format 3.0 would have it."""
+        if not isinstance(value, str) or value.startswith("~"):
+            return value
+        if self.version != FORMAT_VERSIONS[-1]:
+            return value if _PLAIN_PATH.fullmatch(value) else f"~{_UNNEEDED_TRIPLET.sub(_decoded_in_regex, value)}"
+        if _LOOKS_LIKE_REGEX.search(value):
+            told = f"{shown(value)} is compared as it stands; a regular expression begins with ~/ since format 3.0"
+            self._warn(told, path)
+        return value
 
     def _plugin(self, data: Any, path: FieldPath, scope: Mapping[str, str]) -> None:
         data = self._simulated("plugin", data, path)
+        self._require_protocol("plugin", data, path)
+        data.pop("protocols", None)
         for kind in ("service", "route"):
             data[kind] = self._scope(kind, data, path, scope.get(kind))
         data["config"] = _without_nulls(data.get("config", {}))
         plugin = self.document.validate(Plugin, data, path)
         if not plugin.enabled:
             return
-        if plugin.name not in self.classes:
+        if plugin.name not in PLUGIN_CONFIGS:
             self._leave_aside(plugin.name, path)
             return
-        if (model := getattr(self.classes[plugin.name], "Config", None)) is not None:
-            self.document.validate(model, plugin.config, (*path, "config"))
+        self.document.validate(PLUGIN_CONFIGS[plugin.name], plugin.config, (*path, "config"))
         if plugin.lacks_endpoint and not self.collector_provided:
             raise self.document.error("missing", (*path, "config", "traces_endpoint"), cure=_ENDPOINT_CURE)
         identity = (plugin.name, plugin.service, plugin.route)
@@ -266,33 +362,31 @@ class _EntityReader:
 
     def _leave_aside(self, name: str, path: FieldPath) -> None:
         if name not in _BUNDLED:
-            message, cure = f"there is no plugin {shown(name)}", nearest(name, self.classes)
+            message, cure = f"there is no plugin {shown(name)}", nearest(name, PLUGIN_CONFIGS)
             raise self.document.error(message, (*path, "name"), cure=cure)
         self._warn(f"plugin {name} is not simulated: requests pass as if it were absent", (*path, "name"))
 
     def _simulated(self, kind: str, data: Any, path: FieldPath) -> dict[str, Any]:
-        """Return the fields that are simulated; the others are refused, warned of, or only labels."""
+        """Return the fields that are simulated; the others are only labels, or a warning tells what becomes of them."""
         if not isinstance(data, dict):
             raise self.document.error(f"expected a mapping of fields, not {shown(data)}", path)
-        labels = _FILE_LABELS if kind == "file" else _LABELS
-        return {
-            key: value
-            for key, value in data.items()
-            if key not in labels and value is not None and self._is_simulated((kind, key), value, (*path, key))
-        }
+        labels = _FILE_LABELS if kind == "file" else _LABELS - {"created_at"} if kind == "route" else _LABELS
+        given = {key: value for key, value in data.items() if key not in labels and value is not None}
+        for key, value in given.items():
+            harmless, why = _LEFT_OUT.get((kind, key), (None, ""))
+            if harmless is not None and value not in harmless:
+                self._leave_out(kind, given, why, (*path, key))
+        return {key: value for key, value in given.items() if self._is_simulated((kind, key), value, (*path, key))}
 
     def _is_simulated(self, field: tuple[str, str], value: object, path: FieldPath) -> bool:
-        for table in (_REFUSED, _LEFT_ASIDE):
-            if field not in table:
-                continue
-            harmless, meaning = table[field]
-            if value in harmless:
-                return False
-            if table is _REFUSED:
-                raise self._not_built(field[1], meaning, path)
-            self._warn(f"{field[1]} is not simulated: {meaning}", path)
+        if field in _LEFT_OUT:
             return False
-        return True
+        if field not in _LEFT_ASIDE:
+            return True
+        harmless, consequence = _LEFT_ASIDE[field]
+        if value not in harmless:
+            self._warn(f"{field[1]} is not simulated: {consequence}", path)
+        return False
 
     def _entries(self, data: dict[str, Any], key: str, path: FieldPath) -> list[tuple[Any, FieldPath]]:
         entries = data.pop(key, None)
@@ -307,20 +401,18 @@ class _EntityReader:
             return nested_in
         key = next((given[k] for k in ("name", "id") if k in given), None) if isinstance(given, dict) else given
         name = self._names.get((kind, key)) if isinstance(key, str) else None
+        if (kind, key) in self._left_out:
+            raise _LeftOutError
         if name is None or nested_in not in {None, name}:
-            known = [known for other, known in self._names if other == kind]
+            known = dict.fromkeys(known for (other, _key), known in self._names.items() if other == kind)
             raise self.document.error(f"there is no {kind} {shown(key)}", (*path, kind), cure=nearest(key, known))
         return name
 
-    def _declare(self, kind: str, entity: Service | Route, path: FieldPath) -> None:
+    def _declare(self, kind: str, entity: Upstream | Service | Route, path: FieldPath) -> None:
         if (kind, entity.name) in self._names:
             message = f"a second {kind} named {shown(entity.name)}"
             raise self.document.error(message, (*path, "name"), cure="give it another name")
         self._names[kind, entity.name] = self._names[kind, entity.id] = entity.name
-
-    def _not_built(self, word: str, meaning: str, path: FieldPath, *, cure: str | None = None) -> UserError:
-        error = not_built(word, meaning)
-        return self.document.error(error.message, path, cure=cure or error.cure)
 
     def _warn(self, message: str, path: FieldPath) -> None:
         self.warnings.append(str(self.document.error(message, path)))
@@ -330,3 +422,11 @@ def _without_nulls(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: _without_nulls(value) for key, value in data.items() if value is not None}
     return data
+
+
+def _decoded_in_regex(triplet: re.Match[str]) -> str:
+    """Decode what needs no %-triplet, so that it stands for itself in a regular expression."""
+    character = chr(int(triplet[1], 16))
+    if character in _RESERVED:
+        return triplet[0].upper()
+    return f"\\{character}" if character in ".^-{}\\|" else character

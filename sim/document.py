@@ -21,7 +21,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError
 
-from sim.errors import FieldError, UserError, nearest, shown
+from sim.errors import FieldError, UserError, meant, nearest, shown
 
 FieldPath = tuple[str | int, ...]
 
@@ -55,11 +55,12 @@ class Model(BaseModel):
             word = data.get(field)
             if isinstance(word, str) and word in words:
                 raise not_built(word, words[word], field=field)
+        known = [info.alias or name for name, info in cls.model_fields.items()]
         for key in data:
             if key in cls.fields_not_built:
                 raise not_built(str(key), cls.fields_not_built[key], field=str(key))
-            if key not in cls.model_fields:
-                raise FieldError("unknown field", field=str(key), cure=nearest(key, cls.model_fields))
+            if key not in known:
+                raise FieldError("unknown field", field=str(key), cure=nearest(key, known))
         return data
 
 
@@ -175,11 +176,13 @@ class Document:
         try:
             return model.model_validate(data)
         except ValidationError as error:
-            raise min((self._located(details, path) for details in error.errors()), key=_order) from None
+            mistakes = (details for details in error.errors() if details["type"] != "default_factory_not_called")
+            raise min((self._located(details, path) for details in mistakes), key=_order) from None
 
     def _located(self, details: ErrorDetails, path: FieldPath) -> UserError:
         message, cure, below = _explain(details)
-        where = tuple(step for step in details["loc"] if step != "[key]")
+        # In brackets stand what is no field of the file: "[key]", and the tags that choose among models.
+        where = tuple(step for step in details["loc"] if not str(step).startswith("["))
         return self.error(message, (*path, *where, *below), cure=cure)
 
     def _node(self, path: FieldPath) -> Any:
@@ -337,7 +340,7 @@ def _explain(details: ErrorDetails) -> tuple[str, str | None, FieldPath]:
             words = [word.strip("'") for word in re.split(", | or ", limits["expected"])]
             return (
                 f"expected {limits['expected'].replace(chr(39), '')}, not {given}",
-                _meant(details["input"], words),
+                meant(details["input"], words),
                 (),
             )
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
@@ -348,11 +351,6 @@ def _explain(details: ErrorDetails) -> tuple[str, str | None, FieldPath]:
             return f"expected {expected}, not {given}", cure, ()
         case _:
             return f"{details['msg'][:1].lower()}{details['msg'][1:]}, not {given}", None, ()
-
-
-def _meant(word: object, words: list[str]) -> str | None:
-    close = get_close_matches(str(word), words, n=1)
-    return f"did you mean {close[0]}?" if close else None
 
 
 _RELATIONS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}

@@ -98,3 +98,16 @@ class ErrorLog(LogFile):
         stamp = time.strftime("%Y/%m/%d %H:%M:%S")
         line = f"{stamp} [{level}] {pid}#{pid}: {' '.join(message.splitlines())}\n"
         self.append(line.encode(errors="backslashreplace"))
+
+
+def count_lines(path: Path) -> dict[str, int]:
+    """Count what was logged to a file: `lines`, their `bytes`, and the lines of each of `LEVELS`."""
+    counts = {"lines": 0, "bytes": 0, **dict.fromkeys(LEVELS, 0)}
+    with path.open("rb") as log:
+        for line in log:
+            counts["lines"] += 1
+            counts["bytes"] += len(line)
+            level = line.partition(b" [")[2].partition(b"] ")[0].decode("ascii", errors="replace")
+            if level in LEVELS:
+                counts[level] += 1
+    return counts

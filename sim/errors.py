@@ -77,10 +77,13 @@ def shown(value: object) -> str:
             return text if len(text) <= SHOWN_MAX else f"{text[: SHOWN_MAX - 3]}..."
 
 
+def meant(word: object, known: Iterable[str]) -> str | None:
+    """Return the cure for a misspelt word: the known word it was probably meant to be, None where none is near."""
+    close = get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else None
+
+
 def nearest(word: object, known: Iterable[str]) -> str | None:
     """Return the cure for a misspelt word: the known word it was probably meant to be, else all of them."""
     words = list(known)
-    close = get_close_matches(str(word), words, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"known here: {', '.join(words)}" if words else None
+    return meant(word, words) or (f"known here: {', '.join(words)}" if words else None)

@@ -11,12 +11,10 @@ from collections.abc import Callable, Mapping
 import kongtrace
 from kongtrace import PHASES, TracerProvider, tracing
 from kongtrace import queue as kong_queue
-from kongtrace.context import KONG_PHASE
 from sim.config import Gateway
 from sim.connection import ClientConnection
 from sim.exporter import Exporter
-from sim.instrumentation import Instrumentation
-from sim.ngx import Network, Ngx
+from sim.health_check import HealthChecks
 from sim.pdk import Kong
 from sim.plugin import Plans, PluginClass
 from sim.plugins import BUNDLED
@@ -38,13 +36,11 @@ class WorkerGateway:
         log: takes a level and a message.
         on_change: called when a count has changed.
         on_rest: called whenever it drains and no request and no timer is left.
-        slot: the worker's place among the others.
         classes: the plugins that there are.
         make_provider: makes the tracer provider, such as a checked one (`kongtrace.checked.tracer_provider`).
         on_logged: called with each request after its log phase, such as the access log.
 
     Attributes:
-        configuration: as given.
         profile: "kong" or "safe".
         runtime: as given.
         node_id: of the node.
@@ -53,7 +49,6 @@ class WorkerGateway:
         pool: connections to upstreams.
         exporter: drives the queues.
         counts: what the runloop counts.
-        kong: the PDK.
         runloop: serves the requests.
         plans: which plugins run.
         draining: it was told to leave.
@@ -67,12 +62,11 @@ class WorkerGateway:
         *,
         on_change: Callable[[], None],
         on_rest: Callable[[], None],
-        slot: int = 0,
         classes: Mapping[str, PluginClass] = BUNDLED,
         make_provider: Callable[..., TracerProvider] = TracerProvider,
         on_logged: Callable[[Request], None] | None = None,
     ) -> None:
-        self.configuration = gateway
+        self._gateway = gateway
         self._log = log
         self._on_change = on_change
         self._on_rest = on_rest
@@ -88,7 +82,7 @@ class WorkerGateway:
             sampling_rate=gateway.tracing.sampling_rate,
         )
         tracing.use(self.provider)
-        self.provider.execution.enter(PHASES["init_worker"], {KONG_PHASE: "init_worker"})
+        self.provider.execution.enter(PHASES["init_worker"], {})
         self.timers = Timers(
             runtime,
             self.provider.execution,
@@ -99,49 +93,32 @@ class WorkerGateway:
             on_end=self._end_timer,
         )
         self.pool = Pool(runtime)
-        resolver = Resolver(runtime, gateway.hosts)
-        instrumentation = Instrumentation(self.provider, gateway.tracing)
         self.exporter = Exporter(
             kong_queue.PROFILES[gateway.profile],
             runtime,
             self.timers,
-            resolver,
+            Resolver(runtime, gateway.hosts),
             gateway.export,
             gateway.nginx.lua_ssl_trusted_certificate,
             log,
             on_change,
         )
         self.counts = Counts()
-        self.kong = Kong(
-            self.provider,
-            self.timers,
-            Ngx(
-                runtime,
-                self.provider.execution,
-                self.timers,
-                Network(resolver, self.pool, instrumentation),
-                slot=slot,
-                workers=gateway.workers,
-            ),
-            node_id=self.node_id,
-            worker=self,
-        )
-        self.plans = Plans(gateway, {**classes, **gateway.plugin_classes})
-        self.plans.start(self.kong)
+        self.plans = Plans(gateway, classes, self)
         self.runloop = Runloop(
             gateway,
             self.provider,
             runtime,
             self.pool,
             self.plans,
-            self.kong,
-            instrumentation,
-            resolver,
+            Kong(self.provider, self.timers),
             self.counts,
             on_change,
             self._rest,
             on_logged,
         )
+        for balancer in self.runloop.balancers.values():
+            HealthChecks(balancer, self.timers, self.pool, self.runloop.resolver, log)
 
     def connection(self) -> ClientConnection:
         """Return the protocol of a client's new connection."""
@@ -156,9 +133,8 @@ class WorkerGateway:
         for connection in tuple(self.runloop.connections):
             connection.close_if_idle()
         self.exporter.queues.exit()
-        self.exporter.log_queues.exit()
         self.timers.exit()
-        timeout_s = self.configuration.nginx.worker_shutdown_timeout
+        timeout_s = self._gateway.nginx.worker_shutdown_timeout
         if timeout_s:
             self.runtime.call_later(timeout_s, self._cut_off)
         self._on_change()
@@ -168,7 +144,6 @@ class WorkerGateway:
         """Leave at once: what requests and queues hold is booked as lost (W2, E5)."""
         self.counts.lost_in_request += self.provider.spans.balance().live
         self.exporter.queues.abandon()
-        self.exporter.log_queues.abandon()
 
     async def close(self) -> None:
         """Give every connection back; requests under way end without a log phase."""

@@ -7,29 +7,36 @@ server's one timer keeps the delays of all connections.
 
 A malformed request is answered 400, a head that is too large 431, then the connection is closed. An upgrade is never
 accepted: the request is answered as if it had not asked (RFC 9110 7.8). Idle connections stay open until the client
-closes them. Delays in nanoseconds, sizes in bytes.
+closes them.
+
+Faults (`sim.faults`) may be on: connections refused, reset or left hanging, answers late or cut off. Which status is
+answered is the subclass's.
+
+Delays in nanoseconds, sizes in bytes.
 """
 
 import asyncio
 import heapq
 import itertools
+import socket
+import struct
 from abc import ABC, abstractmethod
 from collections import deque
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import httptools
 
 from sim.timerfd import TimerFd
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Mapping
 
+    from sim.faults import Fault
     from sim.runtime import Alarm
 
-__all__ = ["HEAD_BYTES_MAX", "HttpConnection", "HttpServer", "response"]
+__all__ = ["HEAD_BYTES_MAX", "Door", "HttpConnection", "HttpServer", "SocketDoor", "response"]
 
 HEAD_BYTES_MAX: Final = 65_536
 """The largest request head accepted; twice what nginx takes (`large_client_header_buffers 4 8k`)."""
@@ -38,6 +45,9 @@ _BACKLOG: Final = 511  # nginx's, NGX_LISTEN_BACKLOG
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _WITHOUT_BODY: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+_NS_PER_S: Final = 1_000_000_000
+_UNREACHABLE: Final = ("refuse", "down")
+_LINGER_NOT: Final = struct.pack("ii", 1, 0)  # close(2) sends RST (socket(7), SO_LINGER)
 
 
 def response(
@@ -93,6 +103,9 @@ class HttpConnection(asyncio.Protocol, ABC):
     def respond(self, request: Any, keep_alive: bool) -> tuple[bytes, int]:
         """Return the response to `request`, and by how many ns it is to be delayed."""
 
+    def sent(self) -> None:
+        """Take note that the answer under way has been written out whole, to a client that was there."""
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Enter the connection into the server's accounts."""
         self.transport = cast("asyncio.Transport", transport)
@@ -131,10 +144,12 @@ class HttpConnection(asyncio.Protocol, ABC):
         """Ask for the body, if the client waits to be asked; one of HTTP/1.0 would take that for the answer."""
         self._head_bytes = 0
         self._in_body = True
-        if self._afterwards:
+        if "reset" in self.server.faults:
+            self.reset()
+        elif self._afterwards:
             if self.parser.get_http_version() == "1.0":
                 self._afterwards = b""
-            self._advance()
+            self.advance()
 
     def on_message_complete(self) -> None:
         """Put the request in line."""
@@ -145,7 +160,7 @@ class HttpConnection(asyncio.Protocol, ABC):
         keep_alive = self.parser.should_keep_alive()
         self._last = not keep_alive
         self._waiting.append((self.request(), keep_alive))
-        self._advance()
+        self.advance()
 
     def pause_writing(self) -> None:
         """Answer nothing more until the client has read."""
@@ -154,19 +169,39 @@ class HttpConnection(asyncio.Protocol, ABC):
     def resume_writing(self) -> None:
         """Go on answering."""
         self._blocked = False
-        self._advance()
+        self.advance()
 
     def finish(self, data: bytes) -> None:
         """Send the delayed response `data`, and go on with the requests in line."""
         if not self.transport.is_closing():
             self._send(data)
-            self._advance()
+            self.advance()
 
-    def _advance(self) -> None:
-        while self._waiting and not self._busy and not self._blocked:
+    def reset(self) -> None:
+        """Reset the connection (TCP RST): what is on its way is lost on both sides."""
+        self._last = True
+        self._waiting.clear()
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        self.transport.abort()
+
+    def leave(self) -> None:
+        """Close the connection as soon as no request is under way."""
+        if self._busy or self._waiting:
+            self._keep_alive = False
+        else:
+            self.transport.close()
+
+    def advance(self) -> None:
+        """Answer what waits in line, one after the other."""
+        faults = self.server.faults
+        while self._waiting and not self._busy and not self._blocked and "hang" not in faults:
             self._busy = True
             request, self._keep_alive = self._waiting.popleft()
             data, delay_ns = self.respond(request, self._keep_alive)
+            if faults:
+                delay_ns += self.server.slowness_ns()
             if delay_ns > 0:
                 self.server.finish_later(self, data, delay_ns)
             else:
@@ -176,13 +211,21 @@ class HttpConnection(asyncio.Protocol, ABC):
             self._afterwards = b""
             if self._last:
                 self.transport.close()
-        if self._reading == bool(self._waiting):
-            self._read(not self._waiting)
+        # A server that hangs reads on, or it would never see its clients leave.
+        full = len(self._waiting) > ("hang" in faults)
+        if self._reading == full:
+            self._read(not full)
 
     def _send(self, data: bytes) -> None:
         self._busy = False
+        faults = self.server.faults
+        if "truncate" in faults:
+            self.transport.write(data[: len(data) // 2])
+            self.reset()
+            return
         self.transport.write(data)
-        if not self._keep_alive:
+        self.sent()
+        if not self._keep_alive or "refuse" in faults:
             self.transport.close()
 
     def _read(self, reading: bool) -> None:
@@ -194,7 +237,62 @@ class HttpConnection(asyncio.Protocol, ABC):
         if not self._last:
             self._last = True
             self._afterwards = response(status, {}, b"", keep_alive=False)
-            self._advance()
+            self.advance()
+
+
+class Door(Protocol):
+    """Where a server's connections come in."""
+
+    def shut(self) -> None:
+        """Refuse connections; shut already, it stays so."""
+
+    def reopen(self) -> None:
+        """Accept connections again, at the same address."""
+
+
+class SocketDoor:
+    """A port of this machine. Shut it stays bound, so that nobody else can get it meanwhile.
+
+    Args:
+        sock: bound.
+        accept: makes the protocol of a new connection.
+    """
+
+    def __init__(self, sock: socket.socket, accept: "Callable[[], HttpConnection]") -> None:
+        self._sock: socket.socket | None = sock
+        self._accept = accept
+        self._listener: asyncio.Server | None = None
+        self._address = sock.getsockname()
+        self._family = sock.family
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # so that another can be bound beside it
+
+    async def begin(self) -> None:
+        """Accept connections."""
+        sock, self._sock = self._sock, None
+        assert sock is not None
+        self._listener = await asyncio.get_running_loop().create_server(self._accept, sock=sock, backlog=_BACKLOG)
+
+    def shut(self) -> None:
+        """Refuse connections; shut already, it stays so."""
+        if self._listener is None:
+            return
+        self._sock = socket.socket(self._family, socket.SOCK_STREAM)
+        self._sock.setblocking(False)
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            self._sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        self._sock.bind(self._address)
+        self._listener.close()
+        self._listener = None
+
+    def close(self) -> None:
+        """Accept connections no more, and give the port away."""
+        for held in (self._listener, self._sock):
+            if held is not None:
+                held.close()
+
+    def reopen(self) -> None:
+        """Accept connections again, at the same address."""
+        self._beginning = asyncio.ensure_future(self.begin())
 
 
 class HttpServer(ABC):
@@ -203,13 +301,17 @@ class HttpServer(ABC):
     Attributes:
         accepted: Connections accepted so far.
         connections: Those open now.
+        faults: Those that are on, by kind.
+        door: Where connections come in.
     """
 
     _alarm: "Alarm"
+    door: "Door"
 
     def __init__(self) -> None:
         self.accepted = 0
         self.connections: dict[HttpConnection, None] = {}
+        self.faults: dict[str, Fault] = {}
         self._delayed: list[tuple[int, int, HttpConnection, bytes]] = []  # a heap, by deadline in ns
         self._sequence = itertools.count()  # breaks ties, in order of request
 
@@ -217,13 +319,14 @@ class HttpServer(ABC):
     def accept(self) -> HttpConnection:
         """Return the protocol of a new connection."""
 
-    async def serve(self, sock: "socket.socket", stop: asyncio.Event) -> None:
+    async def serve(self, sock: socket.socket, stop: asyncio.Event) -> None:
         """Accept connections on the bound socket `sock` until `stop` is set, then close all of them."""
         loop = asyncio.get_running_loop()
+        self.door = door = SocketDoor(sock, self.accept)
         self.open(partial(TimerFd, loop))
-        listener = await loop.create_server(self.accept, sock=sock, backlog=_BACKLOG)
+        await door.begin()
         await stop.wait()
-        listener.close()
+        door.close()
         self.close()
 
     def open(self, make_alarm: "Callable[[Callable[[int], int | None]], Alarm]") -> None:
@@ -235,6 +338,41 @@ class HttpServer(ABC):
         for connection in tuple(self.connections):
             connection.transport.abort()
         self._alarm.close()
+
+    def obey(self, order: "tuple[bool, Fault]") -> None:
+        """Begin or end a fault, as the order says: whether it begins, and which."""
+        begins, fault = order
+        (self.begin if begins else self.end)(fault)
+
+    def begin(self, fault: "Fault") -> None:
+        """Have a fault from now on."""
+        self.faults[fault.kind] = fault
+        if fault.kind in _UNREACHABLE:
+            self.door.shut()
+        for connection in tuple(self.connections):
+            if fault.kind == "down":
+                connection.reset()
+            elif fault.kind == "refuse":
+                connection.leave()
+
+    def end(self, fault: "Fault") -> None:
+        """Have a fault no longer."""
+        if self.faults.get(fault.kind) != fault:  # a later one of its kind has taken its place
+            return
+        del self.faults[fault.kind]
+        if fault.kind in _UNREACHABLE and not any(kind in self.faults for kind in _UNREACHABLE):
+            self.door.reopen()
+        for connection in tuple(self.connections):
+            connection.advance()
+
+    def slowness_ns(self) -> int:
+        """Return by how much the faults that are on delay an answer."""
+        slow = self.faults.get("slow")
+        return round(slow.latency * _NS_PER_S) if slow else 0
+
+    def now_ns(self) -> int:
+        """Return the time, in ns of a clock of its own."""
+        return self._alarm.now_ns()
 
     def finish_later(self, connection: HttpConnection, data: bytes, delay_ns: int) -> None:
         """Have `connection` finish with `data` after `delay_ns`."""

@@ -3,7 +3,7 @@
 Every span that a worker creates ends in exactly one account, and every entry of its queue too:
 
     created  = unsampled + unprocessed + enqueued + rejected + lost_in_request                        (+ open)
-    enqueued = acknowledged + dropped_overflow + dropped_retries + dropped_shutdown + swallowed
+    enqueued = acknowledged + dropped_overflow + dropped_retries + dropped_refused + dropped_shutdown + swallowed
                + lost_in_queue                                                           (+ queued + in_flight)
 
 In brackets what still stands while the worker lives. A worker counts both sides of each equation where things happen
@@ -12,7 +12,8 @@ is what is lost, and is booked from these; never as the difference of the two si
 difference, is a real check: it is 0 unless a span went missing, also after `kill -9`. A worker that exits of its own
 accord books what it gives up itself, so what it still holds then has gone missing.
 
-`swallowed` are the entries that Kong's queue loses without a word (kong-semantics Q29).
+`swallowed` are the entries that Kong's queue loses without a word (kong-semantics Q29). `lost` adds up what was
+meant for the collector and is not known to have arrived there (`LOSSES`).
 
 A pool keeps a balance of its own: fetched = released + discarded + live; live is 0 at rest, but for what the core
 never releases (P13).
@@ -36,6 +37,7 @@ ACCOUNTS: Final = {
     "acknowledged": "sent, and accepted by the collector",
     "dropped_overflow": "dropped as the oldest of a full queue",
     "dropped_retries": "given up after max_retry_time",
+    "dropped_refused": "given up at once, since the collector wants them neither now nor later",
     "dropped_shutdown": "queued or being sent when the worker was terminated",
     "swallowed": "taken from the queue but in no batch (kong-semantics Q29)",
 }
@@ -52,6 +54,7 @@ EQUATIONS: Final = (
             "acknowledged",
             "dropped_overflow",
             "dropped_retries",
+            "dropped_refused",
             "dropped_shutdown",
             "swallowed",
             "lost_in_queue",
@@ -61,6 +64,18 @@ EQUATIONS: Final = (
     ),
 )
 """Each left side and the accounts that make up its right side."""
+
+LOSSES: Final = (
+    "rejected",
+    "lost_in_request",
+    "dropped_overflow",
+    "dropped_retries",
+    "dropped_refused",
+    "dropped_shutdown",
+    "swallowed",
+    "lost_in_queue",
+)
+"""The accounts of spans that were meant for the collector and are not known to have arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +91,14 @@ class Ledger:
     acknowledged: int = 0
     dropped_overflow: int = 0
     dropped_retries: int = 0
+    dropped_refused: int = 0
     dropped_shutdown: int = 0
     swallowed: int = 0
     lost_in_queue: int = 0
     open: int = 0
     queued: int = 0
     in_flight: int = 0
+    lost: int = 0
     unaccounted: int = 0
 
     def __add__(self, other: Self) -> Self:
@@ -90,7 +107,8 @@ class Ledger:
 
 def _balance(accounts: "Mapping[str, int]") -> Ledger:
     missing = (abs(accounts.get(left, 0) - sum(accounts.get(name, 0) for name in right)) for left, right in EQUATIONS)
-    return Ledger(**accounts, unaccounted=sum(missing))
+    lost = sum(accounts.get(name, 0) for name in LOSSES)
+    return Ledger(**accounts, lost=lost, unaccounted=sum(missing))
 
 
 def standing(values: "Mapping[str, int]") -> Ledger:

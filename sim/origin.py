@@ -3,7 +3,7 @@
 Latency is drawn from the lognormal distribution whose median and 99th percentile are the given ones: service times
 are skewed to the right, and two quantiles are what an operator knows of them. Equal quantiles give a fixed latency, and
 0 none at all. The status of each answer is drawn from a mix; the body is the same for all. Everything comes from one
-seed, in order of arrival.
+seed, in order of arrival. Faults may be on (`sim.http_server`); with `status` every answer has that status.
 
 Latencies are in ms, sizes in bytes. The peer contract is that of `sim.peer`.
 """
@@ -13,6 +13,7 @@ import itertools
 import math
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Final
@@ -99,8 +100,10 @@ class _Connection(HttpConnection):
     def respond(self, request: bool, keep_alive: bool) -> tuple[bytes, int]:
         server = self.server
         status = server.draw_status()
+        if fault := server.faults.get("status"):
+            status = fault.status
         server.by_status[status] += 1
-        return server.responses[status, request, keep_alive], server.draw_latency_ns()
+        return server.response(status, request, keep_alive), server.draw_latency_ns()
 
 
 class OriginServer(HttpServer):
@@ -111,16 +114,17 @@ class OriginServer(HttpServer):
         generator = random.Random(origin.seed)
         self.draw_latency_ns = origin.latencies_ns(generator)
         self.draw_status = origin.statuses(generator)
-        self.by_status = dict.fromkeys(origin.status, 0)
-        body = b"x" * origin.body_bytes
-        self.responses = {
-            (status, head, keep_alive): response(
-                status, {"Content-Type": "text/plain"}, body, head=head, keep_alive=keep_alive
-            )
-            for status in origin.status
-            for head in (False, True)
-            for keep_alive in (False, True)
-        }
+        self.by_status: Counter[int] = Counter()
+        self._body = b"x" * origin.body_bytes
+        self._responses: dict[tuple[int, bool, bool], bytes] = {}
+
+    def response(self, status: int, head: bool, keep_alive: bool) -> bytes:
+        """Return the response of a status, made once."""
+        made = self._responses.get((status, head, keep_alive))
+        if made is None:
+            made = response(status, {"Content-Type": "text/plain"}, self._body, head=head, keep_alive=keep_alive)
+            self._responses[status, head, keep_alive] = made
+        return made
 
     def accept(self) -> _Connection:
         """Return the protocol of a new connection."""
@@ -129,8 +133,8 @@ class OriginServer(HttpServer):
     def report(self) -> dict[str, Any]:
         """Return what `serve` reports."""
         return {
-            "requests": sum(self.by_status.values()),
-            "by_status": {status: count for status, count in self.by_status.items() if count},
+            "requests": self.by_status.total(),
+            "by_status": dict(self.by_status),
             "connections": self.accepted,
             "cpu_s": time.process_time(),
         }
@@ -143,4 +147,4 @@ def serve(sock: "socket.socket", control: "Connection", origin: Origin) -> None:
     `connections` accepted, `cpu_s` the CPU time of the process.
     """
     server = OriginServer(origin)
-    peer.run(control, lambda stop: server.serve(sock, stop), server.report)
+    peer.run(control, lambda stop: server.serve(sock, stop), server.report, server.obey)

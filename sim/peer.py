@@ -3,6 +3,7 @@
 The parent forks a peer and holds the other end of its pipe. On `"report"` the peer sends its report back, a plain dict.
 On `"stop"`, on the pipe's end of file and on SIGTERM it stops, sends its final report, and exits with 0; one that
 comes to its own end (load) does the same unasked. So the last dict before the pipe's end of file is the final one.
+Any other order is the peer's own, such as a fault that begins or ends.
 SIGINT and SIGQUIT are ignored: from the keyboard they reach every process of the terminal, and it is the parent that
 decides.
 
@@ -26,7 +27,10 @@ __all__ = ["run"]
 
 
 def run(
-    control: "Connection", main: "Callable[[asyncio.Event], Awaitable[None]]", report: "Callable[[], dict[str, Any]]"
+    control: "Connection",
+    main: "Callable[[asyncio.Event], Awaitable[None]]",
+    report: "Callable[[], dict[str, Any]]",
+    obey: "Callable[[Any], object] | None" = None,
 ) -> None:
     """Run a peer in this freshly forked process until it ends.
 
@@ -34,31 +38,37 @@ def run(
         control: The peer's end of the pipe.
         main: What the peer does. Given an event that is set when it shall stop; it may return earlier.
         report: The report as of now; called at any time once the event loop runs.
+        obey: Takes the orders that are the peer's own; without it there are none.
     """
     for signum in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_IGN)
     gc.freeze()  # the parent's objects are never garbage here: walking them would stall the loop for milliseconds
-    uvloop.run(_run(control, main, report))
+    uvloop.run(_run(control, main, report, obey))
 
 
 async def _run(
-    control: "Connection", main: "Callable[[asyncio.Event], Awaitable[None]]", report: "Callable[[], dict[str, Any]]"
+    control: "Connection",
+    main: "Callable[[asyncio.Event], Awaitable[None]]",
+    report: "Callable[[], dict[str, Any]]",
+    obey: "Callable[[Any], object] | None",
 ) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
-    def obey() -> None:
+    def take() -> None:
         try:
-            message = control.recv()
+            order = control.recv()
         except (EOFError, OSError):  # the parent is gone, or about to go
-            message = "stop"
-        if message == "report":
+            order = "stop"
+        if order == "report":
             control.send(report())
-        else:
+        elif order == "stop":
             loop.remove_reader(control.fileno())
             stop.set()
+        elif obey is not None:
+            obey(order)
 
-    loop.add_reader(control.fileno(), obey)
+    loop.add_reader(control.fileno(), take)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     await main(stop)
     loop.remove_reader(control.fileno())

@@ -5,7 +5,9 @@ collector and master are forked, each without the sockets of the others, which w
 the workers serve, the load. From then on this process waits: for signals, messages, ends of processes.
 
 In order: the load ends by itself; the gateway comes to rest (no request active, no span on its way); QUIT to the
-master, whose workers drain; "stop" to collector and origins. Out of order, at a signal, at an exception, or when a
+master, whose workers drain; "stop" to collector and origins. Rest and drain are bounded: a collector that stays away
+for good holds up neither, and what the queues still hold then is dropped, and booked so. Faults (`sim.faults`) begin
+and end at their times until the gateway has ended. Out of order, at a signal, at an exception, or when a
 process ends that should not: the load is stopped and the master gets TERM, the rest as before, each step bounded. A
 second Ctrl-C kills. However it ends, every process is reaped; and the last reports and the scoreboard make the summary.
 
@@ -26,10 +28,13 @@ from socket import socket
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import psutil
+
 from sim import collector, origin
 from sim.cycle import EXIT_FATAL, child_seed
-from sim.error_log import ErrorLog
+from sim.error_log import ErrorLog, count_lines
 from sim.errors import UserError
+from sim.faults import Event, Fault, timeline
 from sim.load import driver
 from sim.load.request import Request
 from sim.master import Master, listen, url_of
@@ -37,12 +42,13 @@ from sim.process import Connection, Process, Signals, kill, pipe, reap, send_sig
 from sim.report.environment import environment
 from sim.report.progress import Moment, Progress
 from sim.report.summary import Summary, summarize
-from sim.scenario import Scenario, Upstream
+from sim.scenario import RampingArrivalRate, Scenario, Upstream
 from sim.scoreboard import Scoreboard
 
 UPDATE_S: Final = 0.25
 REST_POLL_S: Final = 0.05
 FAULT_RETRY_S: Final = 0.01
+MEMORY_POLL_S: Final = 0.05
 READY_S_MAX: Final = 60.0
 START_DEATHS_MAX: Final = 5
 REST_S_MAX: Final = 10.0  # ten times what a queue waits for a batch to fill
@@ -57,6 +63,8 @@ _LOAD: Final = "load"
 _READY: Final = "ready"
 _HOST: Final = "127.0.0.1"
 _MS_PER_S: Final = 1000
+_WORKER_SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+_MASTER_SIGNALS: Final = {"reload": signal.SIGHUP, "quit": signal.SIGQUIT, "terminate": signal.SIGTERM}
 
 
 class RunError(Exception):
@@ -119,9 +127,9 @@ class _Child:
         except (EOFError, OSError):
             self._open = False
 
-    def ask(self, question: str) -> None:
+    def ask(self, order: Any) -> None:
         with suppress(OSError):  # it has just ended
-            self.control.send(question)
+            self.control.send(order)
 
 
 @dataclass
@@ -139,12 +147,14 @@ class _Run:
     may_end: set[str] = field(default_factory=set)
     load_s: float = inf  # when the load began
     update_s: float = 0.0  # when the view is due
+    events: list[Event] = field(default_factory=list)  # those to come
+    under_way: list[tuple[Fault, dict[str, Any]]] = field(default_factory=list)  # faults that are on, and their entries
     carried_out: list[dict[str, Any]] = field(default_factory=list)
     interrupted: bool = False
 
     def run(self) -> Summary:
         started_at, started_s = datetime.now(UTC).astimezone(), time.monotonic()
-        self.faults = sorted(self.scenario.faults, key=lambda fault: fault.at)
+        self.events = timeline(self.scenario.faults)
         try:
             self._start_gateway()
             self._start_load()
@@ -168,6 +178,8 @@ class _Run:
             started_at=started_at,
             elapsed_s=time.monotonic() - started_s,
             faults=self.carried_out,
+            not_carried_out=[event.fault for event in self.events if event.begins],
+            error_log=count_lines(self.log_path),
             interrupted=self.interrupted,
         )
 
@@ -196,15 +208,10 @@ class _Run:
         return bool(self.children[_MASTER].message == _READY)
 
     def _start_load(self) -> None:
-        load, asked, address = self.scenario.load[0], self.scenario.load[0].request, urlsplit(self.url)
+        asked, address = self.scenario.load[0].request, urlsplit(self.url)
         assert address.hostname is not None
         assert address.port is not None
-        arrivals = driver.ConstantArrivalRate(
-            rate_per_s=load.rate,
-            duration_s=load.duration,
-            arrival=load.arrival,
-            seed=child_seed(self.scenario.seed, "load", 0),
-        )
+        arrivals = _arrivals(self.scenario, child_seed(self.scenario.seed, "load", 0))
         request = Request(
             host=address.hostname, port=address.port, method=asked.method, path=asked.path, headers=asked.headers
         )
@@ -240,7 +247,7 @@ class _Run:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return False
-            self._wait(min(left_s, every_s, self._next_fault_in_s()))
+            self._wait(min(left_s, every_s, self._next_event_in_s()))
             self._check()
             self._carry_out_faults()
             self._show()
@@ -267,26 +274,80 @@ class _Run:
         reading = self.scoreboard.read()
         return not any(reading.sum(gauge) for gauge in ("requests_active", "queue_depth", "in_flight"))
 
-    def _next_fault_in_s(self) -> float:
-        if not self.faults:
+    # Faults.
+
+    def _next_event_in_s(self) -> float:
+        if any(fault.kind == "memory" for fault, _entry in self.under_way):
+            return MEMORY_POLL_S
+        if not self.events:
             return inf
-        return max(FAULT_RETRY_S, self.load_s + self.faults[0].at - time.monotonic())
+        return max(FAULT_RETRY_S, self.load_s + self.events[0].at_s - time.monotonic())
 
     def _carry_out_faults(self) -> None:
         elapsed_s = time.monotonic() - self.load_s
-        for fault in [fault for fault in self.faults if fault.at <= elapsed_s]:
-            pid = self._kill_worker(fault.slot)
-            if pid is None:
-                continue  # the slot is empty at this moment
-            self.faults.remove(fault)
-            told = {"at_s": round(elapsed_s, 3), "target": fault.target, "slot": fault.slot, "kind": fault.kind}
-            self.carried_out.append(told | {"pid": pid})
+        for event in [event for event in self.events if event.at_s <= elapsed_s]:
+            if event.begins and not self._begin(event.fault, elapsed_s):
+                continue  # there is nobody whom it could hit at this moment
+            if not event.begins:
+                self._end_fault(event.fault, elapsed_s)
+            self.events.remove(event)
+        self._hold_memory_limits()
 
-    def _kill_worker(self, slot: int) -> int | None:
+    def _begin(self, fault: Fault, elapsed_s: float) -> bool:
+        entry: dict[str, Any] = {"at_s": round(elapsed_s, 3), **fault.told()}
+        match fault.target:
+            case "worker" if fault.kind in _WORKER_SIGNALS:
+                pid = self._signal_worker(fault.slot, _WORKER_SIGNALS[fault.kind])
+                if pid is None:
+                    return False
+                entry["pid"] = pid
+            case "worker":
+                entry["killed"] = []
+            case "master":
+                if fault.kind != "reload":
+                    self.may_end.add(_MASTER)
+                kill(self.children[_MASTER].process, _MASTER_SIGNALS[fault.kind])
+            case "collector" | "upstream":
+                self._tell(fault, begins=True)
+        self.carried_out.append(entry)
+        self.under_way.append((fault, entry))
+        return True
+
+    def _end_fault(self, fault: Fault, elapsed_s: float) -> None:
+        for begun, entry in [both for both in self.under_way if both[0] == fault]:
+            self.under_way.remove((begun, entry))
+            entry["ended_at_s"] = round(elapsed_s, 3)
+            if fault.kind == "stop":
+                self._continue_worker(entry["pid"])
+        if fault.target in ("collector", "upstream"):
+            self._tell(fault, begins=False)
+
+    def _tell(self, fault: Fault, *, begins: bool) -> None:
+        upstreams = [fault.upstream] if fault.upstream else self.scenario.upstreams
+        for name in [_COLLECTOR] if fault.target == "collector" else upstreams:
+            self.children[name].ask((begins, fault))
+
+    def _signal_worker(self, slot: int, signum: signal.Signals) -> int | None:
+        """Signal the worker of a slot, the youngest one; return its pid, None when there is none at this moment."""
+        pids = [worker.pid for worker in self.scoreboard.read().alive if worker.slot == slot]
+        return next((pid for pid in reversed(pids) if pid and self._signal(pid, signum)), None)
+
+    def _continue_worker(self, pid: int) -> None:
+        self._signal(pid, signal.SIGCONT)
+
+    def _signal(self, pid: int, signum: signal.Signals) -> bool:
         master_pid = self.children[_MASTER].process.pid
         assert master_pid is not None
-        pids = [worker.pid for worker in self.scoreboard.read().alive if worker.slot == slot]
-        return next((pid for pid in pids if pid and send_signal(pid, signal.SIGKILL, parent_pid=master_pid)), None)
+        return send_signal(pid, signum, parent_pid=master_pid)
+
+    def _hold_memory_limits(self) -> None:
+        for fault, entry in self.under_way:
+            if fault.kind != "memory":
+                continue
+            assert fault.limit is not None
+            pids = [worker.pid for worker in self.scoreboard.read().alive if worker.slot == fault.slot and worker.pid]
+            large = [pid for pid in pids if _resident_bytes(pid) > fault.limit]
+            entry["killed"] += [pid for pid in large if self._signal(pid, signal.SIGKILL)]
 
     def _show(self) -> None:
         now_s = time.monotonic()
@@ -307,6 +368,9 @@ class _Run:
     def _end(self) -> None:
         """End what still runs, what sends before what receives, and reap all."""
         self.progress.close()
+        for fault, entry in self.under_way:
+            if fault.kind == "stop":  # one that stands still would be killed, and could not say what it held
+                self._continue_worker(entry["pid"])
         try:
             self._stop([_LOAD, _MASTER], TERMINATE_S_MAX)
             self._stop([_COLLECTOR, *self.scenario.upstreams], STOP_S_MAX)
@@ -344,6 +408,27 @@ def _origin(upstream: Upstream, seed: int) -> origin.Origin:
         body_bytes=upstream.body,
         seed=seed,
     )
+
+
+def _arrivals(scenario: Scenario, seed: int) -> driver.OpenLoad:
+    load, faults = scenario.load[0], scenario.faults
+    changes: dict[str, Any] = {
+        "pauses": tuple(fault.window_s for fault in faults if fault.kind == "pause"),
+        "bursts": tuple((*fault.window_s, fault.rate) for fault in faults if fault.kind == "burst"),
+        "windows": tuple(fault.window_s for fault in faults if fault.kind != "pause"),
+    }
+    if isinstance(load, RampingArrivalRate):
+        return driver.RampingArrivalRate(stages=load.stages_per_s, arrival=load.arrival, seed=seed, **changes)
+    return driver.ConstantArrivalRate(
+        rate_per_s=load.rate, duration_s=load.duration, arrival=load.arrival, seed=seed, **changes
+    )
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:  # it has just ended
+        return 0
 
 
 def _first_emergency(log_path: Path) -> str:

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from sim import plugin as plugins
 from sim.config import (
     Addresses,
     Gateway,
@@ -34,9 +33,8 @@ from sim.config import (
 )
 from sim.declarative import Entities, read_entities
 from sim.document import Document, Model, NotEmpty, Override, matching
-from sim.errors import FieldError, UserError, shown
-from sim.plugin import is_file
-from sim.plugins import BUNDLED
+from sim.errors import FieldError, UserError, meant, nearest, shown
+from sim.faults import Fault
 from sim.threshold import Threshold
 from sim.threshold import parse as parse_threshold
 from sim.units import Bytes, PerSecond, Seconds, format_duration
@@ -103,12 +101,22 @@ class Request(Model):
     headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
 
 
-class ConstantArrivalRate(Model):
-    """An open load: requests arrive at a rate, whatever became of those before.
+_EXECUTORS: Final = ("constant-arrival-rate", "ramping-arrival-rate")
+
+
+def _executor(word: object) -> object:
+    if word not in _EXECUTORS:
+        raise FieldError(f"expected {' or '.join(_EXECUTORS)}, not {shown(word)}", cure=meant(word, _EXECUTORS))
+    return word
+
+
+_Executor = BeforeValidator(_executor)
+
+
+class _OpenLoad(Model):
+    """An open load: requests arrive at their times, whatever became of those before.
 
     Attributes:
-        rate: requests per second.
-        duration: seconds that they arrive.
         arrival: ``uniform``, evenly spaced, or ``poisson``, as many independent clients make them.
         request: what is sent.
     """
@@ -116,8 +124,6 @@ class ConstantArrivalRate(Model):
     fields_not_built: ClassVar[Mapping[str, str]] = {
         "startTime": "it delays a load",
         "timeUnit": "it divides the rate; write rate: 500/s",
-        "stages": "it varies the rate over time",
-        "startRate": "it varies the rate over time",
         "vus": "it makes a closed load of virtual users",
         "preAllocatedVUs": "it makes a closed load of virtual users",
         "maxVUs": "it makes a closed load of virtual users",
@@ -126,7 +132,6 @@ class ConstantArrivalRate(Model):
     }
     words_not_built: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "executor": {
-            "ramping-arrival-rate": "it varies the rate over time",
             "constant-vus": "it makes a closed load of virtual users",
             "ramping-vus": "it makes a closed load of virtual users",
             "shared-iterations": "it makes a closed load of virtual users",
@@ -135,55 +140,90 @@ class ConstantArrivalRate(Model):
         }
     }
 
-    executor: Literal["constant-arrival-rate"]
-    rate: Annotated[PerSecond, Field(gt=0)]
-    duration: Annotated[Seconds, Field(gt=0)]
     arrival: Literal["uniform", "poisson"] = "uniform"
     request: Request = Request()
 
 
-class Fault(Model):
-    """Something that goes wrong at a given time.
+class ConstantArrivalRate(_OpenLoad):
+    """Requests arrive at a constant rate.
 
     Attributes:
-        at: seconds after the beginning of the load.
-        target: what it hits.
-        slot: which worker, from 0.
-        kind: ``kill``: the worker gets SIGKILL.
+        rate: requests per second.
+        duration: seconds that they arrive.
     """
 
-    fields_not_built: ClassVar[Mapping[str, str]] = {
-        "for": "it ends a fault after a while",
-        "every": "it repeats a fault",
-        "latency": "it slows a target down",
-        "status": "it answers with a status",
-        "upstream": "it names one of several upstreams",
-    }
-    words_not_built: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "target": {
-            "collector": "faults hit workers only",
-            "upstream": "faults hit workers only",
-            "master": "faults hit workers only",
-            "load": "faults hit workers only",
-        },
-        "kind": {
-            "refuse": "it refuses connections",
-            "hang": "it accepts and never answers",
-            "slow": "it answers late",
-            "status": "it answers with an error",
-            "reset": "it resets connections",
-            "terminate": "it sends SIGTERM",
-            "quit": "it sends SIGQUIT",
-            "reload": "it starts a new generation of workers",
-            "stop": "it stops a process for a while",
-            "block": "it blocks the event loop",
-        },
-    }
+    executor: Annotated[Literal["constant-arrival-rate"], _Executor]
+    rate: Annotated[PerSecond, Field(gt=0)]
+    duration: Annotated[Seconds, Field(gt=0)]
 
-    at: Seconds
-    target: Literal["worker"]
-    slot: Annotated[int, Field(ge=0)] = 0
-    kind: Literal["kill"]
+    @property
+    def mean_rate_per_s(self) -> float:
+        """Requests per second, on average."""
+        return self.rate
+
+    @property
+    def stages_per_s(self) -> tuple[tuple[float, float, float], ...]:
+        """Duration in s and rate per s at the beginning and the end of each stage."""
+        return ((self.duration, self.rate, self.rate),)
+
+
+class Stage(Model):
+    """A part of a ramping load.
+
+    Attributes:
+        target: requests per second at its end.
+        duration: seconds.
+    """
+
+    target: PerSecond
+    duration: Annotated[Seconds, Field(gt=0)]
+
+
+class RampingArrivalRate(_OpenLoad):
+    """The rate of arrivals goes in straight lines from stage to stage.
+
+    Attributes:
+        startRate: requests per second at the beginning.
+        stages: in order.
+    """
+
+    executor: Annotated[Literal["ramping-arrival-rate"], _Executor]
+    startRate: PerSecond = 0.0  # noqa: N815 - k6's name
+    stages: Annotated[Many[Stage], NotEmpty]
+
+    @model_validator(mode="after")
+    def _sends_something(self) -> Self:
+        if not any((self.startRate, *(stage.target for stage in self.stages))):
+            raise FieldError("every rate is 0", field="stages", cure="write a target of more than 0/s")
+        return self
+
+    @property
+    def duration(self) -> float:
+        """Seconds that requests arrive."""
+        return sum(stage.duration for stage in self.stages)
+
+    @property
+    def mean_rate_per_s(self) -> float:
+        """Requests per second, on average."""
+        return sum(length_s * (first + last) / 2 for length_s, first, last in self.stages_per_s) / self.duration
+
+    @property
+    def stages_per_s(self) -> tuple[tuple[float, float, float], ...]:
+        """Duration in s and rate per s at the beginning and the end of each stage."""
+        rates = (self.startRate, *(stage.target for stage in self.stages))
+        return tuple((stage.duration, rates[k], rates[k + 1]) for k, stage in enumerate(self.stages))
+
+
+def _executor_tag(load: object) -> str:
+    ramping = load.get("executor") == _EXECUTORS[1] if isinstance(load, dict) else isinstance(load, RampingArrivalRate)
+    return "[ramping]" if ramping else "[constant]"
+
+
+Load = Annotated[
+    Annotated[ConstantArrivalRate, Tag("[constant]")] | Annotated[RampingArrivalRate, Tag("[ramping]")],
+    Discriminator(_executor_tag),
+]
+"""A load, by its executor."""
 
 
 class _Tracing(Tracing):
@@ -201,7 +241,6 @@ class _Gateway(Model):
     config: Any
     tracing: _Tracing = _Tracing()
     nginx: Nginx = Nginx()
-    plugin_paths: Many[str] = ()
 
 
 _PROCESSES: Final = frozenset({"collector", "master", "load"})
@@ -222,7 +261,7 @@ class _File(Model):
     gateway: _Gateway
     upstreams: dict[Annotated[Name, AfterValidator(_not_a_process)], Upstream] = Field(default_factory=dict)
     collector: Collector = Collector()
-    load: Annotated[Many[ConstantArrivalRate], NotEmpty]
+    load: Annotated[Many[Load], NotEmpty]
     faults: Many[Fault] = ()
     thresholds: Many[Annotated[Threshold, BeforeValidator(parse_threshold)]] = ()
 
@@ -242,7 +281,7 @@ class Scenario:
     gateway: Gateway
     upstreams: Mapping[str, Upstream]
     collector: Collector
-    load: tuple[ConstantArrivalRate, ...]
+    load: tuple[ConstantArrivalRate | RampingArrivalRate, ...]
     faults: tuple[Fault, ...]
     thresholds: tuple[Threshold, ...]
     document: Document = field(repr=False, compare=False)
@@ -272,11 +311,10 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
     if "seed" not in document.root:
         document.set(Override(("seed",), secrets.randbits(32), "drawn seed"))
     content = document.validate(_File, document.plain())
-    classes = plugins.load(_plugin_paths(document, content), BUNDLED)
-    entities = _entities(document, content, classes)
+    entities = _entities(document, content)
     told = ("listen", "status_listen", "workers", "tracing", "nginx")
     settings = {name: getattr(content.gateway, name) for name in told}
-    settings |= {"profile": content.profile, "seed": content.seed, "plugin_classes": classes}
+    settings |= {"profile": content.profile, "seed": content.seed}
     gateway = Gateway.model_validate(settings | entities._asdict())
     _check_load(document, content)
     _check_faults(document, content)
@@ -297,20 +335,11 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
 _CONFIG: Final = ("gateway", "config")
 
 
-def _plugin_paths(document: Document, content: _File) -> tuple[str, ...]:
-    """Return where the plugins are; files stand beside the scenario, and are named so that it runs from anywhere."""
-    folder = pathlib.Path(document.file).parent
-    paths = tuple(str((folder / path).resolve()) if is_file(path) else path for path in content.gateway.plugin_paths)
-    if paths:
-        document.root["gateway"]["plugin_paths"] = list(paths)
-    return paths
-
-
-def _entities(document: Document, content: _File, classes: plugins.Classes) -> Entities:
+def _entities(document: Document, content: _File) -> Entities:
     """Read ``gateway.config``, or the file that it names beside the scenario, which then takes its place."""
     config, provided = content.gateway.config, {"collector", *content.upstreams}
     if isinstance(config, dict):
-        return read_entities(document, _CONFIG, provided=provided, classes=classes)
+        return read_entities(document, _CONFIG, provided=provided)
     if not isinstance(config, str):
         message = f"expected services, routes and plugins, or the path of a kong.yml, not {shown(config)}"
         raise document.error(message, _CONFIG)
@@ -322,7 +351,7 @@ def _entities(document: Document, content: _File, classes: plugins.Classes) -> E
             raise
         raise document.error(f"{path}: {error.message}", _CONFIG, cure=error.cure) from None
     document.root["gateway"]["config"] = kong_yml.root
-    return read_entities(kong_yml, provided=provided, classes=classes)
+    return read_entities(kong_yml, provided=provided)
 
 
 def _check_load(document: Document, content: _File) -> None:
@@ -333,9 +362,13 @@ def _check_load(document: Document, content: _File) -> None:
 def _check_faults(document: Document, content: _File) -> None:
     workers, duration_s = content.gateway.workers, content.load[0].duration
     for index, fault in enumerate(content.faults):
+        place = ("faults", index)
         if fault.slot >= workers:
             message = f"there is no worker in slot {fault.slot}, gateway.workers is {workers}"
-            raise document.error(message, ("faults", index, "slot"), cure=f"slots are 0 to {workers - 1}")
+            raise document.error(message, (*place, "slot"), cure=f"slots are 0 to {workers - 1}")
+        if fault.upstream is not None and fault.upstream not in content.upstreams:
+            message = f"there is no upstream {fault.upstream}"
+            raise document.error(message, (*place, "upstream"), cure=nearest(fault.upstream, content.upstreams))
         if fault.at >= duration_s:
             message = f"comes when the load is over, after {format_duration(duration_s)}"
-            raise document.error(message, ("faults", index, "at"), cure="let it come earlier")
+            raise document.error(message, (*place, "at"), cure="let it come earlier")

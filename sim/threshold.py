@@ -26,13 +26,16 @@ _NAMES: Final = {
     ("latency", "latency_ms"): ("mean", "p50", "p90", "p99", "p99_9", "max"),
     ("ledger", "ledger"): Ledger.__slots__,
     ("collector", "collector"): (
-        *("requests", "refused", "received_unique", "received_duplicates", "traces"),
+        *("requests", "refused", "received_unique", "received_duplicates", "unchecked", "unanswered", "needless"),
+        *("rejected", "received_per_s", "traces"),
         *("orphans", "outside_parent", "unfinished", "rootless", "multi_rooted"),
     ),
     ("workers", "totals"): (
         *("requests", "spans", "deaths", "cpu_s"),
-        *("cpu_us_per_request", "rss_mib", "loop_lag_ms_max"),
+        *("cpu_us_per_request", "rss_mib", "loop_lag_ms_max", "queue_depth_max"),
     ),
+    ("fault_window", "fault_window"): ("requests", "outside_requests", "p99_ratio"),
+    ("error_log", "error_log"): ("lines", "bytes", "warn", "error", "crit", "alert", "emerg"),
 }
 
 METRICS: Final = {f"{prefix}.{name}": (section, name) for (prefix, section), names in _NAMES.items() for name in names}

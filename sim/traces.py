@@ -2,7 +2,8 @@
 
 Theory of operation. A span is known by trace id and span id; one that comes again (a retry whose answer got lost) is a
 duplicate and changes nothing. Of each span only what the checks need is kept, packed: about 180 bytes in a trace of
-eight, so a run of a million spans takes 180 MB, and nothing is ever forgotten unless `forget` is told to. Trees are
+eight, so a run of a million spans takes 180 MB, and nothing is ever forgotten unless `forget` is told to. That ends at
+`SPANS_MAX` spans: from then on a span that is not known is *unchecked*, counted, and looked at no further. Trees are
 checked when `findings` are asked for, and only those that grew since.
 
 What the parts of a trace are:
@@ -34,12 +35,15 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["FINDINGS", "TOLERANCE_NS", "Traces", "has_remote_parent", "is_root"]
+__all__ = ["FINDINGS", "SPANS_MAX", "TOLERANCE_NS", "Traces", "has_remote_parent", "is_root"]
 
 FINDINGS: Final = ("orphans", "outside_parent", "unfinished", "rootless", "multi_rooted")
 
 TOLERANCE_NS: Final = 1_000_000
 """How far a child may stick out of its parent: a request's start is read from nginx's clock, which ticks in ms."""
+
+SPANS_MAX: Final = 5_000_000
+"""How many spans are known at once: 900 MB of them."""
 
 _ROW: Final = struct.Struct("<8sQQ?")  # parent id, start, end, has a remote parent
 _NO_PARENT: Final = bytes(8)
@@ -54,13 +58,16 @@ class Traces:
     Attributes:
         received: Spans added, duplicates too.
         unique: Different ones.
+        unchecked: Those of `received` that came when `spans_max` were known, and are not among them.
         seen: Different traces.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spans_max: int = SPANS_MAX) -> None:
         self.received = 0
         self.unique = 0
+        self.unchecked = 0
         self.seen = 0
+        self._spans_left = spans_max
         self._traces: dict[bytes, dict[bytes, bytes]] = {}  # by trace id, then span id: packed rows
         self._unchecked: set[bytes] = set()
         self._findings: Counter[str] = Counter(dict.fromkeys(FINDINGS, 0))
@@ -71,17 +78,25 @@ class Traces:
         self.received += 1
         trace_id, span_id = span.trace_id, span.span_id
         spans = self._traces.get(trace_id)
+        if spans is not None and span_id in spans:
+            return False
+        if not self._spans_left:
+            self.unchecked += 1
+            return False
+        self._spans_left -= 1
         if spans is None:
             spans = self._traces[trace_id] = {}
             self.seen += 1
-        elif span_id in spans:
-            return False
         spans[span_id] = _ROW.pack(
             span.parent_span_id, span.start_time_unix_nano, span.end_time_unix_nano, has_remote_parent(span)
         )
         self.unique += 1
         self._unchecked.add(trace_id)
         return True
+
+    def knows(self, trace_id: bytes, span_id: bytes) -> bool:
+        """Return whether the span has come and is not forgotten."""
+        return span_id in self._traces.get(trace_id, ())
 
     def findings(self) -> dict[str, int]:
         """Return what is wrong as of now; a trace of which spans are still under way may look worse than it is."""
@@ -98,7 +113,7 @@ class Traces:
         """Free the memory of traces that nothing more is expected of; what was found of them stays counted."""
         self.findings()
         for trace_id in trace_ids:
-            self._traces.pop(trace_id, None)
+            self._spans_left += len(self._traces.pop(trace_id, ()))
             self._flawed.pop(trace_id, None)
 
 

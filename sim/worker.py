@@ -99,7 +99,6 @@ class Worker:
             args.error_log,
             on_change=self._changed,
             on_rest=self._stop,
-            slot=args.slot,
             classes=classes,
             make_provider=make_provider,
             on_logged=args.access_log.note if args.access_log else None,
@@ -214,7 +213,8 @@ class Worker:
         row[_ENQUEUED] = queues.enqueued
         row[_ACKNOWLEDGED] = queues.acknowledged
         row[_DROPPED_OVERFLOW] = queues.dropped_overflow
-        row[_DROPPED_RETRIES] = queues.dropped_retries
+        row[_DROPPED_RETRIES] = queues.dropped_retries - queues.refused
+        row[_DROPPED_REFUSED] = queues.refused
         row[_DROPPED_SHUTDOWN] = queues.dropped_shutdown
         row[_SWALLOWED] = queues.swallowed
         row[_QUEUED] = queues.queued
@@ -249,13 +249,14 @@ _2XX, _3XX, _4XX, _5XX = (FIELD_INDEX[f"responses_{hundreds}xx"] for hundreds in
 _CREATED, _OPEN, _UNSAMPLED, _UNPROCESSED, _REJECTED, _LOST = (
     FIELD_INDEX[name] for name in ("created", "spans_open", "unsampled", "unprocessed", "rejected", "lost_in_request")
 )
-_ENQUEUED, _ACKNOWLEDGED, _DROPPED_OVERFLOW, _DROPPED_RETRIES, _DROPPED_SHUTDOWN, _SWALLOWED = (
+_ENQUEUED, _ACKNOWLEDGED, _DROPPED_OVERFLOW, _DROPPED_RETRIES, _DROPPED_REFUSED, _DROPPED_SHUTDOWN, _SWALLOWED = (
     FIELD_INDEX[name]
     for name in (
         "enqueued",
         "acknowledged",
         "dropped_overflow",
         "dropped_retries",
+        "dropped_refused",
         "dropped_shutdown",
         "swallowed",
     )

@@ -6,19 +6,25 @@ duration. It depends on its arguments alone: the same generator state gives the 
 - `uniform`: evenly spaced, the first at 0, as the `constant-arrival-rate` executor of k6 does.
 - `poisson`: independent arrivals, as many unrelated clients make them; gaps are exponential, bursts happen.
 
+Where the rate changes over time, `ramping`, either is stretched and squeezed: the arrivals of a rate of one per unit
+are put where the area under the rate's curve has grown to theirs, as `ramping-arrival-rate` of k6 does.
+
 Rates are per second, durations in seconds.
 """
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     Schedule = Callable[[float, float, random.Random], Iterator[int]]
 
-__all__ = ["SCHEDULES", "poisson", "uniform"]
+    Stage = tuple[float, float, float]
+
+__all__ = ["SCHEDULES", "poisson", "ramping", "uniform"]
 
 _NS_PER_S: Final = 1_000_000_000
 
@@ -39,3 +45,31 @@ def poisson(rate_per_s: float, duration_s: float, generator: "random.Random") ->
 
 SCHEDULES: "Final[dict[str, Schedule]]" = {"uniform": uniform, "poisson": poisson}
 """The schedules by the name that a scenario's `arrival` gives them."""
+
+
+def ramping(stages: "Iterable[Stage]", arrival: str, generator: "random.Random") -> "Iterator[int]":
+    """Yield the intended starts of a rate that goes in straight lines.
+
+    Args:
+        stages: Duration, and rate at the beginning and at the end of each.
+        arrival: A key of `SCHEDULES`.
+        generator: Of the draws.
+    """
+    if arrival == "poisson":
+        areas = itertools.accumulate(generator.expovariate(1.0) for _ in itertools.count())
+    else:
+        areas = itertools.accumulate(itertools.repeat(1.0), initial=0.0)
+    area, begin_s, begin_area = next(areas), 0.0, 0.0
+    for duration_s, first, last in stages:
+        stage_area = duration_s * (first + last) / 2
+        slope = (last - first) / duration_s
+        while area - begin_area < stage_area:
+            yield round((begin_s + _time_of(area - begin_area, first, slope)) * _NS_PER_S)
+            area = next(areas)
+        begin_s += duration_s
+        begin_area += stage_area
+
+
+def _time_of(area: float, first: float, slope: float) -> float:
+    """Return when the area under `first + slope * t` is `area`, in a form that loses no digits."""
+    return 2 * area / (first + math.sqrt(max(0.0, first * first + 2 * slope * area))) if area else 0.0

@@ -21,26 +21,28 @@ Times in s and ms as named, ns inside.
 """
 
 import asyncio
+import heapq
 import random
 import resource
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sim import peer
-from sim.load.arrivals import SCHEDULES
+from sim.load.arrivals import SCHEDULES, ramping, uniform
 from sim.load.latency import Latencies
 from sim.load.pool import Pool
 from sim.timerfd import TimerFd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sim.load.request import Request
     from sim.process import Connection
 
-__all__ = ["ConstantArrivalRate", "drive", "invalid_reason"]
+__all__ = ["ConstantArrivalRate", "OpenLoad", "RampingArrivalRate", "drive", "invalid_reason"]
 
 _NS_PER_S: Final = 1_000_000_000
 _SWEEP_S: Final = 0.1  # how late a timeout may be noticed
@@ -56,32 +58,34 @@ process on a busy machine may have to wait now and then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConstantArrivalRate:
-    """An open load of constant rate; the name is that of k6's executor.
+class OpenLoad(ABC):
+    """A load whose requests arrive at their times, whatever became of those before.
 
     Attributes:
-        rate_per_s: Requests per second.
-        duration_s: How long requests arrive.
         arrival: `uniform` or `poisson`, see `sim.load.arrivals`.
         seed: Of the generator that draws the arrivals.
         connections_max: Connections at most; more requests than that at once wait, and their latency shows it.
         timeout_s: How long an answer is waited for, from the intended start; the default is k6's.
         drain_timeout_s: How long answers are waited for once the last request has arrived.
+        pauses: From when until when nothing arrives, in s.
+        bursts: From when until when more arrive, in s, and how many a second.
+        windows: From when until when faults are felt, in s: latencies of requests that start then are told apart.
 
     Raises:
         ValueError: A value out of range; the message names it.
     """
 
-    rate_per_s: float
-    duration_s: float
     arrival: str = "uniform"
     seed: int = 0
     connections_max: int = 1000
     timeout_s: float = 60.0
     drain_timeout_s: float = 10.0
+    pauses: tuple[tuple[float, float], ...] = ()
+    bursts: tuple[tuple[float, float, float], ...] = ()
+    windows: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("rate_per_s", "duration_s", "connections_max", "timeout_s", "drain_timeout_s"):
+        for name in self._positive():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.arrival not in SCHEDULES:
@@ -89,10 +93,81 @@ class ConstantArrivalRate:
 
     def schedule(self) -> "Iterator[int]":
         """Return the intended starts, in ns after the beginning."""
-        return SCHEDULES[self.arrival](self.rate_per_s, self.duration_s, random.Random(self.seed))
+        starts_ns = self._arrivals(random.Random(self.seed))
+        if self.bursts:
+            starts_ns = heapq.merge(starts_ns, *map(self._burst, self.bursts))
+        return filter(_outside(self.pauses), starts_ns) if self.pauses else starts_ns
+
+    def _burst(self, burst: tuple[float, float, float]) -> "Iterator[int]":
+        first_s, last_s, rate_per_s = burst
+        first_ns = round(first_s * _NS_PER_S)
+        offsets_ns = uniform(rate_per_s, min(last_s, self.length_s) - first_s, random.Random(0))
+        return (first_ns + offset_ns for offset_ns in offsets_ns)
+
+    @property
+    @abstractmethod
+    def length_s(self) -> float:
+        """How long requests arrive, in s."""
+
+    @abstractmethod
+    def _arrivals(self, generator: random.Random) -> "Iterator[int]":
+        """Return the intended starts without pauses and bursts, in ns after the beginning."""
+
+    @classmethod
+    def _positive(cls) -> tuple[str, ...]:
+        return ("connections_max", "timeout_s", "drain_timeout_s")
 
 
-def drive(control: "Connection", load: ConstantArrivalRate, request: "Request") -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstantArrivalRate(OpenLoad):
+    """An open load of constant rate; the name is that of k6's executor.
+
+    Attributes:
+        rate_per_s: Requests per second.
+        duration_s: How long requests arrive.
+    """
+
+    rate_per_s: float
+    duration_s: float
+
+    @property
+    def length_s(self) -> float:
+        """How long requests arrive, in s."""
+        return self.duration_s
+
+    def _arrivals(self, generator: random.Random) -> "Iterator[int]":
+        return SCHEDULES[self.arrival](self.rate_per_s, self.duration_s, generator)
+
+    @classmethod
+    def _positive(cls) -> tuple[str, ...]:
+        return ("rate_per_s", "duration_s", "connections_max", "timeout_s", "drain_timeout_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RampingArrivalRate(OpenLoad):
+    """An open load whose rate goes in straight lines; the name is that of k6's executor.
+
+    Attributes:
+        stages: Duration in s, and rate per s at the beginning and at the end of each.
+    """
+
+    stages: tuple[tuple[float, float, float], ...]
+
+    @property
+    def length_s(self) -> float:
+        """How long requests arrive, in s."""
+        return sum(duration_s for duration_s, _first, _last in self.stages)
+
+    def _arrivals(self, generator: random.Random) -> "Iterator[int]":
+        return ramping(self.stages, self.arrival, generator)
+
+
+def _outside(spans_s: "tuple[tuple[float, float], ...]") -> "Callable[[int], bool]":
+    spans_ns = [(first_s * _NS_PER_S, last_s * _NS_PER_S) for first_s, last_s in spans_s]
+    return lambda start_ns: not any(first_ns <= start_ns < last_ns for first_ns, last_ns in spans_ns)
+
+
+def drive(control: "Connection", load: OpenLoad, request: "Request") -> None:
     """Drive the load from this process, as a peer; it ends by itself once every request has.
 
     Its report:
@@ -103,6 +178,8 @@ def drive(control: "Connection", load: ConstantArrivalRate, request: "Request") 
         by_status: completed requests by status.
         failed_by_reason: failed requests by reason.
         latency_ms: `{p50, p90, p99, p99_9, max, mean}` of completed requests.
+        fault_window: of the completed requests that started while a fault was felt and of all others, `{requests,
+            outside_requests}` and `{latency_ms, outside_latency_ms}`; None when there are no `windows`.
         lag_ms: the same of the generator's own lateness.
         histogram: the latencies for `Latencies.merge`, once finished.
         achieved_rate_per_s: requests sent, by the time that passed or the duration, whichever is longer.
@@ -133,7 +210,7 @@ def invalid_reason(lag_ms: "Mapping[str, float]", latency_ms: "Mapping[str, floa
 
 
 class _Driver:
-    def __init__(self, load: ConstantArrivalRate, request: "Request") -> None:
+    def __init__(self, load: OpenLoad, request: "Request") -> None:
         self._load = load
         # The accounts.
         self._offered = 0
@@ -142,6 +219,8 @@ class _Driver:
         self._failed_by_reason: Counter[str] = Counter()
         self._by_status: Counter[int] = Counter()
         self._latency = Latencies()
+        self._latency_inside = Latencies()  # of those that started while a fault was felt
+        self._is_outside = _outside(load.windows) if load.windows else None
         self._lag = Latencies()
         # The load under way.
         self._pool = Pool(request, load.connections_max, self)
@@ -176,7 +255,10 @@ class _Driver:
     def completed(self, intended_ns: int, status: int) -> None:
         """Account for a request whose whole answer has arrived."""
         self._completed += 1
-        self._latency.record((time.monotonic_ns() - intended_ns) // 1000)
+        latency_us = (time.monotonic_ns() - intended_ns) // 1000
+        self._latency.record(latency_us)
+        if self._is_outside is not None and not self._is_outside(intended_ns - self._begun_ns):
+            self._latency_inside.record(latency_us)
         self._by_status[status] += 1
         self._check_settled()
 
@@ -205,6 +287,7 @@ class _Driver:
             "by_status": dict(self._by_status),
             "failed_by_reason": dict(self._failed_by_reason),
             "latency_ms": latency_ms,
+            "fault_window": self._fault_window(),
             "lag_ms": lag_ms,
             "histogram": self._latency.encode() if self._finished_ns else None,
             "achieved_rate_per_s": self._pool.sent * _NS_PER_S / max(1, (self._arrived_ns or now_ns) - self._begun_ns),
@@ -213,6 +296,17 @@ class _Driver:
             "connections": {"opened": self._pool.opened_total, "peak": self._pool.peak},
             "elapsed_s": (now_ns - self._begun_ns) / _NS_PER_S,
             "cpu_s": time.process_time(),
+        }
+
+    def _fault_window(self) -> dict[str, Any] | None:
+        if self._is_outside is None:
+            return None
+        inside, outside = self._latency_inside, self._latency.without(self._latency_inside)
+        return {
+            "requests": len(inside),
+            "outside_requests": len(outside),
+            "latency_ms": inside.summary_ms(),
+            "outside_latency_ms": outside.summary_ms(),
         }
 
     def _send_due(self, now_ns: int) -> int | None:
@@ -230,7 +324,7 @@ class _Driver:
     def _advance(self) -> None:
         self._next_ns = next(self._starts_ns, None)
         if self._next_ns is None:
-            self._arrived_ns = max(time.monotonic_ns(), self._begun_ns + round(self._load.duration_s * _NS_PER_S))
+            self._arrived_ns = max(time.monotonic_ns(), self._begun_ns + round(self._load.length_s * _NS_PER_S))
             self._arrivals_over.set()
             self._check_settled()
 

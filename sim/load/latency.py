@@ -47,6 +47,14 @@ class Latencies:
                 self._counts[bucket_us] = self._counts.get(bucket_us, 0) + item.count_at_value_iterated_to
         return self
 
+    def without(self, others: "Latencies") -> "Latencies":
+        """Return the latencies that are not among `others`, which are some of these."""
+        rest = Latencies()
+        counts = others._counts  # noqa: SLF001 - of its own kind
+        left = {bucket_us: count - counts.get(bucket_us, 0) for bucket_us, count in self._counts.items()}
+        rest._counts = {bucket_us: count for bucket_us, count in left.items() if count}
+        return rest
+
     def encode(self) -> str:
         """Return the histogram as text, for `merge`."""
         histogram = HdrHistogram(1, LATENCY_US_MAX, _DIGITS)

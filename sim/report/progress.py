@@ -57,7 +57,8 @@ class Progress:
         self._scenario = scenario
         load = scenario.load[0]
         workers = f"{scenario.gateway.workers} worker{'s' * (scenario.gateway.workers > 1)}"
-        what = f"{format_rate(load.rate)} for {format_duration(load.duration)}"
+        rates = dict.fromkeys(rate for _duration_s, *ends in load.stages_per_s for rate in ends)
+        what = f"{' to '.join(map(format_rate, rates))} for {format_duration(load.duration)}"
         self._console.print(
             f"{scenario.name}: {workers} on {url}, profile {scenario.profile}, {what}",
             highlight=False,
@@ -93,13 +94,11 @@ class Progress:
 def _facts(moment: Moment) -> Table:
     requests, latency = moment["load"]["requests"], moment["load"]["latency_ms"]
     ledger = moment["workers"].ledger
-    under_way = ledger.open + ledger.queued + ledger.in_flight
-    lost = ledger.created - ledger.unsampled - ledger.acknowledged - under_way
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_row("requests", *(f"{requests[name]:,} {name}" for name in ("sent", "completed", "failed")))
     grid.add_row("latency", *(f"{name} {latency[name]:.1f} ms" for name in ("p50", "p99", "max")))
-    grid.add_row("spans", f"{ledger.created:,} created", f"{ledger.acknowledged:,} acknowledged", f"{lost:,} lost")
+    grid.add_row("spans", *(f"{getattr(ledger, name):,} {name}" for name in ("created", "acknowledged", "lost")))
     return grid
 
 

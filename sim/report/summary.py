@@ -16,10 +16,13 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sim.faults import Fault
 from sim.ledger import PoolBalance
 from sim.scenario import Scenario
 from sim.scoreboard import POOLS, Reading, Retired, Snapshot
 from sim.threshold import evaluate
+from sim.traces import SPANS_MAX
+from sim.units import format_duration
 
 SCHEMA: Final = "kongsim.summary/1"
 FILE_NAME: Final = "summary.json"
@@ -76,6 +79,29 @@ class LatencyMs(_Section):
     max: float | None
 
 
+class FaultWindow(_Section):
+    """Requests that started while a fault was felt, beside all others; null without faults."""
+
+    requests: int
+    outside_requests: int
+    latency_ms: LatencyMs
+    outside_latency_ms: LatencyMs
+    p99_ratio: float | None
+
+
+class ErrorLog(_Section):
+    """Lines of the gateway's error log."""
+
+    lines: int
+    bytes: int
+    notice: int
+    warn: int
+    error: int
+    crit: int
+    alert: int
+    emerg: int
+
+
 class Load(_Section):
     """How well the load generator kept up."""
 
@@ -94,6 +120,11 @@ class Collector(_Section):
     refused: int
     received_unique: int
     received_duplicates: int
+    unchecked: int
+    unanswered: int
+    needless: int
+    rejected: int
+    received_per_s: float | None
     traces: int
     orphans: int
     outside_parent: int
@@ -157,6 +188,7 @@ class Totals(_Section):
     cpu_us_per_request: float | None
     rss_mib: float | None
     loop_lag_ms_max: float
+    queue_depth_max: int
     pools: dict[str, Pool]
 
 
@@ -193,6 +225,8 @@ class Summary(_Section):
     totals: Totals
     workers: list[Worker]
     faults: list[dict[str, Any]]
+    fault_window: FaultWindow
+    error_log: ErrorLog
     warnings: list[str]
     environment: Environment
 
@@ -220,7 +254,9 @@ def summarize(
     environment: Environment,
     started_at: datetime,
     elapsed_s: float,
+    error_log: Mapping[str, int],
     faults: Sequence[Mapping[str, Any]] = (),
+    not_carried_out: Iterable[Fault] = (),
     interrupted: bool = False,
 ) -> Summary:
     """Put together what a run has told.
@@ -234,12 +270,16 @@ def summarize(
         environment: what it ran on.
         started_at: wall-clock time of the beginning, with its time zone.
         elapsed_s: from the beginning to the end of the last process.
+        error_log: what :func:`sim.error_log.count_lines` says of the gateway's.
         faults: those that were carried out: ``{at_s, target, kind}`` and what else is known of each.
+        not_carried_out: those that were not.
         interrupted: the user ended it.
     """
     sections = {
         "requests": _requests(load),
-        "latency_ms": load["latency_ms"] if load["requests"]["completed"] else dict.fromkeys(LatencyMs.model_fields),
+        "latency_ms": _latency(load["latency_ms"], load["requests"]["completed"]),
+        "fault_window": _fault_window(load["fault_window"]),
+        "error_log": {name: error_log[name] for name in ErrorLog.model_fields},
         "ledger": asdict(workers.ledger),
         "collector": _collector(collector),
         "totals": _totals(workers),
@@ -258,7 +298,7 @@ def summarize(
             "invalid_reason": load["invalid_reason"],
             "thresholds": thresholds,
             "load": {
-                "offered_rate_per_s": scenario.load[0].rate,
+                "offered_rate_per_s": scenario.load[0].mean_rate_per_s,
                 "achieved_rate_per_s": load["achieved_rate_per_s"],
                 "duration_s": scenario.duration_s,
                 "lag_ms": load["lag_ms"],
@@ -268,7 +308,7 @@ def summarize(
             "upstreams": {name: _upstream(report) for name, report in upstreams.items()},
             "workers": [_worker(account) for account in sorted(workers.accounts, key=_birth) if _incarnations(account)],
             "faults": faults,
-            "warnings": scenario.gateway.warnings,
+            "warnings": [*scenario.gateway.warnings, *_caveats(collector, not_carried_out)],
             "environment": environment,
         }
     )
@@ -296,7 +336,33 @@ def _requests(load: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _collector(collector: Mapping[str, Any]) -> dict[str, int]:
+def _latency(latency_ms: Mapping[str, float], requests: int) -> Mapping[str, float | None]:
+    return latency_ms if requests else dict.fromkeys(LatencyMs.model_fields)
+
+
+def _fault_window(window: Mapping[str, Any] | None) -> dict[str, Any]:
+    if window is None:
+        nothing = _latency({}, 0)
+        counts = {"requests": 0, "outside_requests": 0}
+        return {**counts, "latency_ms": nothing, "outside_latency_ms": nothing, "p99_ratio": None}
+    inside = _latency(window["latency_ms"], window["requests"])
+    outside = _latency(window["outside_latency_ms"], window["outside_requests"])
+    ratio = inside["p99"] / outside["p99"] if inside["p99"] and outside["p99"] else None
+    return {**window, "latency_ms": inside, "outside_latency_ms": outside, "p99_ratio": ratio}
+
+
+def _caveats(collector: Mapping[str, Any], not_carried_out: Iterable[Fault]) -> Iterable[str]:
+    """What a reader of the figures has to know."""
+    for fault in not_carried_out:
+        yield f"fault {fault.target} {fault.kind} at {format_duration(fault.at)} was not carried out: nobody was there"
+    if collector["unchecked"]:
+        yield (
+            f"the collector knows {SPANS_MAX:,} spans at most: {collector['unchecked']:,} more came, "
+            f"of which nobody knows whether they are new; choose a shorter load"
+        )
+
+
+def _collector(collector: Mapping[str, Any]) -> dict[str, Any]:
     refused = sum(count for status, count in collector["by_status"].items() if int(status) != HTTPStatus.OK)
     return {name: refused if name == "refused" else collector[name] for name in Collector.model_fields}
 
@@ -355,6 +421,7 @@ def _totals(workers: Reading) -> dict[str, Any]:
         "cpu_us_per_request": _cpu_us_per_request(accounts),
         "rss_mib": max((worker.values["rss_bytes"] / _MIB for worker in workers.workers), default=None),
         "loop_lag_ms_max": max(account.values["loop_lag_ns_max"] for account in accounts) / _NS_PER_MS,
+        "queue_depth_max": max(account.values["queue_depth_max"] for account in accounts),
         "pools": {tag: _pool(sum((a.pools[tag] for a in accounts), start=PoolBalance())) for tag in POOLS},
     }
 

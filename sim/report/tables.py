@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from sim.ledger import LOSSES
 from sim.units import format_duration, format_rate
 
 if TYPE_CHECKING:
@@ -32,11 +33,13 @@ _ACCOUNTS: Final = (
     ("acknowledged", "    acknowledged"),
     ("dropped_overflow", "    dropped, overflow"),
     ("dropped_retries", "    dropped, retries"),
+    ("dropped_refused", "    dropped, refused"),
     ("dropped_shutdown", "    dropped, shutdown"),
     ("swallowed", "    swallowed"),
     ("lost_in_queue", "    lost in queue"),
     ("queued", "    queued"),
     ("in_flight", "    in flight"),
+    ("lost", "lost"),
     ("unaccounted", "unaccounted"),
 )
 """The accounts of a ledger in the order of its equations: what is indented adds up to what it hangs under."""
@@ -47,6 +50,7 @@ _TRANSIENT: Final = frozenset({"open", "queued", "in_flight"})
 _NAME_WIDTH: Final = 21
 _COLUMN_WIDTH: Final = 11
 _INDENT: Final = 2
+_FAULT_COLUMNS: Final = frozenset({"at_s", "planned_s", "for_s", "ended_at_s", "target", "kind"})
 _VERDICT_STYLE: Final = {"passed": "bold green", "failed": "bold red", "invalid": "bold yellow", "interrupted": "bold"}
 
 
@@ -61,6 +65,8 @@ def result(summary: "Summary", folder: str, width: int) -> "RenderableType":
         _section("load", _load(summary)),
         _section("workers", _workers(summary.workers)),
         *(_section(title, block) for title, block in _ledger(summary, width)),
+        *([_section("spans lost, by reason", _lost(summary.ledger))] if summary.ledger["lost"] else []),
+        *([_section("faults", _faults(summary))] if summary.faults else []),
         _section("pools and queue of each worker, objects", _holdings(summary.workers)),
         _section("pools, objects of all workers", _pools(summary)),
         _section("collector, spans", _collector(summary)),
@@ -124,6 +130,38 @@ def _accounts(columns: "Sequence[tuple[str, dict[str, int]]]") -> Table:
     return table
 
 
+def _lost(ledger: "dict[str, int]") -> Table:
+    table = _table("reason", "spans", "of created")
+    table.columns[0].justify = "left"
+    reasons = {label.strip(): ledger[account] for account, label in _ACCOUNTS if account in LOSSES}
+    for reason, spans in [*sorted(reasons.items(), key=lambda lost: -lost[1]), ("all", ledger["lost"])]:
+        if spans:
+            table.add_row(reason, f"{spans:,}", f"{spans / ledger['created']:.1%}")
+    return table
+
+
+def _faults(summary: "Summary") -> "RenderableType":
+    table = _table("at s", "to s", "target", "kind", "")
+    for column in table.columns[2:]:
+        column.justify = "left"
+    for fault in summary.faults:
+        details = ", ".join(f"{name} {value}" for name, value in fault.items() if name not in _FAULT_COLUMNS)
+        end = fault.get("ended_at_s")
+        table.add_row(
+            f"{fault['at_s']:.2f}", "" if end is None else f"{end:.2f}", fault["target"], fault["kind"], details
+        )
+    window = summary.fault_window
+    times = _table("p99, ms", "during faults", "otherwise", "ratio", "backlog at most, spans of a worker")
+    times.add_row(
+        "",
+        _number(window.latency_ms.p99, 2),
+        _number(window.outside_latency_ms.p99, 2),
+        _number(window.p99_ratio, 2),
+        f"{summary.totals.queue_depth_max:,}",
+    )
+    return Group(table, "", times)
+
+
 def _figure_style(account: str, figure: int) -> str:
     if account == "unaccounted":
         return "bold red" if figure else "bold green"
@@ -164,6 +202,7 @@ def _collector(summary: "Summary") -> Table:
     figures = {
         "received": collector.received_unique,
         "again": collector.received_duplicates,
+        "unanswered": collector.unanswered,
         "traces": collector.traces,
         "orphans": collector.orphans,
         "unfinished": collector.unfinished,

@@ -88,7 +88,7 @@ def test_a_pool_that_does_not_recycle_counts_all_the_same():
 
 
 @pytest.mark.parametrize("recycles", [True, False])
-@given(steps=st.lists(st.sampled_from(["fetch", "release", "release again", "adopt", "many"]), max_size=80))
+@given(steps=st.lists(st.sampled_from(["fetch", "release", "release again", "adopt", "many", "give up"]), max_size=80))
 def test_the_balance_holds_whatever_happens(recycles, steps):
     """Fetched is released and discarded and live; misses and hits are fetched; free is what a count gives."""
     limits = pool.FREE_MAX, pool.RELEASES_MAX
@@ -105,8 +105,13 @@ def test_the_balance_holds_whatever_happens(recycles, steps):
                 out.append([])
                 objects.adopted += 1
                 fetched += 1
-            elif step == "many" and out and len(objects.free) < objects.free_max and objects.due > 1:
-                objects.put_back([out.pop()])
+            elif step == "many":
+                given_back += len(out)
+                objects.release_all(out)
+                out = []
+            elif step == "give up" and out:
+                out.pop()
+                objects.given_up += 1
                 given_back += 1
             elif out:
                 objects.release(out.pop())
@@ -117,5 +122,27 @@ def test_the_balance_holds_whatever_happens(recycles, steps):
             assert balance.fetched == balance.released + balance.discarded + balance.live
             assert balance.fetched == balance.hits + balance.misses + objects.adopted
             assert balance.free == len(objects.free) <= objects.free_max
+    finally:
+        pool.FREE_MAX, pool.RELEASES_MAX = limits
+
+
+@given(counts=st.lists(st.integers(0, 9), max_size=12), recycles=st.booleans())
+def test_many_releases_at_once_do_what_as_many_single_ones_do(counts, recycles):
+    """Releasing a list leaves the same objects in the pool, in the same order, and the same balance."""
+    limits = pool.FREE_MAX, pool.RELEASES_MAX
+    pool.FREE_MAX, pool.RELEASES_MAX = 5, 17
+    try:
+        at_once, singly = lists(recycles=recycles), lists(recycles=recycles)
+        for count in counts:
+            out = [at_once.fetch() for _ in range(count)]
+            same = [singly.fetch() for _ in range(count)]
+            for number, (one, other) in enumerate(zip(out, same, strict=True)):
+                one.append(number)
+                other.append(number)
+            at_once.release_all(out)
+            for each in same:
+                singly.release(each)
+            assert at_once.free == singly.free
+            assert at_once.balance() == singly.balance()
     finally:
         pool.FREE_MAX, pool.RELEASES_MAX = limits

@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import struct
-from functools import partialmethod
 from signal import SIGKILL, SIGQUIT, SIGTERM
 
 import pytest
@@ -313,7 +312,10 @@ class Isolated:
     PRIORITY = 10
     VERSION = "1"
 
-    def access(self, kong, _conf):
+    def __init__(self, _entity, _worker):
+        """Take what every plugin gets."""
+
+    def access(self, kong):
         """Make spans, and release one by hand."""
         tracer = kong.tracing.new("mine", {"namespace": "MINE"})
         tracer.start_span("own").finish()
@@ -340,21 +342,18 @@ def test_spans_that_nobody_exports_are_accounted_for(tmp_path, profile):
 
 
 class Faulty:
-    """A plugin that raises in the phase that it is configured with."""
+    """A plugin that raises in one phase, or answers itself there."""
 
+    NAME = "faulty"
     PRIORITY = 10
     VERSION = "1"
 
-    def fail(self, phase, kong, conf):
-        """Raise."""
-        if conf["phase"] == phase:
-            raise RuntimeError(f"boom in {kong.request.get_path()}")
+    def __init__(self, entity, _worker):
+        self.__dict__[entity.config["phase"]] = self.fail
 
-    rewrite = partialmethod(fail, "rewrite")
-    access = partialmethod(fail, "access")
-    header_filter = partialmethod(fail, "header_filter")
-    body_filter = partialmethod(fail, "body_filter")
-    log = partialmethod(fail, "log")
+    def fail(self, kong):
+        """Raise."""
+        raise RuntimeError(f"boom in {kong.request.get_path()}")
 
 
 @pytest.mark.parametrize("profile", ["kong", "safe"])

@@ -17,6 +17,7 @@ EVENTS = {
     "send": ("queue_depth", "in_flight", []),
     "acknowledge": ("in_flight", None, ["acknowledged"]),
     "give up": ("in_flight", None, ["dropped_retries"]),
+    "be refused": ("in_flight", None, ["dropped_refused"]),
     "terminate a request": ("spans_open", None, ["lost_in_request"]),
     "terminate the queue": ("queue_depth", None, ["dropped_shutdown"]),
     "terminate a batch": ("in_flight", None, ["dropped_shutdown"]),
@@ -52,6 +53,7 @@ def test_books_of_any_life_balance_while_it_lasts_and_after_any_death(choices):
     assert standing(values).unaccounted == 0
     killed = close(values, exited_cleanly=False)
     assert killed.unaccounted == 0
+    assert killed.lost == killed.created - killed.unsampled - killed.unprocessed - killed.acknowledged
     assert (killed.open, killed.queued, killed.in_flight) == (0, 0, 0)
 
 

@@ -52,17 +52,21 @@ def pool_keeps_one_more(patch: Patch) -> None:
 
 
 def pool_is_never_replaced(patch: Patch) -> None:
-    patch.setattr(pool.Pool, "_is_replaced", lambda self: False)
+    def keep(self):
+        self._replaced += pool.RELEASES_MAX - self.due
+        self.due = pool.RELEASES_MAX
+
+    patch.setattr(pool.Pool, "_replace", keep)
 
 
 def pool_is_first_in_first_out(patch: Patch) -> None:
+    release = pool.Pool.release
+
     def put_in_front(self, obj):
-        if self._is_replaced() or len(self.free) >= self.free_max:
-            self.discarded += 1
-            return
-        self._clear(obj)
-        self.free.insert(0, obj)
-        self.released += 1
+        free = len(self.free)
+        release(self, obj)
+        if len(self.free) > free:
+            self.free.insert(0, self.free.pop())
 
     patch.setattr(pool.Pool, "release", put_in_front)
 
@@ -73,7 +77,7 @@ def balance_is_off_by_one(patch: Patch) -> None:
     def miscount(original):
         def counted(self, obj):
             original(self, obj)
-            self.discarded += len(self.free) == 1
+            self.given_up += len(self.free) == 1
 
         return counted
 
@@ -170,6 +174,10 @@ def end_recycles_what_is_held(patch: Patch) -> None:
     patch.setattr(TracerProvider, "_take_back", TracerProvider._release_singly)
 
 
+def end_takes_all_spans_for_unheld(patch: Patch) -> None:
+    patch.setattr(provider, "getrefcount", lambda _obj: 0)
+
+
 def abandon_forgets_the_spans(patch: Patch) -> None:
     patch.setattr(TracerProvider, "settle", lambda self, trace: None)
 
@@ -258,7 +266,12 @@ KONG_FAULTS = {
         fault.__name__: fault
         for fault in (
             *(pool_keeps_one_more, pool_is_never_replaced, pool_is_first_in_first_out, balance_is_off_by_one),
-            *(release_runs_twice, end_forgets_unlinked_spans, abandon_forgets_the_spans),
+            *(
+                release_runs_twice,
+                end_forgets_unlinked_spans,
+                abandon_forgets_the_spans,
+                end_takes_all_spans_for_unheld,
+            ),
         )
     },
 }
@@ -268,7 +281,13 @@ SAFE_FAULTS = {
         *(finish_leaves_the_active_span, finish_clears_the_active_span, second_finish_counts),
         *(sampler_ignores_the_parent, sampler_reads_the_other_end, parent_is_the_root),
         *(end_forgets_a_namespace, end_forgets_a_span, end_forgets_unlinked_spans, end_recycles_what_is_held),
-        *(events_are_shared, attributes_are_shared, process_span_ignores_the_name, process_span_goes_backward),
+        *(
+            end_takes_all_spans_for_unheld,
+            events_are_shared,
+            attributes_are_shared,
+            process_span_ignores_the_name,
+            process_span_goes_backward,
+        ),
         *(ids_repeat, ids_may_be_zero),
     )
 }

@@ -80,7 +80,8 @@ class ScoreboardMachine(RuleBasedStateMachine):
     def books_balance(self):
         created = sum(worker["counts"]["created"] for worker in self.model)
         held = sum(worker["counts"]["spans_open"] for worker in self.model if worker["code"] is None)
-        assert self.scoreboard.read().ledger == Ledger(created=created, open=held, lost_in_request=created - held)
+        lost = created - held
+        assert self.scoreboard.read().ledger == Ledger(created=created, open=held, lost_in_request=lost, lost=lost)
 
 
 TestScoreboard = ScoreboardMachine.TestCase

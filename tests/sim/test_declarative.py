@@ -105,6 +105,89 @@ def test_what_works_beside_the_request_is_left_aside_with_a_warning(entities):
 
 
 @pytest.mark.parametrize(
+    ("version", "written", "read", "warned"),
+    [
+        ("3.0", "~/a/(\\d+)$", "~/a/(\\d+)$", False),
+        ("3.0", "/a.b~c", "/a.b~c", False),
+        ("3.0", "/a/(\\d+)$", "/a/(\\d+)$", True),
+        ("2.1", "/a.b~c%20", "/a.b~c%20", False),
+        ("2.1", "/a/(\\d+)$", "~/a/(\\d+)$", False),
+        ("1.1", "/a/%2e%7E%2F+", "~/a/\\.~%2F+", False),
+        ("1.1", "/a/(?<x>.*)", "~/a/(?<x>.*)", False),
+    ],
+)
+def test_a_regular_expression_is_told_by_a_tilde_since_format_3(entities, version, written, read, warned):
+    """Before, any path with a character that paths rarely have was one; since then such a path gets a warning."""
+    found = entities(f"_format_version: '{version}'\nroutes: [{{paths: ['{written}']}}]\n")
+
+    assert [route.paths for route in found.routes] == [(read,)]
+    assert [" a regular expression begins with ~/ since format 3.0" in warning for warning in found.warnings] == (
+        [True] if warned else []
+    )
+
+
+def test_what_cannot_be_simulated_is_left_out_with_a_warning(entities):
+    """The entity, with what belongs to it, and one line that says why."""
+    read = entities(
+        "services:\n"
+        "  - name: mail\n"
+        "    protocol: tcp\n"
+        "    host: mail.example\n"
+        "    routes: [{name: smtp, protocols: [tcp], destinations: [{port: 25}]}]\n"
+        "  - {name: old, host: old.example, enabled: false, routes: [{paths: [/old]}]}\n"
+        "routes:\n"
+        "  - {name: by-expression, expression: http.path == '/'}\n"
+        "  - {name: rpc, protocols: [grpc, grpcs], paths: [/rpc]}\n"
+        "  - {name: kept, paths: [/]}\n"
+        "  - {name: to-mail, service: mail, paths: [/mail]}\n"
+        "plugins:\n"
+        "  - {name: opentelemetry, route: rpc}\n"
+        "  - {name: correlation-id, consumer: me}\n"
+    )
+
+    assert [route.name for route in read.routes] == ["kept"]
+    assert read.plugins == ()
+    assert [warning.split("/kong.yml:")[1] for warning in read.warnings] == [
+        "3: services[0].protocol: this service is left out: it is for tcp, and connections are plain HTTP",
+        "8: routes[0].expression: this route is left out: it matches by an expression",
+        "9: routes[1].protocols: this route is left out: it is for grpc, grpcs, and connections are plain HTTP",
+        "14: plugins[1].consumer: this plugin is left out: it is for one consumer, and nobody is authenticated",
+    ]
+
+
+def test_upstreams_have_their_targets_nested_or_beside_them(entities):
+    """Hash and health fields are read with Kong's defaults; TLS of probes is left aside."""
+    nested = entities(
+        "upstreams:\n  - name: pool\n    hash_on: ip\n    tags: [a]\n    healthchecks:\n      threshold: 50\n"
+        "      active: {https_sni: ~, https_verify_certificate: false, unhealthy: {interval: 5}}\n"
+        "    targets: [{target: '10.0.0.1:80', weight: 10}, {target: b.example}]\n"
+    )
+    flat = entities(
+        "targets: [{target: '10.0.0.1:80', weight: 10, upstream: {name: pool}},"
+        " {target: b.example, upstream: pool}]\n"
+        "upstreams:\n  - name: pool\n    algorithm: consistent-hashing\n    hash_on: ip\n"
+        "    healthchecks: {threshold: 50, active: {unhealthy: {interval: 5}}}\n"
+    )
+
+    assert nested.upstreams == flat.upstreams
+    pool = nested.upstreams[0]
+    assert [(target.host, target.port, target.weight) for target in pool.targets] == [
+        ("10.0.0.1", 80, 10),
+        ("b.example", 8000, 100),
+    ]
+    assert pool.healthchecks.passive.unhealthy.http_statuses == (429, 500, 503)
+    assert nested.warnings[0].endswith("https_verify_certificate is not simulated: connections are plain HTTP")
+
+
+def test_https_of_a_service_is_spoken_without_tls(entities):
+    """A warning names host and port that get plain HTTP."""
+    read = entities("services:\n  - {name: a, url: 'https://a.example'}\n")
+
+    assert (read.services[0].protocol, read.services[0].port) == ("https", 443)
+    assert read.warnings[0].endswith("2: services[0].url: TLS is not simulated: a.example gets plain HTTP on port 443")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (
@@ -121,28 +204,67 @@ def test_what_works_beside_the_request_is_left_aside_with_a_warning(entities):
         ),
         ("_format_version: '4.0'\n", "kong.yml:1: _format_version: expected one of 1.1, 2.1, 3.0, not '4.0'"),
         (
-            "services:\n  - {name: a, url: 'https://a.example'}\n",
-            "kong.yml:2: services[0].url: https is not built yet: upstreams are plain HTTP; leave it out",
+            "routes:\n  - paths: ['~/a(b']\n",
+            (
+                "kong.yml:2: routes[0].paths[0]: '/a(b' is no regular expression that can be used here: missing ),"
+                " unterminated subpattern at position 2"
+            ),
         ),
         (
-            "services:\n  - name: a\n    host: b.example\n    tls_verify: true\n",
-            "kong.yml:4: services[0].tls_verify: tls_verify is not built yet: it needs TLS; leave it out",
+            "routes:\n  - paths: [a]\n",
+            (
+                "kong.yml:2: routes[0].paths[0]: expected a path that begins with /, or with ~/ for a regular"
+                " expression, not 'a'; write /orders or ~/orders/\\d+$"
+            ),
         ),
         (
-            "services:\n  - name: a\n    host: b.example\n    routes:\n      - paths: ['~/a$']\n",
-            "kong.yml:5: services[0].routes[0].paths[0]: ~/a$ is not built yet: paths are prefixes; begin it with /",
+            "routes:\n  - paths: [/a//b]\n",
+            "kong.yml:2: routes[0].paths[0]: a path must not have empty segments, but '/a//b' has; write each / once",
         ),
         (
-            "services:\n  - name: a\n    host: b.example\n    routes:\n      - headers: {x: [y]}\n",
-            "kong.yml:5: services[0].routes[0].headers: headers is not built yet: it matches on headers; leave it out",
+            "routes:\n  - hosts: ['a.*.b']\n",
+            (
+                "kong.yml:2: routes[0].hosts[0]: expected a host, or a wildcard such as *.example.com or example.*, not"
+                " 'a.*.b'; the asterisk stands for the first or for the last labels"
+            ),
         ),
         (
-            "upstreams:\n  - name: a\n",
-            "kong.yml:1: upstreams: upstreams is not built yet: it balances load over targets; leave it out",
+            "routes:\n  - headers: {host: [a]}\n",
+            "kong.yml:2: routes[0].headers.host: host is no header to match on; write it in hosts",
         ),
         (
-            "routes:\n  - paths: [/]\n",
-            "kong.yml:2: routes[0]: a route without service is not built yet: each route leads to a service; add it",
+            "upstreams:\n  - {name: a, algorithm: random}\n",
+            (
+                "kong.yml:2: upstreams[0].algorithm: expected round-robin, consistent-hashing, least-connections or"
+                " latency, not 'random'"
+            ),
+        ),
+        (
+            "upstreams:\n  - name: a\n    targets:\n      - target: a:b:c\n",
+            (
+                "kong.yml:4: upstreams[0].targets[0].target: expected host:port, not 'a:b:c'; write 10.0.0.1:8000 or"
+                " orders.internal:8000"
+            ),
+        ),
+        (
+            "upstreams:\n  - name: a\ntargets:\n  - {target: 'a:1'}\n",
+            "kong.yml:4: targets[0].upstream: missing; name the upstream that it belongs to",
+        ),
+        (
+            "upstreams:\n  - name: a\ntargets:\n  - {target: 'a:1', upstream: b}\n",
+            "kong.yml:4: targets[0].upstream: there is no upstream 'b'; known here: a",
+        ),
+        (
+            "upstreams:\n  - name: a\n    targets: [{target: 'a'}, {target: 'a:8000'}]\n",
+            "kong.yml:3: upstreams[0].targets[1].target: a second target of this address; keep one of them",
+        ),
+        (
+            "upstreams:\n  - {name: a, hash_on: header}\n",
+            "kong.yml:2: upstreams[0].hash_on_header: missing, hash_on is header; add hash_on_header",
+        ),
+        (
+            "upstreams:\n  - {name: a, hash_on: cookie, hash_on_cookie: c, hash_fallback: ip}\n",
+            "kong.yml:2: upstreams[0].hash_fallback: must be none, hash_on is cookie; leave it out",
         ),
         (
             "services: [{name: orders, host: a.example}]\nroutes:\n  - paths: [/]\n    service: order\n",
@@ -163,10 +285,6 @@ def test_what_works_beside_the_request_is_left_aside_with_a_warning(entities):
         (
             "plugins:\n  - name: opentelemetry\n    config:\n      queue:\n        max_batch_size: 0\n",
             "kong.yml:5: plugins[0].config.queue.max_batch_size: must be at least 1, not 0",
-        ),
-        (
-            "plugins:\n  - name: opentelemetry\n    consumer: me\n",
-            "kong.yml:3: plugins[0].consumer: consumer is not built yet: it is for one consumer; leave it out",
         ),
         (
             "plugins:" + 2 * f"\n  - {{name: opentelemetry, config: {{traces_endpoint: '{ENDPOINT}'}}}}",

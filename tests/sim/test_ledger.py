@@ -24,7 +24,7 @@ def test_killed_worker_lost_what_it_held():
     books = close(values, exited_cleanly=False)
 
     assert books == Ledger(
-        created=10, unsampled=1, enqueued=6, acknowledged=2, lost_in_request=3, lost_in_queue=4, unaccounted=0
+        created=10, unsampled=1, enqueued=6, acknowledged=2, lost_in_request=3, lost_in_queue=4, lost=7, unaccounted=0
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from sim.document import parse_override
+from sim.error_log import LEVELS
 from sim.errors import UserError
 from sim.ledger import Ledger
 from sim.report import tables
@@ -37,6 +38,12 @@ LOAD = {
     "by_status": {200: 2990, 503: 8},
     "failed_by_reason": {"reset": 2},
     "latency_ms": {"mean": 4.2, "p50": 3.11, "p90": 9.4, "p99": 21.4, "p99_9": 45.1, "max": 62.7},
+    "fault_window": {
+        "requests": 300,
+        "outside_requests": 2698,
+        "latency_ms": {"mean": 5.0, "p50": 3.2, "p90": 12.0, "p99": 40.0, "p99_9": 62.7, "max": 62.7},
+        "outside_latency_ms": {"mean": 4.0, "p50": 3.1, "p90": 9.0, "p99": 20.0, "p99_9": 31.0, "max": 32.0},
+    },
     "lag_ms": {"mean": 0.1, "p50": 0.1, "p90": 0.2, "p99": 0.4, "p99_9": 0.5, "max": 2.0},
     "histogram": "x",
     "achieved_rate_per_s": 299.8,
@@ -54,6 +61,8 @@ COLLECTOR = {
     "received": 17_664,
     "received_unique": 17_664,
     "received_duplicates": 0,
+    **dict.fromkeys(("unchecked", "unanswered", "needless", "rejected"), 0),
+    "received_per_s": 1766.4,
     "traces": 3_000,
     **dict.fromkeys(("orphans", "outside_parent", "unfinished", "rootless", "multi_rooted"), 0),
     "connections": {"accepted": 2, "open": 0},
@@ -113,6 +122,7 @@ def summary(reading):
             environment=environment(),
             started_at=datetime(2025, 1, 1, 12, tzinfo=UTC),
             elapsed_s=14.2,
+            error_log={"lines": 9, "bytes": 700, "debug": 0, "info": 0, **dict.fromkeys(LEVELS[2:], 1)},
             faults=[{"at_s": 5.0, "target": "worker", "slot": 1, "kind": "kill", "pid": 23417}],
             interrupted=interrupted,
         )

@@ -1,88 +1,286 @@
 """Which route a request goes to."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from sim.config import Route, Service
-from sim.router import FINDINGS_MAX, Router
+from sim.router import FINDINGS_MAX, Router, normalized
 
 ORDERS = Service(name="orders", host="127.0.0.1", port=8080)
 NAMED = Service(name="named", host="upstream", path="/base/")
 
 
+def asked(method="GET", host="h", path="/", headers=()):
+    """A request as the router sees one."""
+    lines = [(name.encode(), value.encode()) for name, value in headers]
+    name = host.lower().rpartition(":")[0] if ":" in host else host.lower()
+    return SimpleNamespace(
+        method=method, host=name, authority=host.encode(), path=path, lines=lines, forwarded_lines=lambda: lines
+    )
+
+
 def route(name, **matched):
-    return Route(**{"name": name, "service": "orders"} | matched)
+    return Route.model_validate({"name": name, "service": "orders"} | matched)
 
 
-def match(routes, method="GET", host="h", path="/"):
-    found = Router(tuple(routes), (ORDERS, NAMED)).match(method, host, path)
+def find(routes, services=(ORDERS, NAMED), **request):
+    return Router(tuple(routes), services).match(asked(**request))
+
+
+def match(routes, **request):
+    found = find(routes, **request)
     return found.route.name if found else None
 
 
-def test_longer_path_comes_first():
-    """Of two routes that match, the one with the longer path wins, wherever it stands."""
-    routes = [route("short", paths=("/a",)), route("long", paths=("/a/b",))]
-    assert [match(routes, path=path) for path in ("/a", "/a/b/c", "/b")] == ["short", "long", None]
-
-
-def test_route_that_asks_for_more_comes_first():
-    """A route with a method, a host and a path goes before one with a longer path alone."""
-    routes = [route("path", paths=("/a/b",)), route("all", paths=("/a",), hosts=("h",), methods=("GET",))]
-    assert match(routes, path="/a/b") == "all"
-    assert match(routes, method="POST", path="/a/b") == "path"
+# What matches.
 
 
 @pytest.mark.parametrize(
     ("pattern", "host", "matches"),
     [
         ("example.com", "example.com", True),
+        ("example.com", "example.com:8000", True),
         ("example.com", "www.example.com", False),
-        ("Example.com:8000", "example.com", True),
+        ("Example.com", "eXample.com", True),
+        ("example.com:8000", "example.com:8000", True),
+        ("example.com:8000", "example.com", False),
+        ("example.com:80", "example.com", True),
         ("*.example.com", "a.b.example.com", True),
+        ("*.example.com", "a.example.com:8000", True),
+        ("*.example.com:8000", "a.example.com:8000", True),
+        ("*.example.com:8000", "a.example.com", False),
         ("*.example.com", "example.com", False),
+        ("*.example.com", "a.exampleXcom", False),
         ("example.*", "example.org", True),
         ("example.*", "example", False),
+        ("example.*", "an.example.org", False),
     ],
 )
 def test_host_matches_as_a_whole_or_by_its_wildcard(pattern, host, matches):
-    """A host is compared without port and case; a wildcard stands for at least one character at one end."""
+    """A host is compared without case, and without port unless one is asked for; a wildcard stands at one end."""
     assert (match([route("r", hosts=(pattern,))], host=host) == "r") is matches
 
 
-def test_plain_host_comes_before_a_wildcard():
-    """The exact host wins."""
-    routes = [route("wild", hosts=("*.example.com",)), route("plain", hosts=("a.example.com",))]
-    assert match(routes, host="a.example.com") == "plain"
+@pytest.mark.parametrize(
+    ("path", "asked_path", "matches"),
+    [
+        ("/a", "/a", True),
+        ("/a", "/abc", True),
+        ("/a", "/A", False),
+        ("/a b".replace(" ", "%20"), "/a%20b", True),
+        ("/a", "/x/../a", True),
+        ("/a/b", "/a//b", True),
+        ("/a", "/%61", True),
+        ("~/a/\\d+$", "/a/12", True),
+        ("~/a/\\d+$", "/a/12/b", False),
+        ("~/a/\\d+", "/a/12/b", True),
+        ("~/a", "/b/a", False),
+        ("~/(?<what>b|c)/x", "/c/x", True),
+        ("~/a/(?i)b", "/a/B", True),
+        ("~/a/(?i)b", "/A/b", False),
+    ],
+)
+def test_path_matches_as_a_prefix_or_by_its_regular_expression(path, asked_path, matches):
+    """Paths are compared in normal form; a regular expression holds from the beginning, not to the end."""
+    assert (match([route("r", paths=(path,))], path=asked_path) == "r") is matches
 
 
 @pytest.mark.parametrize(
-    ("service", "strip_path", "path", "upstream_path"),
+    ("wanted", "given", "matches"),
     [
-        (ORDERS, True, "/api/v1/x", "/v1/x"),
-        (ORDERS, True, "/api", "/"),
-        (ORDERS, False, "/api/v1", "/api/v1"),
-        (NAMED, True, "/api/v1", "/base/v1"),
-        (NAMED, True, "/api", "/base"),
-        (NAMED, False, "/api/v1", "/base/api/v1"),
+        ({"x-team": ["a", "b"]}, [("X-Team", "B")], True),
+        ({"x-team": ["a"]}, [("X-Team", "c")], False),
+        ({"x-team": ["a"]}, [("X-Team", "c"), ("x-team", "a")], True),
+        ({"x-team": ["a"]}, [], False),
+        ({"x-team": ["a"], "x-more": ["1"]}, [("x-team", "a")], False),
+        ({"x-team": ["a"], "x-more": ["1"]}, [("x-more", "1"), ("x-team", "a")], True),
+        ({"x-version": ["~*^v[12]$"]}, [("x-version", "V2")], True),
+        ({"x-version": ["~*^v[12]$"]}, [("x-version", "v3")], False),
     ],
 )
-def test_service_is_asked_for_its_own_path_and_the_rest(service, strip_path, path, upstream_path):
-    """The route's prefix is taken away when it is to be stripped; the service's path comes first."""
-    routes = (Route(name="r", service=service.name, paths=("/api",), strip_path=strip_path),)
-    found = Router(routes, (service,)).match("GET", "h", path)
-    assert found.upstream_path(path) == upstream_path
+def test_each_header_has_to_be_there_with_one_of_its_values(wanted, given, matches):
+    """Names and values are compared without case; `~*` begins a regular expression."""
+    assert (match([route("r", headers=wanted)], headers=given) == "r") is matches
 
 
-def test_address_is_known_where_the_host_is_one():
-    """A service with an address needs no resolver."""
+def test_method_has_to_be_one_of_those_named():
+    """Others find no route."""
+    routes = [route("r", methods=("GET", "PUT"))]
+    assert [match(routes, method=method) for method in ("GET", "PUT", "POST")] == ["r", "r", None]
+
+
+def test_no_route_is_found_where_none_matches():
+    """Also when there are none at all."""
+    assert match([], path="/") is None
+    assert match([route("r", paths=("/a",))], path="/b") is None
+
+
+# Which comes first.
+
+LADDER = [
+    {"hosts": ["h"], "headers": {"x": ["1"]}, "paths": ["/a"], "methods": ["GET"]},
+    {"hosts": ["h"], "headers": {"x": ["1"]}, "paths": ["/a"]},
+    {"hosts": ["h"], "headers": {"x": ["1"]}, "methods": ["GET"]},
+    {"hosts": ["h"], "paths": ["/a"], "methods": ["GET"]},
+    {"headers": {"x": ["1"]}, "paths": ["/a"], "methods": ["GET"]},
+    {"hosts": ["h"], "headers": {"x": ["1"]}},
+    {"hosts": ["h"], "paths": ["/a"]},
+    {"hosts": ["h"], "methods": ["GET"]},
+    {"headers": {"x": ["1"], "y": ["2"]}, "paths": ["/a"]},
+    {"headers": {"x": ["1"]}, "paths": ["/a"]},
+    {"headers": {"x": ["1"]}, "methods": ["GET"]},
+    {"paths": ["/a/b"], "methods": ["GET"]},
+    {"paths": ["/a"], "methods": ["GET"]},
+    {"hosts": ["*.h", "h"]},
+    {"headers": {"x": ["1"]}},
+    {"paths": ["~/a.*"], "regex_priority": 3},
+    {"paths": ["~/a/b.*"], "created_at": 1},
+    {"paths": ["~/a/b/?c.*"], "created_at": 2},
+    {"paths": ["~/a/b/?.*"]},
+    {"paths": ["/a/b"]},
+    {"paths": ["/a"], "created_at": 5},
+    {"paths": ["/a"]},
+    {"methods": ["GET"]},
+]
+"""Each matches the same request, and each comes before those below it."""
+
+
+@pytest.mark.parametrize("rung", range(len(LADDER)))
+def test_route_of_the_highest_rank_wins(rung):
+    """Wherever it stands in the file: more kinds of criteria, then which kinds, then what is said of them."""
+    below = [route(f"r{number}", **LADDER[number]) for number in range(rung, len(LADDER))]
+    request = {"host": "h", "path": "/a/b/c", "headers": [("x", "1"), ("y", "2")]}
+    assert match(below, **request) == f"r{rung}"
+    assert match(below[::-1], **request) == f"r{rung}"
+
+
+def test_wildcard_with_a_port_comes_before_a_plain_host():
+    """As in Kong, where the port weighs more."""
+    routes = [route("plain", hosts=("a.example.com",)), route("wild", hosts=("*.example.com:8000",))]
+    assert match(routes, host="a.example.com:8000") == "wild"
+    assert match(routes, host="a.example.com") == "plain"
+
+
+def test_order_of_the_file_decides_between_equals():
+    """Of routes that cannot be told apart by rank, the first wins."""
+    assert match([route("one", paths=("/a",)), route("two", paths=("/a",))], path="/a") == "one"
+
+
+def test_each_path_of_a_route_has_its_own_rank():
+    """A route with a short and a long path is not ranked by the longer one where the shorter matches."""
+    routes = [route("two", paths=("/a", "/long/one")), route("one", paths=("/a/b",))]
+    assert match(routes, path="/a/b") == "one"
+
+
+# What the service is asked for.
+
+PREFIXED = "/api"
+
+
+@pytest.mark.parametrize(
+    ("base", "handling", "strip", "path", "upstream_path"),
+    [
+        (None, "v0", True, "/api/v1/x", "/v1/x"),
+        (None, "v0", True, "/api", "/"),
+        (None, "v0", True, "/apix", "/x"),
+        (None, "v0", True, "/api/", "/"),
+        (None, "v0", False, "/api/v1", "/api/v1"),
+        ("/base", "v0", True, "/api/v1", "/base/v1"),
+        ("/base", "v0", True, "/api", "/base"),
+        ("/base", "v0", True, "/apix", "/base/x"),
+        ("/base", "v0", False, "/api/v1", "/base/api/v1"),
+        ("/base/", "v0", True, "/api/v1", "/base/v1"),
+        ("/base/", "v0", True, "/api", "/base"),
+        ("/base/", "v0", False, "/api/", "/base/api/"),
+        (None, "v1", True, "/api/v1", "/v1"),
+        (None, "v1", True, "/apix", "/x"),
+        (None, "v1", False, "/api/v1", "/api/v1"),
+        ("/base", "v1", True, "/apix", "/basex"),
+        ("/base", "v1", True, "/api/v1", "/base/v1"),
+        ("/base", "v1", False, "/api/v1", "/baseapi/v1"),
+        ("/base/", "v1", True, "/api/v1", "/base/v1"),
+        ("/base", "v0", True, "/api/a%20b%2Fc", "/base/a%20b%2Fc"),
+        ("/base", "v0", True, "/api/../../x/../api/./y", "/base/y"),
+    ],
+)
+def test_service_is_asked_for_its_own_path_and_the_rest(base, handling, strip, path, upstream_path):
+    """`path_handling` says how the service's path and what is left of the request's are joined."""
+    service = Service(name="orders", host="h", path=base)
+    found = find([route("r", paths=(PREFIXED,), strip_path=strip, path_handling=handling)], (service,), path=path)
+    assert found.upstream_path.decode() == upstream_path
+
+
+@pytest.mark.parametrize(
+    ("paths", "path", "upstream_path"),
+    [
+        (["~/v(\\d)/"], "/v1/orders", "/orders"),
+        (["~/v\\d"], "/v1", "/"),
+        (["~/v(\\d)/"], "/v1/../../etc", None),
+        ([], "/any/thing", "/any/thing"),
+        (["/a"], "/a./b", "/b"),
+        (["/a"], "/a..", "/"),
+    ],
+)
+def test_what_a_regular_expression_matched_is_stripped(paths, path, upstream_path):
+    """The rest is what follows the match, without dots ahead; where a route has no path nothing is stripped."""
+    found = find([route("r", paths=paths, methods=("GET",))], path=path)
+    assert (found and found.upstream_path.decode()) == upstream_path
+
+
+def test_captures_are_at_hand():
+    """Groups by number and by name; one that took no part is empty."""
+    found = find([route("r", paths=("~/v(\\d)/(?<kind>\\w+)(-x)?",))], path="/v2/orders")
+    assert found.captures.unnamed == ("2", "orders", "")
+    assert found.captures.named == {"kind": "orders"}
+
+
+@pytest.mark.parametrize("path", ["/a%0d%0aX:%201", "/a%00", "/a%20HTTP/1.1%0d%0a", "/\xe4\x01"])
+def test_what_is_decoded_goes_out_escaped(path):
+    """No path brings a byte into the request line that does not belong there."""
+    found = find([route("r", paths=("/",))], path=path)
+    assert all(0x20 < byte < 0x7F for byte in found.upstream_path)
+
+
+def test_host_header_and_address_are_known_with_the_route():
+    """A service with an address needs no resolver; the usual port goes without saying."""
     routes = (route("a", paths=("/a",)), Route(name="n", service="named", paths=("/n",)))
     router = Router(routes, (ORDERS, NAMED))
-    assert router.match("GET", "h", "/a").address == ("127.0.0.1", 8080)
-    assert router.match("GET", "h", "/n").address is None
+    address, name = router.match(asked(path="/a")), router.match(asked(path="/n"))
+    assert (address.address, address.upstream_host) == (("127.0.0.1", 8080), b"127.0.0.1:8080")
+    assert (name.address, name.upstream_host) == (None, b"upstream")
+
+
+def test_route_may_have_no_service():
+    """Its plugins answer."""
+    found = find([route("r", service=None, paths=("/",))])
+    assert (found.route.name, found.service) == ("r", None)
 
 
 def test_findings_are_bounded():
     """However many paths are asked for, a bounded number is remembered, and all are answered."""
     router = Router((route("r", paths=("/",)),), (ORDERS,))
     for number in range(2 * FINDINGS_MAX + 1):
-        assert router.match("GET", "h", f"/{number}").route.name == "r"
+        assert router.match(asked(path=f"/{number}")).route.name == "r"
     assert len(router._found) <= FINDINGS_MAX
+
+
+@pytest.mark.parametrize(
+    ("path", "normal"),
+    [
+        ("/", "/"),
+        ("/a/b/", "/a/b/"),
+        ("//a///b", "/a/b"),
+        ("/a/./b/../c", "/a/c"),
+        ("/../../a", "/a"),
+        ("/a/..", "/"),
+        ("/a/b/.", "/a/b/"),
+        ("/%7euser/%2f%2e%2e", "/~user/%2F.."),
+        ("/%2e%2e/a", "/a"),
+        ("/a%2", "/a%2"),
+        ("/.hidden/..a", "/.hidden/..a"),
+    ],
+)
+def test_normal_form_of_a_path(path, normal):
+    """Needless triplets, dot segments and double slashes go; reserved characters stay escaped."""
+    assert normalized(path) == normal

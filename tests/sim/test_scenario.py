@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from sim.config import Nginx, Plugin, Route, Service, Tracing
+from sim.config import Nginx, OpenTelemetryConfig, Plugin, QueueConfig, Route, Service, Tracing
 from sim.document import Override, parse_override
 from sim.errors import UserError
-from sim.plugins.opentelemetry import OpenTelemetryConfig, QueueConfig
+from sim.faults import KINDS, Fault
 from sim.scenario import (
     Collector,
     ConstantArrivalRate,
-    Fault,
     Latency,
+    RampingArrivalRate,
     Request,
+    Stage,
     Upstream,
     _File,
     _Gateway,
@@ -188,7 +189,7 @@ MISTAKES = [
         "duration: 10s",
         "stages: []",
         "24: load[0].stages",
-        "stages is not built yet: it varies the rate over time; leave it out",
+        "unknown field; known here: arrival, request, executor, rate, duration",
     ),
     ("    duration: 10s\n", "", "22: load[0].duration", "missing; add duration"),
     (
@@ -203,7 +204,21 @@ MISTAKES = [
         "22: load[0].executor",
         "ramping-vus is not built yet: it makes a closed load of virtual users; leave it out",
     ),
-    ("constant-arrival-rate", "constant", "22: load[0].executor", "expected constant-arrival-rate, not 'constant'"),
+    (
+        "constant-arrival-rate",
+        "constant",
+        "22: load[0].executor",
+        "expected constant-arrival-rate or ramping-arrival-rate, not 'constant'",
+    ),
+    (
+        "constant-arrival-rate",
+        "constant-arival-rate",
+        "22: load[0].executor",
+        (
+            "expected constant-arrival-rate or ramping-arrival-rate, not 'constant-arival-rate'; did you mean "
+            "constant-arrival-rate?"
+        ),
+    ),
     ("path: /orders", "path: orders", "26: load[0].request.path", "expected a path that begins with /, not 'orders'"),
     ("Host: api", "Ho st: api", "26: load[0].request.headers.Ho st", "expected the name of a header, not 'Ho st'"),
     ("profile: safe", "profile: sage", "2: profile", "expected kong or safe, not 'sage'; did you mean safe?"),
@@ -251,21 +266,58 @@ MISTAKES = [
     (
         "target: worker",
         "target: collector",
-        "28: faults[0].target",
-        "collector is not built yet: faults hit workers only; leave it out",
+        "28: faults[0].kind",
+        (
+            "expected one of refuse, down, hang, slow, status, reset, truncate, partial_success for target collector, "
+            "not 'kill'; kill is for target worker"
+        ),
     ),
-    ("target: worker", "target: wroker", "28: faults[0].target", "expected worker, not 'wroker'; did you mean worker?"),
+    (
+        "target: worker",
+        "target: wroker",
+        "28: faults[0].target",
+        "expected collector, upstream, worker, master or load, not 'wroker'; did you mean worker?",
+    ),
+    (
+        "kind: kill",
+        "kind: kil",
+        "28: faults[0].kind",
+        "expected one of kill, stop, memory for target worker, not 'kil'; did you mean kill?",
+    ),
     (
         "kind: kill",
         "kind: refuse",
         "28: faults[0].kind",
-        "refuse is not built yet: it refuses connections; leave it out",
+        (
+            "expected one of kill, stop, memory for target worker, not 'refuse'; "
+            "refuse is for target collector or upstream"
+        ),
     ),
     (
         "kind: kill",
         "kind: kill, for: 3s",
         "28: faults[0].for",
-        "for is not built yet: it ends a fault after a while; leave it out",
+        "does not belong to worker kill; leave it out; it takes at, slot",
+    ),
+    (
+        "kind: kill",
+        "kind: kill, every: 3s",
+        "28: faults[0].every",
+        "every is not built yet: it repeats a fault; leave it out",
+    ),
+    ("kind: kill", "kind: stop", "28: faults[0].for", "missing; add for: 10s, how long it lasts"),
+    ("kind: kill", "kind: stop, for: 0s", "28: faults[0].for", "must be more than 0, not '0s'"),
+    (
+        "worker, slot: 1, kind: kill",
+        "collector, kind: status, status: 429, retry_after: 100ms",
+        "28: faults[0].retry_after",
+        "expected whole seconds (RFC 9110 10.2.3); write 1s",
+    ),
+    (
+        "worker, slot: 1, kind: kill",
+        "upstream, upstream: defult, kind: hang",
+        "28: faults[0].upstream",
+        "there is no upstream defult; did you mean default?",
     ),
     (
         "slot: 1",
@@ -359,10 +411,13 @@ def test_every_word_of_the_vocabulary_is_documented():
     """Fields, words that are not built yet, and metrics."""
     words = set(re.findall(r"[\w-]+", DOCS.read_text(encoding="utf-8")))
 
-    for model in (_File, _Gateway, Tracing, Nginx, Upstream, Latency, Collector, ConstantArrivalRate, Request, Fault):
-        assert set(model.model_fields) <= words
-    for model in (ConstantArrivalRate, Fault):
+    for model in (
+        *(_File, _Gateway, Tracing, Nginx, Upstream, Latency, Collector, Request),
+        *(ConstantArrivalRate, RampingArrivalRate, Stage, Fault),
+    ):
+        assert {info.alias or name for name, info in model.model_fields.items()} <= words
         assert {word for meanings in model.words_not_built.values() for word in meanings} <= words
+    assert {kind for kinds in KINDS.values() for kind in kinds} <= words
     for model in (Service, Route, Plugin, OpenTelemetryConfig, QueueConfig):
         assert set(model.model_fields) <= words
     assert {name for metric in METRICS for name in metric.split(".")} <= words

@@ -90,7 +90,7 @@ def test_counts_of_a_dead_worker_stay_in_the_sums():
     ]
     assert reading.sum("requests") == 7
     assert reading.sum("requests_active") == 4
-    assert reading.ledger == Ledger(created=12, lost_in_request=9, unsampled=3)
+    assert reading.ledger == Ledger(created=12, lost_in_request=9, lost=9, unsampled=3)
 
 
 def test_slot_never_runs_out_of_records_for_the_respawned():
@@ -113,7 +113,7 @@ def test_slot_never_runs_out_of_records_for_the_respawned():
     assert retired.values["loop_lag_ns_max"] == deaths - RECORDS_PER_SLOT - 1
     assert retired.values["rss_bytes"] == 0
     assert reading.sum("KONG_SPAN.hits") == 3 * deaths
-    assert reading.ledger == Ledger(created=2 * deaths, lost_in_request=2 * deaths)
+    assert reading.ledger == Ledger(created=2 * deaths, lost_in_request=2 * deaths, lost=2 * deaths)
     assert [worker.serial for worker in reading.workers] == list(range(deaths - RECORDS_PER_SLOT + 1, deaths + 1))
 
 

@@ -1,0 +1,207 @@
+"""Faults: what goes wrong in a run, when it begins and when it ends.
+
+`KINDS` is the vocabulary: for each target its kinds, and for each kind the fields that it takes. A fault with `for`
+ends after that time; one without lasts until the run ends, or is over at once where it is a single act, such as a kill.
+
+Who carries them out: collector and upstream themselves (`sim.http_server`), told when a fault begins and when it ends;
+worker and master get signals from the run (`sim.run`); the load has them in its schedule from the start (`sim.load`).
+
+Times in seconds, sizes in bytes, rates per second.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from sim.document import Model
+from sim.errors import FieldError, meant, shown
+from sim.units import Bytes, PerSecond, Seconds
+
+__all__ = ["KINDS", "PEERS", "Event", "Fault", "Kind", "timeline"]
+
+AFTERMATH_S: Final = 1.0
+"""How long a fault that is over at once is felt: what a queue waits for a batch to fill, ten times a respawn."""
+
+
+class Kind(NamedTuple):
+    """One kind of fault.
+
+    Attributes:
+        meaning: what happens.
+        needs: fields that it cannot be without.
+        takes: fields that it may have.
+    """
+
+    meaning: str
+    needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+
+
+_SERVER: Final = {
+    "refuse": Kind(
+        "connections are refused; an open one is closed once its request under way is answered", (), ("for",)
+    ),
+    "down": Kind("as if the process were dead: connections are reset at once, new ones refused", (), ("for",)),
+    "hang": Kind("connections are accepted, and nothing is read from them nor answered", (), ("for",)),
+    "slow": Kind("each answer takes `latency` longer", ("latency",), ("for",)),
+    "status": Kind("each request is answered with `status`", ("status",), ("for", "retry_after")),
+    "reset": Kind("the connection is reset in the middle of each request", (), ("for",)),
+    "truncate": Kind("the connection is reset in the middle of each answer", (), ("for",)),
+}
+
+KINDS: Final[Mapping[str, Mapping[str, Kind]]] = {
+    "collector": _SERVER
+    | {
+        "partial_success": Kind(
+            "a share of the spans, `rejected`, is refused, the rest accepted", ("rejected",), ("for",)
+        )
+    },
+    "upstream": {
+        name: kind._replace(takes=(*(field for field in kind.takes if field != "retry_after"), "upstream"))
+        for name, kind in _SERVER.items()
+    },
+    "worker": {
+        "kill": Kind("SIGKILL", (), ("slot",)),
+        "stop": Kind("SIGSTOP, and SIGCONT at the end: the whole process stands still", ("for",), ("slot",)),
+        "memory": Kind("SIGKILL when resident memory exceeds `limit`, as in a container", ("limit",), ("for", "slot")),
+    },
+    "master": {
+        "reload": Kind("SIGHUP: a new generation of workers, the old one quits"),
+        "quit": Kind("SIGQUIT: workers finish their requests and drain their queues"),
+        "terminate": Kind("SIGTERM: workers leave at once"),
+    },
+    "load": {
+        "burst": Kind("`rate` more requests arrive", ("for", "rate")),
+        "pause": Kind("no request arrives", ("for",)),
+    },
+}
+"""What can go wrong, by target and kind."""
+
+PEERS: Final = ("collector", "upstream")
+"""The targets that carry a fault out themselves."""
+
+_OPTIONS: Final = {
+    "for": "for: 10s, how long it lasts",
+    "slot": "slot: 0, which worker",
+    "upstream": "upstream: default, which of them",
+    "latency": "latency: 2s, how much longer each answer takes",
+    "status": "status: 503",
+    "retry_after": "retry_after: 1s",
+    "rejected": "rejected: 0.1, the share of the spans that is refused",
+    "limit": "limit: 200MiB, how much memory it may use",
+    "rate": "rate: 500/s, how many more requests arrive",
+}
+
+
+class Fault(Model):
+    """Something that goes wrong at a given time.
+
+    Attributes:
+        at: seconds after the beginning of the load.
+        lasts: seconds until it ends; None: until the run ends, or it is a single act.
+        target: what it hits.
+        kind: what happens, see `KINDS`.
+        slot: which worker, from 0.
+        upstream: which upstream; None: all of them.
+        latency: seconds by which answers are later.
+        status: of the answers.
+        retry_after: whole seconds, the header of that name.
+        rejected: share of the spans of each export request, 0 to 1.
+        limit: bytes of resident memory.
+        rate: requests per second.
+    """
+
+    fields_not_built: ClassVar[Mapping[str, str]] = {"every": "it repeats a fault"}
+
+    at: Seconds
+    lasts: Annotated[Seconds, Field(gt=0)] | None = Field(None, alias="for")
+    target: Literal["collector", "upstream", "worker", "master", "load"]
+    kind: str
+    slot: Annotated[int, Field(ge=0)] = 0
+    upstream: str | None = None
+    latency: Seconds = 0.0
+    status: Annotated[int, Field(ge=200, le=599)] = 200
+    retry_after: Seconds | None = None
+    rejected: Annotated[float, Field(gt=0, le=1)] = 1.0
+    limit: Annotated[Bytes, Field(gt=0)] | None = None
+    rate: Annotated[PerSecond, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _kind_has_its_fields(self) -> Self:
+        kinds = KINDS[self.target]
+        if self.kind not in kinds:
+            message = f"expected one of {', '.join(kinds)} for target {self.target}, not {shown(self.kind)}"
+            raise FieldError(message, field="kind", cure=_home(self.kind) or meant(self.kind, kinds))
+        kind, given = kinds[self.kind], self._given
+        for field in kind.needs:
+            if field not in given:
+                raise FieldError("missing", field=field, cure=f"add {_OPTIONS[field]}")
+        for field in given:
+            if field not in ("at", "target", "kind", *kind.needs, *kind.takes):
+                takes = ", ".join(("at", *kind.needs, *kind.takes))
+                raise FieldError(
+                    f"does not belong to {self.target} {self.kind}", field=field, cure=f"leave it out; it takes {takes}"
+                )
+        if self.retry_after is not None and self.retry_after % 1:
+            raise FieldError("expected whole seconds (RFC 9110 10.2.3)", field="retry_after", cure="write 1s")
+        return self
+
+    @property
+    def window_s(self) -> tuple[float, float]:
+        """From when until when it is felt, after the beginning of the load; without an end, infinity."""
+        if self.lasts is not None:
+            return self.at, self.at + self.lasts
+        is_act = "for" not in KINDS[self.target][self.kind].takes
+        return self.at, self.at + AFTERMATH_S if is_act else float("inf")
+
+    def told(self) -> dict[str, Any]:
+        """Return the fields that the file has, in plain numbers, those of time with their unit: for the summary."""
+        given = {"lasts" if field == "for" else field: field for field in self._given}
+        return {_TOLD.get(field, field): getattr(self, name) for name, field in given.items()} | (
+            {"slot": self.slot} if self.target == "worker" else {}
+        )
+
+    @property
+    def _given(self) -> list[str]:
+        return ["for" if name == "lasts" else name for name in type(self).model_fields if name in self.model_fields_set]
+
+
+_TOLD: Final = {
+    "at": "planned_s",
+    "for": "for_s",
+    "latency": "latency_s",
+    "retry_after": "retry_after_s",
+    "limit": "limit_bytes",
+    "rate": "rate_per_s",
+}
+
+
+def _home(kind: str) -> str | None:
+    """Return the cure for a kind that is another target's."""
+    targets = [target for target, kinds in KINDS.items() if kind in kinds]
+    return f"{kind} is for target {' or '.join(targets)}" if targets else None
+
+
+class Event(NamedTuple):
+    """A fault begins, or ends.
+
+    Attributes:
+        at_s: after the beginning of the load.
+        fault: which.
+        begins: else it ends.
+    """
+
+    at_s: float
+    fault: Fault
+    begins: bool
+
+
+def timeline(faults: Iterable[Fault]) -> list[Event]:
+    """Return when faults begin and end, in order; of those at the same time, ends come first."""
+    events = []
+    for fault in faults:
+        events.append(Event(fault.at, fault, begins=True))
+        if fault.lasts is not None:
+            events.append(Event(fault.at + fault.lasts, fault, begins=False))
+    return sorted(events, key=lambda event: (event.at_s, event.begins))

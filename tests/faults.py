@@ -1,0 +1,179 @@
+"""Faults to run a gateway through, what each may cost, and what holds after any."""
+
+from dataclasses import dataclass, field
+
+from sim import run as runs
+from sim import scenario
+from sim.ledger import LOSSES
+
+SCENARIO = """
+name: {name}
+profile: {profile}
+seed: 7
+gateway:
+  workers: 1
+  tracing: {{instrumentations: [all], sampling_rate: 1.0}}
+  nginx: {{worker_shutdown_timeout: {shutdown_timeout}}}
+  config:
+    services: [{{name: shop, host: default}}]
+    routes: [{{name: all, service: shop, paths: [/]}}]
+    plugins:
+      - name: opentelemetry
+        config: {{read_timeout: {read_timeout}, queue: {queue}}}
+upstreams:
+  default: {{latency: {{p50: 1ms, p99: 2ms}}, body: 100B}}
+load: [{{executor: constant-arrival-rate, rate: {rate}, duration: {duration}}}]
+faults: {faults}
+"""
+
+ROOMY = "{max_coalescing_delay: 0.1, max_entries: 10000, max_retry_time: 2, max_retry_delay: 0.1}"
+"""A queue that no short fault fills, and that does not give up within one."""
+
+FULL = "{max_coalescing_delay: 0.1, max_batch_size: 50, max_entries: 100, max_retry_time: 0.3, max_retry_delay: 0.1}"
+"""A queue that is full soon, and gives up soon."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, and the accounts that it puts spans into: those it does for certain, and those it may.
+
+    Attributes:
+        faults: as in a scenario.
+        costs: accounts of losses that cannot be empty, by profile.
+        may_cost: accounts of losses that need not be empty.
+        fields: of the scenario, other than usual.
+        resends: whether spans come again, by profile.
+        dies: a worker dies with an answer on its way, so that the books of both sides may differ by that batch.
+    """
+
+    faults: str
+    costs: dict[str, set[str]] = field(default_factory=lambda: {"kong": set(), "safe": set()})
+    may_cost: set[str] = field(default_factory=set)
+    fields: dict[str, str] = field(default_factory=dict)
+    resends: dict[str, bool] = field(default_factory=lambda: {"kong": False, "safe": False})
+    dies: bool = False
+
+
+def _both(*accounts):
+    return {"kong": set(accounts), "safe": set(accounts)}
+
+
+def _answers(status, **options):
+    return Case(f"[{{at: 200ms, for: 300ms, target: collector, kind: status, status: {status}}}]", **options)
+
+
+_FOR_GOOD = {"kong": set(), "safe": {"dropped_refused"}}
+_BOTH = {"kong": True, "safe": True}
+_OUTAGE = "{at: 200ms, for: 600ms, target: collector, kind: refuse}"
+_FULL = {"queue": FULL, "rate": "200/s"}
+# A full queue drops the oldest; what Kong's queue then loses without a word is swallowed (Q29).
+_OVERFLOW = {"dropped_overflow", "dropped_retries", "swallowed"}
+
+CASES = {
+    "refuse": Case("[{at: 200ms, for: 300ms, target: collector, kind: refuse}]"),
+    "restart": Case("[{at: 200ms, for: 300ms, target: collector, kind: down}]"),
+    "hang": Case("[{at: 200ms, for: 300ms, target: collector, kind: hang}]"),
+    "slow": Case("[{at: 200ms, for: 300ms, target: collector, kind: slow, latency: 50ms}]"),
+    "late": Case("[{at: 200ms, for: 300ms, target: collector, kind: slow, latency: 400ms}]", resends=_BOTH),
+    "400": _answers(400, costs=_FOR_GOOD),
+    "413": _answers(413, costs=_FOR_GOOD),
+    "429": Case(
+        "[{at: 200ms, for: 300ms, target: collector, kind: status, status: 429, retry_after: 1s}]",
+    ),
+    "500": _answers(500, costs=_FOR_GOOD),
+    "503": _answers(503),
+    "reset": Case("[{at: 200ms, for: 300ms, target: collector, kind: reset}]"),
+    "truncate": Case("[{at: 200ms, for: 300ms, target: collector, kind: truncate}]", resends=_BOTH),
+    "partial_success": Case(
+        "[{at: 200ms, for: 300ms, target: collector, kind: partial_success, rejected: 0.3}]", costs=_FOR_GOOD
+    ),
+    "202": _answers(202, resends={"kong": True, "safe": False}),
+    "long outage": Case(
+        f"[{_OUTAGE}]", costs=_both("dropped_overflow", "dropped_retries"), may_cost=_OVERFLOW, fields=_FULL
+    ),
+    "outage to the end": Case(
+        "[{at: 200ms, target: collector, kind: refuse}]",
+        costs=_both("dropped_overflow", "dropped_retries"),
+        may_cost=_OVERFLOW,
+        fields=_FULL,
+    ),
+    "kill with a full queue": Case(
+        f"[{_OUTAGE}, {{at: 500ms, target: worker, kind: kill}}]",
+        costs=_both("dropped_overflow", "lost_in_queue"),
+        may_cost={*_OVERFLOW, "lost_in_request"},
+        fields=_FULL,
+        dies=True,
+    ),
+    "reload in an outage": Case(
+        f"[{_OUTAGE}, {{at: 400ms, target: master, kind: reload}}]",
+        costs=_both("dropped_overflow"),
+        may_cost=_OVERFLOW,
+        fields=_FULL,
+    ),
+    "quit with a full queue": Case(
+        f"[{_OUTAGE}, {{at: 500ms, target: master, kind: quit}}]",
+        costs=_both("dropped_overflow"),
+        may_cost=_OVERFLOW,
+        fields=_FULL,
+    ),
+    "quit with a full queue, bounded": Case(
+        f"[{_OUTAGE}, {{at: 500ms, target: master, kind: quit}}]",
+        costs=_both("dropped_overflow"),
+        may_cost=_OVERFLOW,
+        fields={**_FULL, "shutdown_timeout": "100ms"},
+    ),
+    "terminate with a full queue": Case(
+        f"[{_OUTAGE}, {{at: 500ms, target: master, kind: terminate}}]",
+        costs=_both("dropped_overflow", "dropped_shutdown"),
+        may_cost={*_OVERFLOW, "lost_in_request"},
+        fields=_FULL,
+        dies=True,
+    ),
+}
+"""Faults of the collector in the middle of a second of load, and ends of workers that have something to lose."""
+
+
+class Unseen:
+    """A progress that nobody watches."""
+
+    def start(self, _scenario, _url):
+        pass
+
+    def update(self, _moment):
+        pass
+
+    def close(self):
+        pass
+
+
+def run(directory, profile, faults, **fields):
+    """Run a gateway with one worker through faults; return the summary."""
+    usual = {"name": "fault", "rate": "100/s", "duration": "800ms", "read_timeout": "150", "shutdown_timeout": "0"}
+    path = directory / "fault.yaml"
+    path.write_text(SCENARIO.format(**{**usual, "queue": ROOMY, **fields, "profile": profile, "faults": faults}))
+    return runs.run(scenario.load(str(path)), out_dir=directory, progress=Unseen())
+
+
+def losses(summary):
+    """The accounts of losses that are not empty."""
+    return {account: summary.ledger[account] for account in LOSSES if summary.ledger[account]}
+
+
+def unexplained(summary, *, a_worker_died=False):
+    """What the books of gateway and collector leave open, one line each."""
+    ledger, collector = summary.ledger, summary.collector
+    if ledger["unaccounted"]:
+        yield f"{ledger['unaccounted']} spans are unaccounted for"
+    if ledger["open"] or ledger["queued"] or ledger["in_flight"]:
+        yield "something is held by workers that have ended"
+    if collector.needless:
+        yield f"{collector.needless} spans came again though their sender had an answer"
+    accepted = collector.received_unique + (collector.rejected if summary.profile == "kong" else 0)
+    if ledger["acknowledged"] > accepted:
+        yield f"{ledger['acknowledged']} spans are acknowledged, but only {accepted} were accepted"
+    missed = collector.received_unique - collector.unanswered - ledger["acknowledged"]
+    if missed > (ledger["lost_in_queue"] + ledger["dropped_shutdown"] if a_worker_died else 0):
+        yield f"{missed} spans were answered with 200, and their sender does not know"
+    given_up = sum(ledger[name] for name in ("dropped_retries", "dropped_refused", "dropped_shutdown", "lost_in_queue"))
+    if collector.received_unique - ledger["acknowledged"] > given_up:
+        yield "more spans arrived than were acknowledged or given up"
