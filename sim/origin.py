@@ -5,6 +5,11 @@ are skewed to the right, and two quantiles are what an operator knows of them. E
 0 none at all. The status of each answer is drawn from a mix; the body is the same for all. Everything comes from one
 seed, in order of arrival. Faults may be on (`sim.http_server`); with `status` every answer has that status.
 
+With a `sampling_rate` it decides on tracing as an OpenTelemetry service with a sampler of its own does, on the trace id
+that it is sent (W3C `traceparent`): `traceidratio` compares the last 8 bytes, big-endian, with the rate times 2^64
+(OpenTelemetry specification, SDK, TraceIdRatioBased; the bytes are those that its SDKs read). It counts how often the
+gateway and it agree.
+
 Latencies are in ms, sizes in bytes. The peer contract is that of `sim.peer`.
 """
 
@@ -12,6 +17,7 @@ import bisect
 import itertools
 import math
 import random
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -43,6 +49,7 @@ class Origin:
         status: Probability of each status; they add up to 1.
         body_bytes: Size of every body.
         seed: Of the generator that all draws come from.
+        sampling_rate: Of its own sampler, 0 to 1; None: it has none.
 
     Raises:
         ValueError: A value out of range; the message names it.
@@ -53,6 +60,7 @@ class Origin:
     status: "Mapping[int, float]" = field(default_factory=lambda: {200: 1.0})
     body_bytes: int = 0
     seed: int = 0
+    sampling_rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.latency_p50_ms < 0:
@@ -63,6 +71,8 @@ class Origin:
             )
         if self.latency_p50_ms == 0 < self.latency_p99_ms:
             raise ValueError("latency_p50_ms must be above 0 where latency_p99_ms is: no lognormal has median 0")
+        if self.sampling_rate is not None and not 0 <= self.sampling_rate <= 1:
+            raise ValueError(f"sampling_rate must be 0 to 1, not {self.sampling_rate}")
         if self.body_bytes < 0:
             raise ValueError(f"body_bytes must be at least 0, not {self.body_bytes}")
         for status, probability in self.status.items():
@@ -106,6 +116,18 @@ class _Connection(HttpConnection):
         return server.response(status, request, keep_alive), server.draw_latency_ns()
 
 
+class _SamplingConnection(_Connection):
+    """Decides on each trace that it is sent."""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if name.lower() == b"traceparent":
+            self.server.sample(value)
+
+
+_TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
+
+
 class OriginServer(HttpServer):
     """The origin on one event loop; `serve` runs one in a process of its own."""
 
@@ -115,6 +137,8 @@ class OriginServer(HttpServer):
         self.draw_latency_ns = origin.latencies_ns(generator)
         self.draw_status = origin.statuses(generator)
         self.by_status: Counter[int] = Counter()
+        self.sampling = Counter(dict.fromkeys(("traces", "gateway", "upstream", "both"), 0))
+        self._bound = None if origin.sampling_rate is None else round(origin.sampling_rate * 2**64)
         self._body = b"x" * origin.body_bytes
         self._responses: dict[tuple[int, bool, bool], bytes] = {}
 
@@ -128,13 +152,24 @@ class OriginServer(HttpServer):
 
     def accept(self) -> _Connection:
         """Return the protocol of a new connection."""
-        return _Connection(self)
+        return _Connection(self) if self._bound is None else _SamplingConnection(self)
+
+    def sample(self, traceparent: bytes) -> None:
+        """Decide on a trace as `traceidratio` does, and count who keeps it."""
+        match = _TRACEPARENT.fullmatch(traceparent)
+        if match is None:
+            return
+        assert self._bound is not None
+        gateway = bool(int(match[2], 16) & 1)
+        upstream = int(match[1][16:], 16) < self._bound
+        self.sampling.update(traces=1, gateway=gateway, upstream=upstream, both=gateway and upstream)
 
     def report(self) -> dict[str, Any]:
         """Return what `serve` reports."""
         return {
             "requests": self.by_status.total(),
             "by_status": dict(self.by_status),
+            "sampling": dict(self.sampling),
             "connections": self.accepted,
             "cpu_s": time.process_time(),
         }
@@ -144,7 +179,8 @@ def serve(sock: "socket.socket", control: "Connection", origin: Origin) -> None:
     """Run the origin in this process, on the bound socket `sock`, as a peer.
 
     Its report: `requests` answered or being answered, `by_status` their number by status (that occurred),
-    `connections` accepted, `cpu_s` the CPU time of the process.
+    `sampling` how many `traces` it was sent and how many of them `gateway`, `upstream` and `both` keep, `connections`
+    accepted, `cpu_s` the CPU time of the process.
     """
     server = OriginServer(origin)
     peer.run(control, lambda stop: server.serve(sock, stop), server.report, server.obey)

@@ -406,6 +406,7 @@ def _origin(upstream: Upstream, seed: int) -> origin.Origin:
         latency_p99_ms=upstream.latency.p99 * _MS_PER_S,
         status=upstream.status,
         body_bytes=upstream.body,
+        sampling_rate=upstream.sampling_rate,
         seed=seed,
     )
 

@@ -26,6 +26,7 @@ from sim.config import (
     Nginx,
     Path,
     ProfileName,
+    Rate01,
     Seed,
     Tracing,
     Workers,
@@ -71,6 +72,7 @@ class Upstream(Model):
         latency: from a request's last byte to its answer.
         status: share of each status among the answers.
         body: bytes of each answer's body.
+        sampling_rate: of a sampler of its own, OpenTelemetry's ``traceidratio``; None: it has none.
     """
 
     latency: Latency = Latency(p50=0, p99=0)
@@ -78,6 +80,7 @@ class Upstream(Model):
         dict[Annotated[int, Field(ge=200, le=599)], Annotated[float, Field(ge=0, le=1)]], AfterValidator(_probabilities)
     ] = Field(default_factory=lambda: {200: 1.0})
     body: Bytes = 0
+    sampling_rate: Rate01 | None = None
 
 
 class Collector(Model):

@@ -35,6 +35,7 @@ _NAMES: Final = {
         *("cpu_us_per_request", "rss_mib", "loop_lag_ms_max", "queue_depth_max"),
     ),
     ("fault_window", "fault_window"): ("requests", "outside_requests", "p99_ratio"),
+    ("sampling", "sampling"): ("traces", "gateway", "upstream", "both"),
     ("error_log", "error_log"): ("lines", "bytes", "warn", "error", "crit", "alert", "emerg"),
 }
 

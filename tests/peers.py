@@ -67,6 +67,7 @@ def listening(target, *args, **options):
         started(lambda control: target(sock, control, *args, **options)) as peer,
     ):
         peer.port = sock.getsockname()[1]
+        sock.close()  # it is the peer's: kept here, it would go on accepting when the peer does not
         yield peer
 
 

@@ -79,6 +79,15 @@ class LatencyMs(_Section):
     max: float | None
 
 
+class Sampling(_Section):
+    """Traces that upstreams with a sampler of their own were sent, and who kept them; all 0 without such."""
+
+    traces: int
+    gateway: int
+    upstream: int
+    both: int
+
+
 class FaultWindow(_Section):
     """Requests that started while a fault was felt, beside all others; null without faults."""
 
@@ -222,6 +231,7 @@ class Summary(_Section):
     ledger: dict[str, int]
     collector: Collector
     upstreams: dict[str, Upstream]
+    sampling: Sampling
     totals: Totals
     workers: list[Worker]
     faults: list[dict[str, Any]]
@@ -279,6 +289,7 @@ def summarize(
         "requests": _requests(load),
         "latency_ms": _latency(load["latency_ms"], load["requests"]["completed"]),
         "fault_window": _fault_window(load["fault_window"]),
+        "sampling": {name: sum(r["sampling"][name] for r in upstreams.values()) for name in Sampling.model_fields},
         "error_log": {name: error_log[name] for name in ErrorLog.model_fields},
         "ledger": asdict(workers.ledger),
         "collector": _collector(collector),

@@ -70,6 +70,7 @@ def result(summary: "Summary", folder: str, width: int) -> "RenderableType":
         _section("pools and queue of each worker, objects", _holdings(summary.workers)),
         _section("pools, objects of all workers", _pools(summary)),
         _section("collector, spans", _collector(summary)),
+        *([_section("sampling, traces", _sampling(summary))] if summary.sampling.traces else []),
         *([_section("thresholds", _thresholds(summary))] if summary.thresholds else []),
         *(Text(f"warning: {warning}", style="yellow") for warning in summary.warnings),
         _verdict(summary, folder),
@@ -211,6 +212,14 @@ def _collector(summary: "Summary") -> Table:
     }
     table = _table(*figures)
     table.add_row(*(f"{figure:,}" for figure in figures.values()))
+    return table
+
+
+def _sampling(summary: "Summary") -> Table:
+    sampling = summary.sampling
+    table = _table("sent upstream", "kept by the gateway", "by the upstream", "by both")
+    kept = (sampling.gateway, sampling.upstream, sampling.both)
+    table.add_row(f"{sampling.traces:,}", *(f"{count:,} ({count / sampling.traces:.1%})" for count in kept))
     return table
 
 

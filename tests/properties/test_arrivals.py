@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sim.load.arrivals import SCHEDULES, poisson, uniform
+from sim.load.arrivals import SCHEDULES, poisson, ramping, uniform
 
 NS_PER_S = 1_000_000_000
 
@@ -71,3 +71,41 @@ def test_poisson_gaps_are_exponential(rate_per_s, seed):
 
     assert mean(gaps_ns) == pytest.approx(mean_gap_ns, rel=6 / count**0.5)
     assert sum(gap_ns < mean_gap_ns for gap_ns in gaps_ns) / count == pytest.approx(0.632, abs=6 * 0.482 / count**0.5)
+
+
+RATES = st.integers(0, 200).map(float)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 5), RATES, RATES), min_size=1, max_size=4),
+    st.sampled_from(list(SCHEDULES)),
+    st.integers(),
+)
+def test_ramping_schedules_ascend_within_the_stages(stages, arrival, seed):
+    """In order, none before the beginning or after the end, and the same for the same seed."""
+    starts_ns = list(ramping(stages, arrival, random.Random(seed)))
+
+    assert starts_ns == sorted(starts_ns)
+    assert all(0 <= start_ns <= sum(duration_s for duration_s, _, _ in stages) * 1e9 + 1 for start_ns in starts_ns)
+    assert starts_ns == list(ramping(stages, arrival, random.Random(seed)))
+
+
+@given(st.lists(st.tuples(st.integers(1, 5).map(float), RATES, RATES), min_size=1, max_size=4))
+def test_ramping_schedule_has_as_many_arrivals_as_the_area_under_its_rate(stages):
+    """Within each stage, whatever came before it."""
+    starts_ns = list(ramping(stages, "uniform", random.Random(0)))
+
+    end_s = area = 0.0
+    for duration_s, first, last in stages:
+        end_s += duration_s
+        area += duration_s * (first + last) / 2
+        assert abs(sum(start_ns < end_s * 1e9 for start_ns in starts_ns) - area) <= 1
+
+
+@given(st.integers(1, 200).map(float), st.integers(1, 5).map(float))
+def test_ramp_without_slope_is_a_constant_rate(rate_per_s, duration_s):
+    """The same arrivals, within the rounding to a nanosecond."""
+    flat = ramping([(duration_s, rate_per_s, rate_per_s)], "uniform", random.Random(0))
+    constant = uniform(rate_per_s, duration_s, random.Random(0))
+
+    assert all(abs(one_ns - other_ns) <= 1 for one_ns, other_ns in zip(flat, constant, strict=True))

@@ -25,6 +25,7 @@ from rich.console import Console
 from sim import process
 from sim.collector import BODY_BYTES_MAX, serve, serve_forever
 from sim.errors import UserError
+from sim.faults import Fault
 from tests.peers import TIMEOUT_S, listening, started
 
 PROTOBUF = "application/x-protobuf"
@@ -366,3 +367,76 @@ def test_foreground_refuses_an_address_in_use():
         pytest.raises(UserError, match=r"^cannot listen on 127\.0\.0\.1:\d+: Address already in use; choose another"),
     ):
         serve_forever("127.0.0.1", taken.getsockname()[1], console=Console(file=io.StringIO()))
+
+
+# Faults.
+
+
+def _begin(collector, **fields):
+    fault = Fault.model_validate({"at": 0, "target": "collector", **fields})
+    collector.control.send((True, fault))
+    collector.report()
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+def test_status_that_is_no_success_takes_nothing_in(collector, status):
+    """It is answered with a `google.rpc.Status`, and with `Retry-After` if there is one."""
+    _begin(collector, kind="status", status=status, retry_after="2s")
+
+    answer, body = _post(collector.port, ONE_SPAN)
+
+    assert answer.status == status
+    assert answer.headers["Retry-After"] == "2"
+    assert Status.FromString(body).message == "fault of kind status"
+    assert _counts(collector.stop(), "received", "requests", "by_status") == (0, 1, {status: 1})
+
+
+def test_status_of_success_takes_spans_in_and_leaves_them_unanswered(collector):
+    """OTLP knows 200 only, so their sender may send them again, and has a reason."""  # H29
+    _begin(collector, kind="status", status=202)
+
+    assert [_post(collector.port, ONE_SPAN)[0].status for _ in range(2)] == [202, 202]
+
+    report = collector.stop()
+    assert _counts(report, "received_unique", "received_duplicates", "unanswered", "needless") == (1, 1, 1, 0)
+
+
+def test_partial_success_tells_how_many_spans_are_refused(collector):
+    """The share of them is not taken in."""
+    _begin(collector, kind="partial_success", rejected=0.25)
+
+    answer, body = _post(collector.port, _request(*((b"%d" % k * 8, b"") for k in range(8))))
+
+    assert answer.status == 200
+    assert ExportTraceServiceResponse.FromString(body).partial_success.rejected_spans == 2
+    assert _counts(collector.stop(), "received_unique", "rejected", "unanswered") == (6, 2, 0)
+
+
+def test_span_that_comes_again_after_its_answer_is_needless(collector):
+    """Its sender had no reason."""
+    for _ in range(2):
+        _post(collector.port, ONE_SPAN)
+
+    assert _counts(collector.stop(), "received_duplicates", "needless", "unanswered") == (1, 1, 0)
+
+
+def test_span_whose_sender_has_left_is_unanswered(collector):
+    """It was taken in, and the answer found nobody."""
+    _begin(collector, kind="slow", latency="50ms")
+    with contextlib.closing(socket.create_connection(("127.0.0.1", collector.port), TIMEOUT_S)) as client:
+        head = f"POST /v1/traces HTTP/1.1\r\nContent-Type: {PROTOBUF}\r\nContent-Length: {len(ONE_SPAN)}\r\n\r\n"
+        client.sendall(head.encode() + ONE_SPAN)
+        while not collector.report()["received"]:
+            process.wait([collector.child.sentinel], 0.001)
+    process.wait([collector.child.sentinel], 0.1)  # twice the time in which the answer is due
+
+    assert _counts(collector.stop(), "received_unique", "unanswered") == (1, 1)
+
+
+def test_rate_is_that_from_the_first_request_to_the_last(collector):
+    """One request has no rate."""
+    _post(collector.port, ONE_SPAN)
+    assert collector.report()["received_per_s"] is None
+
+    _post(collector.port, _request((b"b" * 8, b"a" * 8)))
+    assert collector.stop()["received_per_s"] > 0

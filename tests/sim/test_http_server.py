@@ -3,10 +3,12 @@
 import contextlib
 import http.client
 import socket
+import time
 
 import pytest
 
-from sim import peer
+from sim import peer, process
+from sim.faults import Fault
 from sim.http_server import HEAD_BYTES_MAX, HttpConnection, HttpServer, response
 from tests.peers import TIMEOUT_S, listening
 
@@ -44,7 +46,13 @@ def _serve(sock, control):
     peer.run(
         control,
         lambda stop: server.serve(sock, stop),
-        lambda: {"accepted": server.accepted, "open": len(server.connections)},
+        lambda: {
+            "accepted": server.accepted,
+            "open": len(server.connections),
+            "faults": list(server.faults),
+            "busy": sum(connection._busy for connection in server.connections),
+        },
+        server.obey,
     )
 
 
@@ -263,3 +271,136 @@ def test_stopped_server_closes_its_connections(server, client):
 def test_response_without_a_body_says_nothing_of_its_length():
     """204 and 304 have no body and no Content-Length (RFC 9110 8.6)."""
     assert response(204, {"X-A": "1"}, b"ignored") == b"HTTP/1.1 204 No Content\r\nX-A: 1\r\n\r\n"
+
+
+# Faults.
+
+
+def _fault(kind, **fields):
+    return Fault.model_validate({"at": 0, "target": "collector", "kind": kind, **fields})
+
+
+def _begin(server, fault):
+    server.control.send((True, fault))
+    return server.report()  # it has obeyed when it answers
+
+
+def _end(server, fault):
+    server.control.send((False, fault))
+    server.report()
+
+
+def _connect(server):
+    return contextlib.closing(socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S))
+
+
+def _connect_until_accepted(server):
+    for _ in range(int(TIMEOUT_S * 100)):
+        with contextlib.suppress(ConnectionRefusedError):
+            return _connect(server)
+        process.wait([server.child.sentinel], 0.01)
+    raise AssertionError("connections are still refused")
+
+
+@pytest.mark.parametrize("kind", ["refuse", "down"])
+def test_unreachable_server_refuses_connections_until_the_fault_ends(server, kind):
+    """The port is nobody's meanwhile, and its own again afterwards, more than once."""
+    for _ in range(2):
+        _begin(server, _fault(kind))
+        with pytest.raises(ConnectionRefusedError):
+            _connect(server)
+        _end(server, _fault(kind))
+        with _connect_until_accepted(server) as client:
+            client.sendall(b"GET /a HTTP/1.1\r\n\r\n")
+            assert _bodies(client, 1) == [b"GET /a"]
+
+
+def test_refusing_server_closes_idle_connections_and_finishes_the_others(server, client):
+    """As one does that is taken out of service."""
+    _begin(server, _fault("slow", latency="100ms"))
+    with _connect(server) as busy:
+        client.sendall(b"GET /a HTTP/1.1\r\n\r\n")
+        assert _bodies(client, 1) == [b"GET /a"]
+        busy.sendall(b"GET /b HTTP/1.1\r\n\r\n")
+        while not server.report()["busy"]:
+            process.wait([server.child.sentinel], 0.001)
+        _begin(server, _fault("refuse"))
+        assert _bodies(busy, 1) == [b"GET /b"]
+        assert busy.recv(1) == b""
+    assert client.recv(1) == b""
+
+
+def test_server_that_is_down_resets_every_connection(server, client):
+    """Also in the middle of a request."""
+    client.sendall(b"GET /never-ends HTTP/1.1\r\n")
+    assert _begin(server, _fault("down"))["open"] <= 1
+    with pytest.raises(ConnectionResetError):
+        _read_all(client)
+
+
+def test_two_ways_of_being_unreachable_both_have_to_end(server):
+    """The end of one does not end the other."""
+    _begin(server, _fault("refuse"))
+    _begin(server, _fault("down"))
+    _end(server, _fault("refuse"))
+    with pytest.raises(ConnectionRefusedError):
+        _connect(server)
+    _end(server, _fault("down"))
+    with _connect_until_accepted(server):
+        assert server.report()["faults"] == []
+
+
+def test_hanging_server_accepts_and_answers_when_the_fault_ends(server):
+    """In order; a client that has left meanwhile is not served."""
+    _begin(server, _fault("hang"))
+    with _connect(server) as patient, _connect(server) as impatient:
+        for client in (patient, impatient):
+            client.sendall(b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n")
+        impatient.close()
+        patient.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            patient.recv(1)
+        patient.settimeout(TIMEOUT_S)
+        _end(server, _fault("hang"))
+        assert _bodies(patient, 2) == [b"GET /a", b"GET /b"]
+
+
+def test_slow_server_answers_later(server, client):
+    """By the latency of the fault."""
+    _begin(server, _fault("slow", latency="30ms"))
+    begun_ns = time.monotonic_ns()
+    client.sendall(b"GET /a HTTP/1.1\r\n\r\n")
+
+    assert _bodies(client, 1) == [b"GET /a"]
+    assert time.monotonic_ns() - begun_ns >= 30_000_000
+
+
+def test_reset_comes_in_the_middle_of_a_request(server, client):
+    """Its head has been read, its body never is."""
+    _begin(server, _fault("reset"))
+    client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\nbegin")
+
+    with pytest.raises(ConnectionResetError):
+        _read_all(client)
+
+
+def test_truncated_answer_is_half_an_answer_and_a_reset(server, client):
+    """The client has reason to believe that its request arrived, and no certainty."""
+    _begin(server, _fault("truncate"))
+    client.sendall(b"GET /a HTTP/1.1\r\n\r\n")
+
+    assert client.recv(100).startswith(b"HTTP/1.1 200")
+    with pytest.raises(ConnectionResetError):
+        client.recv(100)
+
+
+def test_later_fault_of_a_kind_takes_the_place_of_the_earlier(server, client):
+    """The end of the earlier one changes nothing then."""
+    _begin(server, _fault("slow", latency="10s"))
+    _begin(server, _fault("slow", latency="10ms"))
+    _end(server, _fault("slow", latency="10s"))
+    begun_ns = time.monotonic_ns()
+    client.sendall(b"GET /a HTTP/1.1\r\n\r\n")
+
+    assert _bodies(client, 1) == [b"GET /a"]
+    assert 10_000_000 <= time.monotonic_ns() - begun_ns < 10_000_000_000

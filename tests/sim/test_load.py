@@ -10,7 +10,7 @@ import time
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from sim.load.driver import LAG_MS_NEGLIGIBLE, ConstantArrivalRate, drive, invalid_reason
+from sim.load.driver import LAG_MS_NEGLIGIBLE, ConstantArrivalRate, RampingArrivalRate, drive, invalid_reason
 from sim.load.latency import LATENCY_US_MAX, Latencies
 from sim.load.request import Request
 from sim.origin import Origin
@@ -508,3 +508,41 @@ def test_more_connections_than_descriptors_were_allowed():
 
     assert report["requests"]["completed"] == 200
     assert report["connections"]["peak"] > 100
+
+
+def test_paused_load_sends_nothing_meanwhile():
+    """What would have arrived in the pause does not arrive later."""
+    starts_ns = list(_load(rate_per_s=100, duration_s=1, pauses=((0.2, 0.5),)).schedule())
+
+    assert len(starts_ns) == 70
+    assert not [start_ns for start_ns in starts_ns if 0.2e9 <= start_ns < 0.5e9]
+
+
+def test_burst_comes_on_top_of_the_load_and_ends_with_it():
+    """In order, and none after the end of the load."""
+    starts_ns = list(_load(rate_per_s=100, duration_s=1, bursts=((0.2, 0.4, 1000.0), (0.9, 5.0, 1000.0))).schedule())
+
+    assert len(starts_ns) == 100 + 200 + 100
+    assert starts_ns == sorted(starts_ns)
+    assert sum(0.2e9 <= start_ns < 0.4e9 for start_ns in starts_ns) == 20 + 200
+
+
+def test_latencies_of_requests_that_start_in_a_window_are_told_apart():
+    """Inside and outside add up to all; without windows there is nothing to tell."""
+    with serving(_Server) as port:
+        report = _driven(port, rate_per_s=100, duration_s=0.5, windows=((0.1, 0.3), (0.2, 0.4)))
+        whole = _driven(port, rate_per_s=100, duration_s=0.1)
+
+    window = report["fault_window"]
+    assert (window["requests"], window["outside_requests"]) == (30, 20)
+    assert max(window["latency_ms"]["max"], window["outside_latency_ms"]["max"]) == report["latency_ms"]["max"]
+    assert whole["fault_window"] is None
+
+
+def test_ramping_load_sends_what_its_stages_say():
+    """From 0 to 100 a second in half a second, and down again: 50 requests."""
+    ramp = RampingArrivalRate(stages=((0.5, 0.0, 100.0), (0.5, 100.0, 0.0)))
+    with serving(_Server) as port, started(drive, ramp, Request(host="127.0.0.1", port=port)) as load:
+        report = load.end()
+
+    assert (report["requests"]["offered"], report["requests"]["completed"]) == (50, 50)

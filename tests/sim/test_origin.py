@@ -7,8 +7,10 @@ import time
 from statistics import quantiles
 
 import pytest
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
-from sim.origin import Origin, serve
+from kongtrace import sampler
+from sim.origin import Origin, OriginServer, serve
 from tests.peers import TIMEOUT_S, listening
 
 
@@ -50,7 +52,12 @@ def test_report_counts_requests_statuses_and_connections():
         report = origin.stop()
 
     assert report.pop("cpu_s") > 0
-    assert report == {"requests": 4, "by_status": {503: 4}, "connections": 2}
+    assert report == {
+        "requests": 4,
+        "by_status": {503: 4},
+        "sampling": dict.fromkeys(("traces", "gateway", "upstream", "both"), 0),
+        "connections": 2,
+    }
 
 
 def test_statuses_follow_the_mix():
@@ -100,6 +107,7 @@ def test_answer_comes_after_its_latency():
         ({"latency_p50_ms": -1}, "latency_p50_ms must be at least 0, not -1"),
         ({"latency_p50_ms": 5, "latency_p99_ms": 4}, "latency_p99_ms must be at least latency_p50_ms (5), not 4"),
         ({"latency_p99_ms": 4}, "latency_p50_ms must be above 0 where latency_p99_ms is: no lognormal has median 0"),
+        ({"sampling_rate": 1.5}, "sampling_rate must be 0 to 1, not 1.5"),
         ({"body_bytes": -1}, "body_bytes must be at least 0, not -1"),
         ({"status": {99: 1.0}}, "status must be 200 to 599, not 99"),
         ({"status": {200: 1.5, 503: -0.5}}, "the probability of status 503 must be at least 0, not -0.5"),
@@ -110,3 +118,46 @@ def test_model_refuses_what_cannot_be(fields, message):
     """A value out of range is named."""
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Origin(**fields)
+
+
+_GENERATOR = random.Random(1)
+TRACE_IDS = [_GENERATOR.randbytes(16) for _ in range(2_000)]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
+def test_origin_decides_as_the_sdk_does(rate):
+    """Its sampler and the SDK's `TraceIdRatioBased` keep the same traces."""
+    origin = OriginServer(Origin(sampling_rate=rate))
+    sdk = TraceIdRatioBased(rate)
+
+    for trace_id in TRACE_IDS:
+        kept = sdk.should_sample(None, int.from_bytes(trace_id), "name").decision.is_sampled()
+        before = origin.sampling["upstream"]
+        origin.sample(b"00-%b-00f067aa0ba902b7-01" % trace_id.hex().encode())
+        assert origin.sampling["upstream"] - before == kept
+
+
+def test_kongs_and_opentelemetrys_sampler_decide_on_different_bytes():
+    """In a row they keep the product of their rates, where two of the same kind would keep the lesser."""  # M2
+    origin = OriginServer(Origin(sampling_rate=0.5))
+    kong = [sampler.sample(trace_id, 0.5).sampled for trace_id in TRACE_IDS]
+
+    for trace_id, kept in zip(TRACE_IDS, kong, strict=True):
+        origin.sample(b"00-%b-00f067aa0ba902b7-%02d" % (trace_id.hex().encode(), kept))
+
+    assert origin.sampling["traces"] == 2_000
+    assert origin.sampling["gateway"] == sum(kong)
+    assert 400 < origin.sampling["both"] < 600
+
+
+def test_origin_reads_the_header_of_each_request():
+    """What is no `traceparent` is not counted."""
+    with listening(serve, Origin(sampling_rate=1.0)) as origin:
+        connection = http.client.HTTPConnection("127.0.0.1", origin.port, timeout=TIMEOUT_S)
+        for flags in ("00", "01", "zz"):
+            connection.request("GET", "/", headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-{flags}"})
+            connection.getresponse().read()
+        connection.close()
+        report = origin.stop()
+
+    assert report["sampling"] == {"traces": 2, "gateway": 1, "upstream": 2, "both": 1}

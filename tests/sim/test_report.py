@@ -54,6 +54,13 @@ LOAD = {
     "cpu_s": 1.2,
 }
 
+ORIGIN = {
+    "requests": 2998,
+    "by_status": {200: 2990, 503: 8},
+    "sampling": {"traces": 400, "gateway": 200, "upstream": 200, "both": 100},
+    "cpu_s": 0.7,
+}
+
 COLLECTOR = {
     "requests": 121,
     "by_status": {200: 120, 413: 1},
@@ -117,7 +124,7 @@ def summary(reading):
             load(str(SCENARIO), [parse_override(text) for text in overrides]),
             load=LOAD | changes,
             collector=COLLECTOR,
-            upstreams={"default": {"requests": 2998, "by_status": {200: 2990, 503: 8}, "cpu_s": 0.7}},
+            upstreams={"default": ORIGIN},
             workers=workers,
             environment=environment(),
             started_at=datetime(2025, 1, 1, 12, tzinfo=UTC),

@@ -156,3 +156,16 @@ def test_forgotten_traces_stay_counted():
     assert traces.findings() == dict.fromkeys(FINDINGS, 0) | {"orphans": 1, "rootless": 1}
     assert traces.add(_span("child", "lost"))
     assert not traces.add(_span("other", trace_id=b"u" * 16))
+
+
+def test_beyond_the_limit_spans_are_counted_and_not_known():
+    """Those known before stay known, and forgetting makes room."""
+    traces = Traces(spans_max=2)
+
+    added = [traces.add(_span(name)) for name in "abca"]
+
+    assert added == [True, True, False, False]
+    assert (traces.received, traces.unique, traces.unchecked) == (4, 2, 1)
+    assert not traces.knows(TRACE, _id("c"))
+    traces.forget([TRACE])
+    assert traces.add(_span("c"))

@@ -1,0 +1,64 @@
+"""The vocabulary of faults, and when they begin and end."""
+
+from math import inf
+
+import pytest
+
+from sim.faults import KINDS, Fault, timeline
+from sim.run import _MASTER_SIGNALS, _WORKER_SIGNALS
+
+NEEDED = {"for": "1s", "latency": "1s", "status": 503, "rejected": 0.5, "limit": "100MiB", "rate": "10/s"}
+
+
+def fault(at, kind="hang", target="collector", **fields):
+    return Fault.model_validate({"at": at, "target": target, "kind": kind, **fields})
+
+
+@pytest.mark.parametrize(("target", "kind"), [(target, kind) for target, kinds in KINDS.items() for kind in kinds])
+def test_every_kind_takes_what_it_says(target, kind):
+    """With what it needs and with all that it takes, and says so in plain numbers."""
+    needs, takes = KINDS[target][kind].needs, KINDS[target][kind].takes
+    optional = NEEDED | {"slot": 1, "upstream": "default", "retry_after": "2s"}
+
+    least = fault("1s", kind, target, **{field: NEEDED[field] for field in needs})
+    most = fault("1s", kind, target, **{field: optional[field] for field in (*needs, *takes)})
+
+    assert (least.target, least.kind, least.at) == (target, kind, 1.0)
+    told = most.told()
+    assert (told["target"], told["kind"], told["planned_s"]) == (target, kind, 1.0)
+    assert ("for_s" in told, "slot" in told) == ("for" in {*needs, *takes}, target == "worker")
+
+
+def test_signals_cover_every_kind_of_worker_and_master():
+    """But for the memory limit, which is watched."""
+    assert set(KINDS["worker"]) == {*_WORKER_SIGNALS, "memory"}
+    assert set(KINDS["master"]) == set(_MASTER_SIGNALS)
+
+
+@pytest.mark.parametrize(
+    ("made", "window_s"),
+    [
+        (fault("2s", **{"for": "3s"}), (2.0, 5.0)),
+        (fault("2s"), (2.0, inf)),
+        (fault("2s", "kill", "worker"), (2.0, 3.0)),
+        (fault("2s", "memory", "worker", limit="1GiB"), (2.0, inf)),
+    ],
+)
+def test_fault_is_felt_until_it_ends(made, window_s):
+    """One without an end until the run ends, a single act for a second."""
+    assert made.window_s == window_s
+
+
+def test_timeline_is_in_order_and_ends_come_before_beginnings():
+    """So that one fault may follow another of its kind."""
+    first, second, forever = fault("1s", **{"for": "2s"}), fault("3s", **{"for": "1s"}), fault("2s", "refuse")
+
+    events = [(event.at_s, event.fault, event.begins) for event in timeline([second, forever, first])]
+
+    assert events == [
+        (1.0, first, True),
+        (2.0, forever, True),
+        (3.0, first, False),
+        (3.0, second, True),
+        (4.0, second, False),
+    ]
