@@ -109,6 +109,8 @@ class HttpConnection(asyncio.Protocol, ABC):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Enter the connection into the server's accounts."""
         self.transport = cast("asyncio.Transport", transport)
+        if any(kind in self.server.faults for kind in _UNREACHABLE):  # it was accepted just before
+            self.reset()
         self.server.accepted += 1
         self.server.connections[self] = None
 

@@ -116,7 +116,7 @@ def test_connection_is_kept_alive(server, client):
         client.sendall(b"GET /%d HTTP/1.1\r\n\r\n" % number)
         assert _read(client, b"/%d" % number).startswith(b"HTTP/1.1 200 OK\r\n")
 
-    assert server.report() == {"accepted": 1, "open": 1}
+    assert server.report() == {"accepted": 1, "open": 1, "faults": [], "busy": 0}
 
 
 @pytest.mark.parametrize("request_head", [b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n"])
@@ -255,7 +255,7 @@ def test_client_that_leaves_during_a_delay_is_forgotten(server, client):
         other.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
         assert _read(other, b"/slow").startswith(b"HTTP/1.1 200 OK\r\n")
 
-        assert server.report() == {"accepted": 2, "open": 1}
+        assert server.report() == {"accepted": 2, "open": 1, "faults": [], "busy": 0}
 
 
 def test_stopped_server_closes_its_connections(server, client):
