@@ -35,7 +35,7 @@ class WorkerGateway:
         runtime: where time, randomness, connections and delays come from.
         log: takes a level and a message.
         on_change: called when a count has changed.
-        on_rest: called whenever it drains and no request and no timer is left.
+        on_rest: called once, when it drains and no request and no timer is left.
         classes: the plugins that there are.
         make_provider: makes the tracer provider, such as a checked one (`kongtrace.checked.tracer_provider`).
         on_logged: called with each request after its log phase, such as the access log.
@@ -71,6 +71,7 @@ class WorkerGateway:
         self._on_change = on_change
         self._on_rest = on_rest
         self.draining = False
+        self._leaving = False
         self.profile = gateway.profile
         self.runtime = runtime
         self.node_id = node_id(gateway.seed)
@@ -162,9 +163,20 @@ class WorkerGateway:
             connection.transport.abort()
 
     def _rest(self) -> None:
-        if self.draining and not (self.counts.active or self.timers.running or self.timers.pending):
+        if self._is_at_rest() and not self._leaving:
+            self._leaving = True
+            # What this turn still brings, such as a timer without delay, is waited for too.
+            self.runtime.call_soon(self._leave)
+
+    def _leave(self) -> None:
+        self._leaving = False
+        if self._is_at_rest():
+            self._leaving = True
             self._log("notice", "exiting")
             self._on_rest()
+
+    def _is_at_rest(self) -> bool:
+        return self.draining and not (self.counts.active or self.timers.running or self.timers.pending)
 
     def _end_timer(self, ctx: dict[str, object]) -> None:
         self.runloop.end_timer(ctx)

@@ -10,7 +10,8 @@ low one: that is back-pressure.
 |---|---|
 | `close` | all that was written, then `eof_received`, then `connection_lost(None)` unless it keeps its half open |
 | `write_eof` | the same, and its own half stays open |
-| `abort`, `close` before all was read, or data for a side that has closed | `connection_lost(ConnectionResetError)` |
+| `abort` | the same, without what still waited at the sender |
+| either of them before all was read, or data for a side that has gone | `connection_lost(ConnectionResetError)` |
 | nobody listens | the connect fails: `ConnectionRefusedError` |
 | the address is silent (`silence`) | a connect never ends |
 
@@ -19,6 +20,8 @@ program above TCP.
 """
 
 import asyncio
+import contextlib
+import ipaddress
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -106,7 +109,9 @@ class Network:
         self._silent[address] = None
 
     def resolve(self, name: str) -> str:
-        """Return an address of a host name; raises OSError."""
+        """Return an address of a host name, which an address is itself; raises OSError."""
+        with contextlib.suppress(ValueError):
+            return str(ipaddress.ip_address(name))
         if name not in self.hosts:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return self.hosts[name]
@@ -186,7 +191,7 @@ class Endpoint(asyncio.Transport):
         self._arrived: deque[bytes] = deque()
         self._reading = True
         self._begun = False
-        self._fed = False
+        self._end_told = False
         # The end.
         self._closing = False
         self._closed = False
@@ -282,19 +287,14 @@ class Endpoint(asyncio.Transport):
     def close(self) -> None:
         """Close once all is sent; nothing more is read."""
         if not self._closing:
-            self._closing = True
-            self._unread = any(self._arrived)
-            self._arrived.clear()
-            if not self._eof:
-                self._eof = True
-                self._send()
-            self._end_if_sent()
+            self._shut()
 
     def abort(self) -> None:
-        """Close at once; what was written and has not been sent is lost, and the other side sees a reset."""
+        """Close at once; what waits to be sent is lost."""
         if not self._closed:
-            self._carry(self._peer._reset)
-            self._end(None)
+            self._unsent.clear()
+            self._unsent_bytes = 0
+            self._shut()
 
     # What travels.
 
@@ -309,9 +309,12 @@ class Endpoint(asyncio.Transport):
             self._window -= len(part)
             self._unsent_bytes -= len(part)
             self._carry(self._peer._arrive, part)
-        if self._eof and not self._unsent and not self._fed:
-            self._fed = True
-            self._carry(self._peer._arrive, _FIN)
+        if self._eof and not self._unsent and not self._end_told:
+            self._end_told = True
+            if self._unread:
+                self._carry(self._peer._reset)
+            else:
+                self._carry(self._peer._arrive, _FIN)
 
     def _carry(self, deliver: Callable[..., object], *arguments: object) -> None:
         loop = self._network.loop
@@ -353,10 +356,17 @@ class Endpoint(asyncio.Transport):
 
     # The end.
 
+    def _shut(self) -> None:
+        self._closing = self._eof = True
+        if any(self._arrived):
+            self._unread = True
+            self._end_told = False
+            self._arrived.clear()
+        self._send()
+        self._end_if_sent()
+
     def _end_if_sent(self) -> None:
-        if self._closing and not self._unsent and not self._closed:
-            if self._unread:
-                self._carry(self._peer._reset)
+        if self._closing and not self._unsent:
             self._end(None)
 
     def _end(self, error: Exception | None) -> None:
