@@ -6,6 +6,7 @@ because the load generator fell behind; 2 bad usage, scenario or configuration; 
 
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -82,7 +83,7 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
 
 
 @commands.command()
-@click.argument("file", metavar="KONG_YML")
+@click.argument("file", metavar="[KONG_YML]", required=False)
 @click.option("--listen", metavar="HOST:PORT", help="Where to listen.  [default: 127.0.0.1:8000]")
 @click.option(
     "--status-listen", metavar="HOST:PORT", help="Where the Status API answers, or off.  [default: 127.0.0.1:8007]"
@@ -108,25 +109,34 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     metavar="RATE",
     help="Share of traces kept, 0 to 1.  [default: 0.01]",
 )
-def serve(*, file: str, **options: str | None) -> int:
-    """Run the gateway that KONG_YML describes, in the foreground, with nginx's signals."""
-    from sim import declarative, otlp_environment  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+def serve(*, file: str | None, **options: str | None) -> int:
+    """Run the gateway that KONG_YML describes, in the foreground, with nginx's signals.
+
+    Kong's environment variables are read too; KONG_DECLARATIVE_CONFIG may name the file.
+    """
+    from sim import declarative, kong_environment, otlp_environment  # noqa: PLC0415 - imported when needed: --help is quick
 
     fields = {name: name.replace("tracing_", "tracing.") for name in options}
     if words := options["tracing_instrumentations"]:
         options["tracing_instrumentations"] = f"[{words}]"
-    settings = _overrides(fields, options)
+    environment = kong_environment.read(os.environ)
+    path = file or environment.file
+    if path is None:
+        raise click.UsageError("there is no kong.yml: name it, or set KONG_DECLARATIVE_CONFIG")
+    settings = [*environment.settings, *_overrides(fields, options)]
     export = otlp_environment.read(os.environ)
-    gateway = declarative.load(file, settings, export)
-    for warning in gateway.warnings:
+    load = partial(declarative.load, path, settings, export, enabled=environment.plugins)
+    gateway = load()
+    for warning in (*environment.warnings, *gateway.warnings):
         click.echo(warning, err=True)
     from sim import master  # noqa: PLC0415 - the same
 
     try:
-        return master.serve(gateway, reread=lambda: declarative.load(file, settings, export))
+        return master.serve(gateway, reread=load)
     except UserError as error:
-        option = f"--{error.field.replace('_', '-')}" if error.field else None
-        raise UserError(error.message, field=option, cure=error.cure) from None
+        said_by = {path[0]: origin for path, _value, origin in settings}
+        option = f"--{error.field.replace('_', '-')}" if error.field else ""
+        raise UserError(error.message, field=said_by.get(error.field or "", option) or None, cure=error.cure) from None
 
 
 @commands.command()
@@ -146,14 +156,17 @@ def collector(*, listen: str) -> None:
 @click.argument("file")
 def check(*, file: str) -> None:
     """Check the scenario or kong.yml in FILE, and start nothing."""
-    from sim import declarative, scenario  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+    from sim import declarative, kong_environment, otlp_environment, scenario  # noqa: PLC0415 - the same as above
     from sim.document import Document  # noqa: PLC0415 - the same
 
     if declarative.is_kong_yml(Document.read(file)):
-        gateway, kind = declarative.load(file), "configuration"
+        environment = kong_environment.read(os.environ)
+        export = otlp_environment.read(os.environ)
+        gateway = declarative.load(file, environment.settings, export, enabled=environment.plugins)
+        warnings, kind = (*environment.warnings, *gateway.warnings), "configuration"
     else:
-        gateway, kind = scenario.load(file).gateway, "scenario"
-    for warning in gateway.warnings:
+        warnings, kind = scenario.load(file).gateway.warnings, "scenario"
+    for warning in warnings:
         click.echo(warning, err=True)
     click.echo(f"{file}: {kind} ok")
 

@@ -138,11 +138,18 @@ class _Settings(Model):
     collector: Url | None = None
 
 
-def load(file: str, settings: Iterable[Override] = (), export: Export | None = None) -> Gateway:
+def load(
+    file: str,
+    settings: Iterable[Override] = (),
+    export: Export | None = None,
+    *,
+    enabled: Collection[str] | None = None,
+) -> Gateway:
     """Read a ``kong.yml`` for a gateway of its own; raises UserError.
 
     ``settings`` are the fields of :class:`Gateway` that are not entities, and ``collector``, the URL for the
     opentelemetry plugins that name none; without it, and without an endpoint in ``export``, each has to.
+    ``enabled`` are the plugins that the file may name, as ``KONG_PLUGINS`` lists them.
     """
     export = export or Export()
     told = Document("settings", CommentedMap())
@@ -150,7 +157,7 @@ def load(file: str, settings: Iterable[Override] = (), export: Export | None = N
         told.set(setting)
     told_settings = told.validate(_Settings, told.plain())
     collector = told_settings.collector or export.traces_endpoint
-    entities = read_entities(Document.read(file), provided={"collector"} if collector else ())
+    entities = read_entities(Document.read(file), provided={"collector"} if collector else (), enabled=enabled)
     values = {name: getattr(told_settings, name) for name in _Settings.model_fields if name != "collector"}
     gateway = Gateway.model_validate({**values, "seed": secrets.randbits(32), "export": export, **entities._asdict()})
     return gateway.exporting_to(collector) if collector else gateway
@@ -161,7 +168,13 @@ def is_kong_yml(document: Document) -> bool:
     return "_format_version" in document.root
 
 
-def read_entities(document: Document, path: FieldPath = (), *, provided: Collection[str] = ()) -> Entities:
+def read_entities(
+    document: Document,
+    path: FieldPath = (),
+    *,
+    provided: Collection[str] = (),
+    enabled: Collection[str] | None = None,
+) -> Entities:
     """Read services, routes and plugins, nested or not, from the mapping at ``path``.
 
     Args:
@@ -169,11 +182,12 @@ def read_entities(document: Document, path: FieldPath = (), *, provided: Collect
         path: where in the file they stand.
         provided: built-in servers, by name. With ``collector``, a plugin that exports traces need not say where to;
             with others, a service whose host is a single word has to name one of these.
+        enabled: plugins that the file may name, ``bundled`` being those of Kong; None: all.
 
     Raises:
         UserError: a mistake in the file, or something that is not built yet.
     """
-    reader = _EntityReader(document, provided)
+    reader = _EntityReader(document, provided, enabled)
     reader.file(document.plain(path), path)
     return reader.entities()
 
@@ -185,8 +199,9 @@ class _LeftOutError(Exception):
 class _EntityReader:
     """Walks a declarative file and flattens it."""
 
-    def __init__(self, document: Document, provided: Collection[str]) -> None:
+    def __init__(self, document: Document, provided: Collection[str], enabled: Collection[str] | None = None) -> None:
         self.document = document
+        self.enabled = None if enabled is None else {*enabled, *(_BUNDLED if "bundled" in enabled else ())}
         self.collector_provided = "collector" in provided
         self.origins = sorted(name for name in provided if name != "collector")
         self.version = FORMAT_VERSIONS[-1]
@@ -348,6 +363,9 @@ class _EntityReader:
         plugin = self.document.validate(Plugin, data, path)
         if not plugin.enabled:
             return
+        if self.enabled is not None and plugin.name not in self.enabled:
+            message = f"plugin {plugin.name} is not enabled"
+            raise self.document.error(message, (*path, "name"), cure="add it to KONG_PLUGINS, or unset that")
         if plugin.name not in PLUGIN_CONFIGS:
             self._leave_aside(plugin.name, path)
             return

@@ -130,7 +130,7 @@ LAYERS = {
         "run",
         "report",
         "master | scenario | collector | origin | load",
-        "worker | cycle | declarative | otlp_environment | peer | trace_tree | status",
+        "worker | cycle | declarative | otlp_environment | kong_environment | peer | trace_tree | status",
         "gateway",
         "plugins | http_server | traces",
         "runloop | health_check | exporter",

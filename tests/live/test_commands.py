@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,10 +22,14 @@ QUICK = (
 
 
 @contextmanager
-def command(*arguments):
-    """Run `kongsim` with these arguments."""
+def command(*arguments, **variables):
+    """Run `kongsim` with these arguments, and environment variables."""
     running = subprocess.Popen(
-        [sys.executable, "-m", "sim", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "sim", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | variables,
     )
     try:
         yield running
@@ -100,6 +105,41 @@ def test_a_gateway_takes_its_collector_from_the_environment(tmp_path, monkeypatc
             assert get(f"{url}/a", {})[0] == 200
             assert "kong" in {span.name for span in collector.wait_spans(1)}
             assert end(gateway, SIGQUIT)[1] == 0
+
+
+def test_gateway_is_configured_by_kongs_environment(tmp_path):
+    """A container's variables are all that it takes: file, addresses, workers, tracing, log level."""
+    kong_yml = tmp_path / "kong.yml"
+    with echo() as upstream, command("collector", "--listen", "127.0.0.1:0") as collector:
+        collector_url = read_until(collector, r"OTLP/HTTP traces to (\S+)")[1]
+        service = {"name": "a", "url": f"http://127.0.0.1:{upstream}", "routes": [{"name": "r", "paths": ["/"]}]}
+        plugin = {
+            "name": "opentelemetry",
+            "config": {"traces_endpoint": collector_url, "queue": {"max_coalescing_delay": 0.1}},
+        }
+        kong_yml.write_text(json.dumps({"_format_version": "3.0", "services": [service], "plugins": [plugin]}))
+        variables = {
+            "KONG_DECLARATIVE_CONFIG": str(kong_yml),
+            "KONG_DATABASE": "off",
+            "KONG_PROXY_LISTEN": "127.0.0.1:0 reuseport backlog=16384, localhost:0",
+            "KONG_STATUS_LISTEN": "off",
+            "KONG_NGINX_WORKER_PROCESSES": "1",
+            "KONG_TRACING_INSTRUMENTATIONS": "request",
+            "KONG_TRACING_SAMPLING_RATE": "1",
+            "KONG_LOG_LEVEL": "warn",
+        }
+        with command("serve", **variables) as gateway:
+            warned = gateway.stdout.readline()
+            urls = re.findall(r"http://[^,\s]+", read_until(gateway, r"listening on .*, workers: 1,")[0])
+            statuses = [get(f"{url}/a", {})[0] for url in urls]
+            assert read_until(collector, r"trace [0-9a-f]{32}")
+            text, code = end(gateway, SIGQUIT)
+        shown, _code = end(collector, SIGINT)
+
+    assert warned.startswith("KONG_PROXY_LISTEN: reuseport backlog=16384 of 127.0.0.1:0 is not simulated")
+    assert (statuses, code) == ([200, 200], 0)
+    assert "[notice]" not in text
+    assert "kong.router" not in shown
 
 
 def test_quickstart_in_short_balances(tmp_path):

@@ -255,3 +255,55 @@ def test_an_interrupted_run_still_tells_what_it_saw(files):
     assert begun.startswith("short: 1 worker on "), begun + err
     assert run.returncode == 130, err
     assert json.loads(out)["verdict"] == "interrupted"
+
+
+def test_environment_of_kong_is_checked_with_its_kong_yml(kongsim, files, monkeypatch):
+    """A variable without meaning is told; a wrong one, or a plugin that it does not enable, ends with exit code 2."""
+    Path("kong.yml").write_text(KONG_YML.replace("{name: opentelemetry}", "{name: correlation-id}"), encoding="utf-8")
+    monkeypatch.setenv("KONG_UPSTREAM_KEEPALIVE_POOL_SIZE", "10")
+    assert kongsim("check", "kong.yml") == (
+        0,
+        "kong.yml: configuration ok\n",
+        "KONG_UPSTREAM_KEEPALIVE_POOL_SIZE is not simulated: it has no effect\n",
+    )
+
+    monkeypatch.setenv("KONG_PLUGINS", "opentelemetry")
+    code, _out, err = kongsim("check", "kong.yml")
+    assert (code, err) == (
+        2,
+        (
+            "kongsim: kong.yml:3: plugins[0].name: plugin correlation-id is not enabled;"
+            " add it to KONG_PLUGINS, or unset that\n"
+        ),
+    )
+    monkeypatch.setenv("KONG_PLUGINS", "bundled,my-own")
+    assert kongsim("check", "kong.yml")[0] == 0
+    monkeypatch.setenv("KONG_NGINX_WORKER_PROCESSES", "none")
+    code, _out, err = kongsim("check", "kong.yml")
+    assert (code, err.partition(":")[2].partition(";")[0]) == (
+        2,
+        " KONG_NGINX_WORKER_PROCESSES: workers: expected auto or a whole number from 1 to 1024, not 'none'",
+    )
+
+
+def test_environment_of_kong_does_not_touch_a_scenario(kongsim, files, monkeypatch):
+    """A scenario is the same run everywhere."""
+    monkeypatch.setenv("KONG_NGINX_WORKER_PROCESSES", "none")
+    monkeypatch.setenv("KONG_X", "1")
+    code, _out, err = kongsim("check", "short.yaml")
+    assert (code, "KONG_" in err) == (0, False)
+
+
+def test_serve_needs_a_kong_yml(kongsim, files, monkeypatch):
+    """From the command line or from the environment, which also names what is wrong with an address."""
+    assert kongsim("serve")[0] == 2
+
+    monkeypatch.setenv("KONG_DECLARATIVE_CONFIG", "missing.yml")
+    assert "missing.yml: no such file" in kongsim("serve")[2]
+    Path("kong.yml").write_text(KONG_YML.replace("opentelemetry", "correlation-id"), encoding="utf-8")
+    monkeypatch.setenv("KONG_DECLARATIVE_CONFIG", "kong.yml")
+    monkeypatch.setenv("KONG_STATUS_LISTEN", "off")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("KONG_PROXY_LISTEN", f"127.0.0.1:{taken.getsockname()[1]}")
+        code, _out, err = kongsim("serve")
+    assert (code, err.startswith("kongsim: KONG_PROXY_LISTEN: cannot listen on 127.0.0.1:")) == (2, True)
