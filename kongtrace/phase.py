@@ -23,6 +23,11 @@ class Phase(NamedTuple):
     yields: bool
     timers: bool
 
+    @property
+    def context(self) -> str:
+        """What nginx calls the handlers of the phase in its messages."""
+        return "ngx.timer" if self.name == "timer" else f"{self.name}_by_lua*"
+
 
 PHASES: dict[str, Phase] = {
     phase.name: phase

@@ -109,7 +109,8 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     metavar="RATE",
     help="Share of traces kept, 0 to 1.  [default: 0.01]",
 )
-def serve(*, file: str | None, **options: str | None) -> int:
+@click.option("--plugin", "plugins", multiple=True, metavar="PATH", help="A plugin of your own: a file or a module.")
+def serve(*, file: str | None, plugins: tuple[str, ...], **options: str | None) -> int:
     """Run the gateway that KONG_YML describes, in the foreground, with nginx's signals.
 
     Kong's environment variables are read too; KONG_DECLARATIVE_CONFIG may name the file.
@@ -125,7 +126,7 @@ def serve(*, file: str | None, **options: str | None) -> int:
         raise click.UsageError("there is no kong.yml: name it, or set KONG_DECLARATIVE_CONFIG")
     settings = [*environment.settings, *_overrides(fields, options)]
     export = otlp_environment.read(os.environ)
-    load = partial(declarative.load, path, settings, export, enabled=environment.plugins)
+    load = partial(declarative.load, path, settings, export, enabled=environment.plugins, plugin_paths=plugins)
     gateway = load()
     for warning in (*environment.warnings, *gateway.warnings):
         click.echo(warning, err=True)
@@ -154,7 +155,8 @@ def collector(*, listen: str) -> None:
 
 @commands.command()
 @click.argument("file")
-def check(*, file: str) -> None:
+@click.option("--plugin", "plugins", multiple=True, metavar="PATH", help="A plugin of your own: a file or a module.")
+def check(*, file: str, plugins: tuple[str, ...]) -> None:
     """Check the scenario or kong.yml in FILE, and start nothing."""
     from sim import declarative, kong_environment, otlp_environment, scenario  # noqa: PLC0415 - the same as above
     from sim.document import Document  # noqa: PLC0415 - the same
@@ -162,7 +164,9 @@ def check(*, file: str) -> None:
     if declarative.is_kong_yml(Document.read(file)):
         environment = kong_environment.read(os.environ)
         export = otlp_environment.read(os.environ)
-        gateway = declarative.load(file, environment.settings, export, enabled=environment.plugins)
+        gateway = declarative.load(
+            file, environment.settings, export, enabled=environment.plugins, plugin_paths=plugins
+        )
         warnings, kind = (*environment.warnings, *gateway.warnings), "configuration"
     else:
         warnings, kind = scenario.load(file).gateway.warnings, "scenario"

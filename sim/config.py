@@ -10,8 +10,8 @@ Sources: kong-semantics I1 (instrumentations), N4 (timers), O1-O10 (plugin), Q1-
 import os
 import re
 import ssl
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
+from collections.abc import Collection
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 from uuid import NAMESPACE_URL, uuid5
 
@@ -519,8 +519,9 @@ class Plugin(Model):
 
     @property
     def lacks_endpoint(self) -> bool:
-        """Whether it exports traces and does not say where to."""
-        return self.name == "opentelemetry" and not {"traces_endpoint", "endpoint"} & self.config.keys()
+        """Whether it exports and does not say where to."""
+        endpoints = {"traces_endpoint", "endpoint", "logs_endpoint"}
+        return self.name == "opentelemetry" and not endpoints & self.config.keys()
 
 
 class Gateway(Model):
@@ -538,6 +539,7 @@ class Gateway(Model):
         workers: ``nginx_worker_processes``; ``auto`` in a file is one for each CPU that the process may use.
         hosts: addresses of host names that need no DNS, each with the port that replaces the service's.
         export: what the environment says of exporters.
+        plugin_classes: the plugins beside the bundled ones, by name (`sim.plugin.load`).
         warnings: what the file asks for and nobody simulates, one line each.
     """
 
@@ -558,6 +560,7 @@ class Gateway(Model):
     routes: tuple[Route, ...] = ()
     plugins: tuple[Plugin, ...] = ()
     export: Export = Export()
+    plugin_classes: dict[str, Any] = Field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
 
     def exporting_to(self, traces_endpoint: str) -> Self:
@@ -569,105 +572,6 @@ class Gateway(Model):
             for plugin in self.plugins
         )
         return self.model_copy(update={"plugins": plugins})
-
-
-ExtractFormat = Literal["w3c", "b3", "jaeger", "ot", "datadog", "aws", "gcp", "instana"]
-InjectFormat = Literal[ExtractFormat, "b3-single"]
-
-
-class QueueConfig(Model):
-    """Parameters of a plugin's queue (kong-semantics Q1-Q8); delays and times are in seconds."""
-
-    max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    max_coalescing_delay: Annotated[float, Field(ge=0, le=3_600)] = 1.0
-    max_entries: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    max_bytes: int | None = None
-    max_retry_time: Annotated[float, Field(allow_inf_nan=False)] = 60.0
-    initial_retry_delay: Annotated[float, Field(ge=0.001, le=1_000_000)] = 0.01
-    max_retry_delay: Annotated[float, Field(ge=0.001, le=1_000_000)] = 60.0
-    concurrency_limit: Literal[1, -1] = 1
-
-
-class OpenTelemetryQueueConfig(QueueConfig):
-    """The same, with the batch size that the plugin has by default (kong-semantics O4)."""
-
-    max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 200
-
-
-class Propagation(Model):
-    """Which header formats are read, removed and written (kong-semantics X28); None is: not configured."""
-
-    default_format: InjectFormat
-    extract: Many[ExtractFormat] | None = None
-    clear: Many[HeaderName] | None = None
-    inject: Many[Literal[InjectFormat, "preserve"]] | None = None
-
-
-class OpenTelemetryConfig(Model):
-    """Configuration of the opentelemetry plugin (kong-semantics O1-O10); timeouts in ms.
-
-    The deprecated ``endpoint``, ``batch_span_count`` and ``batch_flush_delay`` are read into what replaced them
-    (O1, O5, Q27).
-    """
-
-    fields_not_built: ClassVar[Mapping[str, str]] = {"logs_endpoint": "it exports logs"}
-
-    traces_endpoint: Url | None = None
-    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
-    resource_attributes: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
-    queue: OpenTelemetryQueueConfig = OpenTelemetryQueueConfig()
-    connect_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 1_000
-    send_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 5_000
-    read_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 5_000
-    http_response_header_for_traceid: HeaderName | None = None
-    header_type: Literal[InjectFormat, "preserve", "ignore"] = "preserve"
-    sampling_rate: Rate01 | None = None
-    propagation: Propagation = Propagation(default_format="w3c")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _replace_deprecated(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        data = dict(data)
-        if "endpoint" in data:
-            data.setdefault("traces_endpoint", data.pop("endpoint"))
-        queue = dict(data["queue"]) if isinstance(data.get("queue"), dict) else {}
-        for old, default, new in _LEGACY_QUEUE:
-            if (value := data.pop(old, default)) != default:
-                if not isinstance(value, int):
-                    raise FieldError(f"expected a whole number, not {shown(value)}", field=old)
-                queue[new] = value
-        return data | {"queue": queue} if queue else data
-
-
-_LEGACY_QUEUE: Final = (
-    ("batch_span_count", 200, "max_batch_size"),
-    ("batch_flush_delay", 3, "max_coalescing_delay"),
-)
-
-
-class CorrelationIdConfig(Model):
-    """Configuration of the correlation-id plugin.
-
-    Attributes:
-        header_name: of the header that carries the id to the upstream.
-        generator: `uuid#counter`, one id for each worker with a running number; or `uuid`, a new one each time.
-        echo_downstream: the client gets the header too.
-    """
-
-    header_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "Kong-Request-ID"
-    generator: Literal["uuid#counter", "uuid"] = "uuid#counter"
-    echo_downstream: bool = False
-
-
-PLUGIN_CONFIGS: dict[str, type[Model]] = {"correlation-id": CorrelationIdConfig, "opentelemetry": OpenTelemetryConfig}
-"""The plugins that a gateway can run, and the model of each one's configuration."""
-
-
-def validate_plugin_config(name: str, config: Mapping[str, Any]) -> Model:
-    """Return the configuration of the plugin ``name`` as its model; raises pydantic's ValidationError."""
-    return PLUGIN_CONFIGS[name].model_validate(dict(config))
 
 
 def _id(kind: str, *names: str | None) -> str:

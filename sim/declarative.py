@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple, NoReturn
 from pydantic import Field
 from ruamel.yaml.comments import CommentedMap
 
+from sim import plugin as plugins
 from sim.config import (
-    PLUGIN_CONFIGS,
     Addresses,
     Export,
     FileOrOff,
@@ -39,6 +39,7 @@ from sim.config import (
 )
 from sim.document import Document, FieldPath, Model, Override
 from sim.errors import nearest, shown
+from sim.plugins import BUNDLED
 
 FORMAT_VERSIONS: Final = ("1.1", "2.1", "3.0")
 
@@ -144,12 +145,14 @@ def load(
     export: Export | None = None,
     *,
     enabled: Collection[str] | None = None,
+    plugin_paths: Iterable[str] = (),
 ) -> Gateway:
     """Read a ``kong.yml`` for a gateway of its own; raises UserError.
 
     ``settings`` are the fields of :class:`Gateway` that are not entities, and ``collector``, the URL for the
     opentelemetry plugins that name none; without it, and without an endpoint in ``export``, each has to.
     ``enabled`` are the plugins that the file may name, as ``KONG_PLUGINS`` lists them.
+    ``plugin_paths`` are the files or modules of further plugins.
     """
     export = export or Export()
     told = Document("settings", CommentedMap())
@@ -157,9 +160,14 @@ def load(
         told.set(setting)
     told_settings = told.validate(_Settings, told.plain())
     collector = told_settings.collector or export.traces_endpoint
-    entities = read_entities(Document.read(file), provided={"collector"} if collector else (), enabled=enabled)
+    classes = plugins.load(plugin_paths, BUNDLED)
+    if enabled is not None:
+        enabled = {*enabled, *(name for name in classes if name not in BUNDLED)}
+    provided = {"collector"} if collector else ()
+    entities = read_entities(Document.read(file), provided=provided, enabled=enabled, classes=classes)
     values = {name: getattr(told_settings, name) for name in _Settings.model_fields if name != "collector"}
-    gateway = Gateway.model_validate({**values, "seed": secrets.randbits(32), "export": export, **entities._asdict()})
+    values |= {"plugin_classes": classes, "seed": secrets.randbits(32), "export": export}
+    gateway = Gateway.model_validate({**values, **entities._asdict()})
     return gateway.exporting_to(collector) if collector else gateway
 
 
@@ -174,6 +182,7 @@ def read_entities(
     *,
     provided: Collection[str] = (),
     enabled: Collection[str] | None = None,
+    classes: plugins.Classes = BUNDLED,
 ) -> Entities:
     """Read services, routes and plugins, nested or not, from the mapping at ``path``.
 
@@ -183,11 +192,12 @@ def read_entities(
         provided: built-in servers, by name. With ``collector``, a plugin that exports traces need not say where to;
             with others, a service whose host is a single word has to name one of these.
         enabled: plugins that the file may name, ``bundled`` being those of Kong; None: all.
+        classes: the plugins that there are.
 
     Raises:
         UserError: a mistake in the file, or something that is not built yet.
     """
-    reader = _EntityReader(document, provided, enabled)
+    reader = _EntityReader(document, provided, enabled, classes)
     reader.file(document.plain(path), path)
     return reader.entities()
 
@@ -199,9 +209,17 @@ class _LeftOutError(Exception):
 class _EntityReader:
     """Walks a declarative file and flattens it."""
 
-    def __init__(self, document: Document, provided: Collection[str], enabled: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        document: Document,
+        provided: Collection[str],
+        enabled: Collection[str] | None = None,
+        classes: plugins.Classes = BUNDLED,
+    ) -> None:
         self.document = document
-        self.enabled = None if enabled is None else {*enabled, *(_BUNDLED if "bundled" in enabled else ())}
+        bundled = {*_BUNDLED, *BUNDLED}
+        self.enabled = None if enabled is None else {*enabled, *(bundled if "bundled" in enabled else ())}
+        self.classes = classes
         self.collector_provided = "collector" in provided
         self.origins = sorted(name for name in provided if name != "collector")
         self.version = FORMAT_VERSIONS[-1]
@@ -366,10 +384,11 @@ class _EntityReader:
         if self.enabled is not None and plugin.name not in self.enabled:
             message = f"plugin {plugin.name} is not enabled"
             raise self.document.error(message, (*path, "name"), cure="add it to KONG_PLUGINS, or unset that")
-        if plugin.name not in PLUGIN_CONFIGS:
+        if plugin.name not in self.classes:
             self._leave_aside(plugin.name, path)
             return
-        self.document.validate(PLUGIN_CONFIGS[plugin.name], plugin.config, (*path, "config"))
+        if (model := getattr(self.classes[plugin.name], "Config", None)) is not None:
+            self.document.validate(model, plugin.config, (*path, "config"))
         if plugin.lacks_endpoint and not self.collector_provided:
             raise self.document.error("missing", (*path, "config", "traces_endpoint"), cure=_ENDPOINT_CURE)
         identity = (plugin.name, plugin.service, plugin.route)
@@ -380,7 +399,7 @@ class _EntityReader:
 
     def _leave_aside(self, name: str, path: FieldPath) -> None:
         if name not in _BUNDLED:
-            message, cure = f"there is no plugin {shown(name)}", nearest(name, PLUGIN_CONFIGS)
+            message, cure = f"there is no plugin {shown(name)}", nearest(name, self.classes)
             raise self.document.error(message, (*path, "name"), cure=cure)
         self._warn(f"plugin {name} is not simulated: requests pass as if it were absent", (*path, "name"))
 

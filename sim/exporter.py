@@ -76,6 +76,10 @@ def seconds(timeout_ms: int) -> float:
     return timeout_ms / 1000 if timeout_ms else SOCKET_TIMEOUT_S
 
 
+Encode = Callable[[list[bytes], bytes], bytes]
+"""Makes the body of a request of its encoded entries and the encoded resource."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
     """Where a plugin exports to.
@@ -88,6 +92,7 @@ class Endpoint:
         timeouts: of each attempt.
         gzip: the body is compressed.
         pool: its connections.
+        encode: makes a request's body of entries and resource.
     """
 
     host: str
@@ -97,6 +102,7 @@ class Endpoint:
     timeouts: Timeouts
     gzip: bool
     pool: Pool
+    encode: Encode
 
 
 class Exporter:
@@ -113,7 +119,8 @@ class Exporter:
         on_change: called when the queues' accounts have changed.
 
     Attributes:
-        queues: of the worker.
+        queues: of the worker's spans.
+        log_queues: of its log records, which are in no account of spans.
     """
 
     def __init__(
@@ -138,6 +145,7 @@ class Exporter:
         self._plain = Pool(runtime)
         self._pools = [self._plain]
         self.queues = Queues(profile, log, runtime.random, self._schedule)
+        self.log_queues = Queues(profile, log, runtime.random, self._schedule)
 
     def endpoint(
         self,
@@ -148,6 +156,7 @@ class Exporter:
         connect_timeout: int,
         send_timeout: int,
         read_timeout: int,
+        encode: Encode = encode_traces,
     ) -> Endpoint:
         """Make the endpoint of a URL, from what a plugin's configuration says.
 
@@ -158,6 +167,7 @@ class Exporter:
             connect_timeout: ms.
             send_timeout: ms.
             read_timeout: ms.
+            encode: makes a request's body of entries and resource.
         """
         parts = urlsplit(url)
         host, is_secure = parts.hostname or "", parts.scheme == "https"
@@ -180,6 +190,7 @@ class Exporter:
             Timeouts(seconds(connect_timeout), seconds(send_timeout), seconds(read_timeout), self._export.timeout),
             gzip,
             self._secure(host) if is_secure else self._plain,
+            encode,
         )
 
     def _secure(self, host: str) -> Pool:
@@ -199,7 +210,7 @@ class Exporter:
 
     async def send(self, endpoint: Endpoint, spans: list[bytes]) -> Outcome:
         """Post one batch of encoded spans."""
-        body = encode_traces(spans, endpoint.resource)
+        body = endpoint.encode(spans, endpoint.resource)
         try:
             async with asyncio.timeout(endpoint.timeouts.attempt):
                 status, lines, answer = await self._exchange(endpoint, body)

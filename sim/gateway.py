@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping
 import kongtrace
 from kongtrace import PHASES, TracerProvider, tracing
 from kongtrace import queue as kong_queue
+from kongtrace.context import KONG_PHASE
 from sim.config import Gateway
 from sim.connection import ClientConnection
 from sim.exporter import Exporter
 from sim.health_check import HealthChecks
+from sim.instrumentation import Instrumentation
+from sim.ngx import Network, Ngx
 from sim.pdk import Kong
 from sim.plugin import Plans, PluginClass
 from sim.plugins import BUNDLED
@@ -36,11 +39,13 @@ class WorkerGateway:
         log: takes a level and a message.
         on_change: called when a count has changed.
         on_rest: called once, when it drains and no request and no timer is left.
+        slot: the worker's place among the others.
         classes: the plugins that there are.
         make_provider: makes the tracer provider, such as a checked one (`kongtrace.checked.tracer_provider`).
         on_logged: called with each request after its log phase, such as the access log.
 
     Attributes:
+        configuration: as given.
         profile: "kong" or "safe".
         runtime: as given.
         node_id: of the node.
@@ -49,6 +54,7 @@ class WorkerGateway:
         pool: connections to upstreams.
         exporter: drives the queues.
         counts: what the runloop counts.
+        kong: the PDK.
         runloop: serves the requests.
         plans: which plugins run.
         draining: it was told to leave.
@@ -62,11 +68,12 @@ class WorkerGateway:
         *,
         on_change: Callable[[], None],
         on_rest: Callable[[], None],
+        slot: int = 0,
         classes: Mapping[str, PluginClass] = BUNDLED,
         make_provider: Callable[..., TracerProvider] = TracerProvider,
         on_logged: Callable[[Request], None] | None = None,
     ) -> None:
-        self._gateway = gateway
+        self.configuration = gateway
         self._log = log
         self._on_change = on_change
         self._on_rest = on_rest
@@ -83,7 +90,7 @@ class WorkerGateway:
             sampling_rate=gateway.tracing.sampling_rate,
         )
         tracing.use(self.provider)
-        self.provider.execution.enter(PHASES["init_worker"], {})
+        self.provider.execution.enter(PHASES["init_worker"], {KONG_PHASE: "init_worker"})
         self.timers = Timers(
             runtime,
             self.provider.execution,
@@ -94,25 +101,45 @@ class WorkerGateway:
             on_end=self._end_timer,
         )
         self.pool = Pool(runtime)
+        resolver = Resolver(runtime, gateway.hosts)
+        instrumentation = Instrumentation(self.provider, gateway.tracing)
         self.exporter = Exporter(
             kong_queue.PROFILES[gateway.profile],
             runtime,
             self.timers,
-            Resolver(runtime, gateway.hosts),
+            resolver,
             gateway.export,
             gateway.nginx.lua_ssl_trusted_certificate,
             log,
             on_change,
         )
         self.counts = Counts()
-        self.plans = Plans(gateway, classes, self)
+        self.kong = Kong(
+            self.provider,
+            self.timers,
+            Ngx(
+                runtime,
+                self.provider.execution,
+                self.timers,
+                Network(resolver, self.pool, instrumentation),
+                slot=slot,
+                workers=gateway.workers,
+            ),
+            node_id=self.node_id,
+            upstreams=frozenset(upstream.name for upstream in gateway.upstreams),
+            worker=self,
+        )
+        self.plans = Plans(gateway, {**classes, **gateway.plugin_classes})
+        self.plans.start(self.kong)
         self.runloop = Runloop(
             gateway,
             self.provider,
             runtime,
             self.pool,
             self.plans,
-            Kong(self.provider, self.timers),
+            self.kong,
+            instrumentation,
+            resolver,
             self.counts,
             on_change,
             self._rest,
@@ -134,8 +161,9 @@ class WorkerGateway:
         for connection in tuple(self.runloop.connections):
             connection.close_if_idle()
         self.exporter.queues.exit()
+        self.exporter.log_queues.exit()
         self.timers.exit()
-        timeout_s = self._gateway.nginx.worker_shutdown_timeout
+        timeout_s = self.configuration.nginx.worker_shutdown_timeout
         if timeout_s:
             self.runtime.call_later(timeout_s, self._cut_off)
         self._on_change()
@@ -145,6 +173,7 @@ class WorkerGateway:
         """Leave at once: what requests and queues hold is booked as lost (W2, E5)."""
         self.counts.lost_in_request += self.provider.spans.balance().live
         self.exporter.queues.abandon()
+        self.exporter.log_queues.abandon()
 
     async def close(self) -> None:
         """Give every connection back; requests under way end without a log phase."""

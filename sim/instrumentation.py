@@ -10,7 +10,7 @@ Attribute names come from the published semantic conventions; those that Kong st
 from functools import cache
 from typing import Any, Final
 
-from opentelemetry.semconv._incubating.attributes import http_attributes, net_attributes
+from opentelemetry.semconv._incubating.attributes import db_attributes, http_attributes, net_attributes
 
 from kongtrace import NOOP_SPAN, NoopSpan, Span, TracerProvider, tracing_context
 from kongtrace.context import span_list
@@ -40,18 +40,23 @@ DNS_IP: Final = "dns.record.ip"
 BALANCER: Final = "balancer"
 """Name under which the tracing context keeps the span made ahead for the last try (I15)."""
 
+DB_SYSTEM: Final = db_attributes.DB_SYSTEM
+DB_STATEMENT: Final = db_attributes.DB_STATEMENT
+HTTP_USER_AGENT: Final = http_attributes.HTTP_USER_AGENT
+
 _TYPES: Final = {
     "router": ("router",),
     "balancer": ("balancer", "precreate_balancer"),
     "dns_query": ("dns_query",),
+    "db_query": ("db_query",),
     "plugin_rewrite": ("plugin_rewrite",),
     "plugin_access": ("plugin_access",),
     "plugin_header_filter": ("plugin_header_filter",),
 }
 """The methods that each type stands for."""
 
-_ALWAYS: Final = ("request", "status", "log")
-"""What runs whenever the list is not `off`."""
+_ALWAYS: Final = ("request", "status", "log", "http_client")
+"""What runs whenever the list is not `off`; http_client among them, listed or not, by an accident of Kong's (I12)."""
 
 _NS_PER_MS: Final = 1_000_000
 
@@ -125,6 +130,43 @@ class Instrumentation:
     def dns_query(self) -> Span | NoopSpan:
         """Start the span of resolving a host (I9)."""
         return self._active("kong.dns", CLIENT)
+
+    def dns_answer(self, span: Span | NoopSpan, name: str, port: int, found: tuple[str, int] | BaseException) -> None:
+        """End the span of resolving a host with what was found (I9)."""
+        span.set_attribute(DNS_DOMAIN, name)
+        span.set_attribute(DNS_PORT, port)
+        if isinstance(found, BaseException):
+            span.record_error(str(found))
+            span.set_status(STATUS_ERROR)
+        else:
+            span.set_attribute(DNS_IP, found[0])
+        span.finish()
+
+    def db_query(self, system: str, statement: str) -> Span | NoopSpan:
+        """Start the span of a query of a database (I10)."""
+        span = self._active("kong.database.query")
+        span.set_attribute(DB_SYSTEM, system)
+        span.set_attribute(DB_STATEMENT, statement)
+        return span
+
+    def http_client(self, url: str, method: str, user_agent: str) -> Span | NoopSpan:
+        """Start the span of a request that a plugin makes; it is not made active (I11)."""
+        attributes = {
+            HTTP_URL: url,
+            HTTP_METHOD: method,
+            HTTP_FLAVOR: "1.1",
+            HTTP_USER_AGENT: user_agent,
+        }
+        span: Span | NoopSpan = self._tracer.start_span("kong.internal.request", None, None, CLIENT, None, attributes)
+        return span
+
+    def http_answer(self, span: Span | NoopSpan, status: int | None, error: str | None) -> None:
+        """End that span: a status, or the error of a request that failed, which leaves the span's status unset."""
+        if error is not None:
+            span.record_error(error)
+        if status is not None:
+            span.set_attribute(HTTP_STATUS_CODE, status)
+        span.finish()
 
     def precreate_balancer(self, request: Request) -> None:
         """Make the span of the last try ahead, since its id goes into the headers (I15)."""

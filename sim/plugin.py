@@ -1,35 +1,61 @@
-"""Plugins: what a handler is, in which order they run, and which run for a request.
+"""Plugins: what a handler is, where it is loaded from, in which order handlers run, and which run for a request.
 
-A plugin is a class with a `PRIORITY`, a `VERSION`, and a method for each phase that it takes part in: `rewrite`,
-`access`, `header_filter`, `body_filter` and `log`. An instance is made for each configured entity; a method takes the
-PDK (`sim.pdk.Kong`). `rewrite` and `access` may be coroutines; the others are plain functions, since their phases must
-not wait (kong-semantics R1).
+A plugin is a class with a `PRIORITY`, a `VERSION`, a method for each phase that it takes part in, and, where it can be
+configured, a pydantic model `Config`. As in Kong there is one instance for each worker; a method takes the PDK
+(`sim.pdk.Kong`) and the configuration of the entity that it runs for: an instance of `Config`, or the mapping as
+written where there is no model. `init_worker(kong)` runs once, `configure(kong, configs)` after it with the
+configuration of every entity by its id.
+
+`rewrite`, `access` and `response` may be coroutine functions; `header_filter`, `body_filter` and `log` are plain ones,
+since their phases must not wait (kong-semantics R1). A plugin with `response` reads the whole answer first, so it has
+no use for the filters, and may not have both.
 
 Handlers run in descending priority, equal ones in descending order of name (R5). A plugin for a route goes before one
 for its service, that before a global one of the same name. Rewrite knows no route yet: only global plugins run in it.
 """
 
+import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Protocol
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Final, Protocol, TypeVar
+
+from pydantic import BaseModel
 
 from sim.config import Gateway, Plugin
+from sim.errors import UserError, nearest, shown
 
-PHASE_METHODS: Final = ("rewrite", "access", "header_filter", "body_filter", "log")
+T = TypeVar("T")
+
+AWAITING_PHASES: Final = ("rewrite", "access", "response")
+"""Phases whose handlers may wait."""
+
+PLAIN_PHASES: Final = ("header_filter", "body_filter", "log")
+"""Phases whose handlers must not."""
+
+_FILES: Final = "kongsim_plugins"
+"""The package, in name only, of what is loaded from files: `json.py` is not to take the place of `json`."""
+
+_AT_START: Final = ("init_worker", "configure")
 
 
-class PluginInstance(Protocol):
-    """A configured plugin; its class says what it is and is called with the configured entity and the worker."""
+class PluginClass(Protocol):
+    """What the class of a plugin has; its methods are optional, see the module."""
 
-    NAME: ClassVar[str]
     PRIORITY: ClassVar[int]
     VERSION: ClassVar[str]
 
-    def __init__(self, entity: Plugin, worker: Any) -> None: ...
+    def __call__(self) -> Any:
+        """Make the instance of a worker."""
 
 
-PluginClass = type[PluginInstance]
+Classes = Mapping[str, PluginClass]
+"""Plugins by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,47 +65,65 @@ class Handler:
     Attributes:
         name: of the plugin.
         entity_id: of the configured entity, the key of its `kong.ctx.plugin`.
-        call: the method.
+        call: the method; takes the PDK and `conf`.
+        conf: the entity's configuration.
         awaits: it is a coroutine function.
     """
 
     name: str
     entity_id: str
-    call: Callable[[Any], Any]
-    awaits: bool
+    call: Callable[[Any, Any], Any]
+    conf: Any
+    awaits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The handlers of a request, by phase and in order."""
+    """The handlers of a request, by phase and in order.
+
+    Attributes:
+        awaiting: the phases in which one of them is a coroutine function.
+        buffered: the whole answer of the service is read before anything of it is sent.
+    """
 
     rewrite: tuple[Handler, ...] = ()
     access: tuple[Handler, ...] = ()
+    response: tuple[Handler, ...] = ()
     header_filter: tuple[Handler, ...] = ()
     body_filter: tuple[Handler, ...] = ()
     log: tuple[Handler, ...] = ()
+    awaiting: frozenset[str] = frozenset()
+    buffered: bool = False
 
 
 class Plans:
-    """The plans of a worker.
+    """The plans of a worker. Making them makes the plugins' instances; `start` lets these begin.
 
     Args:
         gateway: the configuration.
         classes: of the plugins that it names.
-        worker: handed to the plugins.
 
     Attributes:
-        instances: every configured plugin.
         everywhere: the plan where no route is known.
     """
 
-    def __init__(self, gateway: Gateway, classes: Mapping[str, PluginClass], worker: Any) -> None:
+    def __init__(self, gateway: Gateway, classes: Classes) -> None:
         enabled = [entity for entity in gateway.plugins if entity.enabled]
         enabled.sort(key=lambda entity: (classes[entity.name].PRIORITY, entity.name), reverse=True)
-        self._made = [(entity, classes[entity.name](entity, worker)) for entity in enabled]
-        self.instances = tuple(instance for _entity, instance in self._made)
+        self._instances = {name: classes[name]() for name in dict.fromkeys(entity.name for entity in enabled)}
+        self._made = [(entity, configuration(classes[entity.name], entity.config)) for entity in enabled]
         self.everywhere = self._plan(route=None, service=None)
         self._by_route = {route.name: self._plan(route.name, route.service) for route in gateway.routes}
+
+    def start(self, kong: Any) -> None:
+        """Run `init_worker` of every plugin and then `configure`, in order of priority; what fails is logged."""
+        for name, instance in self._instances.items():
+            if (init_worker := getattr(instance, "init_worker", None)) is not None:
+                _begin(kong, name, init_worker)
+        for name, instance in self._instances.items():
+            if (configure := getattr(instance, "configure", None)) is not None:
+                confs = {entity.id: conf for entity, conf in self._made if entity.name == name}
+                _begin(kong, name, configure, confs)
 
     def of_route(self, name: str) -> Plan:
         """Return the plan of a route."""
@@ -87,19 +131,196 @@ class Plans:
 
     def _plan(self, route: str | None, service: str | None) -> Plan:
         chosen: dict[str, tuple[int, Plugin, Any]] = {}
-        for entity, instance in self._made:
+        for entity, conf in self._made:
             if entity.route not in (None, route) or entity.service not in (None, service):
                 continue
             rank = 2 * (entity.route is not None) + (entity.service is not None)
             if entity.name not in chosen or rank > chosen[entity.name][0]:
-                chosen[entity.name] = (rank, entity, instance)
-        return Plan(**{phase: _handlers(chosen, phase) for phase in PHASE_METHODS})
+                chosen[entity.name] = (rank, entity, conf)
+        handlers = {phase: self._handlers(chosen, phase) for phase in (*AWAITING_PHASES, *PLAIN_PHASES)}
+        awaiting = frozenset(phase for phase in AWAITING_PHASES if any(handler.awaits for handler in handlers[phase]))
+        return Plan(**handlers, awaiting=awaiting, buffered=bool(handlers["response"]))
+
+    def _handlers(self, chosen: Mapping[str, tuple[int, Plugin, Any]], phase: str) -> tuple[Handler, ...]:
+        methods = (
+            (entity, conf, getattr(self._instances[entity.name], phase, None))
+            for _rank, entity, conf in chosen.values()
+        )
+        return tuple(
+            Handler(entity.name, entity.id, method, conf, inspect.iscoroutinefunction(method))
+            for entity, conf, method in methods
+            if method is not None
+        )
 
 
-def _handlers(chosen: Mapping[str, tuple[int, Plugin, Any]], phase: str) -> tuple[Handler, ...]:
-    methods = ((entity, getattr(instance, phase, None)) for _rank, entity, instance in chosen.values())
-    return tuple(
-        Handler(entity.name, entity.id, method, inspect.iscoroutinefunction(method))
-        for entity, method in methods
-        if method is not None
-    )
+def _begin(kong: Any, name: str, handler: Callable[..., object], *arguments: object) -> None:
+    try:
+        handler(kong, *arguments)
+    except Exception as error:  # noqa: BLE001 - a plugin may raise anything, and the worker serves
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{last.filename}:{last.lineno}: {type(error).__name__}: {error}"
+        kong.log.err(f"{handler.__name__} of plugin {name} failed: {what}")
+
+
+def configuration(plugin: PluginClass, config: Mapping[str, Any]) -> Any:
+    """Return what the handlers of an entity are given; raises pydantic's ValidationError."""
+    model: type[BaseModel] | None = getattr(plugin, "Config", None)
+    return dict(config) if model is None else model.model_validate(dict(config))
+
+
+def load(places: Iterable[str], bundled: Classes) -> dict[str, PluginClass]:
+    """Return the bundled plugins, and those of the user.
+
+    Args:
+        places: files (`plugins/greeter.py`) or modules (`mine.greeter`); each is read anew, so that a reload brings
+            what stands there now.
+        bundled: what there is already.
+
+    Raises:
+        UserError: a file or module that cannot be read, or holds no plugin, or one that cannot work.
+    """
+    classes = dict(bundled)
+    for place in places:
+        for name, plugin in _read(place).items():
+            if name in classes:
+                raise UserError(f"there is a plugin {name} already", file=place, cure="give it another NAME")
+            classes[name] = plugin
+    return classes
+
+
+def is_file(place: str) -> bool:
+    """Whether a place is a file, and not a module."""
+    return place.endswith(".py") or "/" in place
+
+
+def _read(place: str) -> dict[str, PluginClass]:
+    module = _file_module(place) if is_file(place) else _named_module(place)
+    file = getattr(module, "__file__", None) or place
+    found = [value for value in vars(module).values() if _is_plugin(value) and value.__module__ == module.__name__]
+    if not found:
+        raise UserError(
+            "holds no plugin: a class with PRIORITY and VERSION", file=file, cure="write PRIORITY = 1000, VERSION = '1'"
+        )
+    default = module.__name__.rpartition(".")[2].replace("_", "-")
+    plugins: dict[str, PluginClass] = {}
+    for plugin in found:
+        name = _checked(plugin, default, file)
+        if name in plugins:
+            raise UserError(f"two plugins are named {name}", file=file, line=_line(plugin), cure="give each a NAME")
+        plugins[name] = plugin
+    return plugins
+
+
+def _is_plugin(value: object) -> bool:
+    return inspect.isclass(value) and hasattr(value, "PRIORITY")
+
+
+def _checked(plugin: Any, default: str, file: str) -> str:
+    """Return the name of a plugin that can work."""
+
+    def wrong(message: str, of: object, cure: str) -> UserError:
+        return UserError(f"{plugin.__name__}: {message}", file=file, line=_line(of), cure=cure)
+
+    name = getattr(plugin, "NAME", default)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._~-]*", name):
+        raise wrong(f"NAME is {shown(name)}, expected a name such as my-plugin", plugin, "write NAME = 'my-plugin'")
+    if not isinstance(plugin.PRIORITY, int) or isinstance(plugin.PRIORITY, bool):
+        raise wrong(f"PRIORITY is {shown(plugin.PRIORITY)}, expected a whole number", plugin, "write PRIORITY = 1000")
+    if not isinstance(getattr(plugin, "VERSION", None), str):
+        raise wrong("has no VERSION", plugin, "write VERSION = '1.0'")
+    model = getattr(plugin, "Config", None)
+    if model is not None:
+        _check_model(model, wrong, plugin)
+    _check_handlers(plugin, wrong)
+    return name
+
+
+def _check_model(model: Any, wrong: Callable[[str, object, str], UserError], plugin: Any) -> None:
+    if not (inspect.isclass(model) and issubclass(model, BaseModel)):
+        raise wrong("Config is no pydantic model", plugin, "write class Config(BaseModel)")
+    if "extra" not in model.model_config:
+        # A word that the model does not know is a mistake, as everywhere in the file.
+        model.model_config["extra"] = "forbid"
+        model.model_rebuild(force=True)
+
+
+def _check_handlers(plugin: Any, wrong: Callable[[str, object, str], UserError]) -> None:
+    takes_part = [phase for phase in (*_AT_START, *AWAITING_PHASES, *PLAIN_PHASES) if hasattr(plugin, phase)]
+    if not takes_part:
+        raise wrong("has no handler", plugin, f"write one of {', '.join((*AWAITING_PHASES, *PLAIN_PHASES))}")
+    for phase in takes_part:
+        method = getattr(plugin, phase)
+        if phase not in AWAITING_PHASES and inspect.iscoroutinefunction(method):
+            raise wrong(
+                f"{phase} must not wait", method, f"write def {phase}, and wait in a timer: kong.timer.at(0, f)"
+            )
+        _check_parameters(plugin, phase, wrong)
+    if "response" in takes_part and {"header_filter", "body_filter"}.intersection(takes_part):
+        raise wrong(
+            "has response beside header_filter or body_filter", plugin.response, "keep response, or the filters"
+        )
+
+
+def _check_parameters(plugin: Any, phase: str, wrong: Callable[[str, object, str], UserError]) -> None:
+    method = getattr(plugin, phase)
+    given = {"init_worker": "kong", "configure": "kong, configs"}.get(phase, "kong, conf")
+    try:
+        inspect.signature(method).bind(None, *given.split(", "))
+    except TypeError:
+        raise wrong(f"{phase} is called with {given}", method, f"write def {phase}(self, {given})") from None
+
+
+def _line(of: Any) -> int | None:
+    if inspect.isfunction(of):
+        return of.__code__.co_firstlineno
+    try:
+        return inspect.getsourcelines(of)[1]
+    except (OSError, TypeError):
+        return None
+
+
+def _file_module(place: str) -> ModuleType:
+    path = Path(place)
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"cannot be read: {error.strerror}", file=place, cure=nearest(path.name, _neighbours(path))
+        ) from None
+    module = ModuleType(f"{_FILES}.{path.stem}")
+    module.__file__ = place
+    # Classes look their module up by name, dataclasses among them.
+    sys.modules[module.__name__] = module
+    _run(lambda: exec(compile(source, place, "exec"), module.__dict__), place)  # noqa: S102 - it is the user's program
+    return module
+
+
+def _neighbours(path: Path) -> list[str]:
+    return sorted(other.name for other in path.parent.glob("*.py"))
+
+
+def _named_module(place: str) -> ModuleType:
+    importlib.invalidate_caches()
+    sys.modules.pop(place, None)
+    return _run(lambda: importlib.import_module(place), place)
+
+
+def _run(program: Callable[[], T], place: str) -> T:
+    try:
+        return program()
+    except Exception as error:
+        raise _failure(error, place) from error
+
+
+def _failure(error: Exception, place: str) -> UserError:
+    """Return what to tell the user of a module that does not load: where it failed, not where it was loaded from."""
+    if isinstance(error, SyntaxError):
+        return UserError(f"is no Python: {error.msg}", file=error.filename or place, line=error.lineno)
+    if isinstance(error, ModuleNotFoundError) and error.name and place.startswith(error.name):
+        return UserError(
+            f"there is no module {error.name}", field="plugin", cure="give a file, or set PYTHONPATH to where it is"
+        )
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    last = next((frame for frame in reversed(frames) if frame.filename != __file__), None)
+    message = f"cannot be loaded: {type(error).__name__}: {error}"
+    return UserError(message, file=last.filename if last else place, line=last.lineno if last else None)

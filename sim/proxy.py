@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from kongtrace import PHASES
 from sim.phases import LightThread
-from sim.request import HOP_BY_HOP, HeaderLines, Request, Try
+from sim.request import HOP_BY_HOP, HeaderLines, Request, Try, without
 from sim.upstream import ConnectTimeoutError, UpstreamConnection
 
 if TYPE_CHECKING:
@@ -153,10 +153,15 @@ class ProxiedExchange:
         match = request.match
         assert match is not None
         _path, mark, query = request.target.partition(b"?")
+        method, path = request.method.encode(), match.upstream_path
         host = request.authority if match.route.preserve_host and request.authority else request.upstream_host
+        if (changed := request.outgoing) is not None:
+            method, path, host = changed.method or method, changed.path or path, changed.host or host
+            if changed.query is not None:
+                query, mark = changed.query, b"?" if changed.query else b""
         peer = request.connection.peer.encode()
         forwarded = b""
-        out = [request.method.encode(), b" ", match.upstream_path, mark, query, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
+        out = [method, b" ", path, mark, query, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
         lines = request.forwarded_lines()
         named = _connection_options(lines)
         for name, value in lines:
@@ -184,11 +189,33 @@ class ProxiedExchange:
     def on_head(self, status: int, lines: HeaderLines) -> None:
         """Filter the head and write it."""
         request = self._request
+        has_length = self._take_head(status, lines)
+        if not self._runloop.header_filter(request):
+            self._give_up()
+            return
+        assert request.plan is not None
+        if request.plan.header_filter:
+            has_length = any(len(line[0]) == 14 and line[0].lower() == _LENGTH for line in request.response_lines)
+            status = request.status
+        bodiless = request.method == "HEAD" or status in (204, 304)
+        if not has_length and not bodiless:
+            if request.version == "1.1":
+                self._chunked_answer = True
+                request.response_lines.append((b"Transfer-Encoding", b"chunked"))
+            else:
+                request.keep_alive = False
+        self._runloop.write_head(request)
+
+    def _take_head(self, status: int, lines: HeaderLines) -> bool:
+        """Make the answer's head of the upstream's; return whether it tells the body's length."""
+        request = self._request
         request.status = status
+        request.upstream_response = (status, lines)
         now_ns = self._runloop.time_ns()
         request.upstream_ns = now_ns - self._try.start_ns
         has_length = False
-        kept: HeaderLines = []
+        # What plugins have set before stands first.
+        kept = request.response_lines
         for line in lines:
             name = line[0]
             if len(name) in _ANSWER_SIZES:
@@ -200,29 +227,18 @@ class ProxiedExchange:
         kept.append((b"X-Kong-Upstream-Latency", b"%d" % (request.upstream_ns // _NS_PER_MS)))
         kept.append((b"X-Kong-Proxy-Latency", b"%d" % ((self._try.start_ns - request.started_ns) // _NS_PER_MS)))
         kept.append((b"Via", VIA))
-        request.response_lines = kept
-        if not self._runloop.header_filter(request):
-            self._give_up()
-            return
-        bodiless = request.method == "HEAD" or status in (204, 304)
-        if not has_length and not bodiless:
-            if request.version == "1.1":
-                self._chunked_answer = True
-                request.response_lines.append((b"Transfer-Encoding", b"chunked"))
-            else:
-                request.keep_alive = False
-        self._runloop.write_head(request)
+        return has_length
 
     def on_body(self, data: bytes) -> None:
         """Filter a part of the body and write it."""
         request = self._request
         if request.done:
             return
-        if not self._runloop.body_filter(request, last=False):
+        filtered = self._runloop.body_filter(request, data, last=False)
+        if filtered is None:
             self._give_up()
-            return
-        self._body_begun = True
-        request.connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked_answer else data)
+        elif filtered:
+            self._write_body(filtered)
 
     def on_end(self) -> None:
         """The answer is complete."""
@@ -230,13 +246,20 @@ class ProxiedExchange:
         self._connection = None
         if request.done:
             return
-        if not self._runloop.body_filter(request, last=True):
+        filtered = self._runloop.body_filter(request, b"", last=True)
+        if filtered is None:
             self._give_up()
             return
+        if filtered:
+            self._write_body(filtered)
         if self._chunked_answer:
             request.connection.write(b"0\r\n\r\n")
         request.connection.flush()
         self._runloop.end(request)
+
+    def _write_body(self, data: bytes) -> None:
+        self._body_begun = True
+        self._request.connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked_answer else data)
 
     def on_flush(self) -> None:
         """Send what one read has brought; a head waits for the first part of the body (nginx, `postpone_output`)."""
@@ -287,6 +310,47 @@ class ProxiedExchange:
     def _give_up(self) -> None:
         self.cancel()
         self._runloop.end(self._request)
+
+
+class BufferedExchange(ProxiedExchange):
+    """An exchange whose answer is read as a whole before anything of it goes to the client (kong-semantics R1)."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, runloop: "Runloop", request: Request) -> None:
+        super().__init__(runloop, request)
+        self._parts: list[bytes] = []
+
+    def on_head(self, status: int, lines: HeaderLines) -> None:
+        """Keep the head."""
+        self._take_head(status, lines)
+        request = self._request
+        # The body is framed anew, since plugins may replace it.
+        request.response_lines = without(request.response_lines, "Content-Length")
+
+    def on_body(self, data: bytes) -> None:
+        """Keep a part of the body."""
+        self._parts.append(data)
+
+    def on_end(self) -> None:
+        """The answer is complete: hand it over."""
+        self._connection = None
+        if not self._request.done:
+            self._runloop.respond_buffered(self._request, b"".join(self._parts))
+
+    def on_flush(self) -> None:
+        """Nothing is sent yet."""
+
+    def on_lost(self, connection: UpstreamConnection, reason: str, *, timeout: bool) -> None:
+        """Tell the client when half of an answer has come; else as ever."""
+        request = self._request
+        if request.upstream_response is None or request.done:
+            super().on_lost(connection, reason, timeout=timeout)
+            return
+        self._connection = None
+        self._runloop.log_line("error", f"{reason} while reading upstream")
+        request.upstream_response, request.response_lines = None, []
+        self._runloop.respond(request, 504 if timeout else 502)
 
 
 def _connection_options(lines: HeaderLines) -> frozenset[bytes]:

@@ -4,20 +4,40 @@ A `Request` lives from the end of its header section to the end of its log phase
 `ctx` is `ngx.ctx`: empty at first, emptied at the end. Times in ns since the epoch.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from kongtrace import ApiError
 from kongtrace.propagation import Headers
 
 if TYPE_CHECKING:
     from sim.balancer import Choice
     from sim.connection import ClientConnection
-    from sim.plugin import Plan
+    from sim.plugin import Handler, Plan
     from sim.proxy import ProxiedExchange
     from sim.router import Match
 
 REQUEST: Final = "REQUEST"
 """Key under which a request's `ctx` holds the request itself."""
+
+ARG: Final = "KONG_ARG"
+"""Key of the `Part` that body_filter is working on."""
+
+BODY_BUFFER: Final = "KONG_BODY_BUFFER"
+"""Key of the parts that body_filter holds back."""
+
+EXITED: Final = "KONG_EXITED"
+"""Key that is there when a plugin or the gateway has answered by itself."""
+
+SERVICE_BODY: Final = "KONG_SERVICE_BODY"
+"""Key of the body of a buffered answer."""
+
+CTX_SHARED: Final = "KONG_SHARED_CTX"
+"""Key of `kong.ctx.shared`."""
+
+CTX_PLUGIN: Final = "KONG_PLUGIN_CTX"
+"""Key of the tables of `kong.ctx.plugin`, by entity."""
 
 HeaderLines = list[tuple[bytes, bytes]]
 
@@ -60,6 +80,42 @@ class Try:
     code: int = 0
 
 
+@dataclass(slots=True)
+class Outgoing:
+    """What plugins have changed in the request to the service; None: nothing.
+
+    Attributes:
+        method: in capitals.
+        path: the whole path.
+        query: without `?`.
+        host: the Host header.
+    """
+
+    method: bytes | None = None
+    path: bytes | None = None
+    query: bytes | None = None
+    host: bytes | None = None
+
+
+@dataclass(slots=True)
+class Part:
+    """A part of an answer's body on its way to the client: `ngx.arg`, so it can be indexed with 1 and 2.
+
+    Attributes:
+        chunk: the bytes; None when they are held back.
+        eof: it is the last one.
+    """
+
+    chunk: bytes | None
+    eof: bool
+
+    def __getitem__(self, index: int) -> bytes | bool | None:
+        return (self.chunk, self.eof)[index - 1]
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        setattr(self, ("chunk", "eof")[index - 1], value)
+
+
 class Request:
     """What the gateway knows of one request.
 
@@ -81,6 +137,7 @@ class Request:
         phase_index: place in the phase engine's handlers.
         match: the route, once found.
         plan: the plugins that run.
+        handler: the plugin's handler that runs, or ran last.
         tries: what the balancer tried.
         address: of the target, and its port.
         hostname: of the target, "" when an address was configured.
@@ -88,7 +145,10 @@ class Request:
         choice: of the targets, when the service's host is an upstream.
         upstream_ns: from the first try to the head of the answer.
         exchange: with the upstream, once it has begun.
+        outgoing: what plugins have changed for the upstream.
+        upstream_response: status and header lines of the service's answer, as they came.
         body: parts of the body that wait for the upstream.
+        body_waiter: done when the whole body is in `body`; None when nobody waits for it.
         status: of the answer; 0 before it is known.
         response_lines: header lines of the answer, before they are written.
         body_ended_ns: when the last part of the body passed the filter, 0 before.
@@ -105,6 +165,7 @@ class Request:
         "authority",
         "body",
         "body_ended_ns",
+        "body_waiter",
         "choice",
         "complete",
         "connection",
@@ -114,6 +175,7 @@ class Request:
         "exchange",
         "expects_continue",
         "handled",
+        "handler",
         "head_bytes",
         "header_sent",
         "host",
@@ -123,6 +185,7 @@ class Request:
         "lines",
         "match",
         "method",
+        "outgoing",
         "path",
         "phase_index",
         "plan",
@@ -133,6 +196,7 @@ class Request:
         "tries",
         "upstream_host",
         "upstream_ns",
+        "upstream_response",
         "version",
     )
 
@@ -165,6 +229,10 @@ class Request:
         self.phase_index = 0
         self.match: Match | None = None
         self.plan: Plan | None = None
+        self.handler: Handler | None = None
+        self.outgoing: Outgoing | None = None
+        self.upstream_response: tuple[int, HeaderLines] | None = None
+        self.body_waiter: asyncio.Future[None] | None = None
         self.tries: list[Try] = []
         self.address = ("", 0)
         self.hostname = ""
@@ -202,6 +270,27 @@ class Request:
             )
         return self._headers
 
+    async def read_body(self) -> bytes:
+        """Wait until the whole body has come and return it; it stays in `body` for the upstream.
+
+        Raises:
+            ConnectionError: the client has gone.
+        """
+        if not self.complete:
+            if self.expects_continue:
+                self.connection.ask_for_body()
+                self.expects_continue = False
+            self.connection.resume_body()
+            if self.body_waiter is None:
+                self.body_waiter = asyncio.get_running_loop().create_future()
+            await self.body_waiter
+        return b"".join(self.body)
+
+    def replace_body(self, body: bytes) -> None:
+        """Send another body to the upstream; the client's must have been read."""
+        self.body = [body] if body else []
+        self.content_length = len(body)
+
     def forwarded_lines(self) -> HeaderLines:
         """The header lines to pass on, as the plugins left them."""
         if self._headers is None:
@@ -221,3 +310,26 @@ class Request:
                 self.expects_continue = value.lower() == b"100-continue"
         host = self.authority.decode("latin-1").lower()
         self.host = host[: host.rindex(":")] if ":" in host and not host.endswith("]") else host
+
+
+def header_line(name: str, value: object) -> tuple[bytes, bytes]:
+    """Return a header line; a bool is written as in Lua."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if "\r" in text or "\n" in text or not name:
+        raise ApiError(f"invalid header: {name!r}: {text!r}")
+    return name.encode("latin-1"), text.encode("utf-8", "surrogateescape")
+
+
+def without(lines: HeaderLines, name: str) -> HeaderLines:
+    """Return header lines without those of a name, in which an underscore stands for a dash too."""
+    key = name.lower().replace("_", "-").encode("latin-1")
+    return [line for line in lines if line[0].lower() != key]
+
+
+def log_context(request: Request | None) -> str:
+    """Return what nginx adds to a line of the error log that a request has caused; nothing without one."""
+    if request is None:
+        return ""
+    line = f"{request.method} {request.target.decode('latin-1')} HTTP/{request.version}"
+    host = request.authority.decode("latin-1")
+    return f', client: {request.connection.peer}, server: kong, request: "{line}", host: "{host}"'

@@ -4,29 +4,35 @@
     access    router, plugins, target          body_filter    plugins, once for each part
     content   the proxied exchange             log            balancer spans, end of the root, plugins, release
 
-Errors of a handler: in rewrite and access the client gets 500 and later phases run; in a filter the connection is
-closed, since the answer is under way; in log nothing more of that phase runs (R6, E4). In every case the log phase runs
-and the request ends. In profile `safe` its spans are released whatever happens; in profile `kong` a log handler that
-raises leaves them to the garbage collector (E4).
+Errors of a handler: in rewrite, access and response the client gets 500 and later phases run; in a filter the
+connection is closed, since the answer is under way; in log nothing more of that phase runs (R6, E4). In every case the
+log phase runs and the request ends. In profile `safe` its spans are released whatever happens; in profile `kong` a log
+handler that raises leaves them to the garbage collector (E4).
+
+While a handler waits, nobody looks at the client (nginx, `lua_check_client_abort off`): a client that goes away
+meanwhile is found gone when the handler has ended, and only then the log phase runs (499).
 """
 
+import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from kongtrace import PHASES, Phase, TracerProvider
+from kongtrace import NOOP_SPAN, PHASES, NoopSpan, Phase, TracerProvider
 from kongtrace.context import KONG_PHASE, UNLINKED, span_list
 from kongtrace.span import STATUS_ERROR
 from sim.balancer import Balancer
 from sim.config import Gateway
-from sim.instrumentation import DNS_DOMAIN, DNS_IP, DNS_PORT, Instrumentation
+from sim.instrumentation import Instrumentation
 from sim.pdk import Exit, Kong
+from sim.pdk.response import JSON
 from sim.phases import AGAIN, DONE, Handler, LightThread, PhaseEngine
 from sim.plugin import Handler as PluginHandler
-from sim.plugin import Plan, Plans
-from sim.proxy import ProxiedExchange
-from sim.request import HeaderLines, Request
+from sim.plugin import Plans
+from sim.proxy import BufferedExchange, ProxiedExchange
+from sim.request import ARG, EXITED, SERVICE_BODY, HeaderLines, Part, Request, log_context, without
 from sim.resolver import Resolver, is_address
 from sim.router import Router
 from sim.upstream import Pool
@@ -113,6 +119,8 @@ class Runloop:
         pool: connections to upstreams.
         plans: which plugins run.
         kong: handed to them.
+        instrumentation: of the worker.
+        resolver: of the services' hosts.
         counts: what it counts.
         on_change: called when a count has changed.
         on_idle: called when no request is being served any more.
@@ -134,6 +142,8 @@ class Runloop:
         pool: Pool,
         plans: Plans,
         kong: Kong,
+        instrumentation: Instrumentation,
+        resolver: Resolver,
         counts: "Counts",
         on_change: Callable[[], None],
         on_idle: Callable[[], None],
@@ -155,14 +165,15 @@ class Runloop:
         self._on_logged = on_logged
         self._releases_always = not provider.profile.recycles_held_objects
         self._router = Router(gateway.routes, gateway.services)
-        self.resolver = Resolver(runtime, gateway.hosts)
+        self.resolver = resolver
         self.balancers = {
             upstream.name: Balancer(
                 upstream, runtime, gateway.hosts, self.log_line, avoids_tried=gateway.profile == "safe"
             )
             for upstream in gateway.upstreams
         }
-        self.instrumentation = Instrumentation(provider, gateway.tracing)
+        self.instrumentation = instrumentation
+        self._suspended: dict[Request, bool] = {}
         handlers: list[tuple[Phase, Handler]] = [
             (REWRITE, self._rewrite),
             (ACCESS, self._route),
@@ -198,9 +209,16 @@ class Runloop:
         exchange = request.exchange
         if exchange is not None:
             exchange.end_body()
+        elif request.body_waiter is not None and not request.body_waiter.done():
+            request.body_waiter.set_result(None)
 
     def client_gone(self, request: Request) -> None:
         """The client has closed the connection (499)."""
+        if request in self._suspended:
+            self._suspended[request] = True
+            if request.body_waiter is not None and not request.body_waiter.done():
+                request.body_waiter.set_exception(ConnectionError("client prematurely closed connection"))
+            return
         exchange = request.exchange
         if exchange is not None:
             exchange.cancel()
@@ -226,7 +244,8 @@ class Runloop:
         request.id = self._provider.trace_ids.draw().hex().encode()
         request.ctx[KONG_PHASE] = "rewrite"
         self.instrumentation.request(request)
-        return self._run_plugins(request, REWRITE, self._plans.everywhere.rewrite, self.instrumentation.plugin_rewrite)
+        plan = request.plan = self._plans.everywhere
+        return self._run_plugins(request, REWRITE, plan.rewrite) if plan.rewrite else None
 
     def _route(self, request: Request) -> int | None:
         request.ctx[KONG_PHASE] = "access"
@@ -236,7 +255,6 @@ class Runloop:
         if match is None:
             span.set_status(STATUS_ERROR)
         span.finish()
-        request.plan = self._plans.everywhere
         if match is None:
             return 404
         if match.route.protocols == ("https",):
@@ -245,6 +263,7 @@ class Runloop:
         return None
 
     def _require_https(self, request: Request, status: int) -> int:
+        request.ctx[EXITED] = True
         if status == UPGRADE_REQUIRED:
             lines = [(b"Upgrade", b"TLS/1.2, HTTP/1.1")]
             self.respond(request, status, "Please use HTTPS protocol", lines)
@@ -253,63 +272,99 @@ class Runloop:
         return DONE
 
     def _access(self, request: Request) -> int | None:
-        assert request.plan is not None
-        return self._run_plugins(request, ACCESS, request.plan.access, self.instrumentation.plugin_access)
+        handlers = request.plan.access  # type: ignore[union-attr]  # it was found with the route
+        return self._run_plugins(request, ACCESS, handlers) if handlers else None
 
-    def _run_plugins(
-        self, request: Request, phase: Phase, handlers: tuple[PluginHandler, ...], start_span: Callable[[str], Any]
-    ) -> int | None:
-        if not handlers:
-            return None
-        steps = self._plugins(request, handlers, start_span)
-        if not any(handler.awaits for handler in handlers):
-            try:
-                steps.send(None)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            raise RuntimeError("a handler that is no coroutine function has awaited")
-        answer: list[int | None] = []
-
-        async def collect() -> None:
-            answer.append(await steps)
-
-        def go_on(error: BaseException | None) -> None:
-            if request.done:
-                return
-            if error is not None:
-                self._report(error, phase.name)
-                self.respond(request, 500)
-            elif answer[0] is None:
-                self._engine.run(request)
-            elif answer[0] != DONE:
-                self.respond(request, answer[0])
-
-        self.runtime.run(LightThread(collect(), self.execution, phase, request.ctx), go_on)
-        return AGAIN
-
-    async def _plugins(
-        self, request: Request, handlers: tuple[PluginHandler, ...], start_span: Callable[[str], Any]
-    ) -> int | None:
+    def _run_plugins(self, request: Request, phase: Phase, handlers: tuple[PluginHandler, ...]) -> int | None:
+        """Run the handlers of rewrite or access."""
+        in_access = phase is ACCESS
+        start_span = self.instrumentation.plugin_access if in_access else self.instrumentation.plugin_rewrite
+        plan = request.plan
+        assert plan is not None
+        if phase.name in plan.awaiting:
+            return self._suspend(request, phase, self._run_waiting(request, handlers, start_span), self._engine.run)
         kong = self._kong
         for handler in handlers:
             span = start_span(handler.name)
-            kong.ctx.plugin_id = handler.entity_id
+            request.handler = handler
             try:
-                given = handler.call(kong)
-                if handler.awaits:
-                    await given
-            except Exit as answer:
-                span.finish()
-                self._answer(request, answer.status, answer.body, [_line(*h) for h in answer.headers.items()])
-                return DONE
-            except Exception as error:  # noqa: BLE001 - a handler may raise anything, and the request goes on (R6)
-                span.record_error(str(error))
-                span.set_status(STATUS_ERROR)
-                span.finish()
-                self._report(error, request.ctx[KONG_PHASE])
-                return 500
+                handler.call(kong, handler.conf)
+            except (Exception, Exit) as error:  # noqa: BLE001 - a handler may raise anything, and the request goes on (R6)
+                return self._answered(request, self._interrupted(request, span, error))
             span.finish()
         return None
+
+    async def _run_waiting(
+        self, request: Request, handlers: tuple[PluginHandler, ...], start_span: Callable[[str], Any]
+    ) -> int | Exit | None:
+        kong = self._kong
+        for handler in handlers:
+            span = start_span(handler.name)
+            request.handler = handler
+            try:
+                given = handler.call(kong, handler.conf)
+                if handler.awaits:
+                    await given
+            except (Exception, Exit) as error:  # noqa: BLE001 - see above
+                return self._interrupted(request, span, error)
+            span.finish()
+        return None
+
+    def _interrupted(self, request: Request, span: Any, error: BaseException) -> int | Exit:
+        """Return what comes of a handler that did not return: its own answer, or 500."""
+        if isinstance(error, Exit):
+            span.finish()
+            return error
+        phase = request.ctx[KONG_PHASE]
+        if phase == "access":
+            span.record_error(str(error))
+            span.set_status(STATUS_ERROR)
+            span.finish()
+        # In rewrite and response the span stays open, as Kong leaves it (R6).
+        self._report(error, phase, request)
+        return 500
+
+    def _suspend(
+        self,
+        request: Request,
+        phase: Phase,
+        handlers: Coroutine[Any, Any, int | Exit | None],
+        go_on: Callable[[Request], object],
+    ) -> int:
+        """Run handlers that may wait in a light thread; `go_on` when they have ended and nobody has answered."""
+        self._suspended[request] = False
+        answer: list[int | Exit | None] = []
+
+        async def collect() -> None:
+            answer.append(await handlers)
+
+        def ended(error: BaseException | None) -> None:
+            if self._suspended.pop(request):
+                request.status = CLIENT_CLOSED_REQUEST
+                self.end(request)
+            elif isinstance(error, asyncio.CancelledError):
+                # The worker was terminated.
+                return
+            elif error is not None:
+                raise error
+            elif answer[0] is None:
+                go_on(request)
+            elif (status := self._answered(request, answer[0])) != DONE:
+                self.execution.enter(phase, request.ctx)
+                self.respond(request, status)
+
+        self.runtime.run(LightThread(collect(), self.execution, phase, request.ctx), ended)
+        return AGAIN
+
+    def _answered(self, request: Request, answer: int | Exit) -> int:
+        """Send the answer of a plugin; a status is left to the caller."""
+        if not isinstance(answer, Exit):
+            return answer
+        request.ctx[EXITED] = True
+        names = {name.lower() for name, _value in answer.headers}
+        kept = [line for line in request.response_lines if line[0].lower() not in names]
+        self._answer(request, answer.status, answer.body or b"", kept + answer.headers)
+        return DONE
 
     def _target(self, request: Request) -> int | None:
         """Choose the target: resolve the service's host (R1: access, target selection)."""
@@ -352,17 +407,11 @@ class Runloop:
     def _resolved(self, request: Request, span: Any, found: tuple[str, int] | BaseException) -> int | None:
         assert request.match is not None
         assert request.match.service is not None
-        span.set_attribute(DNS_DOMAIN, request.hostname)
-        span.set_attribute(DNS_PORT, request.match.service.port)
+        self.instrumentation.dns_answer(span, request.hostname, request.match.service.port, found)
         if isinstance(found, BaseException):
-            span.record_error(str(found))
-            span.set_status(STATUS_ERROR)
-            span.finish()
-            self.log_line("error", f"{request.hostname} could not be resolved: {found}")
+            self.log_line("error", f"{request.hostname} could not be resolved: {found}{log_context(request)}")
             self.respond(request, 503, "name resolution failed")
             return DONE
-        span.set_attribute(DNS_IP, found[0])
-        span.finish()
         request.address = found
         return None
 
@@ -423,7 +472,9 @@ class Runloop:
         return False
 
     def _proxy(self, request: Request) -> int | None:
-        exchange = request.exchange = ProxiedExchange(self, request)
+        assert request.plan is not None
+        kind = BufferedExchange if request.plan.buffered else ProxiedExchange
+        exchange = request.exchange = kind(self, request)
         exchange.begin()
         return DONE
 
@@ -434,19 +485,42 @@ class Runloop:
     ) -> None:
         """Answer with a message of the gateway's own, by default the usual one of the status."""
         message = message or MESSAGES.get(status) or HTTPStatus(status).phrase
+        if status in _EXITS:
+            request.ctx[EXITED] = True
         body = json.dumps({"message": message, "request_id": request.id.decode()}).encode()
-        self._answer(request, status, body, [(b"Content-Type", b"application/json; charset=utf-8"), *lines])
+        kept = without(request.response_lines, "Content-Type") if request.response_lines else []
+        self._answer(request, status, body, [*kept, (b"Content-Type", JSON.encode()), *lines])
+
+    def respond_buffered(self, request: Request, body: bytes) -> None:
+        """Run the response phase of an answer that has been read as a whole, then send it (R1)."""
+        plan = request.plan
+        assert plan is not None
+        request.exchange = None
+        request.ctx[KONG_PHASE] = "response"
+        request.ctx[SERVICE_BODY] = body
+        self.execution.enter(ACCESS, request.ctx)
+        if plan.response:
+            handlers = self._run_waiting(request, plan.response, _no_span)
+            self._suspend(request, ACCESS, handlers, self._send_buffered)
+        else:
+            self._send_buffered(request)
+
+    def _send_buffered(self, request: Request) -> None:
+        self._answer(request, request.status, request.ctx[SERVICE_BODY], request.response_lines)
 
     def _answer(self, request: Request, status: int, body: bytes, lines: HeaderLines) -> None:
-        lines.append((b"Content-Length", b"%d" % len(body)))
+        if not _tells_length(lines):
+            lines.append((b"Content-Length", b"%d" % len(body)))
         request.status = status
         request.response_lines = lines
-        if self.header_filter(request) and self.body_filter(request, last=True):
+        if self.header_filter(request) and (filtered := self.body_filter(request, body, last=True)) is not None:
             if not request.complete:
                 request.keep_alive = False
+            if not _tells_length(request.response_lines):
+                request.response_lines.append((b"Content-Length", b"%d" % len(filtered)))
             self.write_head(request)
             if request.method != "HEAD":
-                request.connection.write(body)
+                request.connection.write(filtered)
             request.connection.flush()
         self.end(request)
 
@@ -461,30 +535,55 @@ class Runloop:
         plan = request.plan or self._plans.everywhere
         for handler in plan.header_filter:
             span = self.instrumentation.plugin_header_filter(handler.name)
-            kong.ctx.plugin_id = handler.entity_id
+            request.handler = handler
             try:
-                handler.call(kong)
+                handler.call(kong, handler.conf)
+            except Exit as answer:
+                span.finish()
+                self._replace_answer(request, answer)
+                return True
             except Exception as error:  # noqa: BLE001 - see above
                 # The span stays open, as Kong leaves it (R6).
-                return self._filter_failed(request, error, "header_filter")
+                self._filter_failed(request, error, "header_filter")
+                return False
             span.finish()
         return True
 
-    def body_filter(self, request: Request, *, last: bool) -> bool:
-        """Run the body_filter phase for one part; False when it failed and the connection was closed (R6)."""
-        self.execution.enter(BODY_FILTER, request.ctx)
-        request.ctx[KONG_PHASE] = "body_filter"
-        kong = self._kong
+    def _replace_answer(self, request: Request, answer: Exit) -> None:
+        """Let a plugin's answer from header_filter take the place of what was on its way."""
+        request.ctx[EXITED] = True
+        request.status = answer.status
+        names = {name.lower() for name, _value in answer.headers} | {b"content-length"}
+        body = answer.body or b""
+        kept = [line for line in request.response_lines if line[0].lower() not in names]
+        request.response_lines = [*kept, *answer.headers, (b"Content-Length", b"%d" % len(body))]
         plan = request.plan or self._plans.everywhere
-        for handler in plan.body_filter:
-            kong.ctx.plugin_id = handler.entity_id
-            try:
-                handler.call(kong)
-            except Exception as error:  # noqa: BLE001 - see above
-                return self._filter_failed(request, error, "body_filter")
+        replacing = PluginHandler("", "", _replace_body, body)
+        request.plan = replace(plan, body_filter=(replacing, *plan.body_filter))
+
+    def body_filter(self, request: Request, data: bytes, *, last: bool) -> bytes | None:
+        """Run the body_filter phase for one part and return what it has become.
+
+        None: a handler failed, and the connection was closed (R6).
+        """
+        ctx = request.ctx
+        self.execution.enter(BODY_FILTER, ctx)
+        ctx[KONG_PHASE] = "body_filter"
+        plan = request.plan or self._plans.everywhere
+        if plan.body_filter:
+            kong = self._kong
+            part = ctx[ARG] = Part(data, last)
+            for handler in plan.body_filter:
+                request.handler = handler
+                try:
+                    handler.call(kong, handler.conf)
+                except Exception as error:  # noqa: BLE001 - see above
+                    self._filter_failed(request, error, "body_filter")
+                    return None
+            data = part.chunk or b""
         if last:
             request.body_ended_ns = self.time_ns()
-        return True
+        return data
 
     def write_head(self, request: Request) -> None:
         """Write status line and headers."""
@@ -501,10 +600,9 @@ class Runloop:
         request.head_bytes = len(head)
         request.connection.write(head)
 
-    def _filter_failed(self, request: Request, error: Exception, phase: str) -> bool:
-        self._report(error, phase)
+    def _filter_failed(self, request: Request, error: Exception, phase: str) -> None:
+        self._report(error, phase, request)
         request.connection.abort()
-        return False
 
     # The end.
 
@@ -541,14 +639,13 @@ class Runloop:
     def _log(self, request: Request) -> bool:
         kong = self._kong
         plan = request.plan or self._plans.everywhere
-        phase: Plan = plan
         try:
             self.instrumentation.log(request)
-            for handler in phase.log:
-                kong.ctx.plugin_id = handler.entity_id
-                handler.call(kong)
+            for handler in plan.log:
+                request.handler = handler
+                handler.call(kong, handler.conf)
         except Exception as error:  # noqa: BLE001 - see above
-            self._report(error, "log")
+            self._report(error, "log", request)
             return False
         return True
 
@@ -561,17 +658,37 @@ class Runloop:
         unlinked = sum(1 for span in ctx.get(UNLINKED, ()) if not span.linked)
         return unlinked + sum(len(span_list(ctx, namespace.name)) for namespace in self.execution.namespaces)
 
-    def _report(self, error: BaseException, phase: str) -> None:
+    def _report(self, error: BaseException, phase: str, request: Request) -> None:
+        """Log what a handler raised, in nginx's words (reference-figures D)."""
         traceback = error.__traceback__
         while traceback is not None and traceback.tb_next is not None:
             traceback = traceback.tb_next
-        where = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}: " if traceback is not None else ""
-        what = f"{type(error).__name__}: {error}"
-        if phase in ("header_filter", "body_filter", "log"):
-            self.log_line("error", f"failed to run {phase}_by_lua*: {where}{what}")
-        else:
-            self.log_line("error", f"lua entry thread aborted: runtime error: {phase}_by_lua: {where}{what}")
+        where = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}" if traceback is not None else "?"
+        nginx_phase = "access" if phase == "response" else phase
+        what = f"{nginx_phase}_by_lua({where}): {type(error).__name__}: {error}"
+        waits = phase in ("rewrite", "access", "response")
+        how = "lua entry thread aborted: runtime error" if waits else f"failed to run {phase}_by_lua*"
+        self.log_line("error", f"{how}: {what}{log_context(request)}")
 
 
-def _line(name: str, value: str) -> tuple[bytes, bytes]:
-    return name.encode("latin-1"), value.encode("utf-8", "surrogateescape")
+_EXITS: Final = frozenset({404})
+"""Statuses of the gateway's own answers that are no failure of the service (`kong.response.get_source`)."""
+
+
+def _tells_length(lines: HeaderLines) -> bool:
+    return any(len(name) == 14 and name.lower() == b"content-length" for name, _value in lines)
+
+
+def _no_span(_name: str) -> NoopSpan:
+    return NOOP_SPAN
+
+
+def _replace_body(kong: Kong, body: bytes) -> None:
+    """Let the first part of an answer be `body`, and the others nothing."""
+    arg = kong.ngx.arg
+    arg.chunk = kong.ngx.ctx.pop(_REPLACEMENT, body)
+    kong.ngx.ctx[_REPLACEMENT] = b""
+
+
+_REPLACEMENT: Final = "KONG_RESPONSE_BODY"
+"""Key of what the next part of a replaced body is; nothing once the first has gone."""

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from sim import plugin as plugins
 from sim.config import (
     Addresses,
     Gateway,
@@ -36,6 +37,8 @@ from sim.declarative import Entities, read_entities
 from sim.document import Document, Model, NotEmpty, Override, matching
 from sim.errors import FieldError, UserError, meant, nearest, shown
 from sim.faults import Fault
+from sim.plugin import is_file
+from sim.plugins import BUNDLED
 from sim.threshold import Threshold
 from sim.threshold import parse as parse_threshold
 from sim.units import Bytes, PerSecond, Seconds, format_duration
@@ -244,6 +247,7 @@ class _Gateway(Model):
     config: Any
     tracing: _Tracing = _Tracing()
     nginx: Nginx = Nginx()
+    plugin_paths: Many[str] = ()
 
 
 _PROCESSES: Final = frozenset({"collector", "master", "load"})
@@ -314,10 +318,11 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
     if "seed" not in document.root:
         document.set(Override(("seed",), secrets.randbits(32), "drawn seed"))
     content = document.validate(_File, document.plain())
-    entities = _entities(document, content)
+    classes = plugins.load(_plugin_paths(document, content), BUNDLED)
+    entities = _entities(document, content, classes)
     told = ("listen", "status_listen", "workers", "tracing", "nginx")
     settings = {name: getattr(content.gateway, name) for name in told}
-    settings |= {"profile": content.profile, "seed": content.seed}
+    settings |= {"profile": content.profile, "seed": content.seed, "plugin_classes": classes}
     gateway = Gateway.model_validate(settings | entities._asdict())
     _check_load(document, content)
     _check_faults(document, content)
@@ -338,11 +343,20 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
 _CONFIG: Final = ("gateway", "config")
 
 
-def _entities(document: Document, content: _File) -> Entities:
+def _plugin_paths(document: Document, content: _File) -> tuple[str, ...]:
+    """Return where the plugins are; files stand beside the scenario, and are named so that it runs from anywhere."""
+    folder = pathlib.Path(document.file).parent
+    paths = tuple(str((folder / path).resolve()) if is_file(path) else path for path in content.gateway.plugin_paths)
+    if paths:
+        document.root["gateway"]["plugin_paths"] = list(paths)
+    return paths
+
+
+def _entities(document: Document, content: _File, classes: plugins.Classes) -> Entities:
     """Read ``gateway.config``, or the file that it names beside the scenario, which then takes its place."""
     config, provided = content.gateway.config, {"collector", *content.upstreams}
     if isinstance(config, dict):
-        return read_entities(document, _CONFIG, provided=provided)
+        return read_entities(document, _CONFIG, provided=provided, classes=classes)
     if not isinstance(config, str):
         message = f"expected services, routes and plugins, or the path of a kong.yml, not {shown(config)}"
         raise document.error(message, _CONFIG)
@@ -354,7 +368,7 @@ def _entities(document: Document, content: _File) -> Entities:
             raise
         raise document.error(f"{path}: {error.message}", _CONFIG, cure=error.cure) from None
     document.root["gateway"]["config"] = kong_yml.root
-    return read_entities(kong_yml, provided=provided)
+    return read_entities(kong_yml, provided=provided, classes=classes)
 
 
 def _check_load(document: Document, content: _File) -> None:

@@ -1,5 +1,8 @@
 """Timers as `ngx.timer` has them: callbacks that belong to no request, with limits and a premature end.
 
+`at` sets off once, `every` again and again: the next occurrence is armed at the expiry of the one before, so that runs
+may overlap, and none is armed once the worker is exiting (kong-semantics N6).
+
 A timer is *pending* from its creation to its expiry and *running* from the start of its callback until that and all it
 awaits have ended (kong-semantics N5). A callback is called with `premature` first: True when the worker is exiting and
 the timer has not reached its time (N3, N8). It runs in phase `timer`, with a context of its own.
@@ -12,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from kongtrace import PHASES, Execution
+from kongtrace import PHASES, ApiError, Execution
 from sim.phases import LightThread
 from sim.runtime import Cancelable, Runtime
 
@@ -22,6 +25,28 @@ Callback = Callable[..., object]
 """Called with `premature` first; what it gives is awaited when it can be."""
 Answer = tuple[bool | None, str | None]
 """True and None; or None and the reason why not, in nginx's words."""
+
+
+_MISSING: Any = object()
+
+
+class _Timer:
+    """One timer.
+
+    Attributes:
+        handle: the delayed call.
+        callback: called at expiry.
+        arguments: after `premature`.
+        interval_ms: after which it is armed again; 0: it is not.
+    """
+
+    __slots__ = ("arguments", "callback", "handle", "interval_ms")
+
+    def __init__(self, callback: Callback, arguments: tuple[Any, ...], interval_ms: int) -> None:
+        self.handle: Cancelable
+        self.callback = callback
+        self.arguments = arguments
+        self.interval_ms = interval_ms
 
 
 class Timers:
@@ -59,8 +84,7 @@ class Timers:
         self._running_max = running_max
         self._on_idle = on_idle
         self._on_end = on_end
-        self._pending: dict[int, tuple[Cancelable, Callback, tuple[Any, ...]]] = {}
-        self._created = 0
+        self._pending: dict[_Timer, None] = {}
         self.running = 0
         self.exiting = False
 
@@ -69,42 +93,79 @@ class Timers:
         """Timers that have not expired."""
         return len(self._pending)
 
-    def at(self, delay_s: float, callback: Callback, *arguments: Any) -> Answer:
-        """Call `callback(premature, *arguments)` once, in `delay_s` s (N1)."""
-        if self.exiting and delay_s > 0:
-            return None, "process exiting"
-        if len(self._pending) >= self._pending_max:
-            return None, "too many pending timers"
-        self._created += 1
-        number = self._created
-        milliseconds = int(delay_s * 1000)
-        expire = partial(self._expire, number, premature=False)
-        handle = (
-            self._runtime.call_later(milliseconds / 1000, expire) if milliseconds else self._runtime.call_soon(expire)
-        )
-        self._pending[number] = (handle, callback, arguments)
-        return True, None
+    def at(self, delay_s: float = _MISSING, callback: Callback = _MISSING, *arguments: Any) -> Answer:
+        """Call `callback(premature, *arguments)` once, in `delay_s` s (N1).
+
+        Raises:
+            ApiError: an argument is missing or of the wrong type, or the phase permits no timer (N2).
+        """
+        self._check(delay_s, callback)
+        return self._set(_Timer(callback, arguments, 0), int(delay_s * 1000))
+
+    def every(self, interval_s: float = _MISSING, callback: Callback = _MISSING, *arguments: Any) -> Answer:
+        """Call `callback(premature, *arguments)` every `interval_s` s (N1, N6).
+
+        Raises:
+            ApiError: as `at`; or the interval is shorter than 1 ms.
+        """
+        self._check(interval_s, callback)
+        interval_ms = int(interval_s * 1000)
+        if interval_ms < 1:
+            raise ApiError("delay cannot be zero")
+        return self._set(_Timer(callback, arguments, interval_ms), interval_ms)
 
     def exit(self) -> None:
         """The worker is exiting: every pending timer expires now, prematurely (N8)."""
         self.exiting = True
-        for number in tuple(self._pending):
-            self._pending[number][0].cancel()
-            self._expire(number, premature=True)
+        for timer in tuple(self._pending):
+            timer.handle.cancel()
+            self._expire(timer, premature=True)
 
-    def _expire(self, number: int, *, premature: bool) -> None:
-        _handle, callback, arguments = self._pending.pop(number)
+    def _check(self, delay_s: object, callback: object) -> None:
+        given = (delay_s is not _MISSING) + (callback is not _MISSING)
+        if given < 2:
+            raise ApiError(f"expecting at least 2 arguments but got {given}")
+        if not isinstance(delay_s, int | float) or isinstance(delay_s, bool):
+            raise ApiError(f"bad argument #1 to 'timer' (number expected, got {type(delay_s).__name__})")
+        if delay_s < 0:
+            raise ApiError("delay must not be negative")
+        if not callable(callback):
+            raise ApiError("Lua function expected")
+        phase = self._execution.phase
+        if not phase.timers:
+            raise ApiError(f"API disabled in the context of {phase.context}")
+
+    def _set(self, timer: _Timer, delay_ms: int) -> Answer:
+        if self.exiting and delay_ms:
+            return None, "process exiting"
+        if len(self._pending) >= self._pending_max:
+            return None, "too many pending timers"
+        self._arm(timer, delay_ms)
+        return True, None
+
+    def _arm(self, timer: _Timer, delay_ms: int) -> None:
+        expire = partial(self._expire, timer, premature=False)
+        runtime = self._runtime
+        timer.handle = runtime.call_later(delay_ms / 1000, expire) if delay_ms else runtime.call_soon(expire)
+        self._pending[timer] = None
+
+    def _expire(self, timer: _Timer, *, premature: bool) -> None:
+        del self._pending[timer]
+        if timer.interval_ms and not self.exiting:
+            self._arm(timer, timer.interval_ms)
+        callback = timer.callback
         if self.running >= self._running_max:
             code = getattr(callback, "__code__", None)
             where = f"{code.co_filename}:{code.co_firstlineno}" if code is not None else repr(callback)
             limit = f"{self._running_max} lua_max_running_timers are not enough"
             self._log("alert", f"lua failed to run timer with function defined at {where}: {limit}")
+            self._rest()
             return
         self.running += 1
         ctx: dict[str, Any] = {}
         self._execution.enter(TIMER, ctx)
         try:
-            awaited = callback(premature, *arguments)
+            awaited = callback(premature, *timer.arguments)
         except Exception as error:  # noqa: BLE001 - whatever a callback raises is logged, nobody is told (N9)
             self._ended(ctx, error)
             return
@@ -119,5 +180,8 @@ class Timers:
             self._on_end(ctx)
         if error is not None and not isinstance(error, asyncio.CancelledError):
             self._log("error", f"lua entry thread aborted: runtime error: {error!r}, context: ngx.timer")
+        self._rest()
+
+    def _rest(self) -> None:
         if not self.running and not self._pending:
             self._on_idle()

@@ -99,6 +99,7 @@ class Worker:
             args.error_log,
             on_change=self._changed,
             on_rest=self._stop,
+            slot=args.slot,
             classes=classes,
             make_provider=make_provider,
             on_logged=args.access_log.note if args.access_log else None,

@@ -55,11 +55,13 @@ class Headers:
         self._unseen: list[tuple[str, str]] = []
         for position, (name, value) in enumerate(_lines(lines.items()) if isinstance(lines, Mapping) else lines):
             if position < seen_max:
-                self._add(name.lower(), value)
+                self.add(name, value)
             else:
                 self._unseen.append((name.lower(), value))
 
-    def _add(self, name: str, value: str) -> None:
+    def add(self, name: str, value: str, /) -> None:
+        """Add a line, however often the header is there already; ``name`` in any case."""
+        name = name.lower()
         earlier = self._seen.get(name)
         if earlier is None:
             self._seen[name] = value

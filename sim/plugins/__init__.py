@@ -1,10 +1,14 @@
 """The bundled plugins, by name."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
-from sim.plugin import PluginClass
 from sim.plugins.correlation_id import CorrelationId
 from sim.plugins.opentelemetry import OpenTelemetry
+from sim.plugins.request_termination import RequestTermination
+from sim.plugins.synthetic import Synthetic
+from sim.plugins.trace_exporter import TraceExporter
 
-BUNDLED: Final[Mapping[str, PluginClass]] = {plugin.NAME: plugin for plugin in (CorrelationId, OpenTelemetry)}
+BUNDLED: Final[Mapping[str, Any]] = {
+    plugin.NAME: plugin for plugin in (CorrelationId, OpenTelemetry, RequestTermination, Synthetic, TraceExporter)
+}

@@ -1,50 +1,83 @@
 """The correlation-id plugin: an id of the request in a header, the client's own when it sent one."""
 
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from pydantic import Field
 
 from sim import __version__
-from sim.config import CorrelationIdConfig, Plugin, validate_plugin_config
+from sim.document import Model
 from sim.pdk import Kong
 
 _ID: str = "correlation_id"
 
 
+class CorrelationIdConfig(Model):
+    """Configuration of the plugin.
+
+    Attributes:
+        header_name: of the header that carries the id to the upstream.
+        generator: `uuid#counter`, one id for each worker with a running number; `uuid`, a new one each time; `tracker`,
+            address and port that the client spoke to, pid, connection, request on the connection, and time.
+        echo_downstream: the client gets the header too.
+    """
+
+    header_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "Kong-Request-ID"
+    generator: Literal["uuid#counter", "uuid", "tracker"] = "uuid#counter"
+    echo_downstream: bool = False
+
+
 class CorrelationId:
-    """The plugin for one configured entity."""
+    """The plugin."""
 
     NAME: ClassVar[str] = "correlation-id"
     PRIORITY: ClassVar[int] = 100_001
     VERSION: ClassVar[str] = __version__
+    Config = CorrelationIdConfig
 
-    def __init__(self, entity: Plugin, worker: Any) -> None:
-        config = validate_plugin_config(self.NAME, entity.config)
-        assert isinstance(config, CorrelationIdConfig)
-        self._config = config
-        self._random_bytes = worker.runtime.random_bytes
-        self._prefix = self._uuid()
+    def __init__(self) -> None:
+        self._prefix = ""
         self._counter = 0
+        self._connections: WeakKeyDictionary[object, list[int]] = WeakKeyDictionary()
+        self._connected = 0
 
-    def access(self, kong: Kong) -> None:
+    def init_worker(self, kong: Kong) -> None:
+        """Draw the worker's own id."""
+        self._prefix = _uuid(kong)
+
+    def access(self, kong: Kong, conf: CorrelationIdConfig) -> None:
         """Take the client's id over, or make one."""
-        name = self._config.header_name
-        correlation_id = kong.request.get_header(name)
+        correlation_id = kong.request.get_header(conf.header_name)
         if correlation_id is None:
-            correlation_id = self._next()
-            kong.service.request.set_header(name, correlation_id)
+            correlation_id = self._next(kong, conf.generator)
+            kong.service.request.set_header(conf.header_name, correlation_id)
         kong.ctx.plugin[_ID] = correlation_id
 
-    def header_filter(self, kong: Kong) -> None:
+    def header_filter(self, kong: Kong, conf: CorrelationIdConfig) -> None:
         """Tell the client."""
-        correlation_id = kong.ctx.plugin.get(_ID)
-        if self._config.echo_downstream and correlation_id is not None:
-            kong.response.set_header(self._config.header_name, correlation_id)
+        if conf.echo_downstream and (correlation_id := kong.ctx.plugin.get(_ID)) is not None:
+            kong.response.set_header(conf.header_name, correlation_id)
 
-    def _next(self) -> str:
-        if self._config.generator == "uuid":
-            return self._uuid()
+    def _next(self, kong: Kong, generator: str) -> str:
+        if generator == "uuid":
+            return _uuid(kong)
+        if generator == "tracker":
+            return self._track(kong)
         self._counter += 1
         return f"{self._prefix}#{self._counter}"
 
-    def _uuid(self) -> str:
-        return str(UUID(bytes=self._random_bytes(16), version=4))
+    def _track(self, kong: Kong) -> str:
+        connection = kong.request._request.connection  # noqa: SLF001 - connections are no part of the PDK
+        numbers = self._connections.get(connection)
+        if numbers is None:
+            self._connected += 1
+            numbers = self._connections[connection] = [self._connected, 0]
+        numbers[1] += 1
+        address = connection.transport.get_extra_info("sockname")[0]
+        where = f"{address}-{kong.request.get_port()}-{kong.ngx.worker.pid()}-{numbers[0]}-{numbers[1]}"
+        return f"{where}-{kong.ngx.now():.3f}"
+
+
+def _uuid(kong: Kong) -> str:
+    return str(UUID(bytes=kong.ngx.random_bytes(16), version=4))

@@ -2,11 +2,16 @@
 
 In *access* it reads the trace headers, takes the client's trace and parent over, decides, and writes the headers for
 the upstream (O11-O15). In *log*, where nothing may wait, it turns every sampled span of the global tracer into its
-encoded copy and puts that into the queue (O17); the exporter's timer does the rest.
+encoded copy and puts that into the queue (O17), and the log records of the request into another one (O20); the
+exporter's timers do the rest.
 """
 
-from typing import Any, ClassVar, Final
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal
 from uuid import NAMESPACE_URL, uuid5
+
+from pydantic import Field, model_validator
 
 from kongtrace import ApiError, NoopTracer, Span, Tracer, otlp, propagation, tracing_context
 from kongtrace.context import TracingContext, span_list
@@ -14,63 +19,210 @@ from kongtrace.propagation import PropagationContext
 from kongtrace.queue import Binding, QueueParameters
 from kongtrace.tracer import PROPAGATION_ONLY
 from sim import __version__
-from sim.config import OpenTelemetryConfig, Plugin, validate_plugin_config
-from sim.exporter import Exporter
+from sim.config import TIMEOUT_MS_MAX, HeaderName, HeaderValue, Many, Rate01, Url
+from sim.document import Model
+from sim.errors import FieldError, shown
 from sim.instrumentation import BALANCER
 from sim.pdk import Kong
+from sim.pdk.request import decoded_args
+from sim.request import CTX_SHARED, Request
 
 SPANS_QUEUE: Final = "traces"
+LOGS_QUEUE: Final = "logs"
 MARKED_UNSAMPLED: Final = "should_sample"
 """Key of the plugin's request table that propagation-only mode leaves (O12)."""
 
+ExtractFormat = Literal["w3c", "b3", "jaeger", "ot", "datadog", "aws", "gcp", "instana"]
+InjectFormat = Literal[ExtractFormat, "b3-single"]
+
+
+class QueueConfig(Model):
+    """Parameters of a plugin's queue (kong-semantics Q1-Q8); delays and times are in seconds."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    max_coalescing_delay: Annotated[float, Field(ge=0, le=3_600)] = 1.0
+    max_entries: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    max_bytes: int | None = None
+    max_retry_time: Annotated[float, Field(allow_inf_nan=False)] = 60.0
+    initial_retry_delay: Annotated[float, Field(ge=0.001, le=1_000_000)] = 0.01
+    max_retry_delay: Annotated[float, Field(ge=0.001, le=1_000_000)] = 60.0
+    concurrency_limit: Literal[1, -1] = 1
+
+
+class OpenTelemetryQueueConfig(QueueConfig):
+    """The same, with the batch size that the plugin has by default (kong-semantics O4)."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+
+
+class Propagation(Model):
+    """Which header formats are read, removed and written (kong-semantics X28); None is: not configured."""
+
+    default_format: InjectFormat
+    extract: Many[ExtractFormat] | None = None
+    clear: Many[HeaderName] | None = None
+    inject: Many[Literal[InjectFormat, "preserve"]] | None = None
+
+
+class OpenTelemetryConfig(Model):
+    """Configuration of the plugin (kong-semantics O1-O10); timeouts in ms.
+
+    The deprecated `endpoint`, `batch_span_count` and `batch_flush_delay` are read into what replaced them (O1, Q27).
+    """
+
+    traces_endpoint: Url | None = None
+    logs_endpoint: Url | None = None
+    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
+    resource_attributes: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    queue: OpenTelemetryQueueConfig = OpenTelemetryQueueConfig()
+    connect_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 1_000
+    send_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 5_000
+    read_timeout: Annotated[int, Field(ge=0, le=TIMEOUT_MS_MAX)] = 5_000
+    http_response_header_for_traceid: HeaderName | None = None
+    header_type: Literal[InjectFormat, "preserve", "ignore"] = "preserve"
+    sampling_rate: Rate01 | None = None
+    propagation: Propagation = Propagation(default_format="w3c")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replace_deprecated(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if "endpoint" in data:
+            data.setdefault("traces_endpoint", data.pop("endpoint"))
+        queue = dict(data["queue"]) if isinstance(data.get("queue"), dict) else {}
+        for old, default, new in _LEGACY_QUEUE:
+            if (value := data.pop(old, default)) != default:
+                if not isinstance(value, int):
+                    raise FieldError(f"expected a whole number, not {shown(value)}", field=old)
+                queue[new] = value
+        return data | {"queue": queue} if queue else data
+
+
+_LEGACY_QUEUE: Final = (
+    ("batch_span_count", 200, "max_batch_size"),
+    ("batch_flush_delay", 3, "max_coalescing_delay"),
+)
+
 
 class OpenTelemetry:
-    """The plugin for one configured entity."""
+    """The plugin."""
 
     NAME: ClassVar[str] = "opentelemetry"
     PRIORITY: ClassVar[int] = 14
     VERSION: ClassVar[str] = __version__
+    Config = OpenTelemetryConfig
 
-    def __init__(self, entity: Plugin, worker: Any) -> None:
-        config = validate_plugin_config(self.NAME, entity.config)
-        assert isinstance(config, OpenTelemetryConfig)
-        profile = worker.profile
+    def __init__(self) -> None:
+        self._entities: dict[str, _Entity] = {}
+
+    def configure(self, kong: Kong, configs: Mapping[str, OpenTelemetryConfig]) -> None:
+        """Bind each entity to its queues."""
+        self._entities = {entity_id: _Entity(kong, entity_id, config) for entity_id, config in configs.items()}
+
+    def access(self, kong: Kong, conf: OpenTelemetryConfig) -> None:
+        """Propagate (O11)."""
+        if conf.traces_endpoint is not None:
+            request = _request(kong)
+            self._entities[_entity_id(request)].propagate(kong, request)
+
+    def header_filter(self, kong: Kong, conf: OpenTelemetryConfig) -> None:
+        """Tell the client the trace id (O16)."""
+        name = conf.http_response_header_for_traceid
+        if name is None:
+            return
+        ctx = _request(kong).ctx
+        trace_id = tracing_context(ctx).raw_trace_id
+        spans = span_list(ctx)
+        if trace_id is None and spans:
+            trace_id = spans[0].trace_id
+        if trace_id is not None:
+            kong.response.add_header(name, trace_id.hex())
+
+    def log(self, kong: Kong, conf: OpenTelemetryConfig) -> None:
+        """Put a copy of every sampled span into the queue, and of every log record into another (O17, O20)."""
+        request = _request(kong)
+        entity = self._entities[_entity_id(request)]
+        if conf.traces_endpoint is not None:
+            entity.enqueue_spans(kong, request)
+        if conf.logs_endpoint is not None:
+            entity.enqueue_logs(kong, request)
+
+
+def _request(kong: Kong) -> Request:
+    return kong.request._request  # noqa: SLF001 - headers in bulk and the request's accounts are no part of the PDK
+
+
+def _entity_id(request: Request) -> str:
+    assert request.handler is not None
+    return request.handler.entity_id
+
+
+class _Entity:
+    """What one configured entity keeps in a worker."""
+
+    def __init__(self, kong: Kong, entity_id: str, config: OpenTelemetryConfig) -> None:
+        worker = kong.worker
+        self._id = entity_id
         self._now = worker.runtime.now
         self._counts = worker.counts
         self._config = config
-        self._propagation_profile = propagation.PROFILES[profile]
+        self._node_id = worker.node_id
+        self._propagation_profile = propagation.PROFILES[worker.profile]
         self._params = propagation.get_plugin_params(
             {"propagation": config.propagation.model_dump(exclude_none=True), "header_type": config.header_type}
         )
-        self._encoder = otlp.Encoder(otlp.KONG if profile == "kong" else otlp.SAFE)
+        self._encoder = otlp.Encoder(otlp.KONG if worker.profile == "kong" else otlp.SAFE)
         self._otel: Tracer | NoopTracer | None = None
+        self._templates = any("$(" in value for value in config.resource_attributes.values())
+        self._exporter = worker.exporter
+        names = {entity.id: entity.instance_name for entity in worker.configuration.plugins}
+        self._tag = f"{OpenTelemetry.NAME} plugin {entity_id}" + (
+            f" ({names[entity_id]})" if names.get(entity_id) else ""
+        )
+        # To Kong's queue an entry is a table, whose size it does not know (Q4, H27).
+        self._sizeless = self._exporter.queues.profile.enforces_bytes is False and config.queue.max_bytes is not None
         if config.traces_endpoint is not None:
-            self._bind(entity, config.traces_endpoint, worker.exporter, worker.node_id)
+            self._spans = self._exporter.queues.queue(f"{entity_id}:{SPANS_QUEUE}")
+            self._spans_binding = self._bind(config.traces_endpoint, SPANS_QUEUE, config.resource_attributes)
+        if config.logs_endpoint is not None:
+            self._logs = self._exporter.log_queues.queue(f"{entity_id}:{LOGS_QUEUE}")
+            self._logs_binding = self._bind(config.logs_endpoint, LOGS_QUEUE, config.resource_attributes)
+            kong.records.wanted = True
 
-    def _bind(self, entity: Plugin, url: str, exporter: Exporter, node_id: str) -> None:
+    def _bind(self, url: str, queue: str, attributes: Mapping[str, str]) -> Binding:
         config = self._config
-        resource = self._encoder.encode_resource(config.resource_attributes, instance_id=node_id, version=__version__)
-        endpoint = exporter.endpoint(
+        endpoint = self._exporter.endpoint(
             url,
             config.headers,
-            resource,
+            self._encoder.encode_resource(attributes, instance_id=self._node_id, version=__version__),
             connect_timeout=config.connect_timeout,
             send_timeout=config.send_timeout,
             read_timeout=config.read_timeout,
+            encode=otlp.encode_traces if queue == SPANS_QUEUE else otlp.encode_logs,
         )
-        name = f"{entity.id}:{SPANS_QUEUE}"
-        tag = f"{self.NAME} plugin {entity.id}" + (f" ({entity.instance_name})" if entity.instance_name else "")
-        parameters = QueueParameters.of({**config.queue.model_dump(), "name": name, "log_tag": tag})
-        self._queue = exporter.queues.queue(name)
-        self._binding = Binding(parameters, exporter.send, endpoint)
-        # To Kong's queue an entry is a table, whose size it does not know (Q4, H27).
-        self._sizeless = exporter.queues.profile.enforces_bytes is False and config.queue.max_bytes is not None
+        name = f"{self._id}:{queue}"
+        parameters = QueueParameters.of({**config.queue.model_dump(), "name": name, "log_tag": self._tag})
+        return Binding(parameters, self._exporter.send, endpoint)
 
-    def access(self, kong: Kong) -> None:
-        """Propagate (O11)."""
-        if self._config.traces_endpoint is None:
+    def _render(self, kong: Kong, request: Request) -> None:
+        """Fill the resource attributes' templates in, with the first request that exports (O19, L6)."""
+        if not self._templates:
             return
-        request = kong.ctx._request  # noqa: SLF001 - headers in bulk are no part of the PDK
+        self._templates = False
+        try:
+            attributes = rendered(self._config.resource_attributes, request)
+        except TemplateError as error:
+            kong.log.warn(f"failed to render resource attributes: {error}")
+            return
+        if self._config.traces_endpoint is not None:
+            self._spans_binding = self._bind(self._config.traces_endpoint, SPANS_QUEUE, attributes)
+        if self._config.logs_endpoint is not None:
+            self._logs_binding = self._bind(self._config.logs_endpoint, LOGS_QUEUE, attributes)
+
+    def propagate(self, kong: Kong, request: Request) -> None:
+        """Read, decide, write (O11)."""
         tracing = tracing_context(request.ctx)
         propagation.propagate(
             self._params,
@@ -81,43 +233,47 @@ class OpenTelemetry:
             tracing,
             plugin=kong.ctx.plugin,
             tracing=tracing,
-            log=self._log_of(kong),
+            log=kong.log.write,
             profile=self._propagation_profile,
         )
 
-    def header_filter(self, kong: Kong) -> None:
-        """Tell the client the trace id (O16)."""
-        name = self._config.http_response_header_for_traceid
-        if name is None:
-            return
-        ctx = kong.ctx._request.ctx  # noqa: SLF001 - see above
-        trace_id = tracing_context(ctx).raw_trace_id
-        spans = span_list(ctx)
-        if trace_id is None and spans:
-            trace_id = spans[0].trace_id
-        if trace_id is not None:
-            kong.response.add_header(name, trace_id.hex())
-
-    def log(self, kong: Kong) -> None:
-        """Put a copy of every sampled span into the queue (O17)."""
-        if self._config.traces_endpoint is None:
-            return
-        request = kong.ctx._request  # noqa: SLF001 - see above
+    def enqueue_spans(self, kong: Kong, request: Request) -> None:
+        """Enqueue a copy of every sampled span (O17)."""
         encoded: list[Any] = []
         trace_id = tracing_context(request.ctx).raw_trace_id
         kong.tracing.process_span(self._copy, encoded, trace_id, request, kong)
         if not encoded:
             return
-        queue = self._queue
+        self._render(kong, request)
+        queue = self._spans
         before = queue.enqueued + queue.rejected
         try:
-            refused = queue.enqueue_many(encoded, self._binding, self._now(), log_phase=True)
+            refused = queue.enqueue_many(encoded, self._spans_binding, self._now(), log_phase=True)
         finally:
             request.handled += queue.enqueued + queue.rejected - before
         for error in refused:
             kong.log.err(f"Failed to enqueue span to log server: {error}")
 
-    def _copy(self, span: Span, encoded: list[Any], trace_id: bytes | None, request: Any, kong: Kong) -> None:
+    def enqueue_logs(self, kong: Kong, request: Request) -> None:
+        """Enqueue the log records of the request, and those of the worker that belong to none, as far as there is room.
+
+        The newest are dropped, unlike spans (O20).
+        """
+        tracing = tracing_context(request.ctx)
+        of_request, of_worker = kong.records.take(request.ctx)
+        if not (of_request or of_worker):
+            return
+        self._render(kong, request)
+        records = self._encoder.prepare_logs(of_request, tracing.raw_trace_id, tracing.flags)
+        records += self._encoder.prepare_logs(of_worker, None, None)
+        queue = self._logs
+        for position, record in enumerate(records):
+            if not queue.can_enqueue(record):
+                kong.log.notice(f"the log queue is full, {len(records) - position} log records were dropped")
+                return
+            queue.enqueue(otlp.encode_log(record), self._logs_binding, self._now(), log_phase=True)
+
+    def _copy(self, span: Span, encoded: list[Any], trace_id: bytes | None, request: Request, kong: Kong) -> None:
         if span.should_sample is False:
             request.handled += 1
             self._counts.unsampled += 1
@@ -155,7 +311,7 @@ class OpenTelemetry:
         tracer.set_should_sample(sampled)
         injected.should_sample = sampled
         tracing.flags = propagation.trace_flags(
-            received, sampled=bool(sampled), log=self._log_of(kong), profile=self._propagation_profile
+            received, sampled=bool(sampled), log=kong.log.write, profile=self._propagation_profile
         )
         received.trace_id = injected.trace_id
         received.span_id = injected.span_id
@@ -171,8 +327,81 @@ class OpenTelemetry:
             return self._otel
         return tracer
 
-    def _log_of(self, kong: Kong) -> Any:
-        return kong.log._write  # noqa: SLF001 - level and message as they come
+
+# Templates of resource attributes: text with `$(headers.x-team or "none")` in it.
+
+
+class TemplateError(ValueError):
+    """A template that cannot be filled in."""
+
+
+_EXPRESSION: Final = re.compile(r"\$\((.*?)\)")
+_TERM: Final = re.compile(
+    r"""\s*(?:(headers|query_params|uri_captures|shared)((?:\.[\w-]+|\[(?:"[^"]*"|'[^']*'|\d+)\])+)"""
+    r"""|"([^"]*)"|'([^']*)')\s*(or\b|$)"""
+)
+_STEP: Final = re.compile(r"""\.([\w-]+)|\["([^"]*)"\]|\['([^']*)'\]|\[(\d+)\]""")
+
+
+def rendered(attributes: Mapping[str, str], request: Request) -> dict[str, str]:
+    """Return attributes with their templates filled in from a request (O19).
+
+    `$(headers.name)`, `$(query_params.name)`, `$(uri_captures.name)` and `$(shared.name)`, or `["name"]` in the place
+    of `.name`; `or` gives what is taken when there is none, a text in quotes for example. What is not there is empty.
+
+    Raises:
+        TemplateError: an expression is something else.
+    """
+    sources: dict[str, Callable[[], Any]] = {
+        "headers": lambda: dict(request.headers.items()),
+        "query_params": lambda: _query_params(request),
+        "uri_captures": lambda: _uri_captures(request),
+        "shared": lambda: request.ctx.get(CTX_SHARED, {}),
+    }
+
+    def value(match: re.Match[str]) -> str:
+        found = _evaluated(match[1], sources)
+        return "" if found is None else str(found)
+
+    return {name: _EXPRESSION.sub(value, text) for name, text in attributes.items()}
+
+
+def _query_params(request: Request) -> dict[str, Any]:
+    return dict(decoded_args(request.target.partition(b"?")[2].decode("latin-1")))
+
+
+def _uri_captures(request: Request) -> dict[str, str]:
+    captures = request.match.captures if request.match is not None else None
+    if captures is None:
+        return {}
+    return {**{str(number): text for number, text in enumerate(captures.unnamed, 1)}, **captures.named}
+
+
+def _evaluated(expression: str, sources: Mapping[str, Callable[[], Any]]) -> Any:
+    position = 0
+    found: Any = None
+    while True:
+        term = _TERM.match(expression, position)
+        if term is None:
+            raise TemplateError(f"$({expression}) is no template")
+        if found is None:
+            found = (
+                _looked_up(sources[term[1]](), term[2])
+                if term[1]
+                else next(t for t in term.group(3, 4) if t is not None)
+            )
+        if not term[5]:
+            return found
+        position = term.end()
+
+
+def _looked_up(table: Any, path: str) -> Any:
+    for step in _STEP.finditer(path):
+        key = next(group for group in step.groups() if group is not None)
+        if not isinstance(table, Mapping):
+            return None
+        table = table.get(key, table.get(key.lower().replace("_", "-")))
+    return table[0] if isinstance(table, list) and table else table
 
 
 def node_id(seed: int) -> str:

@@ -86,6 +86,9 @@ class Runtime(Protocol):
     def alarm(self, callback: Callable[[int], int | None]) -> Alarm:
         """Make an alarm; it is not armed."""
 
+    def spend_cpu(self, seconds: float) -> None:
+        """Compute for that many s of CPU time, and let nobody else run meanwhile."""
+
     def run(self, thread: Awaitable[object], done: Callable[[BaseException | None], object]) -> Cancelable:
         """Run a light thread; `done` gets the exception that ended it, or None."""
 

@@ -16,6 +16,8 @@ from sim.runtime import Alarm, Tls
 from sim.runtime.loop import LoopRuntime
 from sim.timerfd import TimerFd
 
+_NS_PER_S = 1_000_000_000
+
 
 class LiveRuntime(LoopRuntime):
     """A worker's runtime on a running event loop.
@@ -30,6 +32,12 @@ class LiveRuntime(LoopRuntime):
         self.time_ns = time.time_ns
         self.random = random.Random(seed).random
         self.random_bytes = random.Random(os.urandom(32)).randbytes
+
+    def spend_cpu(self, seconds: float) -> None:
+        """Compute until the process has used that many s of CPU time more."""
+        end_ns = time.process_time_ns() + round(seconds * _NS_PER_S)
+        while time.process_time_ns() < end_ns:
+            pass
 
     def alarm(self, callback: Callable[[int], int | None]) -> Alarm:
         """Make an alarm; it is not armed."""

@@ -37,6 +37,7 @@ from kongtrace import KONG, NOOP_SPAN, PHASES, SAFE, ApiError, Execution, NoopTr
 from sim import cli
 from sim.config import SAMPLING_RATE_DEFAULT, Tracing
 from sim.instrumentation import Instrumentation
+from sim.ngx import Network, Ngx
 from sim.pdk import Kong
 from sim.timers import Timers
 
@@ -70,6 +71,7 @@ class Worker:
             sampling_rate=sampling_rate,
         )
         kongtrace.tracing.use(self.provider)
+        self.provider.execution.enter(PHASES["init_worker"], {})
         self.timers = Timers(
             self,
             self.provider.execution,
@@ -79,8 +81,13 @@ class Worker:
             on_idle=lambda: None,
             on_end=self.provider.end_request,
         )
-        self.kong = Kong(self.provider, self.timers)
-        Instrumentation(self.provider, Tracing(instrumentations=instrumentations, sampling_rate=sampling_rate))
+        instrumentation = Instrumentation(
+            self.provider, Tracing(instrumentations=instrumentations, sampling_rate=sampling_rate)
+        )
+        network = Network(None, None, instrumentation)  # nobody connects
+        self.kong = Kong(self.provider, self.timers, Ngx(self, self.provider.execution, self.timers, network))
+
+    random, random_bytes = Random(7).random, Random(7).randbytes
 
     def time_ns(self):
         self.time += STEP_NS

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import struct
+from functools import partialmethod
 from signal import SIGKILL, SIGQUIT, SIGTERM
 
 import pytest
@@ -312,10 +313,7 @@ class Isolated:
     PRIORITY = 10
     VERSION = "1"
 
-    def __init__(self, _entity, _worker):
-        """Take what every plugin gets."""
-
-    def access(self, kong):
+    def access(self, kong, _conf):
         """Make spans, and release one by hand."""
         tracer = kong.tracing.new("mine", {"namespace": "MINE"})
         tracer.start_span("own").finish()
@@ -342,18 +340,21 @@ def test_spans_that_nobody_exports_are_accounted_for(tmp_path, profile):
 
 
 class Faulty:
-    """A plugin that raises in one phase, or answers itself there."""
+    """A plugin that raises in the phase that it is configured with."""
 
-    NAME = "faulty"
     PRIORITY = 10
     VERSION = "1"
 
-    def __init__(self, entity, _worker):
-        self.__dict__[entity.config["phase"]] = self.fail
-
-    def fail(self, kong):
+    def fail(self, phase, kong, conf):
         """Raise."""
-        raise RuntimeError(f"boom in {kong.request.get_path()}")
+        if conf["phase"] == phase:
+            raise RuntimeError(f"boom in {kong.request.get_path()}")
+
+    rewrite = partialmethod(fail, "rewrite")
+    access = partialmethod(fail, "access")
+    header_filter = partialmethod(fail, "header_filter")
+    body_filter = partialmethod(fail, "body_filter")
+    log = partialmethod(fail, "log")
 
 
 @pytest.mark.parametrize("profile", ["kong", "safe"])

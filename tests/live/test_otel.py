@@ -22,10 +22,7 @@ class Orders:
 
     tracer = PROVIDER.get_tracer("orders")
 
-    def __init__(self, _entity, _worker):
-        """Take what every plugin gets."""
-
-    def access(self, _kong):
+    def access(self, _kong, _conf):
         """Look an order up."""
         with self.tracer.start_as_current_span("look up"):
             connection = sqlite3.connect(":memory:")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from sim.config import Nginx, OpenTelemetryConfig, Plugin, QueueConfig, Route, Service, Tracing
+from sim.config import Nginx, Plugin, Route, Service, Tracing
 from sim.document import Override, parse_override
 from sim.errors import UserError
 from sim.faults import KINDS, Fault
+from sim.plugins.opentelemetry import OpenTelemetryConfig, QueueConfig
 from sim.scenario import (
     Collector,
     ConstantArrivalRate,

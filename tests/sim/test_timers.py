@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from kongtrace import Execution
+from kongtrace import PHASES, ApiError, Execution
 from sim.runtime.live import LiveRuntime
 from sim.timers import Timers
 
@@ -18,6 +18,7 @@ class Bench:
         self.ended = []
         self.idle = asyncio.Event()
         self.execution = Execution()
+        self.execution.enter(PHASES["init_worker"], {})
         self.timers = Timers(
             LiveRuntime(loop, 1),
             self.execution,
@@ -181,3 +182,89 @@ def test_context_of_a_callback_is_handed_back_when_it_holds_something():
         await bench.idle.wait()
 
     assert played(play).ended == [{"left": "over"}]
+
+
+def test_every_goes_on_until_the_worker_leaves():
+    """The next occurrence is armed before the callback runs; the last call is premature, then there is none."""  # N6
+
+    async def play(bench):
+        assert bench.timers.every(0.001, bench.callback, "tick") == (True, None)
+        while len(bench.called) < 3:
+            await asyncio.sleep(0.001)
+        bench.timers.exit()
+        await bench.idle.wait()
+
+    called = played(play).called
+    assert [premature for premature, *_ in called[:3]] == [False] * 3
+    assert (called[-1][0], called[-2][0]) == (True, False)
+
+
+def test_every_goes_on_after_an_exception():
+    """A callback that raises is called again, and each exception is logged."""  # N9
+
+    async def play(bench):
+        def fail(premature):
+            bench.callback(premature)
+            raise RuntimeError("boom")
+
+        bench.timers.every(0.001, fail)
+        while len(bench.called) < 2:
+            await asyncio.sleep(0.001)
+        bench.timers.exit()
+
+    bench = played(play)
+    assert len(bench.logs) == len(bench.called) >= 2
+    assert "boom" in bench.logs[0][1]
+
+
+def test_occurrences_of_every_may_overlap():
+    """A callback that waits longer than the interval is running several times at once."""  # N6
+
+    async def play(bench):
+        together = asyncio.Event()
+
+        async def wait(_premature):
+            if bench.timers.running == 2:
+                together.set()
+            await together.wait()
+
+        bench.timers.every(0.001, wait)
+        await together.wait()
+        bench.timers.exit()
+        await bench.idle.wait()
+
+    played(play)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda timers: timers.at(), "expecting at least 2 arguments but got 0"),
+        (lambda timers: timers.at(0), "expecting at least 2 arguments but got 1"),
+        (lambda timers: timers.every(1), "expecting at least 2 arguments but got 1"),
+        (lambda timers: timers.at(0, "f"), "Lua function expected"),
+        (lambda timers: timers.at("soon", print), "number expected"),
+        (lambda timers: timers.at(-1, print), "negative"),
+        (lambda timers: timers.every(0, print), "delay cannot be zero"),
+        (lambda timers: timers.every(0.0009, print), "delay cannot be zero"),
+    ],
+)
+def test_misuse_is_an_error_in_nginxs_words(call, message):
+    """An argument that is missing or of the wrong type is told at the call."""  # N1, N2
+
+    async def play(bench):
+        with pytest.raises(ApiError, match=message):
+            call(bench.timers)
+
+    played(play)
+
+
+def test_worker_that_exits_permits_no_timer():
+    """The last hook of a worker cannot leave work behind."""  # N2, R1
+
+    async def play(bench):
+        bench.execution.enter(PHASES["exit_worker"], {})
+        with pytest.raises(ApiError, match=r"^API disabled in the context of exit_worker_by_lua\*$"):
+            bench.timers.at(0, bench.callback)
+
+    played(play)

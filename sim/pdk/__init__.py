@@ -1,0 +1,160 @@
+"""The PDK: what a plugin's handler is given, in the shape of Kong's Plugin Development Kit.
+
+One `Kong` serves a worker; what it says is about the request that runs now, as Kong's global `kong` does. Functions
+raise `kongtrace.ApiError` in a phase in which Kong does not permit them (kong-semantics R9); `docs/plugins.md` lists
+them all. Header names are case-insensitive; header values are text, bodies bytes.
+"""
+
+from typing import Any
+
+from kongtrace import Execution, NoopTracer, Tracer, TracerProvider
+from sim.config import Route
+from sim.config import Service as ServiceEntity
+from sim.ngx import Ngx
+from sim.pdk.log import Log, Records, Telemetry
+from sim.pdk.node import Node
+from sim.pdk.part import IN_REQUEST, ROUTED, WITH_CLIENT, Part, permitted
+from sim.pdk.request import ClientRequest
+from sim.pdk.response import Exit, Response
+from sim.pdk.service import Service
+from sim.request import CTX_PLUGIN, CTX_SHARED
+from sim.timers import Timers
+
+__all__ = ["Exit", "Kong"]
+
+
+class Client(Part):
+    """`kong.client`: who asks. No address is trusted to forward another one."""
+
+    @permitted(*WITH_CLIENT)
+    def get_ip(self) -> str:
+        """Return the address that the connection comes from."""
+        return self._request.connection.peer
+
+    @permitted(*WITH_CLIENT)
+    def get_port(self) -> int:
+        """Return the port that the connection comes from."""
+        return int(self._request.connection.transport.get_extra_info("peername")[1])
+
+    @permitted(*WITH_CLIENT)
+    def get_protocol(self) -> str:
+        """Return "http"."""
+        return "http"
+
+    @permitted(*WITH_CLIENT)
+    def get_consumer(self) -> None:
+        """Return None: nobody is authenticated."""
+
+    @permitted(*WITH_CLIENT)
+    def get_credential(self) -> None:
+        """Return None: nobody is authenticated."""
+
+    get_forwarded_ip = get_ip
+    get_forwarded_port = get_port
+
+
+class Router(Part):
+    """`kong.router`: where the request goes."""
+
+    @permitted(*ROUTED)
+    def get_route(self) -> Route | None:
+        """Return the route, or None."""
+        match = self._request.match
+        return match.route if match is not None else None
+
+    @permitted(*ROUTED)
+    def get_service(self) -> ServiceEntity | None:
+        """Return the service, or None."""
+        match = self._request.match
+        return match.service if match is not None else None
+
+
+class Ctx(Part):
+    """`kong.ctx`: tables that live as long as the request."""
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The table that all plugins share."""
+        shared: dict[str, Any] = self._request.ctx.setdefault(CTX_SHARED, {})
+        return shared
+
+    @property
+    def plugin(self) -> dict[str, Any]:
+        """The running plugin's own table."""
+        request = self._request
+        handler = request.handler
+        tables: dict[str, dict[str, Any]] = request.ctx.setdefault(CTX_PLUGIN, {})
+        return tables.setdefault(handler.entity_id if handler is not None else "", {})
+
+
+class Plugin(Part):
+    """`kong.plugin`: the running plugin itself."""
+
+    @permitted(*IN_REQUEST)
+    def get_id(self) -> str:
+        """Return the id of the entity that configures it."""
+        handler = self._request.handler
+        return handler.entity_id if handler is not None else ""
+
+
+class Kong:
+    """`kong`.
+
+    Args:
+        provider: of the worker's tracers.
+        timers: of the worker.
+        ngx: what nginx's own API offers.
+        node_id: of the node.
+        upstreams: the names that `kong.service.set_upstream` takes.
+        worker: the gateway of the worker, for the plugins that come with it.
+
+    Attributes:
+        request: what the client asked.
+        response: what the client gets.
+        service: where the request goes.
+        client: who asks.
+        router: the route and the service.
+        ctx: tables of the request.
+        plugin: the running plugin.
+        log: lines in the error log.
+        telemetry: log records for an exporter.
+        node: who serves.
+        timer: timers.
+        ngx: nginx's own API: time, sleep, sockets, HTTP.
+        db: a database.
+        records: log records that wait for an exporter; no part of Kong's PDK.
+        worker: as given; no part of Kong's PDK.
+    """
+
+    def __init__(
+        self,
+        provider: TracerProvider,
+        timers: Timers,
+        ngx: Ngx,
+        *,
+        node_id: str = "",
+        upstreams: frozenset[str] = frozenset(),
+        worker: Any = None,
+    ) -> None:
+        execution: Execution = provider.execution
+        self._provider = provider
+        self.request = ClientRequest(execution)
+        self.response = Response(execution)
+        self.service = Service(execution, upstreams)
+        self.client = Client(execution)
+        self.router = Router(execution)
+        self.ctx = Ctx(execution)
+        self.plugin = Plugin(execution)
+        self.records = Records(provider)
+        self.log = Log(provider, self.records)
+        self.telemetry = Telemetry(self.records)
+        self.node = Node(node_id)
+        self.timer = timers
+        self.ngx = ngx
+        self.db = ngx.db
+        self.worker = worker
+
+    @property
+    def tracing(self) -> Tracer | NoopTracer:
+        """The global tracer."""
+        return self._provider.global_tracer

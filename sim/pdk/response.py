@@ -1,0 +1,239 @@
+"""`kong.response`: what the client gets."""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final, NoReturn
+
+from kongtrace import ApiError
+from sim.pdk.part import AFTER_CONTENT, BEFORE_HEAD, Part, permitted
+from sim.request import ARG, BODY_BUFFER, EXITED, Request, header_line, without
+from sim.request import Part as BodyPart
+
+JSON: Final = "application/json; charset=utf-8"
+
+Value = str | int | float | bool
+Headers = Mapping[str, Value | list[Value] | tuple[Value, ...]]
+Body = bytes | str | Mapping[str, Any] | list[Any] | None
+
+_STATUS_MIN, _STATUS_MAX, _ERROR_MIN = 100, 599, 400
+
+MESSAGES: Final = {
+    400: "Bad request",
+    404: "Not found",
+    408: "Request timeout",
+    411: "Length required",
+    412: "Precondition failed",
+    413: "Payload too large",
+    414: "URI too long",
+    417: "Expectation failed",
+    494: "Request header or cookie too large",
+    500: "An unexpected error occurred",
+    502: "An invalid response was received from the upstream server",
+    503: "The upstream server is currently unavailable",
+    504: "The upstream server is timing out",
+}
+"""What Kong says of a status, where it does not use the status's own name."""
+
+_FORMS: Final = {
+    "application/json": (JSON, '{{\n  "message":{message},\n  "request_id":{id}\n}}'),
+    "text/html": (
+        "text/html; charset=utf-8",
+        "<!doctype html><title>Error</title><h1>Error</h1><p>{text}.</p><p>request_id: {plain_id}</p>",
+    ),
+    "application/xml": (
+        "application/xml; charset=utf-8",
+        '<?xml version="1.0"?><error><message>{text}</message><requestid>{plain_id}</requestid></error>',
+    ),
+    "text/plain": ("text/plain; charset=utf-8", "{text}\nrequest_id: {plain_id}"),
+}
+"""Media types in which an error can be told: content type and form."""
+
+
+class Exit(BaseException):
+    """A handler has answered the request itself."""
+
+    def __init__(self, status: int, body: bytes | None, headers: list[tuple[bytes, bytes]]) -> None:
+        super().__init__(status)
+        self.status = status
+        self.body = body
+        self.headers = headers
+
+
+class Response(Part):
+    """`kong.response`."""
+
+    @permitted(*AFTER_CONTENT)
+    def get_status(self) -> int:
+        """Return the status."""
+        return self._request.status
+
+    @permitted(*AFTER_CONTENT)
+    def get_header(self, name: str) -> str | None:
+        """Return a header's first value, or None."""
+        value = headers_of(self._request.response_lines).get(name.lower().replace("_", "-"))
+        return value[0] if isinstance(value, list) else value
+
+    @permitted(*AFTER_CONTENT)
+    def get_headers(self) -> dict[str, str | list[str]]:
+        """Return all headers by name in lower case."""
+        return headers_of(self._request.response_lines)
+
+    @permitted(*AFTER_CONTENT)
+    def get_source(self) -> str:
+        """Return who made the response: "service", "exit" (a plugin or the gateway) or "error"."""
+        request = self._request
+        if EXITED in request.ctx:
+            return "exit"
+        return "service" if request.upstream_response is not None else "error"
+
+    @permitted(*BEFORE_HEAD)
+    def set_status(self, status: int) -> None:
+        """Replace the status."""
+        self._check_not_sent()
+        self._request.status = _checked_status(status)
+
+    @permitted(*BEFORE_HEAD)
+    def set_header(self, name: str, value: Value | list[Value]) -> None:
+        """Replace a header."""
+        self._set(name, value)
+
+    @permitted(*BEFORE_HEAD)
+    def add_header(self, name: str, value: Value) -> None:
+        """Add a header line."""
+        self._check_not_sent()
+        self._request.response_lines.append(header_line(name, value))
+
+    @permitted(*BEFORE_HEAD)
+    def clear_header(self, name: str) -> None:
+        """Remove a header."""
+        self._check_not_sent()
+        request = self._request
+        request.response_lines = without(request.response_lines, name)
+
+    @permitted(*BEFORE_HEAD)
+    def set_headers(self, headers: Headers) -> None:
+        """Replace several headers."""
+        for name, value in headers.items():
+            self._set(name, value)
+
+    @permitted("body_filter")
+    def get_raw_body(self) -> bytes | None:
+        """Return the whole body with its last part; hold each part before that back, and return None."""
+        request = self._request
+        arg: BodyPart = request.ctx[ARG]
+        held: list[bytes] = request.ctx.setdefault(BODY_BUFFER, [])
+        held.append(arg.chunk or b"")
+        arg.chunk = None
+        if not arg.eof:
+            return None
+        arg.chunk = b"".join(held)
+        del request.ctx[BODY_BUFFER]
+        return arg.chunk
+
+    @permitted("body_filter")
+    def set_raw_body(self, body: bytes | str) -> None:
+        """Replace the part that is passing; Content-Length stays as it is, unless a header_filter clears it."""
+        if not isinstance(body, bytes | str):
+            raise ApiError("body must be a string")
+        ctx = self._request.ctx
+        ctx[ARG].chunk = body.encode() if isinstance(body, str) else body
+        ctx.pop(BODY_BUFFER, None)
+
+    @permitted(*BEFORE_HEAD)
+    def exit(self, status: int, body: Body = None, headers: Headers | None = None) -> NoReturn:
+        """Answer now; the phase ends for every plugin, header_filter, body_filter and log run (R7).
+
+        A mapping or a list becomes JSON.
+        """
+        self._check_not_sent()
+        _checked_status(status)
+        if not isinstance(body, bytes | str | Mapping | list | None):
+            raise ApiError("body must be a nil, string or table")
+        lines = _lines(headers or {})
+        if isinstance(body, Mapping | list):
+            body = json.dumps(body, separators=(",", ":"))
+            if not any(name.lower() == b"content-type" for name, _value in lines):
+                lines.append(header_line("Content-Type", JSON))
+        raise Exit(status, body.encode() if isinstance(body, str) else body, lines)
+
+    @permitted(*BEFORE_HEAD)
+    def error(self, status: int, message: str | None = None, headers: Headers | None = None) -> NoReturn:
+        """Answer with an error, in the form that the client accepts: JSON, HTML, XML or plain text."""
+        if not _ERROR_MIN <= status <= _STATUS_MAX:
+            raise ApiError(f"code must be a number between {_ERROR_MIN} and {_STATUS_MAX}")
+        request = self._request
+        content_type, body = error_body(request, message or status_message(status))
+        lines = [*_lines(headers or {}), header_line("Content-Type", content_type)]
+        self._check_not_sent()
+        raise Exit(status, body, lines)
+
+    def _set(self, name: str, value: Any) -> None:
+        self._check_not_sent()
+        request = self._request
+        request.response_lines = without(request.response_lines, name) + _lines({name: value})
+
+    def _check_not_sent(self) -> None:
+        if self._request.header_sent:
+            raise ApiError("headers have already been sent")
+
+
+def headers_of(lines: list[tuple[bytes, bytes]]) -> dict[str, str | list[str]]:
+    """Return header lines as a mapping by name in lower case; a list where a name comes several times."""
+    found: dict[str, str | list[str]] = {}
+    for raw_name, raw_value in lines:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("utf-8", "surrogateescape")
+        earlier = found.get(name)
+        if earlier is None:
+            found[name] = value
+        elif isinstance(earlier, list):
+            earlier.append(value)
+        else:
+            found[name] = [earlier, value]
+    return found
+
+
+def status_message(status: int) -> str:
+    """Return what Kong says of an error's status."""
+    try:
+        return MESSAGES.get(status) or HTTPStatus(status).phrase
+    except ValueError:
+        return f"The upstream server responded with {status}"
+
+
+def error_body(request: Request, message: str) -> tuple[str, bytes]:
+    """Return content type and body of an error, as the client's Accept header asks, JSON unless it does."""
+    accept = request.headers.get("accept")
+    wanted = ",".join(accept) if isinstance(accept, list) else accept or ""
+    content_type, form = _FORMS[_preferred(wanted)]
+    request_id = request.id.decode()
+    text = form.format(message=json.dumps(message), id=json.dumps(request_id), text=message, plain_id=request_id)
+    return content_type, text.encode()
+
+
+def _preferred(accept: str) -> str:
+    """Return the first of the media types that a client wants most and that an error can be told in."""
+    wishes = []
+    for wish in accept.split(","):
+        kind, *parameters = (part.strip().lower() for part in wish.split(";"))
+        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+        wishes.append((-float(quality) if quality.replace(".", "", 1).isdecimal() else 0.0, kind))
+    wishes.sort(key=lambda wish: wish[0])
+    return next((kind for _quality, kind in wishes if kind in _FORMS), "application/json")
+
+
+def _checked_status(status: int) -> int:
+    if not isinstance(status, int) or isinstance(status, bool):
+        raise ApiError("code must be a number")
+    if not _STATUS_MIN <= status <= _STATUS_MAX:
+        raise ApiError(f"code must be a number between {_STATUS_MIN} and {_STATUS_MAX}")
+    return status
+
+
+def _lines(headers: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    lines = []
+    for name, value in headers.items():
+        if name.lower().replace("_", "-") == "transfer-encoding":
+            continue
+        lines += [header_line(name, one) for one in (value if isinstance(value, list | tuple) else [value])]
+    return lines
