@@ -103,7 +103,8 @@ def serve(sock: "socket.socket", control: "Connection", *, latency_ms: float = 0
         unanswered: different ones whose sender has seen no 200.
         needless: those that came again though their sender had seen one.
         rejected: spans not taken in that an answer of `partial_success` told of.
-        received_per_s: different spans, by the time from the first to the last of them; None without two requests.
+        received_per_s: different spans that came after the first request, by the time from it to the last one; None
+            without two requests.
         traces: different ones, and what is wrong with them: `orphans, outside_parent, unfinished, rootless,
             multi_rooted`, see `sim.traces`.
         connections: accepted.
@@ -237,6 +238,7 @@ class CollectorServer(HttpServer):
         self.rejected = 0
         self.needless = 0
         self.unanswered: set[_SpanKey] = set()
+        self._first_spans = 0
         self._first_ns = self._latest_ns = 0  # of the requests that brought spans
         self.latency_ns = round(latency_ms * _NS_PER_MS)
         self._listener = listener
@@ -264,7 +266,7 @@ class CollectorServer(HttpServer):
             self.rejected += rejected
             answer.partial_success.rejected_spans = rejected
             answer.partial_success.error_message = "fault of kind partial_success"
-        self._note_time()
+        self._note_time(len(spans))
         return status, answer, [self._take_in(span) for span in spans]
 
     def _take_in(self, span: "Span") -> _SpanKey:
@@ -284,9 +286,10 @@ class CollectorServer(HttpServer):
             gone = dict.fromkeys(trace_ids)
             self.unanswered = {key for key in self.unanswered if key[0] not in gone}
 
-    def _note_time(self) -> None:
+    def _note_time(self, spans: int) -> None:
         self._latest_ns = self.now_ns()
-        self._first_ns = self._first_ns or self._latest_ns
+        if not self._first_ns:
+            self._first_ns, self._first_spans = self._latest_ns, spans
 
     def report(self) -> dict[str, Any]:
         """Return what `serve` reports."""
@@ -302,7 +305,7 @@ class CollectorServer(HttpServer):
             "unanswered": len(self.unanswered),
             "needless": self.needless,
             "rejected": self.rejected,
-            "received_per_s": traces.unique * _NS_PER_S / spanned_ns if spanned_ns else None,
+            "received_per_s": (traces.unique - self._first_spans) * _NS_PER_S / spanned_ns if spanned_ns else None,
             "traces": traces.seen,
             **traces.findings(),
             "connections": self.accepted,

@@ -202,6 +202,7 @@ def _collector(summary: "Summary") -> Table:
     collector = summary.collector
     figures = {
         "received": collector.received_unique,
+        "per s": collector.received_per_s,
         "again": collector.received_duplicates,
         "unanswered": collector.unanswered,
         "traces": collector.traces,
@@ -211,7 +212,7 @@ def _collector(summary: "Summary") -> Table:
         "refused": collector.refused,
     }
     table = _table(*figures)
-    table.add_row(*(f"{figure:,}" for figure in figures.values()))
+    table.add_row(*(_number(figure, 0) for figure in figures.values()))
     return table
 
 

@@ -1,0 +1,37 @@
+"""The shipped scenarios do what they say, in the short form that each of them names."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sim import run as runs
+from sim import scenario
+from sim.document import parse_override
+from tests.faults import Unseen, unexplained
+
+SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").glob("*.yaml"))
+
+OF_SPEED = ("latency.", "fault_window.")
+"""Metrics that a busy machine decides about."""
+
+
+def shorter(path):
+    """The overrides that the scenario's comment offers for a shorter run."""
+    paragraph = path.read_text(encoding="utf-8").partition("horter with,")[2].partition("\n#\n")[0]
+    return [parse_override(text) for text in re.findall(r"--set (\S+)", paragraph)]
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=[path.stem for path in SCENARIOS])
+def test_scenario_shows_what_it_says(tmp_path, path):
+    """Its thresholds hold, its faults are carried out, and every span is accounted for."""
+    overrides = shorter(path)
+    assert overrides
+
+    summary = runs.run(scenario.load(str(path), overrides), out_dir=tmp_path, progress=Unseen())
+
+    assert list(unexplained(summary, a_worker_died=summary.totals.deaths > 0)) == []
+    failed = [held for held in summary.thresholds if not held.passed and not held.expression.startswith(OF_SPEED)]
+    assert failed == []
+    assert len(summary.faults) == len(scenario.load(str(path)).faults)
+    assert summary.warnings == []
