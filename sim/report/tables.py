@@ -198,22 +198,19 @@ def _holdings(workers: "Iterable[Worker]") -> Table:
     return table
 
 
-def _collector(summary: "Summary") -> Table:
+def _collector(summary: "Summary") -> "RenderableType":
     collector = summary.collector
-    figures = {
-        "received": collector.received_unique,
-        "per s": collector.received_per_s,
-        "again": collector.received_duplicates,
-        "unanswered": collector.unanswered,
-        "traces": collector.traces,
-        "orphans": collector.orphans,
-        "unfinished": collector.unfinished,
-        "requests": collector.requests,
-        "refused": collector.refused,
-    }
-    table = _table(*figures)
-    table.add_row(*(_number(figure, 0) for figure in figures.values()))
-    return table
+    spans = _table("received", "per s", "again", "unanswered", "rejected", "orphans", "unfinished")
+    spans.add_row(
+        f"{collector.received_unique:,}",
+        _number(collector.received_per_s, 0),
+        *(f"{count:,}" for count in (collector.received_duplicates, collector.unanswered, collector.rejected)),
+        *(f"{count:,}" for count in (collector.orphans, collector.unfinished)),
+    )
+    return Group(
+        spans,
+        f"in {collector.traces:,} traces, by {collector.requests:,} requests, {collector.refused:,} of them refused",
+    )
 
 
 def _sampling(summary: "Summary") -> Table:

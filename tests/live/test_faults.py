@@ -1,8 +1,17 @@
 """Whatever goes wrong, every span is accounted for, on both sides of the wire."""
 
-import pytest
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from tests.faults import CASES, losses, run, unexplained
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.faults import BATCH, CASES, FULL, losses, run, schedules, unexplained
+
+SCHEDULES = 200 if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else 8
+"""Schedules of faults that are tried: each is a run of a second or two."""
 
 
 @pytest.mark.parametrize("profile", ["kong", "safe"])
@@ -13,8 +22,18 @@ def test_every_span_is_accounted_for_in(tmp_path, name, profile):
 
     summary = run(tmp_path, profile, case.faults, **case.fields)
 
-    assert list(unexplained(summary, a_worker_died=case.dies)) == []
+    assert list(unexplained(summary, case.in_doubt)) == []
     lost = set(losses(summary))
     assert case.costs[profile] <= lost <= case.costs[profile] | case.may_cost
     assert (summary.collector.received_duplicates > 0) == case.resends[profile]
     assert summary.warnings == []
+
+
+@settings(max_examples=SCHEDULES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(schedules(), st.sampled_from(["kong", "safe"]))
+def test_every_span_is_accounted_for_in_any_schedule_of_faults(faults, profile):
+    """Faults of all kinds, at any time, over one another."""
+    with TemporaryDirectory() as directory:
+        summary = run(Path(directory), profile, faults, queue=FULL, workers="2", rate="200/s")
+
+    assert list(unexplained(summary, BATCH)) == []

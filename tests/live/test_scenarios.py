@@ -8,7 +8,7 @@ import pytest
 from sim import run as runs
 from sim import scenario
 from sim.document import parse_override
-from tests.faults import Unseen, unexplained
+from tests.faults import BATCH, Unseen, unexplained
 
 SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").glob("*.yaml"))
 
@@ -30,7 +30,7 @@ def test_scenario_shows_what_it_says(tmp_path, path):
 
     summary = runs.run(scenario.load(str(path), overrides), out_dir=tmp_path, progress=Unseen())
 
-    assert list(unexplained(summary, a_worker_died=summary.totals.deaths > 0)) == []
+    assert list(unexplained(summary, in_doubt=BATCH if summary.totals.deaths else 0)) == []
     failed = [held for held in summary.thresholds if not held.passed and not held.expression.startswith(OF_SPEED)]
     assert failed == []
     assert len(summary.faults) == len(scenario.load(str(path)).faults)
