@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench check lock clean
+.PHONY: help setup run test soak bench check lock clean
 
 help: ## show what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,10 @@ run: $(READY) ## run the quickstart scenario
 
 test: $(READY) ## run every test
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+soak: $(READY) ## look for faults that lose spans, for an hour or so, and print what each fault costs
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/live/test_faults.py $(TEST_ARGS)
+	$(BIN)/python -m tests.fault_table
 
 bench: $(READY) ## run the benchmarks; ratios also go to .bench/latest.json
 	$(BIN)/python -m tests.bench

@@ -142,13 +142,23 @@ def serve(*, file: str | None, plugins: tuple[str, ...], **options: str | None) 
 
 @commands.command()
 @click.option("--listen", default="127.0.0.1:4318", show_default=True, metavar="HOST:PORT", help="Where to listen.")
-def collector(*, listen: str) -> None:
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="FAULT",
+    help="What goes wrong, as in a scenario, after the start: '{at: 10s, for: 5s, kind: status, status: 503}'.",
+)
+def collector(*, listen: str, faults: tuple[str, ...]) -> None:
     """Receive traces as OTLP/HTTP and show them, in the foreground."""
-    from sim import collector as collectors  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+    from sim.faults import parse_option  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+
+    told = [parse_option(text, "collector") for text in faults]
+    from sim import collector as collectors  # noqa: PLC0415 - the same
     from sim.config import parse_address  # noqa: PLC0415 - the same
 
     try:
-        collectors.serve_forever(*parse_address(listen))
+        collectors.serve_forever(*parse_address(listen), faults=told)
     except (FieldError, UserError) as error:
         raise UserError(error.message, field="--listen", cure=error.cure) from None
 

@@ -53,6 +53,7 @@ from rich.console import Console
 
 from sim import peer
 from sim.errors import UserError
+from sim.faults import Event, timeline
 from sim.http_server import HttpConnection, HttpServer, response
 from sim.trace_tree import render_trace
 from sim.traces import FINDINGS, Traces, is_root
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+    from sim.faults import Fault
     from sim.process import Connection
 
 __all__ = ["BODY_BYTES_MAX", "PATH", "CollectorServer", "serve", "serve_forever"]
@@ -119,7 +121,9 @@ def serve(sock: "socket.socket", control: "Connection", *, latency_ms: float = 0
     peer.run(control, lambda stop: server.serve(sock, stop), server.report, server.obey)
 
 
-def serve_forever(host: str, port: int, *, latency_ms: float = 0.0, console: Console | None = None) -> None:
+def serve_forever(
+    host: str, port: int, *, latency_ms: float = 0.0, faults: "Iterable[Fault]" = (), console: Console | None = None
+) -> None:
     """Run the collector in the foreground until SIGINT or SIGTERM.
 
     Prints where to send traces, each trace once its root has come and `QUIET_S` passed, and totals at the end.
@@ -128,6 +132,7 @@ def serve_forever(host: str, port: int, *, latency_ms: float = 0.0, console: Con
         host: Address to listen on.
         port: Port to listen on; 0 for any that is free.
         latency_ms: How long after a request its answer is sent.
+        faults: What goes wrong, and when after the start.
         console: Where to print, else standard output.
 
     Raises:
@@ -138,7 +143,7 @@ def serve_forever(host: str, port: int, *, latency_ms: float = 0.0, console: Con
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]  # `create_server` adds the address once more
         raise UserError(f"cannot listen on {host}:{port}: {reason}", cure="choose another host or port") from error
-    uvloop.run(_show_forever(sock, latency_ms, console or Console()))
+    uvloop.run(_show_forever(sock, latency_ms, timeline(faults), console or Console()))
 
 
 _SpanKey = tuple[bytes, bytes]
@@ -417,7 +422,7 @@ _ENCODERS: "Final[dict[str, Callable[[Message], bytes]]]" = {_PROTOBUF: _encode_
 # In the foreground.
 
 
-async def _show_forever(sock: socket.socket, latency_ms: float, console: Console) -> None:
+async def _show_forever(sock: socket.socket, latency_ms: float, events: "list[Event]", console: Console) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -432,11 +437,17 @@ async def _show_forever(sock: socket.socket, latency_ms: float, console: Console
         server.forget(screen.forgotten(now_s))
         loop.call_later(_TICK_S, tick)
 
+    def carry_out(event: Event) -> None:
+        server.obey((event.begins, event.fault))
+        console.print(f"fault {event.fault.kind} {'begins' if event.begins else 'ends'}", highlight=False)
+
+    for event in events:
+        loop.call_later(event.at_s, carry_out, event)
     tick()
     await server.serve(sock, stop)
     screen.show(tuple(screen.waiting))
     report = server.report()
-    names = ("requests", "received", "received_unique", "received_duplicates", "traces", *FINDINGS)
+    names = ("requests", "received", "received_unique", "received_duplicates", "unanswered", "traces", *FINDINGS)
     console.print(", ".join(f"{name} {report[name]}" for name in names), highlight=False, soft_wrap=True)
 
 

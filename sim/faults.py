@@ -13,12 +13,13 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
+from ruamel.yaml.comments import CommentedMap
 
-from sim.document import Model
+from sim.document import Document, Model, override
 from sim.errors import FieldError, meant, shown
 from sim.units import Bytes, PerSecond, Seconds
 
-__all__ = ["KINDS", "PEERS", "Event", "Fault", "Kind", "timeline"]
+__all__ = ["KINDS", "Event", "Fault", "Kind", "parse_option", "timeline"]
 
 AFTERMATH_S: Final = 1.0
 """How long a fault that is over at once is felt: what a queue waits for a batch to fill, ten times a respawn."""
@@ -77,9 +78,6 @@ KINDS: Final[Mapping[str, Mapping[str, Kind]]] = {
     },
 }
 """What can go wrong, by target and kind."""
-
-PEERS: Final = ("collector", "upstream")
-"""The targets that carry a fault out themselves."""
 
 _OPTIONS: Final = {
     "for": "for: 10s, how long it lasts",
@@ -181,6 +179,23 @@ def _home(kind: str) -> str | None:
     """Return the cure for a kind that is another target's."""
     targets = [target for target, kinds in KINDS.items() if kind in kinds]
     return f"{kind} is for target {' or '.join(targets)}" if targets else None
+
+
+class _Option(Model):
+    fault: Fault
+
+
+def parse_option(text: str, target: str) -> Fault:
+    """Read a fault of one target from an option of the command line, such as ``{at: 5s, for: 10s, kind: hang}``.
+
+    Raises:
+        UserError: it is no such fault.
+    """
+    origin = f"--fault {text}"
+    document = Document(origin, CommentedMap())
+    document.set(override("fault", text, origin))
+    document.set(override("fault.target", target, origin))
+    return document.validate(_Option, document.plain()).fault
 
 
 class Event(NamedTuple):

@@ -264,6 +264,7 @@ class SocketDoor:
         self._sock: socket.socket | None = sock
         self._accept = accept
         self._listener: asyncio.Server | None = None
+        self._is_shut = False
         self._address = sock.getsockname()
         self._family = sock.family
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # so that another can be bound beside it
@@ -273,9 +274,12 @@ class SocketDoor:
         sock, self._sock = self._sock, None
         assert sock is not None
         self._listener = await asyncio.get_running_loop().create_server(self._accept, sock=sock, backlog=_BACKLOG)
+        if self._is_shut:  # meanwhile
+            self.shut()
 
     def shut(self) -> None:
         """Refuse connections; shut already, it stays so."""
+        self._is_shut = True
         if self._listener is None:
             return
         self._sock = socket.socket(self._family, socket.SOCK_STREAM)
@@ -294,7 +298,9 @@ class SocketDoor:
 
     def reopen(self) -> None:
         """Accept connections again, at the same address."""
-        self._beginning = asyncio.ensure_future(self.begin())
+        self._is_shut = False
+        if self._sock is not None:
+            self._beginning = asyncio.ensure_future(self.begin())
 
 
 class HttpServer(ABC):

@@ -31,6 +31,9 @@ faults: {faults}
 BATCH = 200
 """Spans of a batch, at most."""
 
+LOAD_MS = 800
+"""How long requests arrive, ms."""
+
 ROOMY = "{max_coalescing_delay: 0.1, max_entries: 10000, max_retry_time: 2, max_retry_delay: 0.1}"
 """A queue that no short fault fills, and that does not give up within one."""
 
@@ -160,7 +163,7 @@ def run(directory, profile, faults, **fields):
         "name": "fault",
         "workers": "1",
         "rate": "100/s",
-        "duration": "800ms",
+        "duration": f"{LOAD_MS}ms",
         "read_timeout": "150",
         "shutdown_timeout": "0",
     }

@@ -88,6 +88,16 @@ def serving(protocol):
             process.reap(child, TIMEOUT_S)
 
 
+def wait_accepting(port):
+    """Wait until connections to a port are accepted."""
+    for _ in range(int(TIMEOUT_S * 100)):
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), TIMEOUT_S).close()
+            return
+        process.wait([], 0.01)
+    raise AssertionError(f"connections to port {port} are refused")
+
+
 def free_port():
     """Return a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as sock:

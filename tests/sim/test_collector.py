@@ -25,8 +25,8 @@ from rich.console import Console
 from sim import process
 from sim.collector import BODY_BYTES_MAX, serve, serve_forever
 from sim.errors import UserError
-from sim.faults import Fault
-from tests.peers import TIMEOUT_S, listening, started
+from sim.faults import Fault, parse_option
+from tests.peers import TIMEOUT_S, listening, started, wait_accepting
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
@@ -336,7 +336,7 @@ def test_foreground_shows_traces_and_totals(signum):
         ]
         os.kill(child.pid, signum)
         assert output.read() == (
-            "requests 2, received 2, received_unique 2, received_duplicates 0, traces 1, "
+            "requests 2, received 2, received_unique 2, received_duplicates 0, unanswered 0, traces 1, "
             "orphans 0, outside_parent 0, unfinished 0, rootless 0, multi_rooted 0\n"
         )
         assert process.reap(child, TIMEOUT_S) == 0
@@ -352,6 +352,32 @@ def test_foreground_shows_what_is_left_at_its_end():
 
     assert "span  1000.000 ms  (orphan)\n" in text
     assert "orphans 1" in text
+
+
+def test_foreground_carries_faults_out_at_their_times():
+    """They are told as they begin and end."""
+    fault = parse_option("{at: 0s, for: 200ms, kind: status, status: 503}", "collector")
+    with _foreground(faults=[fault]) as (child, output, port):
+        assert output.readline() == "fault status begins\n"
+        assert _post(port, ONE_SPAN)[0].status == 503
+        assert output.readline() == "fault status ends\n"
+        assert _post(port, ONE_SPAN)[0].status == 200
+        os.kill(child.pid, signal.SIGTERM)
+        assert "received 1" in output.read()
+        assert process.reap(child, TIMEOUT_S) == 0
+
+
+def test_foreground_may_begin_unreachable():
+    """A fault at the very start is no different."""
+    with _foreground(faults=[parse_option("{at: 0s, for: 200ms, kind: refuse}", "collector")]) as (child, output, port):
+        assert output.readline() == "fault refuse begins\n"
+        with pytest.raises(ConnectionRefusedError):
+            _post(port, ONE_SPAN)
+        assert output.readline() == "fault refuse ends\n"
+        wait_accepting(port)
+        assert _post(port, ONE_SPAN)[0].status == 200
+        os.kill(child.pid, signal.SIGTERM)
+        assert process.reap(child, TIMEOUT_S) == 0
 
 
 def test_foreground_refuses_a_host_that_nobody_knows():

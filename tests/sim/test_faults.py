@@ -4,7 +4,8 @@ from math import inf
 
 import pytest
 
-from sim.faults import KINDS, Fault, timeline
+from sim.errors import UserError
+from sim.faults import KINDS, Fault, parse_option, timeline
 from sim.run import _MASTER_SIGNALS, _WORKER_SIGNALS
 
 NEEDED = {"for": "1s", "latency": "1s", "status": 503, "rejected": 0.5, "limit": "100MiB", "rate": "10/s"}
@@ -62,3 +63,23 @@ def test_timeline_is_in_order_and_ends_come_before_beginnings():
         (3.0, second, True),
         (4.0, second, False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{at: 1s, kind: hnag}", "not 'hnag'; did you mean hang?"),
+        ("{at: 1s, kind: kill}", "not 'kill'; kill is for target worker"),
+        ("{at: 1s}", "fault.kind: missing; add kind"),
+        ("{at: 1, kind: hang}", "fault.at: expected a duration such as 30s or 2ms, not 1; add the unit, one of"),
+        ("hang", "it is 'hang'"),
+        ("{", "not YAML"),
+    ],
+)
+def test_fault_of_an_option_is_checked_like_one_of_a_file(text, message):
+    """In one line that repeats the option."""
+    with pytest.raises(UserError) as caught:
+        parse_option(text, "collector")
+
+    assert str(caught.value).startswith(f"--fault {text}:")
+    assert message in str(caught.value)

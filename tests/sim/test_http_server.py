@@ -10,7 +10,7 @@ import pytest
 from sim import peer, process
 from sim.faults import Fault
 from sim.http_server import HEAD_BYTES_MAX, HttpConnection, HttpServer, response
-from tests.peers import TIMEOUT_S, listening
+from tests.peers import TIMEOUT_S, listening, wait_accepting
 
 DELAY_NS = 5_000_000
 
@@ -294,14 +294,6 @@ def _connect(server):
     return contextlib.closing(socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S))
 
 
-def _connect_until_accepted(server):
-    for _ in range(int(TIMEOUT_S * 100)):
-        with contextlib.suppress(ConnectionRefusedError):
-            return _connect(server)
-        process.wait([server.child.sentinel], 0.01)
-    raise AssertionError("connections are still refused")
-
-
 @pytest.mark.parametrize("kind", ["refuse", "down"])
 def test_unreachable_server_refuses_connections_until_the_fault_ends(server, kind):
     """The port is nobody's meanwhile, and its own again afterwards, more than once."""
@@ -310,7 +302,8 @@ def test_unreachable_server_refuses_connections_until_the_fault_ends(server, kin
         with pytest.raises(ConnectionRefusedError):
             _connect(server)
         _end(server, _fault(kind))
-        with _connect_until_accepted(server) as client:
+        wait_accepting(server.port)
+        with _connect(server) as client:
             client.sendall(b"GET /a HTTP/1.1\r\n\r\n")
             assert _bodies(client, 1) == [b"GET /a"]
 
@@ -346,8 +339,8 @@ def test_two_ways_of_being_unreachable_both_have_to_end(server):
     with pytest.raises(ConnectionRefusedError):
         _connect(server)
     _end(server, _fault("down"))
-    with _connect_until_accepted(server):
-        assert server.report()["faults"] == []
+    wait_accepting(server.port)
+    assert server.report()["faults"] == []
 
 
 def test_hanging_server_accepts_and_answers_when_the_fault_ends(server):
