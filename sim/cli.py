@@ -110,7 +110,14 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     help="Share of traces kept, 0 to 1.  [default: 0.01]",
 )
 @click.option("--plugin", "plugins", multiple=True, metavar="PATH", help="A plugin of your own: a file or a module.")
-def serve(*, file: str | None, plugins: tuple[str, ...], **options: str | None) -> int:
+@click.option(
+    "--stand-in",
+    "stand_ins",
+    multiple=True,
+    metavar="PLUGIN=CONFIG",
+    help="What the synthetic plugin does for another.",
+)
+def serve(*, file: str | None, plugins: tuple[str, ...], stand_ins: tuple[str, ...], **options: str | None) -> int:
     """Run the gateway that KONG_YML describes, in the foreground, with nginx's signals.
 
     Kong's environment variables are read too; KONG_DECLARATIVE_CONFIG may name the file.
@@ -124,7 +131,7 @@ def serve(*, file: str | None, plugins: tuple[str, ...], **options: str | None) 
     path = file or environment.file
     if path is None:
         raise click.UsageError("there is no kong.yml: name it, or set KONG_DECLARATIVE_CONFIG")
-    settings = [*environment.settings, *_overrides(fields, options)]
+    settings = [*environment.settings, *_overrides(fields, options), *map(_stand_in, stand_ins)]
     export = otlp_environment.read(os.environ)
     load = partial(declarative.load, path, settings, export, enabled=environment.plugins, plugin_paths=plugins)
     gateway = load()
@@ -166,7 +173,14 @@ def collector(*, listen: str, faults: tuple[str, ...]) -> None:
 @commands.command()
 @click.argument("file")
 @click.option("--plugin", "plugins", multiple=True, metavar="PATH", help="A plugin of your own: a file or a module.")
-def check(*, file: str, plugins: tuple[str, ...]) -> None:
+@click.option(
+    "--stand-in",
+    "stand_ins",
+    multiple=True,
+    metavar="PLUGIN=CONFIG",
+    help="What the synthetic plugin does for another.",
+)
+def check(*, file: str, plugins: tuple[str, ...], stand_ins: tuple[str, ...]) -> None:
     """Check the scenario or kong.yml in FILE, and start nothing."""
     from sim import declarative, kong_environment, otlp_environment, scenario  # noqa: PLC0415 - the same as above
     from sim.document import Document  # noqa: PLC0415 - the same
@@ -174,15 +188,25 @@ def check(*, file: str, plugins: tuple[str, ...]) -> None:
     if declarative.is_kong_yml(Document.read(file)):
         environment = kong_environment.read(os.environ)
         export = otlp_environment.read(os.environ)
-        gateway = declarative.load(
-            file, environment.settings, export, enabled=environment.plugins, plugin_paths=plugins
-        )
+        settings = [*environment.settings, *map(_stand_in, stand_ins)]
+        gateway = declarative.load(file, settings, export, enabled=environment.plugins, plugin_paths=plugins)
         warnings, kind = (*environment.warnings, *gateway.warnings), "configuration"
     else:
         warnings, kind = scenario.load(file).gateway.warnings, "scenario"
     for warning in warnings:
         click.echo(warning, err=True)
     click.echo(f"{file}: {kind} ok")
+
+
+def _stand_in(text: str) -> "Override":
+    """Read ``PLUGIN=CONFIG``, a configuration of the synthetic plugin in YAML; raises UserError."""
+    from sim.document import Override, override  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+
+    origin = f"--stand-in {text}"
+    name, equals, config = text.partition("=")
+    if not equals:
+        raise UserError("expected PLUGIN=CONFIG", file=origin, cure="write 'rate-limiting={access: {cpu: 100us}}'")
+    return Override(("stand_ins", name.strip()), override("config", config, origin).value, origin)
 
 
 def _overrides(fields: "Mapping[str, str]", options: "Mapping[str, str | None]") -> "list[Override]":

@@ -40,6 +40,8 @@ from sim.config import (
 from sim.document import Document, FieldPath, Model, Override
 from sim.errors import nearest, shown
 from sim.plugins import BUNDLED
+from sim.plugins.stand_in import stand_ins
+from sim.plugins.synthetic import SyntheticConfig
 
 FORMAT_VERSIONS: Final = ("1.1", "2.1", "3.0")
 
@@ -110,6 +112,8 @@ _OTHER_PROTOCOLS: Final = frozenset({"grpc", "grpcs", "tcp", "tls", "tls_passthr
 _LOOKS_LIKE_REGEX: Final = re.compile(r"[$*+?()\[\]{}|^\\]")
 
 
+_STAND_IN: Final = "a stand-in can give it a cost"
+
 _ENDPOINT_CURE: Final = "add traces_endpoint: http://127.0.0.1:4318/v1/traces"
 
 
@@ -137,6 +141,7 @@ class _Settings(Model):
     tracing: Tracing = Tracing()
     nginx: Nginx = Nginx()
     collector: Url | None = None
+    stand_ins: dict[str, SyntheticConfig] = Field(default_factory=dict)
 
 
 def load(
@@ -149,8 +154,8 @@ def load(
 ) -> Gateway:
     """Read a ``kong.yml`` for a gateway of its own; raises UserError.
 
-    ``settings`` are the fields of :class:`Gateway` that are not entities, and ``collector``, the URL for the
-    opentelemetry plugins that name none; without it, and without an endpoint in ``export``, each has to.
+    ``settings`` are the fields of :class:`Gateway` that are not entities; ``collector``, the URL for the opentelemetry
+    plugins that name none: without it, and without an endpoint in ``export``, each has to; and ``stand_ins``.
     ``enabled`` are the plugins that the file may name, as ``KONG_PLUGINS`` lists them.
     ``plugin_paths`` are the files or modules of further plugins.
     """
@@ -160,15 +165,36 @@ def load(
         told.set(setting)
     told_settings = told.validate(_Settings, told.plain())
     collector = told_settings.collector or export.traces_endpoint
-    classes = plugins.load(plugin_paths, BUNDLED)
+    classes = with_stand_ins(plugins.load(plugin_paths, BUNDLED), told_settings.stand_ins, told, ("stand_ins",))
     if enabled is not None:
         enabled = {*enabled, *(name for name in classes if name not in BUNDLED)}
     provided = {"collector"} if collector else ()
     entities = read_entities(Document.read(file), provided=provided, enabled=enabled, classes=classes)
-    values = {name: getattr(told_settings, name) for name in _Settings.model_fields if name != "collector"}
+    require_use(told_settings.stand_ins, entities, told, ("stand_ins",))
+    beside = {"collector", "stand_ins"}
+    values = {name: getattr(told_settings, name) for name in _Settings.model_fields if name not in beside}
     values |= {"plugin_classes": classes, "seed": secrets.randbits(32), "export": export}
     gateway = Gateway.model_validate({**values, **entities._asdict()})
     return gateway.exporting_to(collector) if collector else gateway
+
+
+def with_stand_ins(
+    classes: plugins.Classes, configs: Mapping[str, SyntheticConfig], document: Document, path: FieldPath
+) -> dict[str, plugins.PluginClass]:
+    """Return the plugins with the stand-ins that stand at ``path``; raises UserError when one is not needed."""
+    for name in configs:
+        if name in classes:
+            raise document.error(f"plugin {name} runs itself and needs no stand-in", (*path, name), cure="leave it out")
+    return {**classes, **stand_ins(configs)}
+
+
+def require_use(names: Iterable[str], entities: Entities, document: Document, path: FieldPath) -> None:
+    """Raise UserError when nobody needs a stand-in that stands at ``path``."""
+    used = {plugin.name for plugin in entities.plugins}
+    for name in names:
+        if name not in used:
+            message = f"there is no plugin {name} in the configuration to stand in for"
+            raise document.error(message, (*path, name), cure=nearest(name, used))
 
 
 def is_kong_yml(document: Document) -> bool:
@@ -280,7 +306,7 @@ class _EntityReader:
         active = checks.get("active") if isinstance(checks, dict) else None
         for field in ("https_sni", "https_verify_certificate"):
             if isinstance(active, dict) and active.pop(field, True) is not True:
-                self._warn(f"{field} is not simulated: {_NO_TLS}", (*path, "healthchecks", "active", field))
+                self._warn(f"not simulated: {_NO_TLS}", (*path, "healthchecks", "active", field))
         data["healthchecks"] = checks
         upstream = self.document.validate(Upstream, data, path)
         self._declare("upstream", upstream, path)
@@ -401,7 +427,7 @@ class _EntityReader:
         if name not in _BUNDLED:
             message, cure = f"there is no plugin {shown(name)}", nearest(name, self.classes)
             raise self.document.error(message, (*path, "name"), cure=cure)
-        self._warn(f"plugin {name} is not simulated: requests pass as if it were absent", (*path, "name"))
+        self._warn(f"plugin {name} is not simulated: requests pass as if it were absent; {_STAND_IN}", (*path, "name"))
 
     def _simulated(self, kind: str, data: Any, path: FieldPath) -> dict[str, Any]:
         """Return the fields that are simulated; the others are only labels, or a warning tells what becomes of them."""
@@ -422,7 +448,7 @@ class _EntityReader:
             return True
         harmless, consequence = _LEFT_ASIDE[field]
         if value not in harmless:
-            self._warn(f"{field[1]} is not simulated: {consequence}", path)
+            self._warn(f"not simulated: {consequence}", path)
         return False
 
     def _entries(self, data: dict[str, Any], key: str, path: FieldPath) -> list[tuple[Any, FieldPath]]:

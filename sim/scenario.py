@@ -33,12 +33,13 @@ from sim.config import (
     Workers,
     available_cpus,
 )
-from sim.declarative import Entities, read_entities
+from sim.declarative import Entities, read_entities, require_use, with_stand_ins
 from sim.document import Document, Model, NotEmpty, Override, matching
 from sim.errors import FieldError, UserError, meant, nearest, shown
 from sim.faults import Fault
 from sim.plugin import is_file
 from sim.plugins import BUNDLED
+from sim.plugins.synthetic import SyntheticConfig
 from sim.threshold import Threshold
 from sim.threshold import parse as parse_threshold
 from sim.units import Bytes, PerSecond, Seconds, format_duration
@@ -68,10 +69,14 @@ class Latency(Model):
         return self
 
 
+Hosts = Many[Annotated[str, matching(r"[^\s/:]+", "a host name")]]
+
+
 class Upstream(Model):
-    """A built-in origin server, reached under its name as the host of a service.
+    """A built-in origin server, reached under its name as the host of a service or a target.
 
     Attributes:
+        hosts: other names under which it is reached, such as those in a kong.yml of the real gateway.
         latency: from a request's last byte to its answer.
         status: share of each status among the answers.
         body: bytes of each answer's body.
@@ -83,6 +88,7 @@ class Upstream(Model):
         dict[Annotated[int, Field(ge=200, le=599)], Annotated[float, Field(ge=0, le=1)]], AfterValidator(_probabilities)
     ] = Field(default_factory=lambda: {200: 1.0})
     body: Bytes = 0
+    hosts: Hosts = ()
     sampling_rate: Rate01 | None = None
 
 
@@ -91,9 +97,11 @@ class Collector(Model):
 
     Attributes:
         latency: seconds from an export request's last byte to its answer.
+        hosts: host names under which it is reached, such as that in a kong.yml of the real gateway.
     """
 
     latency: Seconds = 0.0
+    hosts: Hosts = ()
 
 
 HeaderValue = Annotated[str, matching(r"[ -~]*", "a header value of printable ASCII")]
@@ -248,6 +256,7 @@ class _Gateway(Model):
     tracing: _Tracing = _Tracing()
     nginx: Nginx = Nginx()
     plugin_paths: Many[str] = ()
+    stand_ins: dict[str, SyntheticConfig] = Field(default_factory=dict)
 
 
 _PROCESSES: Final = frozenset({"collector", "master", "load"})
@@ -318,8 +327,10 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
     if "seed" not in document.root:
         document.set(Override(("seed",), secrets.randbits(32), "drawn seed"))
     content = document.validate(_File, document.plain())
-    classes = plugins.load(_plugin_paths(document, content), BUNDLED)
+    loaded = plugins.load(_plugin_paths(document, content), BUNDLED)
+    classes = with_stand_ins(loaded, content.gateway.stand_ins, document, _STAND_INS)
     entities = _entities(document, content, classes)
+    require_use(content.gateway.stand_ins, entities, document, _STAND_INS)
     told = ("listen", "status_listen", "workers", "tracing", "nginx")
     settings = {name: getattr(content.gateway, name) for name in told}
     settings |= {"profile": content.profile, "seed": content.seed, "plugin_classes": classes}
@@ -341,6 +352,7 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
 
 
 _CONFIG: Final = ("gateway", "config")
+_STAND_INS: Final = ("gateway", "stand_ins")
 
 
 def _plugin_paths(document: Document, content: _File) -> tuple[str, ...]:
@@ -354,7 +366,7 @@ def _plugin_paths(document: Document, content: _File) -> tuple[str, ...]:
 
 def _entities(document: Document, content: _File, classes: plugins.Classes) -> Entities:
     """Read ``gateway.config``, or the file that it names beside the scenario, which then takes its place."""
-    config, provided = content.gateway.config, {"collector", *content.upstreams}
+    config, provided = content.gateway.config, {"collector", *content.upstreams, *_hosts(document, content)}
     if isinstance(config, dict):
         return read_entities(document, _CONFIG, provided=provided, classes=classes)
     if not isinstance(config, str):
@@ -369,6 +381,18 @@ def _entities(document: Document, content: _File, classes: plugins.Classes) -> E
         raise document.error(f"{path}: {error.message}", _CONFIG, cure=error.cure) from None
     document.root["gateway"]["config"] = kong_yml.root
     return read_entities(kong_yml, provided=provided, classes=classes)
+
+
+def _hosts(document: Document, content: _File) -> set[str]:
+    """Return the other names of upstreams; each, and each of the collector's, leads to one server."""
+    upstreams = {("upstreams", name, "hosts"): upstream.hosts for name, upstream in content.upstreams.items()}
+    seen = set(content.upstreams)
+    for path, hosts in (upstreams | {("collector", "hosts"): content.collector.hosts}).items():
+        for index, host in enumerate(hosts):
+            if host in seen:
+                raise document.error(f"{host} leads elsewhere already", (*path, index), cure="leave it out")
+            seen.add(host)
+    return {host for hosts in upstreams.values() for host in hosts}
 
 
 def _check_load(document: Document, content: _File) -> None:

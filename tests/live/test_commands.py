@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import closing, contextmanager
+from collections import Counter
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from signal import SIGINT, SIGQUIT
 
 import psutil
@@ -55,11 +57,15 @@ def end(running, signum):
 
 
 def get(url, headers):
+    return answer_of("GET", url, headers)[:2]
+
+
+def answer_of(method, url, headers):
     host, _, path = url.removeprefix("http://").partition("/")
     with closing(http.client.HTTPConnection(host, timeout=TIMEOUT_S)) as client:
-        client.request("GET", f"/{path}", headers=headers)
+        client.request(method, f"/{path}", headers=headers)
         answer = client.getresponse()
-        return answer.status, answer.read()
+        return answer.status, answer.read(), answer.headers
 
 
 def test_any_client_gets_the_upstreams_answer_and_the_collector_shows_its_trace(tmp_path):
@@ -140,6 +146,56 @@ def test_gateway_is_configured_by_kongs_environment(tmp_path):
     assert (statuses, code) == ([200, 200], 0)
     assert "[notice]" not in text
     assert "kong.router" not in shown
+
+
+SHOP_HOSTS = ("orders-1.internal:8080", "orders-2.internal:8080", "catalog.internal:8080")
+
+
+def test_configuration_of_a_real_shop_is_served(tmp_path):
+    """Services, routes, an upstream and plugins of every scope, in front of servers of another implementation."""
+    kong_yml = tmp_path / "kong.yml"
+    text = Path("scenarios/shop/kong.yml").read_text(encoding="utf-8")
+    with ExitStack() as stack:
+        ports = [stack.enter_context(echo()) for _ in SHOP_HOSTS]
+        collector = stack.enter_context(recording_collector())
+        for host, port in zip(SHOP_HOSTS, ports, strict=True):
+            text = text.replace(host, f"127.0.0.1:{port}")
+        kong_yml.write_text(text.replace("collector.internal:4318", f"127.0.0.1:{collector.port}"), encoding="utf-8")
+        options = ("--listen", "127.0.0.1:0", "--status-listen", "off", "--workers", "1", "--stand-in", "key-auth={}")
+        options += ("--tracing-instrumentations", "all", "--tracing-sampling-rate", "1")
+        stand_in = "rate-limiting={access: {spans: {count: 1, name: redis}}}"
+        gateway = stack.enter_context(command("serve", str(kong_yml), "--stand-in", stand_in, *options))
+        url = read_until(gateway, r"listening on (http://[^,\s]+)")[1]
+
+        def ask(path, headers=None, method="GET"):
+            status, body, received = answer_of(method, url + path, headers or {})
+            return status, json.loads(body) if body.startswith(b"{") else {}, received
+
+        orders = [ask(f"/orders/{number}") for number in range(6)]
+        assert [(status, told["path"]) for status, told, _ in orders] == [
+            (200, f"/api/orders/{number}") for number in range(6)
+        ]
+        assert Counter(dict(told["headers"])["Host"] for _status, told, _ in orders) == {
+            f"127.0.0.1:{ports[0]}": 4,
+            f"127.0.0.1:{ports[1]}": 2,
+        }
+        assert ask("/orders", method="DELETE")[0] == 404
+
+        status, told, received = ask("/catalog/shoes", {"Host": "m.shop.example.com"})
+        assert (status, told["path"], dict(told["headers"])["Host"]) == (200, "/v2/shoes", "m.shop.example.com")
+        assert ("X-Request-Id" in received, "X-Beta-Request-Id" in received) == (True, False)
+        _status, _told, received = ask("/catalog/shoes", {"Host": "shop.example.com", "X-Channel": "Beta"})
+        assert ("X-Request-Id" in received, "X-Beta-Request-Id" in received) == (False, True)
+
+        assert ask("/legacy")[0] == 404
+        assert ask("/ping")[:2] == (200, {"message": "pong"})
+        status, _told, received = ask("/account?a=b", {"Host": "shop.example.com"})
+        assert (status, received["Location"]) == (301, "https://shop.example.com/account?a=b")
+
+        spans = collector.wait_spans(60)
+        names = {span.name for span in spans}
+        assert {"kong.access.plugin.rate-limiting", "redis", "kong.access.plugin.key-auth", "kong.balancer"} <= names
+        assert end(gateway, SIGQUIT)[1] == 0
 
 
 def test_quickstart_in_short_balances(tmp_path):

@@ -187,7 +187,7 @@ def test_check_accepts_what_can_be_run(kongsim, files):
     assert (code, out) == (0, "short.yaml: scenario ok\n")
     assert err == (
         "short.yaml:8: gateway.config.plugins[1].name: plugin key-auth is not simulated: "
-        "requests pass as if it were absent\n"
+        "requests pass as if it were absent; a stand-in can give it a cost\n"
     )
 
     Path("kong.yml").write_text(KONG_YML.replace("opentelemetry", "jwt"), encoding="utf-8")

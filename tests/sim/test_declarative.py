@@ -3,6 +3,7 @@ import pytest
 from sim.declarative import is_kong_yml, load, read_entities
 from sim.document import Document, Override
 from sim.errors import UserError
+from sim.plugin import configuration
 
 ENDPOINT = "http://127.0.0.1:4318/v1/traces"
 
@@ -98,8 +99,11 @@ def test_what_works_beside_the_request_is_left_aside_with_a_warning(entities):
     read = entities("consumers:\n  - username: me\nplugins:\n  - name: key-auth\ncertificates: []\n")
 
     assert [warning.split("/kong.yml:")[1] for warning in read.warnings] == [
-        "1: consumers: consumers is not simulated: nobody is authenticated",
-        "4: plugins[0].name: plugin key-auth is not simulated: requests pass as if it were absent",
+        "1: consumers: not simulated: nobody is authenticated",
+        (
+            "4: plugins[0].name: plugin key-auth is not simulated: requests pass as if it were absent;"
+            " a stand-in can give it a cost"
+        ),
     ]
     assert read.plugins == ()
 
@@ -176,7 +180,7 @@ def test_upstreams_have_their_targets_nested_or_beside_them(entities):
         ("b.example", 8000, 100),
     ]
     assert pool.healthchecks.passive.unhealthy.http_statuses == (429, 500, 503)
-    assert nested.warnings[0].endswith("https_verify_certificate is not simulated: connections are plain HTTP")
+    assert nested.warnings[0].endswith("https_verify_certificate: not simulated: connections are plain HTTP")
 
 
 def test_https_of_a_service_is_spoken_without_tls(entities):
@@ -351,3 +355,51 @@ def test_a_kong_yml_is_known_by_its_format_version(tmp_path):
 
     assert is_kong_yml(Document.read(str(kong_yml)))
     assert not is_kong_yml(Document.read(str(scenario)))
+
+
+def test_a_stand_in_takes_the_place_of_a_plugin_that_is_not_simulated(tmp_path):
+    """With its name, its scope and its place in the order; what the file tells the real plugin is left alone."""
+    path = tmp_path / "kong.yml"
+    path.write_text(
+        "_format_version: '3.0'\n"
+        "routes: [{name: r, paths: [/], plugins: [{name: rate-limiting, config: {minute: 5}}]}]\n"
+        "plugins: [{name: my-own, config: {a: 1}}]\n",
+        encoding="utf-8",
+    )
+    told = {"rate-limiting": {"access": {"cpu": "1ms"}}, "my-own": {"log": {"spans": {"count": 2}}}}
+
+    gateway = load(str(path), [Override(("stand_ins",), told, "--stand-in")])
+
+    classes = gateway.plugin_classes
+    assert [(plugin.name, plugin.route) for plugin in gateway.plugins] == [("rate-limiting", "r"), ("my-own", None)]
+    assert (classes["rate-limiting"].PRIORITY, classes["my-own"].PRIORITY) == (910, 1000)
+    confs = [configuration(classes[plugin.name], plugin.config) for plugin in gateway.plugins]
+    assert (confs[0].access.cpu, confs[1].log.spans.count) == (0.001, 2)
+    assert gateway.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            {"zipkin": {}},
+            "--stand-in: stand_ins.zipkin: there is no plugin zipkin in the configuration to stand in for",
+        ),
+        (
+            {"correlation-id": {}},
+            "--stand-in: stand_ins.correlation-id: plugin correlation-id runs itself and needs no",
+        ),
+        ({"key-auth": {"acces": {}}}, "--stand-in: stand_ins.key-auth.acces: unknown field; did you mean access?"),
+        (
+            {"key-auth": {"access": {"cpu": 1}}},
+            "--stand-in: stand_ins.key-auth.access.cpu: expected a duration such as",
+        ),
+    ],
+)
+def test_a_stand_in_that_cannot_be_is_refused(tmp_path, told, message):
+    """Nothing is ever ignored."""
+    path = tmp_path / "kong.yml"
+    path.write_text("_format_version: '3.0'\nplugins: [{name: key-auth}]\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load(str(path), [Override(("stand_ins",), told, "--stand-in")])
+    assert str(caught.value).startswith(message)

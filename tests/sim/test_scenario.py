@@ -393,9 +393,9 @@ def test_an_error_of_the_start_is_placed_in_the_file(scenario):
 
 def test_every_scenario_of_the_repository_loads(tmp_path):
     """What is shown to users works, from any folder."""
-    for path in SCENARIOS.glob("*.yaml"):
-        copy = shutil.copy(path, tmp_path)
-        assert load(copy).name == path.stem
+    copy = shutil.copytree(SCENARIOS, tmp_path / "copy")
+    for path in copy.glob("*.yaml"):
+        assert load(str(path)).name == path.stem
 
 
 def test_the_documented_scenario_loads(scenario, tmp_path):
@@ -406,6 +406,23 @@ def test_the_documented_scenario_loads(scenario, tmp_path):
     )
 
     assert scenario(example).name == "checkout"
+
+
+def test_an_upstream_is_reached_under_the_hosts_of_a_real_kong_yml(tmp_path):
+    """Services and targets of the file lead to built-in origins, each host to one."""
+    text = (
+        "name: a\ngateway:\n  config:\n    upstreams: [{name: pool, targets: [{target: 'orders:80'}]}]\n"
+        "    services: [{name: s, host: pool, routes: [{paths: [/]}]}, {name: t, host: catalog.internal}]\n"
+        "upstreams: {one: {hosts: [orders, catalog.internal]}, two: {hosts: [HOST]}}\n"
+        "load: [{executor: constant-arrival-rate, rate: 1/s, duration: 1s}]\n"
+    )
+    path = tmp_path / "a.yaml"
+    path.write_text(text.replace("HOST", "more.internal"), encoding="utf-8")
+    assert load(str(path)).upstreams["one"].hosts == ("orders", "catalog.internal")
+
+    path.write_text(text.replace("HOST", "orders"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"a.yaml:6: upstreams.two.hosts\[0\]: orders leads elsewhere already"):
+        load(str(path))
 
 
 def test_every_word_of_the_vocabulary_is_documented():
