@@ -912,7 +912,11 @@ class Queue:
         bytes_max = self.profile.batch_bytes_max
         if bytes_max is not None:
             self._collected = count = _within(entries, count, bytes_max)
-        batch = [entries.popleft() for _ in range(min(count, len(entries)))]
+        if count >= len(entries):
+            batch = list(entries)
+            entries.clear()
+        else:
+            batch = [entries.popleft() for _ in range(count)]
         self._collected = count - len(batch)
         if self._parameters.max_bytes is not None:
             self.bytes -= sum(map(_size, batch))

@@ -7,7 +7,7 @@ exporter's timers do the rest.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal
 from uuid import NAMESPACE_URL, uuid5
 
@@ -239,12 +239,21 @@ class _Entity:
 
     def enqueue_spans(self, kong: Kong, request: Request) -> None:
         """Enqueue a copy of every sampled span (O17)."""
-        encoded: list[Any] = []
-        trace_id = tracing_context(request.ctx).raw_trace_id
-        kong.tracing.process_span(self._copy, encoded, trace_id, request, kong)
-        if not encoded:
-            return
-        self._render(kong, request)
+        spans: list[Span] = []
+        kong.tracing.process_span(spans.append)
+        sampled = [span for span in spans if span.should_sample is not False]
+        refusals: list[ApiError] = []
+        encoded = self._encoder.encode_spans(sampled, tracing_context(request.ctx).raw_trace_id, refusals)
+        self._counts.unsampled += len(spans) - len(sampled)
+        self._counts.rejected += len(refusals)
+        request.handled += len(spans) - len(encoded)
+        for refusal in refusals:
+            kong.log.err(f"Failed to enqueue span to log server: {refusal}")
+        if encoded:
+            self._render(kong, request)
+            self._enqueue(kong, request, [memoryview(span) for span in encoded] if self._sizeless else encoded)
+
+    def _enqueue(self, kong: Kong, request: Request, encoded: Sequence[object]) -> None:
         queue = self._spans
         before = queue.enqueued + queue.rejected
         try:
@@ -272,20 +281,6 @@ class _Entity:
                 kong.log.notice(f"the log queue is full, {len(records) - position} log records were dropped")
                 return
             queue.enqueue(otlp.encode_log(record), self._logs_binding, self._now(), log_phase=True)
-
-    def _copy(self, span: Span, encoded: list[Any], trace_id: bytes | None, request: Request, kong: Kong) -> None:
-        if span.should_sample is False:
-            request.handled += 1
-            self._counts.unsampled += 1
-            return
-        try:
-            data = self._encoder.encode_span(span, trace_id)
-        except ApiError as error:
-            request.handled += 1
-            self._counts.rejected += 1
-            kong.log.err(f"Failed to enqueue span to log server: {error}")
-            return
-        encoded.append(memoryview(data) if self._sizeless else data)
 
     def _join(
         self, received: PropagationContext, kong: Kong, ctx: dict[str, Any], tracing: TracingContext

@@ -88,8 +88,7 @@ class Kongtrace:
         return spans
 
     def encode(self, spans: list[Any]) -> bytes:
-        encode_span = self.encoder.encode_span
-        return encode_traces([encode_span(span) for span in spans], self.resource)
+        return encode_traces(self.encoder.encode_spans(spans), self.resource)
 
 
 class Sdk:

@@ -1,0 +1,269 @@
+"""What the whole way of a finished span to the collector costs the worker, against opentelemetry-sdk's.
+
+Ours: the opentelemetry plugin's log handler copies the sampled spans of a request and queues them; a timer of the
+worker batches, encodes and posts them over its event loop; the scoreboard is told. All of it is the gateway's own code,
+in a worker made as the master makes it, but for the request itself: spans are made by hand, one request a turn of the
+loop.
+The sdk's: BatchSpanProcessor and its OTLP/HTTP exporter, with the sdk's own defaults (batches of 512, where Kong's have
+200; the larger batch is to the sdk's advantage).
+
+Both make the same spans (a root with 6 attributes and the status code, 7 children with one each) and post to the same
+collector in another process, which must have received every one in the end. The cost of the way is a difference: a
+round makes the same requests with and without export, on both sides in turns, by the CPU time of the process, the
+sdk's thread included, the collector's not. `ratio` is the median of the rounds, `low` and `high` are their quartiles.
+
+The other rows are requests whose queue is full, because a collector takes connections and never answers: each span
+that comes costs one that is there. They are set against the same requests exported, CPU of the whole request, spans
+made and taken back included. Profile `kong` writes a line to the error log for every span that it drops, as Kong does.
+
+Run alone: `python -m tests.bench.bench_export`.
+"""
+
+import asyncio
+import gc
+import socket
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from time import process_time_ns
+from typing import Any
+
+import uvloop
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind
+
+from kongtrace import PHASES, TracerProvider
+from kongtrace.context import KONG_PHASE
+from kongtrace.span import SERVER
+from sim import collector
+from sim.config import Gateway, Plugin, Tracing
+from sim.cycle import WorkerArgs
+from sim.error_log import ErrorLog
+from sim.plugins import BUNDLED
+from sim.request import Request
+from sim.scoreboard import Scoreboard
+from sim.worker import Worker
+from tests import peers
+
+ROUNDS = 15
+REQUESTS = 150  # a round: 1200 spans, which are whole batches of 200, and fit into the sdk's queue of 2048
+CHILDREN = 7
+SPANS = 1 + CHILDREN
+FULL = 1_000  # entries of a full queue
+SDK = "opentelemetry-sdk: BatchSpanProcessor and OTLP/HTTP exporter, the same collector"
+
+ACCESS, LOG = PHASES["access"], PHASES["log"]
+
+
+def root_attributes() -> dict[str, Any]:
+    return {
+        "http.method": "GET",
+        "http.url": "http://example.test/orders/17",
+        "http.host": "example.test",
+        "http.scheme": "http",
+        "http.flavor": "1.1",
+        "net.peer.ip": "192.0.2.7",
+    }
+
+
+class _Worker(Worker):
+    """A worker that tells when all that it has queued is acknowledged."""
+
+    drained: asyncio.Future[None] | None = None
+
+    def _changed(self) -> None:
+        super()._changed()
+        if self.drained is not None and not self._gateway.exporter.queues.counters().in_flight:
+            self._tell()
+
+    def _tell(self) -> None:
+        counters = self._gateway.exporter.queues.counters()
+        if counters.acknowledged == counters.enqueued and not self.drained.done():
+            self.drained.set_result(None)
+
+
+class Ours:
+    """Requests of a worker of this project, with and without export."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, port: int, log: Path, profile: str, **queue: Any) -> None:
+        self.loop = loop
+        endpoint = f"http://127.0.0.1:{port}/v1/traces"
+        gateway = Gateway(
+            profile=profile,
+            tracing=Tracing(instrumentations=("all",), sampling_rate=1.0),
+            plugins=(Plugin(name="opentelemetry", config={"traces_endpoint": endpoint, "queue": queue}),),
+        )
+        record = Scoreboard(1).open(0, 1)
+        args = WorkerArgs(0, 1, gateway, [], record, ready=None, seed=7, error_log=ErrorLog(log))
+        self.worker = _Worker(args, loop, BUNDLED, TracerProvider)
+        inside = self.inside = self.worker._gateway
+        self.provider = inside.provider
+        self.tracer = inside.provider.global_tracer
+        self.kong = inside.runloop._kong
+        [self.handler] = inside.plans.everywhere.log
+
+    def with_export(self) -> None:
+        self.loop.run_until_complete(self.requests(REQUESTS, export=True))
+
+    def without(self) -> None:
+        self.loop.run_until_complete(self.requests(REQUESTS, export=False))
+
+    def keep_full(self) -> None:
+        self.loop.run_until_complete(self.requests(REQUESTS, export=True, drain=False))
+
+    async def requests(self, count: int, *, export: bool, drain: bool = True) -> None:
+        worker = self.worker
+        worker.drained = None
+        ended = self.loop.create_future()
+        left = count
+
+        def turn() -> None:
+            nonlocal left
+            self.request(export=export)
+            left -= 1
+            if left:
+                self.loop.call_soon(turn)
+            else:
+                ended.set_result(None)
+
+        self.loop.call_soon(turn)
+        await ended
+        if export and drain:
+            worker.drained = self.loop.create_future()
+            worker._tell()
+            await worker.drained
+
+    def request(self, *, export: bool) -> None:
+        execution = self.provider.execution
+        request = Request(None, "GET", b"/", [], "1.1", keep_alive=True, started_ns=1)
+        ctx = request.ctx
+        execution.enter(ACCESS, ctx)
+        self.spans()
+        execution.enter(LOG, ctx)
+        ctx[KONG_PHASE] = "log"
+        if export:
+            request.handler = self.handler
+            self.handler.call(self.kong, self.handler.conf)
+        self.provider.end_request(ctx)
+        self.worker._changed()
+
+    def spans(self) -> None:
+        tracer = self.tracer
+        root = tracer.start_span("kong", span_kind=SERVER, attributes=root_attributes())
+        tracer.set_active_span(root)
+        root.set_attribute("http.status_code", 200)
+        for i in range(CHILDREN):
+            span = tracer.start_span("kong.router")
+            tracer.set_active_span(span)
+            span.set_attribute("plugin", i)
+            span.finish()
+        root.finish()
+
+    @property
+    def exported(self) -> int:
+        return self.inside.exporter.queues.counters().acknowledged
+
+    def close(self) -> None:
+        for job in asyncio.all_tasks(self.loop):
+            job.cancel()
+        self.loop.run_until_complete(self.inside.close())
+
+
+class Sdk:
+    """The same of opentelemetry-sdk."""
+
+    def __init__(self, port: int) -> None:
+        resource = Resource({"service.name": "kong"})
+        self.exporting, plain = SdkTracerProvider(resource=resource), SdkTracerProvider(resource=resource)
+        exporter = OTLPSpanExporter(f"http://127.0.0.1:{port}/v1/traces")
+        self.exporting.add_span_processor(BatchSpanProcessor(exporter))
+        self.tracers = {export: made.get_tracer("b") for export, made in ((True, self.exporting), (False, plain))}
+        self.exported = 0
+
+    def with_export(self) -> None:
+        self.requests(self.tracers[True])
+        self.exporting.force_flush()
+        self.exported += REQUESTS * SPANS
+
+    def without(self) -> None:
+        self.requests(self.tracers[False])
+
+    def requests(self, tracer: Any) -> None:
+        for _ in range(REQUESTS):
+            root = tracer.start_span("kong", kind=SpanKind.SERVER, attributes=root_attributes())
+            context = trace.set_span_in_context(root)
+            root.set_attribute("http.status_code", 200)
+            for i in range(CHILDREN):
+                span = tracer.start_span("kong.router", context)
+                span.set_attribute("plugin", i)
+                span.end()
+            root.end()
+
+    def close(self) -> None:
+        self.exporting.shutdown()
+
+
+def ratios() -> list[dict[str, Any]]:
+    """How much cheaper than the sdk's, and what a full queue costs."""
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    with ExitStack() as stack:
+        stack.callback(loop.close)
+        log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "error.log"
+        receiver = stack.enter_context(peers.listening(collector.serve))
+        sides = [Ours(loop, receiver.port, log, "kong", max_batch_size=200), Sdk(receiver.port)]
+        for side in sides:
+            stack.callback(side.close)
+        gc.freeze()  # as a worker does after its fork
+        measured = [[cost(side) for side in sides] for _ in range(ROUNDS + 1)][1:]  # the first warms up
+        report = receiver.report()
+        assert report["received_unique"] == report["received"] == sum(side.exported for side in sides), report
+        ours_us, sdk_us = (statistics.median(costs) / 1000 for costs in zip(*measured, strict=True))
+        print(f"  export: {ours_us:.2f} us a span, the sdk's {sdk_us:.2f}", file=sys.stderr)
+        rows = [row("export a span: copy, queue, encode, send, account", [b / a for a, b in measured], SDK, ">= 12")]
+        return rows + full_queues(stack, loop, receiver.port, log)
+
+
+def full_queues(stack: ExitStack, loop: asyncio.AbstractEventLoop, port: int, log: Path) -> list[dict[str, Any]]:
+    """What the log phase of a request costs when its queue is full, as a multiple of the same with room."""
+    silent = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+    rows = []
+    for profile, goal in (("safe", "<= 1.1"), ("kong", None)):
+        roomy = Ours(loop, port, log, profile, max_batch_size=200)
+        full = Ours(loop, silent, log, profile, max_batch_size=200, max_entries=FULL)
+        stack.callback(roomy.close)
+        stack.callback(full.close)
+        loop.run_until_complete(full.requests(FULL // SPANS + 50, export=True, drain=False))
+        assert full.inside.exporter.queues.counters().dropped_overflow, "the queue is not full"
+        measured = [spent(full.keep_full) / spent(roomy.with_export) for _ in range(ROUNDS + 1)][1:]
+        rows.append(row(f"request of 8 spans, full queue, profile {profile}", measured, "the same, exported", goal))
+    return rows
+
+
+def cost(side: Any) -> float:
+    """What export adds to a span, ns."""
+    return (spent(side.with_export) - spent(side.without)) / (REQUESTS * SPANS)
+
+
+def spent(work: Callable[[], None]) -> int:
+    start = process_time_ns()
+    work()
+    return process_time_ns() - start
+
+
+def row(name: str, measured: list[float], against: str, goal: str | None) -> dict[str, Any]:
+    low, median, high = statistics.quantiles(measured, n=4)
+    figures = {"ratio": round(median, 2), "low": round(low, 2), "high": round(high, 2)}
+    return {"name": name, **figures, "against": against, "goal": goal}
+
+
+if __name__ == "__main__":
+    for figures in ratios():
+        print("{name}: {ratio} ({low} to {high}), goal {goal}, against {against}".format(**figures))
