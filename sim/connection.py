@@ -72,6 +72,7 @@ class ClientConnection(asyncio.Protocol):
         self._waiting.clear()
         if self.request is not None:
             self.runloop.client_gone(self.request)
+        self.runloop.closed()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived."""
@@ -140,13 +141,21 @@ class ClientConnection(asyncio.Protocol):
         self.transport.abort()
 
     @property
+    def idle(self) -> bool:
+        """Whether it has been answered, and has sent nothing since."""
+        return bool(self.sent_bytes) and self.request is None and not self._head_bytes and not self._closing
+
+    @property
     def reading_head(self) -> bool:
         """Whether a part of a request's head has come, and nothing is being answered."""
         return bool(self._head_bytes) and self.request is None
 
     def close_if_idle(self) -> None:
-        """Close when no request is being answered; the worker is leaving (kong-semantics W12)."""
-        if self.request is None:
+        """Close when the client waits for nothing; the worker is leaving (kong-semantics W12).
+
+        One that has not asked yet is about to: its first request shall not meet a closed connection (nginx, `c->idle`).
+        """
+        if self.idle:
             self.close()
 
     def ask_for_body(self) -> None:

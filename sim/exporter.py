@@ -32,6 +32,7 @@ from kongtrace.otlp import encode_traces
 from kongtrace.queue import Action, Job, Outcome, Queue, QueueProfile, Queues, Send, Wait
 from sim import __version__
 from sim.config import Export
+from sim.connection_table import unlimited
 from sim.request import HeaderLines
 from sim.resolver import Resolver
 from sim.runtime import Runtime, Tls
@@ -115,6 +116,7 @@ class Exporter:
         resolver: of the endpoint's host.
         export: what the environment says of every endpoint.
         trusted: file of the authorities whose certificates are taken; None: the system's.
+        admits: whether one more connection may be opened.
         log: takes a level and a message.
         on_change: called when the queues' accounts have changed.
 
@@ -133,6 +135,7 @@ class Exporter:
         trusted: str | None,
         log: Callable[[str, str], None],
         on_change: Callable[[], None],
+        admits: Callable[[], bool] = unlimited,
     ) -> None:
         self._profile = profile
         self._runtime = runtime
@@ -142,7 +145,8 @@ class Exporter:
         self._trusted = export.certificate or trusted
         self._log = log
         self._on_change = on_change
-        self._plain = Pool(runtime)
+        self._admits = admits
+        self._plain = Pool(runtime, admits)
         self._pools = [self._plain]
         self.queues = Queues(profile, log, runtime.random, self._schedule)
         self.log_queues = Queues(profile, log, runtime.random, self._schedule)
@@ -194,9 +198,14 @@ class Exporter:
         )
 
     def _secure(self, host: str) -> Pool:
-        pool = Pool(self._runtime, Tls(ssl.create_default_context(cafile=self._trusted), host))
+        pool = Pool(self._runtime, self._admits, Tls(ssl.create_default_context(cafile=self._trusted), host))
         self._pools.append(pool)
         return pool
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open or about to be."""
+        return sum(pool.size for pool in self._pools)
 
     @property
     def is_closed(self) -> bool:

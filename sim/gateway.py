@@ -7,13 +7,15 @@ the real clock.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import kongtrace
 from kongtrace import PHASES, TracerProvider, tracing
 from kongtrace import queue as kong_queue
-from kongtrace.context import KONG_PHASE
+from kongtrace.context import KONG_PHASE, Execution
 from sim.config import Gateway
 from sim.connection import ClientConnection
+from sim.connection_table import ConnectionTable
 from sim.exporter import Exporter
 from sim.health_check import HealthChecks
 from sim.instrumentation import Instrumentation
@@ -22,7 +24,7 @@ from sim.pdk import Kong
 from sim.plugin import Plans, PluginClass
 from sim.plugins import BUNDLED
 from sim.plugins.opentelemetry import node_id
-from sim.request import Request
+from sim.request import REQUEST, Request
 from sim.resolver import Resolver
 from sim.runloop import Counts, Runloop
 from sim.runtime import Runtime
@@ -37,8 +39,9 @@ class WorkerGateway:
         gateway: the configuration.
         runtime: where time, randomness, connections and delays come from.
         log: takes a level and a message.
+        held: places of the connection table that its host takes: listening sockets, and one for the master.
         on_change: called when a count has changed.
-        on_rest: called once, when it drains and no request and no timer is left.
+        on_rest: called once, when it drains and no connection of a client and no timer is left.
         slot: the worker's place among the others.
         classes: the plugins that there are.
         make_provider: makes the tracer provider, such as a checked one (`kongtrace.checked.tracer_provider`).
@@ -58,6 +61,8 @@ class WorkerGateway:
         runloop: serves the requests.
         plans: which plugins run.
         draining: it was told to leave.
+        table: the places for connections.
+        arriving: connections of clients that its host has accepted and not yet made.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class WorkerGateway:
         runtime: Runtime,
         log: Callable[[str, str], None],
         *,
+        held: int = 0,
         on_change: Callable[[], None],
         on_rest: Callable[[], None],
         slot: int = 0,
@@ -75,17 +81,23 @@ class WorkerGateway:
     ) -> None:
         self.configuration = gateway
         self._log = log
+        self._held = held
+        self.arriving = 0
         self._on_change = on_change
         self._on_rest = on_rest
-        self.draining = False
-        self._leaving = False
+        self.draining = self._leaving = False
+        execution = Execution()
+        self.table = ConnectionTable(
+            gateway.nginx.worker_connections, self._connections_used, self._idle_clients, runtime.now, log
+        )
         self.profile = gateway.profile
         self.runtime = runtime
         self.node_id = node_id(gateway.seed)
         self.provider = make_provider(
             time_ns=runtime.time_ns,
             random_bytes=runtime.random_bytes,
-            log=log,
+            execution=execution,
+            log=partial(_log_of_request, log, execution),
             profile=kongtrace.PROFILES[gateway.profile],
             sampling_rate=gateway.tracing.sampling_rate,
         )
@@ -97,10 +109,11 @@ class WorkerGateway:
             log,
             pending_max=gateway.nginx.lua_max_pending_timers,
             running_max=gateway.nginx.lua_max_running_timers,
-            on_idle=self._rest,
+            admits=self.table.admits,
+            on_idle=self.rest,
             on_end=self._end_timer,
         )
-        self.pool = Pool(runtime)
+        self.pool = Pool(runtime, self.table.admits)
         resolver = Resolver(runtime, gateway.hosts)
         instrumentation = Instrumentation(self.provider, gateway.tracing)
         self.exporter = Exporter(
@@ -112,6 +125,7 @@ class WorkerGateway:
             gateway.nginx.lua_ssl_trusted_certificate,
             log,
             on_change,
+            self.table.admits,
         )
         self.counts = Counts()
         self.kong = Kong(
@@ -142,7 +156,7 @@ class WorkerGateway:
             resolver,
             self.counts,
             on_change,
-            self._rest,
+            self.rest,
             on_logged,
         )
         for balancer in self.runloop.balancers.values():
@@ -167,16 +181,27 @@ class WorkerGateway:
         if timeout_s:
             self.runtime.call_later(timeout_s, self._cut_off)
         self._on_change()
-        self._rest()
+        self.rest()
 
     def terminate(self) -> None:
         """Leave at once: what requests and queues hold is booked as lost (W2, E5)."""
+        self._leaving = True
+        self._log("notice", "exiting")
         self.counts.lost_in_request += self.provider.spans.balance().live
         self.exporter.queues.abandon()
         self.exporter.log_queues.abandon()
 
     async def close(self) -> None:
-        """Give every connection back; requests under way end without a log phase."""
+        """Run what comes last, `exit_worker`, and give every connection back.
+
+        Requests under way end without a log phase. After a graceful exit there are none; what is open all the same was
+        left behind by somebody, and is an alert (W12).
+        """
+        self.provider.execution.enter(PHASES["exit_worker"], {})
+        if self.draining:
+            for number, left in enumerate(self.pool.left_open()):
+                socket = left.transport.get_extra_info("socket")
+                self._log("alert", f"open socket #{socket.fileno() if socket else '?'} left in connection {number}")
         for connection in tuple(self.runloop.connections):
             connection.request = None
             connection.transport.abort()
@@ -186,12 +211,14 @@ class WorkerGateway:
             turn = asyncio.get_running_loop().create_future()
             self.runtime.call_soon(turn.set_result, None)
             await turn
+        self._log("notice", "exit")
 
     def _cut_off(self) -> None:
         for connection in tuple(self.runloop.connections):
             connection.transport.abort()
 
-    def _rest(self) -> None:
+    def rest(self) -> None:
+        """Look whether it has come to rest; called whenever something has ended."""
         if self._is_at_rest() and not self._leaving:
             self._leaving = True
             # What this turn still brings, such as a timer without delay, is waited for too.
@@ -205,7 +232,22 @@ class WorkerGateway:
             self._on_rest()
 
     def _is_at_rest(self) -> bool:
-        return self.draining and not (self.counts.active or self.timers.running or self.timers.pending)
+        waiting = self.arriving or self.runloop.connections or self.timers.running or self.timers.pending
+        return self.draining and not waiting
+
+    def _connections_used(self) -> int:
+        own = self.pool.size + self.exporter.connections + self.timers.running
+        return self._held + self.arriving + len(self.runloop.connections) + own
+
+    def _idle_clients(self) -> list[ClientConnection]:
+        return [connection for connection in self.runloop.connections if connection.idle]
 
     def _end_timer(self, ctx: dict[str, object]) -> None:
         self.runloop.end_timer(ctx)
+
+
+def _log_of_request(log: Callable[[str, str], None], execution: Execution, level: str, message: str) -> None:
+    """Log; a line that is written while a request is handled names that, as nginx's do."""
+    ctx = execution.ctx
+    request = ctx.get(REQUEST) if ctx else None
+    log(level, f"{message}{request.named}" if request is not None else message)

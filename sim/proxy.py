@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from kongtrace import PHASES
 from sim.phases import LightThread
 from sim.request import HOP_BY_HOP, HeaderLines, Request, Try, without
-from sim.upstream import ConnectTimeoutError, UpstreamConnection
+from sim.upstream import ConnectTimeoutError, NoConnectionLeftError, UpstreamConnection
 
 if TYPE_CHECKING:
     from sim.runloop import Runloop
@@ -124,6 +124,9 @@ class ProxiedExchange:
                     runloop.pool.keep(made[0])
             elif error is None:
                 self._send(made[0])
+            elif isinstance(error, NoConnectionLeftError):
+                self._try.state, self._try.code = "failed", 500
+                runloop.respond(request, 500)
             else:
                 self._failed(f"connect() failed: {error}", timeout=isinstance(error, ConnectTimeoutError), sent=False)
 
@@ -273,6 +276,7 @@ class ProxiedExchange:
         if request.done:
             return
         if request.header_sent:
+            self._runloop.execution.enter(BALANCER, request.ctx)
             self._runloop.log_line("error", f"{reason} while reading upstream")
             request.connection.abort()
             self._runloop.end(request)
@@ -297,8 +301,9 @@ class ProxiedExchange:
         request, runloop = self._request, self._runloop
         attempt = self._try
         attempt.code = 504 if timeout else 502
+        runloop.execution.enter(BALANCER, request.ctx)
         attempt.state = "failed"
-        runloop.log_line("error", f"{reason}, upstream: {attempt.address}:{attempt.port}")
+        runloop.log_line("error", reason)
         if len(request.tries) <= self._service.retries and self._may_repeat(sent=sent):
             if runloop.choose_again(request, timeout=timeout):
                 self._address = request.address

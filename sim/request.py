@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kongtrace import ApiError
 from kongtrace.propagation import Headers
+from sim.access_log import escaped
 
 if TYPE_CHECKING:
     from sim.balancer import Choice
@@ -55,6 +56,10 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 """Headers that concern one connection and are not passed on (RFC 9110 7.6.1)."""
+
+
+def _shown(value: bytes) -> str:
+    return escaped(value).decode("ascii")
 
 
 @dataclass(slots=True)
@@ -255,6 +260,17 @@ class Request:
     def request_line(self) -> bytes:
         """The first line, as the client has sent it (nginx, `$request`)."""
         return b"%b %b HTTP/%b" % (self.method.encode(), self.target, self.version.encode())
+
+    @property
+    def named(self) -> str:
+        """What a line of the error log says of the request that caused it, in nginx's words and order."""
+        target = ""
+        if self.tries:
+            address, port = self.tries[-1].address, self.tries[-1].port
+            host = f"[{address}]" if ":" in address else address
+            target = f', upstream: "http://{host}:{port}{_shown(self.target)}"'
+        asked = f'client: {self.connection.peer or "unix:"}, server: kong, request: "{_shown(self.request_line)}"'
+        return f', {asked}{target}, host: "{_shown(self.authority)}"'
 
     @property
     def body_bytes_sent(self) -> int:

@@ -123,7 +123,7 @@ class Runloop:
         resolver: of the services' hosts.
         counts: what it counts.
         on_change: called when a count has changed.
-        on_idle: called when no request is being served any more.
+        on_idle: called when no request is being served any more, and while draining when a connection was closed.
         on_logged: called with each request after its log phase; None for nobody.
 
     Attributes:
@@ -189,6 +189,12 @@ class Runloop:
         """A connection was accepted."""
         self.counts.connections += 1
         self._on_change()
+
+    def closed(self) -> None:
+        """A connection was closed."""
+        self._on_change()
+        if self.draining:
+            self._on_idle()
 
     def begin(self, request: Request, body: list[bytes]) -> None:
         """Serve a request whose header section is complete; `body` is what has come of its body."""

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from kongtrace import PHASES, ApiError, Execution
+from sim.connection_table import unlimited
 from sim.phases import LightThread
 from sim.runtime import Cancelable, Runtime
 
@@ -58,6 +59,7 @@ class Timers:
         log: takes a level and a message.
         pending_max: `lua_max_pending_timers` (N4).
         running_max: `lua_max_running_timers` (N4).
+        admits: whether the worker has a connection left, of which a running timer takes one (N5); without, it is lost.
         on_idle: called whenever no timer is pending or running any more.
         on_end: called with the context of a callback that has ended.
 
@@ -76,12 +78,14 @@ class Timers:
         running_max: int,
         on_idle: Callable[[], None],
         on_end: Callable[[dict[str, Any]], None],
+        admits: Callable[[], bool] = unlimited,
     ) -> None:
         self._runtime = runtime
         self._execution = execution
         self._log = log
         self._pending_max = pending_max
         self._running_max = running_max
+        self._admits = admits
         self._on_idle = on_idle
         self._on_end = on_end
         self._pending: dict[_Timer, None] = {}
@@ -159,6 +163,9 @@ class Timers:
             where = f"{code.co_filename}:{code.co_firstlineno}" if code is not None else repr(callback)
             limit = f"{self._running_max} lua_max_running_timers are not enough"
             self._log("alert", f"lua failed to run timer with function defined at {where}: {limit}")
+            self._rest()
+            return
+        if not self._admits():
             self._rest()
             return
         self.running += 1

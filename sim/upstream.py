@@ -10,10 +10,12 @@ it so (`reused` and no `answered`), and it may try again (RFC 9112 9.3.1).
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import httptools
 
+from sim.connection_table import unlimited
 from sim.request import HeaderLines
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ SWEEP_S: Final = 0.05
 
 class ConnectTimeoutError(OSError):
     """No connection within the time given."""
+
+
+class NoConnectionLeftError(OSError):
+    """`worker_connections` are in use (`sim.connection_table`)."""
 
 
 class Exchange(Protocol):
@@ -234,14 +240,17 @@ class Pool:
 
     Args:
         runtime: opens connections and tells the time.
+        admits: whether one more connection may be opened.
         tls: how each is secured; None: plain.
 
     Attributes:
         open: every connection that has not been closed.
     """
 
-    def __init__(self, runtime: "Runtime", tls: "Tls | None" = None) -> None:
+    def __init__(self, runtime: "Runtime", admits: Callable[[], bool] = unlimited, tls: "Tls | None" = None) -> None:
         self._runtime = runtime
+        self._admits = admits
+        self._connecting = 0
         self._tls = tls
         self._idle: defaultdict[tuple[str, int], list[UpstreamConnection]] = defaultdict(list)
         self._watched: dict[UpstreamConnection, None] = {}
@@ -262,14 +271,25 @@ class Pool:
         """Open a connection to a target.
 
         Raises:
-            OSError: it cannot be had; ConnectTimeoutError when it took too long.
+            OSError: it cannot be had; ConnectTimeoutError when it took too long, NoConnectionLeftError when the worker
+                has as many as it may.
         """
+        if not self._admits():
+            raise NoConnectionLeftError("worker_connections are not enough")
+        self._connecting += 1
         try:
             async with asyncio.timeout(timeout_s):
                 made = await self._runtime.connect(*address, lambda: UpstreamConnection(self, address), self._tls)
         except TimeoutError:
             raise ConnectTimeoutError(f"no connection within {timeout_s:g} s") from None
+        finally:
+            self._connecting -= 1
         return cast("UpstreamConnection", made)
+
+    @property
+    def size(self) -> int:
+        """Connections that are open or about to be."""
+        return len(self.open) + self._connecting
 
     def keep(self, connection: UpstreamConnection) -> None:
         """Take a connection back whose exchange has ended well."""
@@ -284,6 +304,11 @@ class Pool:
         idle = self._idle.get(connection.address)
         if idle and connection in idle:
             idle.remove(connection)
+
+    def left_open(self) -> list[UpstreamConnection]:
+        """Return the connections that somebody has taken and not given back."""
+        idle = {connection for kept in self._idle.values() for connection in kept}
+        return [connection for connection in self.open if connection not in idle]
 
     def close(self) -> None:
         """Close every connection at once; exchanges under way are given up, and nobody is told."""

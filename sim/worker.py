@@ -97,6 +97,7 @@ class Worker:
             gateway,
             LiveRuntime(loop, args.seed),
             args.error_log,
+            held=len(args.listeners) + 1,
             on_change=self._changed,
             on_rest=self._stop,
             slot=args.slot,
@@ -131,20 +132,27 @@ class Worker:
         await self._gateway.close()
 
     def _accept(self, listener: socket.socket) -> None:
-        if len(self._gateway.runloop.connections) >= self._args.gateway.nginx.worker_connections:
-            self._args.error_log(
-                "alert", f"{self._args.gateway.nginx.worker_connections} worker_connections are not enough"
-            )
-            return
         try:
             client, _address = listener.accept()
         except OSError:
             # Another worker was faster, or the client has gone.
             return
+        if not self._gateway.table.admits():
+            client.close()
+            self._row[_REFUSED] += 1
+            self._counts.connections += 1
+            self._changed()
+            return
         client.setblocking(False)
         task = self._loop.create_task(self._loop.connect_accepted_socket(self._gateway.connection, client))
         self._accepting.add(task)
-        task.add_done_callback(self._accepting.discard)
+        self._gateway.arriving += 1
+        task.add_done_callback(self._accepted)
+
+    def _accepted(self, task: "asyncio.Task[Any]") -> None:
+        self._accepting.discard(task)
+        self._gateway.arriving -= 1
+        self._gateway.rest()
 
     # Leaving.
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
-from signal import SIGQUIT
+from signal import SIGHUP, SIGQUIT
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -29,11 +29,13 @@ TIMEOUT_S = 30.0
 class LiveGateway:
     """A master in a process of its own, with its scoreboard in view."""
 
-    def __init__(self, gateway, directory, worker_main):
+    def __init__(self, gateway, directory, worker_main, reread=None):
         self.scoreboard = Scoreboard(gateway.workers)
         self.log = directory / "error.log"
         self._control, theirs = process.pipe()
-        master = Master(gateway, self.scoreboard, error_log=ErrorLog(self.log), worker_main=worker_main)
+        error_log = ErrorLog(self.log, gateway.log_level)
+        master = Master(gateway, self.scoreboard, error_log=error_log, reread=reread, worker_main=worker_main)
+        self.status_ports = [listener.getsockname()[1] for listener in master.status_listeners]
         self.port = master.listeners[0].getsockname()[1]
         self.process = process.start(
             lambda: sys.exit(master.cycle(lambda: theirs.send("announced"))), name="master", closing=[self._control]
@@ -44,6 +46,21 @@ class LiveGateway:
     def wait_announced(self):
         """Wait until it serves."""
         assert self._control.poll(TIMEOUT_S)
+        assert self._control.recv() == "announced"
+
+    def reload(self):
+        """Have a new generation, and wait until it serves."""
+        os.kill(self.process.pid, SIGHUP)
+        self.wait_announced()
+
+    def wait_logged(self, text):
+        """Wait for a line of the error log that holds a text; return the line."""
+        for _ in range(int(TIMEOUT_S * 100)):
+            for line in self.log.read_text().splitlines():
+                if text in line:
+                    return line
+            process.wait([self.process.sentinel], 0.01)
+        raise AssertionError(f"{text!r} is not in the log: {self.log.read_text()}")
 
     def connect(self):
         """Open a connection to it."""
@@ -100,9 +117,10 @@ class LiveGateway:
 
 
 @contextmanager
-def live(directory, gateway, classes=None, **options):
+def live(directory, gateway, classes=None, reread=None, **options):
     """Run a gateway; `classes` are plugins beside the bundled ones, `options` those of a worker's main."""
-    running = LiveGateway(gateway, directory, partial(worker.main, classes={**BUNDLED, **(classes or {})}, **options))
+    worker_main = partial(worker.main, classes={**BUNDLED, **(classes or {})}, **options)
+    running = LiveGateway(gateway, directory, worker_main, reread)
     try:
         running.wait_announced()
         running.wait_until(lambda reading: all(worker.pid for worker in reading.alive))

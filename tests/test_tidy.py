@@ -137,7 +137,7 @@ LAYERS = {
         "instrumentation | pdk ngx | plugin | proxy | router balancer | connection",
         "timers | upstream http_client",
         "phases | request | resolver | config | faults",
-        "runtime | scoreboard | document | threshold | access_log",
+        "runtime | scoreboard | document | threshold | access_log | connection_table",
         "units | ledger | error_log | process | timerfd",
         "errors",
     ),
