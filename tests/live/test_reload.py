@@ -198,8 +198,9 @@ def test_worker_tells_of_its_end_in_the_words_of_nginx(tmp_path):
 def test_generations_that_died_are_in_the_books_too(tmp_path):
     """Workers killed in the middle of reloads lose what they held, and nothing else."""  # W10, W11
     with traced_gateway(tmp_path, workers=2) as (gateway, _collector):
-        for _ in range(3):
+        for count in (1, 2, 3):
             assert gateway.request().status == 200
+            gateway.wait_until(lambda reading, count=count: reading.sum("requests") == count)
             victim = gateway.wait_until(lambda reading: all(w.pid for w in reading.alive)).alive[-1]
             os.kill(victim.pid, SIGKILL)
             gateway.wait_logged(f"worker process {victim.pid} exited")
