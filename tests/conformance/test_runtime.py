@@ -69,7 +69,7 @@ def test_timer_of_an_hour_ends_prematurely_when_the_worker_leaves(arm):
     called, answers, lines = arm.run(play)
     assert called == [("hour", True), ("now", False)]
     assert answers == ((None, "process exiting"), (True, None))
-    assert lines == ["gracefully shutting down", "exiting"]
+    assert lines == ["gracefully shutting down", "exiting", "exit"]
 
 
 def test_timers_of_one_time_run_in_the_order_of_their_making(arm):
@@ -312,6 +312,8 @@ def test_leaving_worker_answers_what_it_has_begun(arm):
             stage.gateway(upstream) as gateway,
         ):
             idle, busy = await stage.connect(gateway.port), await stage.connect(gateway.port)
+            idle.send()
+            assert await idle.answer() == 200
             busy.send()
             await stage.until(lambda: gateway.core.counts.active and gateway.core.counts.connections == 2)
             gateway.core.quit()
