@@ -1,0 +1,821 @@
+"""Plugins on real sockets: phases and what they permit, the PDK, early exit, errors, timers, instrumentations."""
+
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from sim.config import Plugin
+from tests.gateway import TIMEOUT_S, attributes, echo, gateway_to, live, traced_gateway
+
+
+class Base:
+    """What every plugin of these tests has."""
+
+    PRIORITY = 100
+    VERSION = "1"
+
+
+@contextmanager
+def served(directory, *classes, tracing=None, configs=(), **options):
+    """Run a gateway to an echo with plugins of these classes, each configured once."""
+    named = {cls.__name__.lower(): cls for cls in classes}
+    plugins = tuple(Plugin(name=name, config=dict(configs).get(name, {})) for name in named)
+    with echo() as upstream, live(directory, gateway_to(upstream, plugins=plugins, **options), named) as gateway:
+        yield gateway
+
+
+def told(answer):
+    """What the echo was asked."""
+    assert answer.status == 200, answer.content
+    asked = json.loads(answer.content)
+    return asked | {"headers": {name.lower(): value for name, value in asked["headers"]}}
+
+
+# What a phase permits.
+
+
+class Forbidden(Base):
+    """Tries in each phase that must not wait what nginx forbids there."""
+
+    def attempt(self, kong):
+        """Log what each attempt says."""
+        for attempt in (
+            lambda: kong.ngx.sleep(0),
+            kong.ngx.socket.tcp,
+            kong.ngx.http.new,
+            lambda: kong.db.query("SELECT 1"),
+        ):
+            try:
+                attempt()
+            except Exception as error:  # noqa: BLE001 - it is what is looked for
+                kong.log.err(error)
+            else:
+                kong.log.err("nothing happened")
+        assert kong.timer.at(0, lambda _premature: None) == (True, None)
+
+    def header_filter(self, kong, _conf):
+        """Try."""
+        self.attempt(kong)
+
+    def body_filter(self, kong, _conf):
+        """Try, once."""
+        if kong.ngx.arg[2]:
+            self.attempt(kong)
+
+    def log(self, kong, _conf):
+        """Try."""
+        self.attempt(kong)
+
+
+def test_phase_that_must_not_wait_refuses_sockets_and_sleep_in_nginxs_words(tmp_path):
+    """The call itself fails, not the awaiting of it; timers can be made."""  # R1, R2
+    with served(tmp_path, Forbidden) as gateway:
+        assert gateway.request().status == 200
+        gateway.wait_requests(1)
+        log = gateway.log.read_text()
+
+    for phase in ("header_filter", "body_filter", "log"):
+        assert log.count(f"API disabled in the context of {phase}_by_lua*") == 4
+    assert "nothing happened" not in log
+
+
+class Misplaced(Base):
+    """Calls functions of the PDK where Kong does not permit them."""
+
+    def init_worker(self, kong):
+        """Ask for a request where there is none."""
+        self.tell(kong, kong.request.get_method)
+
+    def access(self, kong, _conf):
+        """Ask for what is not there yet, and let a timer ask."""
+        self.tell(kong, kong.response.get_status)
+        self.tell(kong, lambda: kong.response.set_raw_body(b""))
+        kong.timer.at(0, lambda _premature: self.tell(kong, kong.request.get_method))
+
+    def log(self, kong, _conf):
+        """Ask for what has gone."""
+        self.tell(kong, lambda: kong.response.exit(200))
+        self.tell(kong, lambda: kong.service.request.set_header("a", "b"))
+
+    @staticmethod
+    def tell(kong, function):
+        """Log what it says."""
+        try:
+            function()
+        except Exception as error:  # noqa: BLE001 - it is what is looked for
+            kong.log.err(error)
+
+
+def test_function_of_the_pdk_is_refused_where_kong_does_not_permit_it(tmp_path):
+    """The message names the phase and the permitted ones."""  # R9
+    after = "response, header_filter, body_filter, log, error, admin_api"
+    everywhere = f"rewrite, access, {after}"
+    with served(tmp_path, Misplaced) as gateway:
+        assert gateway.request().status == 200
+        gateway.wait_requests(1)
+        gateway.stop()
+        log = gateway.log.read_text()
+
+    for message in (
+        f"function cannot be called in init_worker phase (only in: {everywhere})",
+        f"function cannot be called in access phase (only in: {after})",
+        "function cannot be called in access phase (only in: body_filter)",
+        f"no phase in ngx.ctx.KONG_PHASE, (need one of {everywhere})",
+        "function cannot be called in log phase (only in: rewrite, access, response, header_filter, error, admin_api)",
+        "function cannot be called in log phase (only in: rewrite, access, balancer)",
+    ):
+        assert message in log
+
+
+class Slow(Base):
+    """Waits, and looks whether its tables and its request are still its own."""
+
+    async def access(self, kong, _conf):
+        """Remember, wait, compare."""
+        path = kong.request.get_path()
+        kong.ctx.plugin["path"] = kong.ctx.shared["path"] = kong.ngx.ctx["path"] = path
+        for _ in range(5):
+            await kong.ngx.sleep(0.002)
+            seen = kong.ctx.plugin["path"], kong.ctx.shared["path"], kong.ngx.ctx["path"], kong.request.get_path()
+            assert seen == (path,) * 4
+            assert kong.ngx.get_phase() == "access"
+        kong.service.request.set_header("X-Path", path)
+
+    def header_filter(self, kong, _conf):
+        """Tell the client."""
+        kong.response.set_header("X-Plugin", kong.ctx.plugin["path"])
+
+
+class Slower(Slow):
+    """The same, with tables of its own, before the other."""
+
+    PRIORITY = 200
+
+    def header_filter(self, kong, _conf):
+        """Leave it to the other."""
+        assert kong.ctx.plugin["path"] == kong.request.get_path()
+        assert kong.plugin.get_id() != ""
+
+
+def test_what_belongs_to_a_request_stays_with_it_across_awaits(tmp_path):
+    """Twenty requests at once on one worker: tables, request and phase are each one's own throughout."""  # R3, R4
+    with served(tmp_path, Slow, Slower) as gateway, ThreadPoolExecutor(20) as clients:
+        answers = list(clients.map(lambda number: gateway.request("GET", f"/{number}"), range(60)))
+
+    for number, answer in enumerate(answers):
+        assert told(answer)["headers"]["x-path"] == answer.headers["X-Plugin"] == f"/{number}"
+
+
+class Clock(Base):
+    """Reads the cached clock around work and waits."""
+
+    async def access(self, kong, _conf):
+        """Tell how far it moved."""
+        ngx = kong.ngx
+        first = ngx.now()
+        ngx.spend_cpu(0.02)
+        busy = ngx.now() - first
+        ngx.update_time()
+        updated = ngx.now() - first
+        before = ngx.now()
+        await ngx.sleep(0.02)
+        kong.response.exit(200, {"busy": busy, "updated": updated, "slept": ngx.now() - before, "now": first})
+
+
+def test_cached_time_moves_with_the_event_loop_or_on_demand(tmp_path):
+    """It stands still while a handler computes, `update_time` moves it, and so does waiting; it is whole ms."""  # R8
+    with served(tmp_path, Clock) as gateway:
+        moved = json.loads(gateway.request().content)
+
+    assert moved["busy"] == 0
+    assert moved["updated"] >= 0.019
+    assert moved["slept"] >= 0.019
+    assert moved["now"] == round(moved["now"], 3)
+
+
+# Early exit and errors.
+
+
+class First(Base):
+    """Answers early."""
+
+    PRIORITY = 200
+
+    def access(self, kong, conf):
+        """Answer, whatever is caught on the way."""
+        kong.response.set_header("X-Early", "yes")
+        try:
+            kong.response.exit(418, conf.get("body"), {"X-Exit": "1"})
+        except Exception:  # noqa: BLE001 - an answer is no error
+            kong.log.err("caught")
+
+    def header_filter(self, kong, _conf):
+        """Say where the answer came from."""
+        kong.response.set_header("X-Source", kong.response.get_source())
+
+
+class Second(Base):
+    """Comes after the first."""
+
+    def access(self, kong, _conf):
+        """Leave a mark."""
+        kong.log.err("second access")
+
+    def header_filter(self, kong, _conf):
+        """Leave a mark."""
+        kong.response.set_header("X-Second", str(kong.response.get_status()))
+
+    def log(self, kong, _conf):
+        """Leave a mark."""
+        kong.log.err("second log")
+
+
+@pytest.mark.parametrize(
+    ("body", "content", "content_type"),
+    [
+        ({"message": "tea"}, b'{"message":"tea"}', "application/json; charset=utf-8"),
+        ("tea", b"tea", None),
+        (None, b"", None),
+    ],
+)
+def test_early_exit_ends_access_and_not_the_request(tmp_path, body, content, content_type):
+    """Access handlers below are skipped; header_filter and log run for every plugin."""  # R7
+    with served(tmp_path, First, Second, configs={"first": {"body": body}}.items()) as gateway:
+        answer = gateway.request()
+        gateway.wait_requests(1)
+        log = gateway.log.read_text()
+
+    assert (answer.status, answer.content) == (418, content)
+    assert (answer.headers["Content-Type"], answer.headers["Content-Length"]) == (content_type, str(len(content)))
+    assert (answer.headers["X-Early"], answer.headers["X-Exit"]) == ("yes", "1")
+    assert (answer.headers["X-Second"], answer.headers["X-Source"]) == ("418", "exit")
+    assert "second log" in log
+    assert "second access" not in log
+    assert "caught" not in log
+
+
+class Refuses(Base):
+    """Answers with an error in the form that the client takes."""
+
+    async def rewrite(self, kong, _conf):
+        """Refuse."""
+        await kong.ngx.sleep(0)
+        kong.response.error(403, "not you")
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type", "begins"),
+    [
+        ("*/*", "application/json; charset=utf-8", b'{\n  "message":"not you"'),
+        ("text/html", "text/html; charset=utf-8", b"<!doctype html>"),
+        ("application/xml;q=0.9, text/plain;q=0.1", "application/xml; charset=utf-8", b"<?xml"),
+        ("text/plain", "text/plain; charset=utf-8", b"not you\n"),
+    ],
+)
+def test_error_is_told_in_the_form_that_the_client_accepts(tmp_path, accept, content_type, begins):
+    """JSON, HTML, XML or plain text, as the Accept header ranks them; JSON where it names none."""
+    with served(tmp_path, Refuses) as gateway:
+        answer = gateway.request(headers={"Accept": accept})
+
+    assert (answer.status, answer.headers["Content-Type"]) == (403, content_type)
+    assert answer.content.startswith(begins)
+
+
+class Replaces(Base):
+    """Puts another answer in the place of the service's when its head has come."""
+
+    def header_filter(self, kong, _conf):
+        """Answer."""
+        kong.response.exit(299, b"instead", {"X-Instead": "1"})
+
+
+def test_answer_of_a_header_filter_takes_the_place_of_the_services(tmp_path):
+    """Status, headers and body are the plugin's, though the service's body was on its way."""
+    with served(tmp_path, Replaces) as gateway:
+        answer = gateway.request()
+
+    assert (answer.status, answer.content, answer.headers["X-Instead"]) == (299, b"instead", "1")
+
+
+class Fails(Base):
+    """Raises in the phase that it is configured with; in log it tells that log runs."""
+
+    PRIORITY = 50
+
+    async def access(self, _kong, conf):
+        """Raise when told so."""
+        if conf["phase"] == "access":
+            raise RuntimeError("boom")
+
+    def header_filter(self, _kong, conf):
+        """Raise when told so."""
+        if conf["phase"] == "header_filter":
+            raise RuntimeError("boom")
+
+    def body_filter(self, _kong, conf):
+        """Raise when told so."""
+        if conf["phase"] == "body_filter":
+            raise RuntimeError("boom")
+
+    def log(self, kong, conf):
+        """Raise when told so."""
+        kong.log.err(f"log runs, status {kong.response.get_status()}")
+        if conf["phase"] == "log":
+            raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize(
+    ("phase", "line", "answer", "status"),
+    [
+        (
+            "access",
+            "lua entry thread aborted: runtime error: access_by_lua({}): RuntimeError: boom",
+            b"HTTP/1.1 500",
+            500,
+        ),
+        (
+            "header_filter",
+            "failed to run header_filter_by_lua*: header_filter_by_lua({}): RuntimeError: boom",
+            b"",
+            200,
+        ),
+        ("body_filter", "failed to run body_filter_by_lua*: body_filter_by_lua({}): RuntimeError: boom", b"", 200),
+        ("log", "failed to run log_by_lua*: log_by_lua({}): RuntimeError: boom", b"HTTP/1.1 200", 200),
+    ],
+)
+def test_error_of_a_handler_stands_in_the_log_as_nginx_writes_it(tmp_path, phase, line, answer, status):
+    """Phase, place, error and request; the log phase runs with the status as it was."""  # R6
+    with served(tmp_path, Fails, configs={"fails": {"phase": phase}}.items()) as gateway:
+        received = gateway.exchange(b"GET /x HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
+        gateway.wait_requests(1)
+        log = gateway.log.read_text()
+
+    method = getattr(Fails, phase)
+    place = f"{__file__}:{method.__code__.co_firstlineno + (4 if phase == 'log' else 3)}"
+    request = ', client: 127.0.0.1, server: kong, request: "GET /x HTTP/1.1", host: "g"'
+    assert received[:12] == answer
+    assert "[error] " in log
+    assert line.format(place) + request in log
+    assert f"[fails] log runs, status {status}" in log
+
+
+def test_client_that_goes_away_while_a_handler_waits_is_499_when_that_has_ended(tmp_path):
+    """nginx looks at the client again when the handler has ended; the log phase runs once, after it."""  # E5
+    release = socket.create_server(("127.0.0.1", 0))
+
+    class Waits(Base):
+        async def access(self, kong, conf):
+            sock = kong.ngx.socket.tcp()
+            assert await sock.connect("127.0.0.1", conf["port"]) == (1, None)
+            kong.log.err(f"received {await sock.receive()}")
+
+        def log(self, kong, _conf):
+            kong.log.err(f"log after access, status {kong.response.get_status()}")
+
+    with release, served(tmp_path, Waits, configs={"waits": {"port": release.getsockname()[1]}}.items()) as gateway:
+        client = gateway.connect()
+        client.sendall(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n")
+        handler, _ = release.accept()
+        client.close()
+        # Whoever answers this has seen the end of the other connection too.
+        assert gateway.exchange(b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+        assert gateway.scoreboard.read().sum("requests") == 0
+        handler.sendall(b"go on\r\n")
+        reading = gateway.wait_requests(1)
+        log = gateway.log.read_text()
+        handler.close()
+
+    assert reading.sum("responses_4xx") == 1
+    assert log.index("received (b'go on', None, b'')") < log.index("log after access, status 499")
+
+
+# Bodies.
+
+
+class Reads(Base):
+    """Reads the client's body and sends another one to the service."""
+
+    async def access(self, kong, _conf):
+        """Read, tell, replace."""
+        body, error, mimetype = await kong.request.get_body()
+        kong.service.request.set_headers({"X-Body": repr(body), "X-Error": str(error), "X-Type": str(mimetype)})
+        await kong.service.request.set_raw_body(b"other")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "read", "error"),
+    [
+        ("application/json", b'{"a": [1, 2]}', {"a": [1, 2]}, None),
+        ("application/json", b"{", None, "invalid json body"),
+        (
+            "application/x-www-form-urlencoded; charset=utf-8",
+            b"a=1&a=%20&b&c=",
+            {"a": ["1", " "], "b": True, "c": ""},
+            None,
+        ),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\nContent-Disposition: form-data; name="f"\r\n\r\nv\r\n--x--\r\n',
+            {"f": b"v"},
+            None,
+        ),
+        ("text/csv", b"1,2", None, "unsupported content type 'text/csv'"),
+    ],
+)
+def test_body_is_read_as_its_type_says_and_may_be_replaced(tmp_path, content_type, body, read, error):
+    """A form, JSON or parts become a mapping; what the service gets is the other body, counted anew."""
+    with served(tmp_path, Reads) as gateway:
+        asked = told(gateway.request("POST", "/", body, {"Content-Type": content_type}))
+
+    assert (asked["headers"]["x-body"], asked["headers"]["x-error"]) == (repr(read), str(error))
+    assert asked["headers"]["x-type"] == content_type.partition(";")[0]
+    assert (asked["body"], asked["headers"]["content-length"]) == ("other", "5")
+
+
+def test_body_that_comes_in_pieces_is_awaited_as_a_whole(tmp_path):
+    """The handler goes on when the last piece has come, also when the client waits for leave to send it."""
+    with served(tmp_path, Reads) as gateway, gateway.connect() as client, client.makefile("rb") as answer:
+        head = b"POST / HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+        client.sendall(head + b"Expect: 100-continue\r\nConnection: close\r\n\r\n")
+        assert answer.readline() == b"HTTP/1.1 100 Continue\r\n"
+        answer.readline()
+        for piece in (b"2\r\n[1\r\n", b"3\r\n, 2\r\n", b"1\r\n]\r\n"):
+            client.sendall(piece)
+        client.sendall(b"0\r\n\r\n")
+        assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
+        assert b'["X-Body", "[1, 2]"]' in answer.read().replace(b'"x-body"', b'"X-Body"')
+
+
+class Shouts(Base):
+    """Turns the answer into capitals, as a whole."""
+
+    def header_filter(self, kong, _conf):
+        """Leave the length to be found out."""
+        kong.response.clear_header("Content-Length")
+
+    def body_filter(self, kong, _conf):
+        """Hold the parts back; with the last one, replace them all."""
+        body = kong.response.get_raw_body()
+        if body is not None:
+            kong.response.set_raw_body(body.upper() + b"!")
+
+
+@pytest.mark.parametrize("path", ["/quiet", "/chunked"])
+def test_body_filter_may_hold_the_parts_back_and_replace_them(tmp_path, path):
+    """Counted or in chunks, the client gets the new body whole, in a framing that is true."""
+    with served(tmp_path, Shouts) as gateway:
+        answer = gateway.request("POST", path, b"x" * 100_000)
+        again = gateway.request("GET", path)
+
+    assert answer.content.startswith(b'{"METHOD": "POST"')
+    assert b"X" * 100_000 in answer.content
+    assert answer.content.endswith(b"}!")
+    assert again.content.endswith(b"}!")
+
+
+class Buffers(Base):
+    """Works on the whole answer before anything of it goes to the client."""
+
+    async def response(self, kong, conf):
+        """Wait, look at what the service says, and change it."""
+        await kong.ngx.sleep(0.001)
+        assert kong.ngx.get_phase() == "access"
+        body, _error = kong.service.response.get_body("application/json")
+        kong.response.set_header("X-Service-Status", str(kong.service.response.get_status()))
+        kong.response.set_header("X-Method", body["method"])
+        if conf.get("replace"):
+            kong.response.exit(201, {"was": body["path"]})
+
+
+def test_response_handlers_see_the_whole_answer_of_the_service(tmp_path):
+    """They may wait, read status, headers and body, and set headers; the client gets the service's body."""  # R1
+    with served(tmp_path, Buffers, Second) as gateway:
+        for path in ("/a", "/chunked"):
+            answer = gateway.request("GET", path)
+            assert json.loads(answer.content)["path"] == path
+            assert (answer.headers["X-Service-Status"], answer.headers["X-Method"]) == ("200", "GET")
+            assert answer.headers["X-Second"] == "200"
+            assert answer.headers["Content-Length"] == str(len(answer.content))
+
+
+def test_response_handler_may_answer_itself(tmp_path):
+    """What it exits with takes the place of the service's answer."""
+    with served(tmp_path, Buffers, configs={"buffers": {"replace": True}}.items()) as gateway:
+        answer = gateway.request("GET", "/a")
+
+    assert (answer.status, json.loads(answer.content)) == (201, {"was": "/a"})
+
+
+def test_buffered_answer_that_breaks_off_is_502(tmp_path):
+    """Nothing of half an answer goes to the client, and it is not asked for again."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gateway = gateway_to(server.getsockname()[1], plugins=(Plugin(name="buffers"),))
+        with live(tmp_path, gateway, {"buffers": Buffers}) as gateway, ThreadPoolExecutor(1) as client:
+            answer = client.submit(gateway.request)
+            upstream, _ = server.accept()
+            upstream.recv(65536)
+            upstream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+            upstream.close()
+            assert answer.result(TIMEOUT_S).status == 502
+
+
+# The service.
+
+
+class Redirects(Base):
+    """Changes all that can be changed of the request to the service."""
+
+    def access(self, kong, conf):
+        """Change it."""
+        kong.service.set_target("127.0.0.1", conf["port"])
+        kong.service.request.set_method("put")
+        kong.service.request.set_path("/other")
+        kong.service.request.set_query({"b": ["1", "2"], "a": True})
+        kong.service.request.set_header("Host", "there.example")
+        kong.service.request.set_header("X-One", 1)
+        kong.service.request.add_header("X-Many", "1")
+        kong.service.request.add_header("X-Many", "2")
+        kong.service.request.clear_header("X-Mine")
+        assert kong.service.set_upstream("nowhere") == (None, "could not find an Upstream named 'nowhere'")
+
+
+def test_plugin_may_change_target_and_request(tmp_path):
+    """Another target, method, path, query, Host and headers reach it as they were set."""
+    with echo() as other, served(tmp_path, Redirects, configs={"redirects": {"port": other}}.items()) as gateway:
+        answer = gateway.request("GET", "/first?x=y", headers={"X-Mine": "1"})
+        asked = json.loads(answer.content)
+
+    headers = [(name.lower(), value) for name, value in asked["headers"]]
+    assert (asked["method"], asked["path"]) == ("PUT", "/other?a&b=1&b=2")
+    assert ("host", "there.example") in headers
+    assert ("x-one", "1") in headers
+    assert [value for name, value in headers if name == "x-many"] == ["1", "2"]
+    assert "x-mine" not in dict(headers)
+
+
+class Asks(Base):
+    """Tells the client what `kong.request` says."""
+
+    def access(self, kong, _conf):
+        """Tell."""
+        request = kong.request
+        kong.response.exit(
+            200,
+            {
+                "path": request.get_path(),
+                "raw": request.get_raw_path(),
+                "query": request.get_query(),
+                "arg": request.get_query_arg("a"),
+                "raw_query": request.get_raw_query(),
+                "header": request.get_header("X_Mine"),
+                "host": request.get_host(),
+                "port": request.get_port(),
+                "version": request.get_http_version(),
+                "forwarded": [
+                    request.get_forwarded_scheme(),
+                    request.get_forwarded_host(),
+                    request.get_forwarded_port(),
+                ],
+                "client": kong.client.get_ip(),
+                "started": request.get_start_time(),
+                "captures": request.get_uri_captures(),
+                "route": kong.router.get_route().name,
+                "service": kong.router.get_service().name,
+                "worker": [kong.ngx.worker.id(), kong.ngx.worker.count(), kong.ngx.worker.exiting()],
+                "memory": kong.node.get_memory_stats("b")["workers_lua_vms"][0]["http_allocated_gc"],
+                "node": kong.node.get_id(),
+            },
+        )
+
+
+def test_request_is_told_as_kong_tells_it(tmp_path):
+    """Paths are normalised, arguments decoded, captures of the route named."""
+    route = {"paths": (r"~/t/(?<name>\w+)",)}
+    with served(tmp_path, Asks, route=route) as gateway:
+        answer = gateway.request(
+            "GET", "/t/x%41/a//../b%2f?a=1&a=%20&c", headers={"X-Mine": "m", "Host": "G.example:80"}
+        )
+        said = json.loads(answer.content)
+
+    assert (said["path"], said["raw"]) == ("/t/xA/b%2F", "/t/x%41/a//../b%2f")
+    assert (said["query"], said["arg"], said["raw_query"]) == ({"a": ["1", " "], "c": True}, "1", "a=1&a=%20&c")
+    assert (said["header"], said["host"], said["port"]) == ("m", "g.example", gateway.port)
+    assert (said["version"], said["forwarded"]) == (1.1, ["http", "g.example", gateway.port])
+    assert (said["client"], said["captures"]["named"]) == ("127.0.0.1", {"name": "xA"})
+    assert (said["route"], said["service"], said["worker"]) == ("all", "orders", [0, 1, False])
+    assert said["memory"] > 1_000_000
+    assert len(said["node"]) == 36
+    assert said["started"] > 1_700_000_000_000
+
+
+# Timers.
+
+
+class Ticks(Base):
+    """Sets timers when the worker starts."""
+
+    def init_worker(self, kong):
+        """Tick, and leave something for much later."""
+        kong.timer.every(0.01, self.tick, kong)
+        kong.timer.at(3600, self.late, kong)
+
+    def tick(self, premature, kong):
+        """Tell."""
+        kong.log.err(f"tick premature={premature} phase={kong.ngx.get_phase()} ctx={kong.ngx.ctx}")
+
+    async def late(self, premature, kong):
+        """Tell, and try what an exiting worker permits."""
+        kong.log.err(f"late premature={premature} exiting={kong.ngx.worker.exiting()}")
+        kong.log.err(f"at(1): {kong.timer.at(1, self.tick, kong)}")
+        kong.log.err(f"at(0): {kong.timer.at(0, self.tick, kong)}")
+        await kong.ngx.sleep(0.05)
+        kong.log.err("late has ended")
+
+    def log(self, _kong, _conf):
+        """Take part."""
+
+
+def test_timers_of_a_worker_that_leaves_expire_prematurely_and_are_waited_for(tmp_path):
+    """`every` ends; what was due in an hour runs at once, and the worker stays until it has ended."""  # N3, N6, N8
+    with served(tmp_path, Ticks) as gateway:
+        gateway.wait_until(lambda _reading: gateway.log.read_text().count("tick premature=False") >= 2)
+        gateway.stop()
+        log = gateway.log.read_text()
+
+    assert "tick premature=False phase=timer ctx={}" in log
+    assert log.count("tick premature=True") == 1
+    assert "late premature=True exiting=True" in log
+    assert "at(1): (None, 'process exiting')" in log
+    assert "at(0): (True, None)" in log
+    assert log.index("late has ended") < log.index("[notice]", log.index("late has ended"))
+
+
+# Instrumentations.
+
+
+class Works(Base):
+    """Uses all that makes spans: a database, name resolution, an HTTP client."""
+
+    PRIORITY = 50
+
+    async def rewrite(self, _kong, _conf):
+        """Take part."""
+
+    async def access(self, kong, conf):
+        """Use them."""
+        rows, error = await kong.db.query("SELECT 1 AS one")
+        assert (rows, error) == ([{"one": 1}], None)
+        assert (await kong.db.query("SELEKT"))[0] is None
+        client = kong.ngx.http.new()
+        answer, error = await client.request_uri(
+            f"http://localhost:{conf['port']}/asked?a=b", {"headers": {"X-A": "1"}}
+        )
+        assert (error, answer.status, json.loads(answer.body)["path"]) == (None, 200, "/asked?a=b")
+        answer, error = await client.request_uri(f"http://127.0.0.1:{conf['closed']}/", {"method": "POST", "body": "x"})
+        assert (answer, error) == (None, "connection refused")
+
+
+@contextmanager
+def working(directory, closed, *words):
+    """Run a traced gateway whose plugin does all that makes spans."""
+    with echo() as other:
+        plugins = (Plugin(name="works", config={"port": other, "closed": closed}),)
+        tracing = {"instrumentations": words, "sampling_rate": 1.0}
+        with traced_gateway(directory, plugins=plugins, classes={"works": Works}, tracing=tracing) as (
+            gateway,
+            collector,
+        ):
+            yield gateway, collector, other
+
+
+def test_every_type_of_span_has_kongs_name_kind_parent_and_attributes(tmp_path):
+    """Database, name resolution and HTTP client stand below the plugin's span."""  # I5-I11
+    with socket.create_server(("127.0.0.1", 0)) as closing:
+        closed = closing.getsockname()[1]
+    with working(tmp_path, closed, "all") as (gateway, collector, other):
+        assert gateway.request().status == 200
+        spans = collector.wait_spans(14)
+
+    by_name = {}
+    for span in spans:
+        by_name.setdefault(span.name, []).append(span)
+    access = by_name["kong.access.plugin.works"][0]
+    root = by_name["kong"][0]
+    assert by_name["kong.rewrite.plugin.works"][0].parent_span_id == root.span_id
+    queries = by_name["kong.database.query"]
+    assert [(span.kind, attributes(span)) for span in queries] == [
+        (1, {"db.system": "sqlite", "db.statement": "SELECT 1 AS one"}),
+        (1, {"db.system": "sqlite", "db.statement": "SELEKT"}),
+    ]
+    assert {span.status.code for span in queries} == {0}
+    good, bad = by_name["kong.internal.request"]
+    assert (good.kind, bad.kind) == (3, 3)
+    assert attributes(good) == {
+        "http.url": f"http://localhost:{other}/asked?a=b",
+        "http.method": "GET",
+        "http.flavor": "1.1",
+        "http.user_agent": attributes(good)["http.user_agent"],
+        "http.status_code": 200,
+    }
+    assert [event.name for event in bad.events] == ["exception"]
+    assert (attributes(bad)["http.method"], bad.status.code) == ("POST", 0)
+    lookups = [span for span in by_name["kong.dns"] if attributes(span)["dns.record.domain"] == "localhost"]
+    assert attributes(lookups[0]) == {
+        "dns.record.domain": "localhost",
+        "dns.record.port": other,
+        "dns.record.ip": "127.0.0.1",
+    }
+    below = {span.name for span in spans if span.parent_span_id == access.span_id}
+    assert below == {"kong.database.query", "kong.internal.request", "kong.dns"}
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("request", "db_query"), {"kong", "kong.database.query", "kong.internal.request"}),
+        (("request", "all"), {"kong", "kong.internal.request"}),
+        (("dns_query",), {"kong", "kong.dns", "kong.internal.request"}),
+        (
+            ("plugin_access",),
+            {"kong", "kong.access.plugin.works", "kong.access.plugin.opentelemetry", "kong.internal.request"},
+        ),
+    ],
+)
+def test_only_the_listed_types_make_spans_but_for_the_http_client(tmp_path, words, names):
+    """Only the first word is looked at for `all`; the HTTP client's spans come whatever is listed."""  # I2, I3, I12
+    with working(tmp_path, 1, *words) as (gateway, collector, _other):
+        assert gateway.request().status == 200
+        reading = gateway.wait_requests(1)
+        spans = collector.wait_spans(reading.ledger.acknowledged)
+
+    assert {span.name for span in spans} == names
+
+
+def test_switched_off_nothing_makes_spans(tmp_path):
+    """The plugin works as ever, and not one span is made but the exporter's root."""  # I3, O12
+    with working(tmp_path, 1, "off") as (gateway, _collector, _other):
+        assert gateway.request().status == 200
+        gateway.wait_requests(1)
+        reading = gateway.stop()
+
+    assert (reading.ledger.created, reading.ledger.unprocessed) == (1, 1)
+
+
+# Starting.
+
+
+class Broken(Base):
+    """Fails when the worker starts."""
+
+    def init_worker(self, _kong):
+        """Raise."""
+        raise RuntimeError("no init")
+
+    def configure(self, kong, configs):
+        """Tell what it is configured with."""
+        kong.log.err(f"configured with {list(configs.values())}")
+
+    def access(self, kong, _conf):
+        """Take part."""
+        kong.response.exit(200, b"serves")
+
+
+def test_plugin_that_fails_at_the_start_of_a_worker_is_logged_and_the_worker_serves(tmp_path):
+    """The other hook and the handlers run all the same."""
+    with served(tmp_path, Broken, configs={"broken": {"a": 1}}.items()) as gateway:
+        assert gateway.request().content == b"serves"
+        log = gateway.log.read_text()
+
+    assert "init_worker of plugin broken failed" in log
+    assert "no init" in log
+    assert "configured with [{'a': 1}]" in log
+
+
+def lines_of(server):
+    """Take connections until one sends something, and return its lines."""
+    while True:
+        connection, _ = server.accept()
+        with connection, connection.makefile("rb") as stream:
+            if lines := stream.readlines():
+                return lines
+
+
+@contextmanager
+def tcp_server():
+    """A server that keeps what the first connection with anything to say sends."""
+    received = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(TIMEOUT_S)
+        thread = threading.Thread(target=lambda: received.extend(lines_of(server)))
+        thread.start()
+
+        def wait():
+            thread.join(TIMEOUT_S)
+            return received
+
+        yield server.getsockname()[1], wait
+        thread.join(TIMEOUT_S)
