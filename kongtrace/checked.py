@@ -18,7 +18,7 @@ handles from the pool for a while (quarantine) would do too, until the while is 
 
 *Holders.* After the end of a request nothing may hold what was lent to it. What is still referenced then is looked at
 again some :data:`SWEEP_REQUESTS` requests later (:mod:`kongtrace.custody`), and reported with its holder;
-:meth:`CheckedProvider.sweep` looks at once, for the end of a run.
+:meth:`CheckedProvider.sweep` looks at once, for the end of a worker.
 
 *Stacks* begin with the first caller outside this package. Mode ``count`` takes one line of them.
 
@@ -538,7 +538,7 @@ class CheckedProvider(TracerProvider):
         super().abandon_request(ctx)
 
     def sweep(self) -> None:
-        """Look at once at what is held after its request; for the end of a run.
+        """See :meth:`TracerProvider.sweep`.
 
         Raises:
             FindingError: in mode raise.

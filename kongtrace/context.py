@@ -27,6 +27,12 @@ TRACING_CONTEXT = "TRACING_CONTEXT"
 UNLINKED = "KONG_UNLINKED_SPANS"
 """Key of the spans that were created in this request and may never be linked (P13)."""
 
+UNLISTED = "KONG_UNLISTED_SPANS"
+"""Key of the number of spans that this request made and its lists do not tell of, less the no-op spans in them."""
+
+LISTED_AGAIN = "KONG_SPANS_LISTED_AGAIN"
+"""Key of how often a span was linked beyond its first time (T7)."""
+
 
 def spans_key(namespace: str) -> str:
     """Where a namespace keeps its span list in the request context."""
@@ -144,6 +150,11 @@ def tracing_context(ctx: Context) -> TracingContext:
     if found is None:
         found = ctx[TRACING_CONTEXT] = TracingContext()
     return found
+
+
+def count(ctx: Context, key: str, number: int) -> None:
+    """Add to one of the numbers that a context keeps."""
+    ctx[key] = ctx.get(key, 0) + number
 
 
 def span_list(ctx: Context, namespace: str = DEFAULT_NAMESPACE) -> Sequence[Span]:

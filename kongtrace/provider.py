@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kongtrace.context import (
     DEFAULT_NAMESPACE,
+    LISTED_AGAIN,
     TRACING_CONTEXT,
     UNLINKED,
+    UNLISTED,
     Context,
     Execution,
     Trace,
+    count,
+    span_list,
 )
 from kongtrace.errors import ApiError, ReleasedSpanError
 from kongtrace.ids import SPAN_ID_BYTES, TRACE_ID_BYTES, IdSupply
@@ -228,11 +232,16 @@ class TracerProvider:
                 if namespace.trace is trace:
                     namespace.trace = None
 
+    def sweep(self) -> None:
+        """The worker ends: look at what is still held after its request, where that is checked."""
+
     def release(self, span: Span) -> None:
         """Take one span back before its request ends (S16)."""
         ctx = self.execution.ctx
-        if not span.linked and ctx is not None:
-            ctx[UNLINKED] = [other for other in ctx.get(UNLINKED, ()) if other is not span]
+        if ctx is not None and span in ctx.get(UNLINKED, ()):
+            ctx[UNLINKED].remove(span)
+            if not span.linked:
+                count(ctx, UNLISTED, 1)
         self._release(span, is_held=True)
 
     def settle(self, trace: Trace) -> None:
@@ -250,6 +259,18 @@ class TracerProvider:
                 self.spans.given_up += 1
                 self.attributes.given_up += span.attributes is not None
                 self.events.given_up += span.events is not None
+
+    def made_in(self, ctx: Context) -> tuple[int, int]:
+        """What a request has made; asked before its end.
+
+        Returns:
+            The number of its spans, where one that is listed several times counts as often (T7), and how often that is
+            more than once.
+        """
+        listed = sum([len(span_list(ctx, namespace.name)) for namespace in self.execution.namespaces])
+        if UNLINKED in ctx:
+            listed += sum(1 for span in ctx[UNLINKED] if not span.linked)
+        return listed + ctx.get(UNLISTED, 0), ctx.get(LISTED_AGAIN, 0)
 
     def trace_of_nobody(self) -> Trace | None:
         """The trace of the running request for a span that has no tracer.

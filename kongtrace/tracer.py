@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from kongtrace.context import (
     KONG_PHASE,
+    LISTED_AGAIN,
     UNLINKED,
+    UNLISTED,
     Context,
     Trace,
     active_key,
+    count,
     tracing_context,
 )
 from kongtrace.errors import ApiError
@@ -255,10 +258,15 @@ class Tracer:
             raise ApiError("invalid tracer")
         fields = _merged(options, given)
         _check_options(*map(fields.get, _CHECKED))
+        is_linked = span is not None and span.linked
         self._fill(tracer, span, name, fields)
         if not isinstance(tracer, Tracer):
             raise TypeError("link_span needs a tracer: its span list takes the span")
         tracer.get_spans().append(span)
+        if is_linked:
+            count(self._context(), LISTED_AGAIN, 1)
+        elif span is NOOP_SPAN:
+            count(self._context(), UNLISTED, -1)
         return span  # type: ignore[no-any-return]  # what is not a span has failed above
 
     def new_span(self, *arguments: Any, **given: Any) -> AnySpan | None:
@@ -319,6 +327,8 @@ class Tracer:
     def init_spans(self) -> list[Span]:
         """A new span list for the running request, in place of the one it has (D17)."""
         trace = self.trace()
+        if trace.spans:
+            count(self._context(), UNLISTED, len(trace.spans))
         self._provider.settle(trace)
         trace.spans = None
         trace.settled = False

@@ -102,7 +102,8 @@ class WorkerGateway:
             sampling_rate=gateway.tracing.sampling_rate,
         )
         tracing.use(self.provider)
-        self.provider.execution.enter(PHASES["init_worker"], {KONG_PHASE: "init_worker"})
+        init: dict[str, object] = {KONG_PHASE: "init_worker"}
+        self.provider.execution.enter(PHASES["init_worker"], init)
         self.timers = Timers(
             runtime,
             self.provider.execution,
@@ -161,6 +162,7 @@ class WorkerGateway:
         )
         for balancer in self.runloop.balancers.values():
             HealthChecks(balancer, self.timers, self.pool, self.runloop.resolver, log)
+        self._end_timer(init)
 
     def connection(self) -> ClientConnection:
         """Return the protocol of a client's new connection."""
@@ -211,6 +213,7 @@ class WorkerGateway:
             turn = asyncio.get_running_loop().create_future()
             self.runtime.call_soon(turn.set_result, None)
             await turn
+        self.provider.sweep()
         self._log("notice", "exit")
 
     def _cut_off(self) -> None:

@@ -2,15 +2,17 @@
 
 Every span that a worker creates ends in exactly one account, and every entry of its queue too:
 
-    created  = unsampled + unprocessed + enqueued + rejected + lost_in_request                        (+ open)
+    created + copied_again = unsampled + unprocessed + enqueued + rejected + lost_in_request          (+ open)
     enqueued = acknowledged + dropped_overflow + dropped_retries + dropped_refused + dropped_shutdown + swallowed
                + lost_in_queue                                                           (+ queued + in_flight)
 
-In brackets what still stands while the worker lives. A worker counts both sides of each equation where things happen
-and publishes, beside them, what it holds: `spans_open`, `queue_depth`, `in_flight`. What a worker held when it *died*
-is what is lost, and is booked from these; never as the difference of the two sides. Therefore `unaccounted`, that
-difference, is a real check: it is 0 unless a span went missing, also after `kill -9`. A worker that exits of its own
-accord books what it gives up itself, so what it still holds then has gone missing.
+`copied_again` are the copies of a span beyond its first: one that was linked twice is exported twice (kong-semantics
+T7), and one that two exporters see is copied by both. In brackets what still stands while the worker lives. A worker
+counts both sides of each equation where things happen and publishes, beside them, what it holds: `spans_open`,
+`queue_depth`, `in_flight`. What a worker held when it *died* is what is lost, and is booked from these; never as the
+difference of the two sides. Therefore `unaccounted`, that difference, is a real check: it is 0 unless a span went
+missing, also after `kill -9`. A worker that exits of its own accord books what it gives up itself, so what it still
+holds then has gone missing.
 
 `swallowed` are the entries that Kong's queue loses without a word (kong-semantics Q29). `lost` adds up what was
 meant for the collector and is not known to have arrived there (`LOSSES`).
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 ACCOUNTS: Final = {
     "created": "made by a tracer of the worker",
+    "copied_again": "copies of a span beyond its first: it was linked twice, or two exporters saw it",
     "unsampled": "released unsampled, never meant for the exporter",
     "unprocessed": "sampled, but handed to no exporter: none there, or it failed before it saw them",
     "enqueued": "copied to the exporter's queue",
@@ -47,9 +50,9 @@ GAUGES: Final = {"open": "spans_open", "queued": "queue_depth", "in_flight": "in
 """What still stands in a living worker's books, by the name of what the worker publishes about it."""
 
 EQUATIONS: Final = (
-    ("created", ("unsampled", "unprocessed", "enqueued", "rejected", "lost_in_request", "open")),
+    (("created", "copied_again"), ("unsampled", "unprocessed", "enqueued", "rejected", "lost_in_request", "open")),
     (
-        "enqueued",
+        ("enqueued",),
         (
             "acknowledged",
             "dropped_overflow",
@@ -63,7 +66,7 @@ EQUATIONS: Final = (
         ),
     ),
 )
-"""Each left side and the accounts that make up its right side."""
+"""The accounts that make up each left side and its right side."""
 
 LOSSES: Final = (
     "rejected",
@@ -83,6 +86,7 @@ class Ledger:
     """The accounts of one worker, or the sum of several; adding two adds account by account."""
 
     created: int = 0
+    copied_again: int = 0
     unsampled: int = 0
     unprocessed: int = 0
     enqueued: int = 0
@@ -106,9 +110,11 @@ class Ledger:
 
 
 def _balance(accounts: "Mapping[str, int]") -> Ledger:
-    missing = (abs(accounts.get(left, 0) - sum(accounts.get(name, 0) for name in right)) for left, right in EQUATIONS)
-    lost = sum(accounts.get(name, 0) for name in LOSSES)
-    return Ledger(**accounts, lost=lost, unaccounted=sum(missing))
+    def sum_of(names: "Iterable[str]") -> int:
+        return sum(accounts.get(name, 0) for name in names)
+
+    missing = (abs(sum_of(left) - sum_of(right)) for left, right in EQUATIONS)
+    return Ledger(**accounts, lost=sum_of(LOSSES), unaccounted=sum(missing))
 
 
 def standing(values: "Mapping[str, int]") -> Ledger:

@@ -157,7 +157,7 @@ class Request:
         status: of the answer; 0 before it is known.
         response_lines: header lines of the answer, before they are written.
         body_ended_ns: when the last part of the body passed the filter, 0 before.
-        handled: spans that an exporter has taken care of.
+        handled: spans that an exporter has taken care of, each once.
         head_bytes: bytes of the answer's status line and headers, once written.
         header_sent: the answer has begun.
         complete: the whole request has been read.

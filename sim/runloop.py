@@ -21,7 +21,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from kongtrace import NOOP_SPAN, PHASES, NoopSpan, Phase, TracerProvider
-from kongtrace.context import KONG_PHASE, UNLINKED, span_list
+from kongtrace.context import KONG_PHASE
 from kongtrace.span import STATUS_ERROR
 from sim.balancer import Balancer
 from sim.config import Gateway
@@ -88,12 +88,14 @@ class Counts:
         unsampled: spans that an exporter saw and that were not sampled.
         unprocessed: spans that no exporter saw.
         rejected: spans that could not be encoded.
+        copied_again: copies of a span beyond its first: it was linked twice, or two exporters saw it.
         lost_in_request: spans open when the worker was terminated.
     """
 
     __slots__ = (
         "active",
         "connections",
+        "copied_again",
         "lost_in_request",
         "rejected",
         "requests",
@@ -104,8 +106,8 @@ class Counts:
 
     def __init__(self) -> None:
         self.requests = self.connections = self.active = self.unsampled = self.unprocessed = self.rejected = (
-            self.lost_in_request
-        ) = 0
+            self.copied_again
+        ) = self.lost_in_request = 0
         self.responses = [0] * 6
 
 
@@ -628,12 +630,11 @@ class Runloop:
         counts.responses[min(request.status // 100, 5)] += 1
         if self._on_logged is not None:
             self._on_logged(request)
-        if self.instrumentation.enabled or self._spans_of(ctx):
-            counts.unprocessed += self._spans_of(ctx) - request.handled
-            if completed or self._releases_always:
-                self._provider.end_request(ctx)
-            else:
-                self._provider.abandon_request(ctx)
+        self._book(ctx, request.handled)
+        if completed or self._releases_always:
+            self._provider.end_request(ctx)
+        else:
+            self._provider.abandon_request(ctx)
         ctx.clear()
         if request.choice is not None:
             request.choice.ended(request.status)
@@ -657,12 +658,13 @@ class Runloop:
 
     def end_timer(self, ctx: dict[str, Any]) -> None:
         """Take back what a timer's callback has left in its context: nobody exports it (T8)."""
-        self.counts.unprocessed += self._spans_of(ctx)
+        self._book(ctx)
         self._provider.end_request(ctx)
 
-    def _spans_of(self, ctx: dict[str, Any]) -> int:
-        unlinked = sum(1 for span in ctx.get(UNLINKED, ()) if not span.linked)
-        return unlinked + sum(len(span_list(ctx, namespace.name)) for namespace in self.execution.namespaces)
+    def _book(self, ctx: dict[str, Any], handled: int = 0) -> None:
+        made, again = self._provider.made_in(ctx)
+        self.counts.unprocessed += made - handled
+        self.counts.copied_again += again
 
     def _report(self, error: BaseException, phase: str, request: Request) -> None:
         """Log what a handler raised, in nginx's words (reference-figures D)."""

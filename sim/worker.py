@@ -215,6 +215,7 @@ class Worker:
         spans = self._gateway.provider.spans.balance()
         row[_CREATED] = spans.fetched
         row[_OPEN] = 0 if self._terminated else spans.live
+        row[_COPIED_AGAIN] = counts.copied_again
         row[_UNSAMPLED] = counts.unsampled
         row[_UNPROCESSED] = counts.unprocessed
         row[_REJECTED] = counts.rejected + queues.rejected
@@ -255,8 +256,12 @@ _CLIENTS, _READING, _PENDING, _RUNNING = (
     FIELD_INDEX[name] for name in ("connections_active", "connections_reading", "timers_pending", "timers_running")
 )
 _2XX, _3XX, _4XX, _5XX = (FIELD_INDEX[f"responses_{hundreds}xx"] for hundreds in (2, 3, 4, 5))
-_CREATED, _OPEN, _UNSAMPLED, _UNPROCESSED, _REJECTED, _LOST = (
-    FIELD_INDEX[name] for name in ("created", "spans_open", "unsampled", "unprocessed", "rejected", "lost_in_request")
+_CREATED, _COPIED_AGAIN, _OPEN, _UNSAMPLED, _UNPROCESSED, _REJECTED, _LOST = (
+    FIELD_INDEX[name]
+    for name in (
+        *("created", "copied_again", "spans_open"),
+        *("unsampled", "unprocessed", "rejected", "lost_in_request"),
+    )
 )
 _ENQUEUED, _ACKNOWLEDGED, _DROPPED_OVERFLOW, _DROPPED_RETRIES, _DROPPED_REFUSED, _DROPPED_SHUTDOWN, _SWALLOWED = (
     FIELD_INDEX[name]

@@ -239,6 +239,15 @@ class _Entity:
 
     def enqueue_spans(self, kong: Kong, request: Request) -> None:
         """Enqueue a copy of every sampled span (O17)."""
+        others, request.handled = request.handled, 0
+        try:
+            self._export(kong, request)
+        finally:
+            # What another exporter has taken care of before is what this one saw first.
+            self._counts.copied_again += min(others, request.handled)
+            request.handled = max(others, request.handled)
+
+    def _export(self, kong: Kong, request: Request) -> None:
         spans: list[Span] = []
         kong.tracing.process_span(spans.append)
         sampled = [span for span in spans if span.should_sample is not False]

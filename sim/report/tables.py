@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _ACCOUNTS: Final = (
     ("created", "created"),
+    ("copied_again", "+ copied again"),
     ("unsampled", "  unsampled"),
     ("unprocessed", "  unprocessed"),
     ("rejected", "  rejected"),
@@ -44,8 +45,8 @@ _ACCOUNTS: Final = (
 )
 """The accounts of a ledger in the order of its equations: what is indented adds up to what it hangs under."""
 
-_TRANSIENT: Final = frozenset({"open", "queued", "in_flight"})
-"""Accounts that are empty once all workers have ended; shown only when they are not."""
+_RARE: Final = frozenset({"copied_again", "open", "queued", "in_flight"})
+"""Accounts that are empty as a rule, once all workers have ended; shown only when they are not."""
 
 _NAME_WIDTH: Final = 21
 _COLUMN_WIDTH: Final = 11
@@ -124,7 +125,7 @@ def _accounts(columns: "Sequence[tuple[str, dict[str, int]]]") -> Table:
         table.add_column(heading, justify="right", width=_COLUMN_WIDTH, vertical="bottom")
     for account, label in _ACCOUNTS:
         figures = [ledger[account] for _heading, ledger in columns]
-        if account in _TRANSIENT and not any(figures):
+        if account in _RARE and not any(figures):
             continue
         cells = [Text(f"{figure:,}", style=_figure_style(account, figure)) for figure in figures]
         table.add_row(Text(label, style="bold" if account == "unaccounted" else ""), *cells)

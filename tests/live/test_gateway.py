@@ -9,8 +9,10 @@ from signal import SIGKILL, SIGQUIT, SIGTERM
 
 import pytest
 
+from kongtrace import NOOP_SPAN
 from sim.config import Plugin
 from sim.ledger import Ledger
+from sim.plugins.opentelemetry import OpenTelemetry
 from sim.scoreboard import State
 from tests import peers
 from tests.gateway import attributes, echo, gateway_to, live, recording_collector, traced_gateway
@@ -336,6 +338,73 @@ def test_spans_that_nobody_exports_are_accounted_for(tmp_path, profile):
         reading = gateway.stop()
         # In profile `kong` the one released by hand is used again in the same request, and exported twice (P12).
         assert reading.ledger.unprocessed == 3 * {"kong": 3, "safe": 4}[profile]
+        assert_balanced(reading)
+
+
+class Copier:
+    """A plugin whose spans are copied twice, or have left their list before anybody looks."""
+
+    NAME = "copier"
+    PRIORITY = 10
+    VERSION = "1"
+
+    def init_worker(self, kong):
+        """Make a span that belongs to no request."""
+        kong.tracing.new("at start").create_span(None)
+
+    def access(self, kong, _conf):
+        """Link a span twice; link the no-op span; give an unlinked span back by hand."""
+        tracer = kong.tracing
+        twice = tracer.start_span("twice")
+        twice.finish()
+        tracer.link_span(tracer, twice, "twice")
+        tracer.link_span(NOOP_SPAN, "none")
+        tracer.create_span(None).release()
+        mine = tracer.new("mine", {"namespace": "MINE"})
+        mine.start_span("forgotten").finish()
+        mine.init_spans()
+        mine.start_span("first").finish()
+
+
+class Second(OpenTelemetry):
+    """Another exporter, which sees the spans after the first."""
+
+    PRIORITY = 13
+
+
+@pytest.mark.parametrize("profile", ["kong", "safe"])
+@pytest.mark.parametrize("exporters", [1, 2])
+def test_span_that_is_copied_twice_is_accounted_for(tmp_path, exporters, profile):
+    """Each copy beyond the first of a span has its account; a span that no list tells of is unprocessed."""  # T7, D17
+    with (
+        echo() as upstream,
+        recording_collector() as collector,
+        recording_collector() as other,
+    ):
+        ports = (collector.port, other.port)[:exporters]
+        endpoints = [{"traces_endpoint": f"http://127.0.0.1:{port}/v1/traces"} for port in ports]
+        gateway = gateway_to(
+            upstream,
+            plugins=(
+                Plugin(name="copier"),
+                Plugin(name="opentelemetry", config=endpoints[0]),
+                *(Plugin(name="second", config=endpoint) for endpoint in endpoints[1:]),
+            ),
+            profile=profile,
+        )
+        classes = {"copier": Copier, "second": Second}
+        with live(tmp_path, gateway, classes) as running:
+            for _ in range(3):
+                running.request()
+            running.wait_requests(3)
+            reading = running.stop()
+        books = reading.ledger
+        assert books.unaccounted == 0
+        assert (books.acknowledged, books.lost) == (books.enqueued, 0)
+        assert books.unprocessed == 3 * 3 + 1
+        seen = (books.created - books.unprocessed) // 3
+        assert books.enqueued == 3 * exporters * (seen + 1)
+        assert books.copied_again == 3 * (exporters * (seen + 1) - seen)
         assert_balanced(reading)
 
 

@@ -137,6 +137,8 @@ class NaiveRequest:
         self.ctx: dict[str, Any] = {}
         self.phase = "rewrite"
         self.spans: list[NaiveSpan] = []  # every one made, and not given back
+        self.made = 0
+        self.linked_again = 0
         self.lists: dict[str, list[NaiveSpan]] = {}
         self.storage: dict[str, Any] = {}
         self.active: dict[str, NaiveSpan | None] = {}
@@ -243,6 +245,7 @@ class Lifecycle(RuleBasedStateMachine):
         span.kind = options.get("span_kind", 1)
         if request is not None:
             request.spans.append(span)
+            request.made += 1
         return span
 
     def adopt(self, span: NaiveSpan, attributes: dict[str, Any] | None) -> None:
@@ -532,6 +535,7 @@ class Lifecycle(RuleBasedStateMachine):
             tracer.link_span(target.real, span)
             self.pools["attributes"].discarded += target.table is not None
             target.name, target.start_time_ns = span, self.clock.now_ns
+            entered.linked_again += 1
             target.table = target.attributes = None
             self.listed(entered, tracer.namespace.name).append(target)
 
@@ -550,6 +554,7 @@ class Lifecycle(RuleBasedStateMachine):
                 self._release(span)
         if self.profile is not KONG:
             self._let_go(entered, held=held)
+        self._is_counted(entered)
         self.provider.end_request(entered.ctx)
         unlinked = [span for span in entered.spans if not span.linked]
         if self.profile is KONG:
@@ -576,11 +581,17 @@ class Lifecycle(RuleBasedStateMachine):
     def abandon_request(self, request: int) -> None:
         """A request whose log phase failed gives up its spans; nothing is recycled (E4)."""
         entered = self.enter(request)
+        self._is_counted(entered)
         self.provider.abandon_request(entered.ctx)
         self._give_up([span for span in entered.spans if not span.linked])
         for spans in entered.lists.values():
             self._forget(spans)
         self._replace(request)
+
+    def _is_counted(self, request: NaiveRequest) -> None:
+        """A request knows how many spans it made, wherever they have gone."""
+        made, again = self.provider.made_in(request.ctx)
+        assert (made - again, again) == (request.made, request.linked_again)
 
     def _replace(self, index: int) -> None:
         self.requests[index] = NaiveRequest()

@@ -12,6 +12,7 @@ EVENTS = {
     "release unseen": ("spans_open", None, ["unprocessed"]),
     "refuse": ("spans_open", None, ["rejected"]),
     "enqueue": ("spans_open", "queue_depth", ["enqueued"]),
+    "copy again": (None, "queue_depth", ["copied_again", "enqueued"]),
     "overflow": ("queue_depth", None, ["dropped_overflow"]),
     "swallow": ("queue_depth", None, ["swallowed"]),
     "send": ("queue_depth", "in_flight", []),
@@ -53,7 +54,9 @@ def test_books_of_any_life_balance_while_it_lasts_and_after_any_death(choices):
     assert standing(values).unaccounted == 0
     killed = close(values, exited_cleanly=False)
     assert killed.unaccounted == 0
-    assert killed.lost == killed.created - killed.unsampled - killed.unprocessed - killed.acknowledged
+    assert killed.lost == (
+        killed.created + killed.copied_again - killed.unsampled - killed.unprocessed - killed.acknowledged
+    )
     assert (killed.open, killed.queued, killed.in_flight) == (0, 0, 0)
 
 

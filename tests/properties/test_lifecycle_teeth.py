@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from kongtrace import KONG, SAFE, Span, Tracer, TracerProvider, pool, provider, span
+from kongtrace import KONG, SAFE, Span, Tracer, TracerProvider, pool, provider, span, tracer
 from tests.properties.lifecycle import machine
 
 SEARCH = settings(
@@ -178,6 +178,14 @@ def end_takes_all_spans_for_unheld(patch: Patch) -> None:
     patch.setattr(provider, "getrefcount", lambda _obj: 0)
 
 
+def release_by_hand_is_not_counted(patch: Patch) -> None:
+    patch.setattr(provider, "count", lambda *_: None)
+
+
+def second_link_is_not_counted(patch: Patch) -> None:
+    patch.setattr(tracer, "count", lambda *_: None)
+
+
 def abandon_forgets_the_spans(patch: Patch) -> None:
     patch.setattr(TracerProvider, "settle", lambda self, trace: None)
 
@@ -283,6 +291,8 @@ SAFE_FAULTS = {
         *(end_forgets_a_namespace, end_forgets_a_span, end_forgets_unlinked_spans, end_recycles_what_is_held),
         *(
             end_takes_all_spans_for_unheld,
+            release_by_hand_is_not_counted,
+            second_link_is_not_counted,
             events_are_shared,
             attributes_are_shared,
             process_span_ignores_the_name,

@@ -279,7 +279,7 @@ def test_result_shows_the_ledger_of_each_process_and_in_all(summary):
     assert rows["lost in request"] == ["0", "12", "0", "12"]
     assert rows["lost in queue"] == ["0", "100", "0", "100"]
     assert rows["unaccounted"] == ["0", "0", "0", "0"]
-    shown = len(rows) + len(tables._TRANSIENT)
+    shown = len(rows) + len(tables._RARE)
     assert shown == len(asdict(Ledger()))
 
 
