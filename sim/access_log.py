@@ -61,7 +61,7 @@ class AccessLog(LogFile):
         self._lines.append(
             b'%b - %b [%b] "%b" %03d %d "%b" "%b"\n'
             % (
-                request.connection.peer.encode() or b"unix:",
+                request.client_ip.encode() or b"unix:",
                 user,
                 self._stamp,
                 escaped(request.request_line),

@@ -11,6 +11,7 @@ import os
 import re
 import ssl
 from collections.abc import Collection
+from ipaddress import ip_network
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 from uuid import NAMESPACE_URL, uuid5
@@ -19,7 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_valid
 
 from sim.document import Model, NotEmpty, matching
 from sim.errors import FieldError, nearest, shown
-from sim.units import Seconds
+from sim.units import Bytes, Seconds
 
 T = TypeVar("T")
 
@@ -117,6 +118,16 @@ def affinity(masks: tuple[str, ...], slot: int, available: Collection[int]) -> f
 
 def _cpus(mask: str) -> frozenset[int]:
     return frozenset(cpu for cpu, digit in enumerate(reversed(mask)) if digit == "1")
+
+
+def _ip_block(text: object) -> object:
+    try:
+        ip_network(text if isinstance(text, str) else "", strict=False)
+    except ValueError:
+        raise FieldError(
+            f"expected an address or a block of them, not {shown(text)}", cure="write 10.0.0.0/8, or 0.0.0.0/0 for all"
+        ) from None
+    return text
 
 
 def available_cpus() -> int:
@@ -246,7 +257,9 @@ CpuMasks = Annotated[Many[str], BeforeValidator(_cpu_masks)]
 LogLevel = Literal["debug", "info", "notice", "warn", "error", "crit", "alert", "emerg"]
 FilePath = Annotated[str, Field(min_length=1)]
 FileOrOff = Annotated[FilePath | None, BeforeValidator(lambda value: None if value == "off" else value)]
+IpBlock = Annotated[str, BeforeValidator(_ip_block)]
 Workers = Annotated[int, BeforeValidator(_workers)]
+Timeout = Annotated[Seconds, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, le=SEED_MAX)]
 
 
@@ -265,6 +278,12 @@ class Nginx(Model):
         worker_connections: connections that a worker has open at most, those to upstreams, listening sockets and
             running timers included (N5).
         worker_cpu_affinity: the CPUs of each worker; :func:`affinity` reads it.
+        client_header_timeout: seconds within which a client sends a header section, else 408.
+        client_body_timeout: seconds between two reads of a request's body, else 408.
+        client_max_body_size: bytes of the largest body, else 413; 0 is any size.
+        send_timeout: seconds between two writes to a client that does not read, else its connection is cut.
+        keepalive_timeout: seconds that an idle connection of a client stays open.
+        keepalive_requests: requests that one connection serves at most.
         lua_max_pending_timers: timers of a worker that wait at most (N4).
         lua_max_running_timers: timers of a worker that run at most (N4).
         lua_ssl_trusted_certificate: file of the authorities that an https collector's certificate may come from; None:
@@ -274,6 +293,12 @@ class Nginx(Model):
     worker_shutdown_timeout: Seconds = 0.0
     worker_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16_384
     worker_cpu_affinity: CpuMasks = ()
+    client_header_timeout: Timeout = 60.0
+    client_body_timeout: Timeout = 60.0
+    client_max_body_size: Bytes = 0
+    send_timeout: Timeout = 60.0
+    keepalive_timeout: Timeout = 75.0
+    keepalive_requests: Annotated[int, Field(ge=1)] = 10_000
     lua_max_pending_timers: Annotated[int, Field(ge=1)] = 16_384
     lua_max_running_timers: Annotated[int, Field(ge=1)] = 4_096
     lua_ssl_trusted_certificate: Authorities | None = None
@@ -537,6 +562,9 @@ class Gateway(Model):
         access_log: path of the access log; None, in a file ``off``, writes none.
         pid: path of the file that holds the master's pid while it runs; None writes none.
         workers: ``nginx_worker_processes``; ``auto`` in a file is one for each CPU that the process may use.
+        trusted_ips: addresses, or blocks of them, of proxies whose `X-Forwarded-*` headers are believed.
+        real_ip_header: where a trusted proxy names the client.
+        real_ip_recursive: trusted addresses that it names are passed over.
         hosts: addresses of host names that need no DNS, each with the port that replaces the service's.
         export: what the environment says of exporters.
         plugin_classes: the plugins beside the bundled ones, by name (`sim.plugin.load`).
@@ -554,6 +582,9 @@ class Gateway(Model):
     workers: Workers = 1
     tracing: Tracing = Tracing()
     nginx: Nginx = Nginx()
+    trusted_ips: Many[IpBlock] = ()
+    real_ip_header: Literal["X-Real-IP", "X-Forwarded-For"] = "X-Real-IP"
+    real_ip_recursive: bool = False
     hosts: dict[str, tuple[str, int]] = Field(default_factory=dict)
     upstreams: tuple[Upstream, ...] = ()
     services: tuple[Service, ...] = ()

@@ -1,8 +1,11 @@
 """A client's connection: bytes to requests, and answers to bytes.
 
 Requests are answered one at a time in the order in which they came (RFC 9112 9.3.2). While one is being answered, what
-the same read brought of later ones waits in line, and no more is read. A body is passed on as it arrives. What cannot
-be parsed is answered with 400 and the connection closed; nobody else notices.
+the same read brought of later ones waits in line, and no more is read. A body is passed on as it arrives; a client that
+does not read its answer, or an upstream that does not read the body, stops the other side.
+
+What is malformed, ambiguous, too large or too slow is refused with its status in its turn, and the connection closed;
+nobody else notices. Limits and times are nginx's (`sim.config.Nginx`).
 """
 
 import asyncio
@@ -11,22 +14,16 @@ from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
-from sim.request import HeaderLines, Request
+from sim.framing import HEAD_BYTES_MAX, LINE_BYTES_MAX, HeaderLines, Refusal, check_head_size
+from sim.request import Request
 
 if TYPE_CHECKING:
     from sim.runloop import Runloop
-
-HEAD_BYTES_MAX: Final = 32 * 1024
-"""Largest header section; nginx's `large_client_header_buffers 4 8k`."""
 
 LINGER_S: Final = 5.0
 """How long a refused client may go on sending before its connection is cut; nginx's `lingering_timeout`."""
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-_HEAD_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-)
 
 
 class ClientConnection(asyncio.Protocol):
@@ -36,6 +33,7 @@ class ClientConnection(asyncio.Protocol):
         request: the one that is being answered, or None.
         peer: the client's address.
         sent_bytes: of the answer that is being given, or was last.
+        port: of the gateway, to which the client has connected.
     """
 
     def __init__(self, runloop: "Runloop") -> None:
@@ -43,25 +41,39 @@ class ClientConnection(asyncio.Protocol):
         self.runloop = runloop
         self.transport: asyncio.Transport
         self.peer = ""
+        self.port = 0
         self.request: Request | None = None
         self._waiting: deque[tuple[Request, list[bytes]]] = deque()
         self._parser = httptools.HttpRequestParser(self)
         self._out: list[bytes] = []
-        self._paused = False
+        self._requests = 0
+        self._advancing = False
+        self._paused = False  # nothing is read
+        self._body_held = False  # the upstream does not read
+        self._blocked = False  # the client does not read
+        self._unsent = 0  # bytes that wait for it, when last looked at
         self._closing = False
+        self._since_s = 0.0  # when what is being waited for began
         # The lifetime of the request that is being read.
         self._incoming: Request | None = None
         self._url = b""
         self._lines: HeaderLines = []
-        self._head_bytes = 0
+        self._read_bytes = 0  # that the last read has brought
+        self._head_bytes = 0  # read of a header section that is not complete
+        self._framing_bytes = 0  # read since the last part of the body
+        self._body_bytes = 0
         self._started_ns = 0
         self.sent_bytes = 0  # in the lifetime of the request that is being answered
+        self._rereading = False
+        self._refusal: Refusal | None = None  # of what came after the requests in line
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Enter it into the worker's books."""
         self.transport = cast("asyncio.Transport", transport)
-        name = transport.get_extra_info("peername")
-        self.peer = name[0] if name else ""
+        peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        self.peer = peer[0] if peer else ""
+        self.port = own[1] if own else 0
+        self._since_s = self.runloop.now()
         self.runloop.connections[self] = None
         self.runloop.accepted()
 
@@ -76,28 +88,65 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived."""
-        if self._closing:
+        if self._closing or self._refusal is not None:
             return
-        if self._incoming is None:
-            if not self._head_bytes:
+        begun = self._head_bytes
+        self._read_bytes = len(data)
+        if self._incoming is not None:
+            self._since_s = self.runloop.now()
+            self._framing_bytes += len(data)
+        else:
+            if not begun:
                 self._started_ns = self.runloop.time_ns()
-            self._head_bytes += len(data)
+            self._head_bytes = begun + len(data)
+        rest: bytes = data
+        while rest and self._refusal is None:
+            rest = self._parse(rest)
+        if self._waiting and not self._paused and not self._closing:
+            self._pause_reading()
+        if self._head_bytes or self._url:
+            self._await_head(begun)
+        elif self._framing_bytes > 2 * HEAD_BYTES_MAX:
+            self._refuse(Refusal(431, "client sent too large trailer"))
+
+    def _parse(self, data: bytes) -> bytes:
+        """Parse, and return what the parser has not looked at."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             # No upgrade is offered: the request is answered as if it had not asked (RFC 9110 7.8).
-            self.data_received(data[upgrade.args[0] :])
-            return
+            if self._incoming is not None:
+                self._read_body_again(self._incoming)
+            return data[upgrade.args[0] :]
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            raise cause if cause is not None else error from None
-        except httptools.HttpParserError:
-            self._refuse(_BAD_REQUEST)
+            if not isinstance(cause, Refusal):
+                raise cause if cause is not None else error from None
+            self._refuse(cause)
+        except httptools.HttpParserError as error:
+            self._refuse(Refusal(400, f"client sent invalid request: {error}"))
+        return b""
+
+    def _read_body_again(self, request: Request) -> None:
+        # The parser takes the body of a request that asks for an upgrade for bytes of the other protocol. Another
+        # parser, told of the body alone, takes over.
+        self._parser = httptools.HttpRequestParser(self)
+        self._rereading = True
+        size = request.content_length
+        framing = b"Transfer-Encoding: chunked" if size is None else b"Content-Length: %d" % size
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
+
+    def _await_head(self, begun: int) -> None:
+        """Wait for the rest of a header section of which `begun` bytes were there before this read."""
+        if self._closing:
             return
-        if self._head_bytes > HEAD_BYTES_MAX:
-            self._refuse(_HEAD_TOO_LARGE)
-        elif self._waiting and not self._paused and not self._closing:
-            self._pause_reading()
+        if not begun:
+            self._since_s = self.runloop.now()
+            self._head_bytes = self._head_bytes or len(self._url)
+        if len(self._url) > LINE_BYTES_MAX:
+            self._refuse(Refusal(414, "client sent too long URI"))
+        elif self._head_bytes > HEAD_BYTES_MAX:
+            self._refuse(Refusal(431, "client sent too large header"))
 
     def write(self, data: bytes) -> None:
         """Add to the answer; `flush` sends it."""
@@ -118,20 +167,28 @@ class ClientConnection(asyncio.Protocol):
         if self._closing:
             return
         if not request.keep_alive or not request.complete or self.runloop.draining:
-            self.close()
+            self.close(lingering=not request.complete)
             return
-        if self._waiting:
-            following, body = self._waiting.popleft()
-            self._begin(following, body)
-        elif self._paused:
-            self._paused = False
-            self.transport.resume_reading()
+        self._since_s = self.runloop.now()
+        if self._paused or self._waiting:
+            self._body_held = False
+            self._advance()
 
-    def close(self) -> None:
-        """Send what was written and close."""
-        if not self._closing:
-            self._closing = True
-            self.flush()
+    def close(self, *, lingering: bool = False) -> None:
+        """Send what was written and close; lingering, take what the client still sends, and drop it.
+
+        Closed at once, what it still sends would destroy the answer on its way (RFC 9112 9.6).
+        """
+        if self._closing:
+            return
+        self._closing = True
+        self._waiting.clear()
+        self._since_s = self.runloop.now()
+        self.flush()
+        if lingering and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._resume_reading()
+        else:
             self.transport.close()
 
     def abort(self) -> None:
@@ -158,30 +215,61 @@ class ClientConnection(asyncio.Protocol):
         if self.idle:
             self.close()
 
+    def expire(self, now_s: float) -> None:
+        """Give up what takes too long."""
+        nginx = self.runloop.nginx
+        waited_s = now_s - self._since_s
+        if self._closing or self._blocked:
+            self._expire_sending(now_s, waited_s, nginx.send_timeout)
+        elif self._incoming is not None:
+            if not self._paused and waited_s > nginx.client_body_timeout:
+                self._refuse(Refusal(408, "client timed out while sending its body"))
+        elif self.request is not None:
+            return
+        elif self._head_bytes:
+            if waited_s > nginx.client_header_timeout:
+                self._refuse(Refusal(408, "client timed out while sending its header"))
+        elif waited_s > (nginx.keepalive_timeout if self._requests else nginx.client_header_timeout):
+            self.close()
+
+    def _expire_sending(self, now_s: float, waited_s: float, timeout_s: float) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent != self._unsent:
+            self._unsent = unsent
+            self._since_s = now_s
+        elif waited_s > (timeout_s if unsent else LINGER_S):
+            self.abort()
+
     def ask_for_body(self) -> None:
         """Tell a client that waits for leave to send its body (RFC 9110 10.1.1)."""
         self.transport.write(_CONTINUE)
 
     def pause_writing(self) -> None:
         """The client does not read: stop reading from the upstream."""
+        self._blocked = True
+        self._since_s = self.runloop.now()
         if self.request is not None:
             self.runloop.client_blocked(self.request)
 
     def resume_writing(self) -> None:
         """The client reads again."""
+        self._blocked = False
+        self._since_s = self.runloop.now()
         if self.request is not None:
             self.runloop.client_unblocked(self.request)
+        elif not self._closing:
+            self._advance()
 
     def pause_body(self) -> None:
         """The upstream does not read: take no more of the body."""
+        self._body_held = True
         if not self._paused:
             self._pause_reading()
 
     def resume_body(self) -> None:
         """The upstream reads again."""
-        if self._paused and not self._waiting and not self._closing:
-            self._paused = False
-            self.transport.resume_reading()
+        self._body_held = False
+        self._resume_reading()
 
     # httptools calls these.
 
@@ -190,14 +278,18 @@ class ClientConnection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Note a header line."""
+        """Note a header line, or a line of a trailer."""
         self._lines.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The header section is complete: begin, or wait in line."""
-        if self._head_bytes > HEAD_BYTES_MAX and _head_bytes(self._url, self._lines) > HEAD_BYTES_MAX:
-            self._refuse(_HEAD_TOO_LARGE)
+        if self._rereading:
+            self._rereading = False
+            self._url = b""
+            self._lines = []
             return
+        if self._head_bytes > LINE_BYTES_MAX or self._read_bytes > LINE_BYTES_MAX:
+            check_head_size(self._url, self._lines)
         parser = self._parser
         request = Request(
             self,
@@ -208,57 +300,113 @@ class ClientConnection(asyncio.Protocol):
             keep_alive=parser.should_keep_alive(),
             started_ns=self._started_ns,
         )
-        self._incoming = request
         self._url = b""
         self._lines = []
         self._head_bytes = 0
-        if self.request is None:
+        if request.content_length == 0:
+            request.complete = True
+        else:
+            self._expect_body(request)
+        if self.request is None and not self._waiting and not self._blocked and not self._closing:
             self._begin(request, [])
         else:
             self._waiting.append((request, []))
 
     def on_body(self, data: bytes) -> None:
         """Pass a part of the body on."""
-        if self._incoming is None:
+        request = self._incoming
+        if request is None:
             return
-        if self._incoming is self.request:
-            self.runloop.body(self.request, data)
+        self._framing_bytes = 0
+        if request.content_length is None:
+            self._body_bytes += len(data)
+            self._check_body_size(self._body_bytes)
+        if request is self.request:
+            self.runloop.body(request, data)
         elif self._waiting:
             self._waiting[-1][1].append(data)
 
+    def on_chunk_header(self) -> None:
+        """A chunk begins."""
+        self._framing_bytes = 0
+
     def on_message_complete(self) -> None:
         """The request has been read."""
-        request, self._incoming = self._incoming, None
-        self._started_ns = self.runloop.time_ns() if self._head_bytes else 0
-        if request is not None:
-            request.complete = True
-            if request is self.request:
-                self.runloop.body_complete(request)
+        request = self._incoming
+        if request is None or (request.asks_upgrade and self._parser.should_upgrade()):
+            return
+        if self._lines:
+            # A trailer section is read and dropped, as nginx does (RFC 9112 7.1.2).
+            check_head_size(b"", self._lines)
+            self._lines = []
+        self._incoming = None
+        self._framing_bytes = 0
+        request.complete = True
+        if request is self.request:
+            self.runloop.body_complete(request)
+
+    # The order of things.
+
+    def _expect_body(self, request: Request) -> None:
+        self._incoming = request
+        self._body_bytes = 0
+        self._since_s = self.runloop.now()
+        self._check_body_size(request.content_length or 0)
+
+    def _check_body_size(self, size: int) -> None:
+        limit = self.runloop.nginx.client_max_body_size
+        if limit and size > limit:
+            raise Refusal(413, "client intended to send too large body")
 
     def _begin(self, request: Request, body: list[bytes]) -> None:
         self.request = request
         self.sent_bytes = 0
+        self._requests += 1
+        if self._requests >= self.runloop.nginx.keepalive_requests:
+            request.keep_alive = False
         self.runloop.begin(request, body)
+
+    def _advance(self) -> None:
+        """Begin what waits in line, as long as it is answered at once."""
+        if self._advancing:
+            return
+        self._advancing = True
+        while self._waiting and self.request is None and not self._blocked:
+            request, body = self._waiting.popleft()
+            request.started_ns = self.runloop.time_ns()
+            self._begin(request, body)
+        self._advancing = False
+        if self.request is None and not self._waiting and self._refusal is not None:
+            self._answer_refusal(self._refusal)
+        self._resume_reading()
 
     def _pause_reading(self) -> None:
         self._paused = True
         self.transport.pause_reading()
 
-    def _refuse(self, answer: bytes) -> None:
-        if self.request is None and not self._waiting:
-            self._closing = True
-            self._head_bytes = 0
-            self.transport.write(answer)
-            # Closed at once, what the client still sends would destroy the answer on its way (RFC 9112 9.6).
-            self.transport.write_eof()
-            self.runloop.runtime.call_later(LINGER_S, self.transport.abort)
+    def _resume_reading(self) -> None:
+        if self._paused and (self._closing or not (self._waiting or self._body_held or self._refusal)):
+            self._paused = False
+            self._since_s = self.runloop.now()
+            self.transport.resume_reading()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Read no more, and refuse when what came before is answered."""
+        self._refusal = refusal
+        self._head_bytes = 0
+        self._url = b""
+        broken, self._incoming = self._incoming, None
+        if broken is not None and broken is self.request:
+            self.runloop.refuse_body(broken, refusal)
             return
-        # What came before is answered first; after that the connection closes.
-        last = self._waiting[-1][0] if self._waiting else self.request
-        assert last is not None
-        last.keep_alive = False
-        self._pause_reading()
+        if broken is not None and self._waiting:
+            self._waiting.pop()
+        if self.request is None and not self._waiting:
+            self._answer_refusal(refusal)
+        elif not self._paused:
+            self._pause_reading()
 
-
-def _head_bytes(url: bytes, lines: HeaderLines) -> int:
-    return len(url) + sum(len(name) + len(value) + 4 for name, value in lines)
+    def _answer_refusal(self, refusal: Refusal) -> None:
+        if not self._closing:
+            self.write(self.runloop.refuse(self, refusal))
+            self.close(lingering=True)

@@ -33,7 +33,7 @@ from kongtrace.queue import Action, Job, Outcome, Queue, QueueProfile, Queues, S
 from sim import __version__
 from sim.config import Export
 from sim.connection_table import unlimited
-from sim.request import HeaderLines
+from sim.framing import HeaderLines
 from sim.resolver import Resolver
 from sim.runtime import Runtime, Tls
 from sim.timers import Timers

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from sim.balancer import Address, Balancer
-from sim.request import HeaderLines
+from sim.framing import HeaderLines
 from sim.resolver import Resolver
 from sim.timers import Timers
 from sim.upstream import ConnectTimeoutError, Pool, UpstreamConnection

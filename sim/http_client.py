@@ -3,7 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
-from sim.request import HeaderLines
+from sim.framing import HeaderLines
 
 if TYPE_CHECKING:
     from sim.upstream import UpstreamConnection

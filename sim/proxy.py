@@ -9,8 +9,9 @@ time ran out. Once the answer's head has gone to the client, a failure can only 
 from typing import TYPE_CHECKING, Final
 
 from kongtrace import PHASES
+from sim.framing import HeaderLines
 from sim.phases import LightThread
-from sim.request import HOP_BY_HOP, HeaderLines, Request, Try, without
+from sim.request import HOP_BY_HOP, Request, Try, without
 from sim.upstream import ConnectTimeoutError, NoConnectionLeftError, UpstreamConnection
 
 if TYPE_CHECKING:
@@ -20,12 +21,27 @@ BALANCER: Final = PHASES["balancer"]
 NOT_IDEMPOTENT: Final = frozenset({"POST", "LOCK", "PATCH"})
 """Methods that nginx does not send twice."""
 
-VIA: Final = b"1.1 kongsim"
+SERVER: Final = b"kong/3.9.1"
+"""What the gateway calls itself in `Server` and `Via`: the version of Kong whose behaviour it has."""
+
+VIA: Final = b"1.1 " + SERVER
 _NS_PER_MS: Final = 1_000_000
+NO_CONTENT: Final = 204
 _LENGTH: Final = b"content-length"
-_DROPPED: Final = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-real-ip", b"x-forwarded-for"}
+_CONNECTION: Final = b"connection"
+_FORWARDING: Final = frozenset(
+    b"x-forwarded-" + key for key in (b"for", b"proto", b"host", b"port", b"path", b"prefix")
+)
+_DROPPED: Final = (
+    HOP_BY_HOP | _FORWARDING | {b"host", b"content-length", b"expect", b"proxy", b"x-real-ip", b"x-kong-request-id"}
+)
+"""Headers of a request that are not passed on: they are written anew, or end here."""
+
 _DROPPED_SIZES: Final = frozenset(map(len, _DROPPED))
-_ANSWER_SIZES: Final = frozenset(map(len, HOP_BY_HOP | {_LENGTH}))
+_ANSWER_DROPPED: Final = HOP_BY_HOP | {b"x-kong-upstream-latency", b"x-kong-proxy-latency", b"x-kong-request-id"}
+"""The same of a response."""
+
+_ANSWER_SIZES: Final = frozenset(map(len, _ANSWER_DROPPED | {_LENGTH}))
 
 
 class ProxiedExchange:
@@ -80,15 +96,18 @@ class ProxiedExchange:
     def send_body(self, data: bytes) -> None:
         """Pass a part of the body on, or keep it until there is a connection."""
         if self._connection is None:
-            self._request.body.append(data)
+            self._runloop.hold_body(self._request, data)
         else:
             self._body_sent = True
             self._connection.write(self._framed(data))
 
     def end_body(self) -> None:
         """The whole request has been read."""
-        if self._connection is not None and self._request.content_length is None:
-            self._connection.write(b"0\r\n\r\n")
+        connection = self._connection
+        if connection is not None:
+            if self._request.content_length is None:
+                connection.write(b"0\r\n\r\n")
+            connection.whole_request_sent = True
 
     def cancel(self) -> None:
         """The client has gone."""
@@ -147,9 +166,13 @@ class ProxiedExchange:
             b"".join(out),
             timeout_s=self._service.read_timeout / 1000,
             bodiless=request.method == "HEAD",
+            whole=request.complete,
         )
-        if request.expects_continue and not request.complete:
-            request.connection.ask_for_body()
+        if not request.complete:
+            request.connection.resume_body()
+            if request.expects_continue:
+                request.expects_continue = False
+                request.connection.ask_for_body()
 
     def _head(self) -> bytes:
         request = self._request
@@ -162,15 +185,11 @@ class ProxiedExchange:
             method, path, host = changed.method or method, changed.path or path, changed.host or host
             if changed.query is not None:
                 query, mark = changed.query, b"?" if changed.query else b""
-        peer = request.connection.peer.encode()
-        forwarded = b""
         out = [method, b" ", path, mark, query, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
         lines = request.forwarded_lines()
         named = _connection_options(lines)
         for name, value in lines:
-            if len(name) in _DROPPED_SIZES and (lower := name.lower()) in _DROPPED:
-                if lower == b"x-forwarded-for":
-                    forwarded = forwarded + value + b", "
+            if len(name) in _DROPPED_SIZES and name.lower() in _DROPPED:
                 continue
             if named and name.lower() in named:
                 continue
@@ -179,9 +198,9 @@ class ProxiedExchange:
             out.append(b"Transfer-Encoding: chunked\r\n")
         elif request.content_length or request.method in ("POST", "PUT", "PATCH"):
             out.append(b"Content-Length: %d\r\n" % request.content_length)
-        out += (b"X-Real-IP: ", peer, b"\r\nX-Forwarded-For: ", forwarded, peer)
-        out += (b"\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: ", request.host.encode("latin-1"))
-        out += (b"\r\nX-Kong-Request-Id: ", request.id, b"\r\nVia: ", VIA, b"\r\nConnection: keep-alive\r\n\r\n")
+        out.append(self._runloop.forwarding.lines(request))
+        out += (b"X-Kong-Request-Id: ", request.id, b"\r\nVia: ", request.version.encode(), b" ", SERVER)
+        out.append(b"\r\nConnection: keep-alive\r\n\r\n")
         return b"".join(out)
 
     def _framed(self, data: bytes) -> bytes:
@@ -216,6 +235,7 @@ class ProxiedExchange:
         request.upstream_response = (status, lines)
         now_ns = self._runloop.time_ns()
         request.upstream_ns = now_ns - self._try.start_ns
+        named = _connection_options(lines)
         has_length = False
         # What plugins have set before stands first.
         kept = request.response_lines
@@ -223,9 +243,11 @@ class ProxiedExchange:
             name = line[0]
             if len(name) in _ANSWER_SIZES:
                 lower = name.lower()
-                if lower in HOP_BY_HOP:
+                if lower in _ANSWER_DROPPED or (lower == _LENGTH and status == NO_CONTENT):
                     continue
                 has_length = has_length or lower == _LENGTH
+            if named and name.lower() in named:
+                continue
             kept.append(line)
         kept.append((b"X-Kong-Upstream-Latency", b"%d" % (request.upstream_ns // _NS_PER_MS)))
         kept.append((b"X-Kong-Proxy-Latency", b"%d" % ((self._try.start_ns - request.started_ns) // _NS_PER_MS)))
@@ -360,10 +382,11 @@ class BufferedExchange(ProxiedExchange):
 
 def _connection_options(lines: HeaderLines) -> frozenset[bytes]:
     """The headers that the Connection header names as its own (RFC 9110 7.6.1)."""
+    named: frozenset[bytes] = _NO_OPTIONS
     for name, value in lines:
-        if len(name) == 10 and name.lower() == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-            return frozenset(option.strip().lower() for option in value.split(b","))
-    return _NO_OPTIONS
+        if len(name) == 10 and name.lower() == _CONNECTION and value.lower() not in (b"keep-alive", b"close"):
+            named |= {option.strip().lower() for option in value.split(b",")}
+    return named
 
 
 _NO_OPTIONS: Final[frozenset[bytes]] = frozenset()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kongtrace import ApiError
 from kongtrace.propagation import Headers
 from sim.access_log import escaped
+from sim.framing import CONTENT_LENGTH_MAX, HeaderLines, Refusal, check_transfer_coding, host_of, split_absolute
 
 if TYPE_CHECKING:
     from sim.balancer import Choice
@@ -40,7 +41,11 @@ CTX_SHARED: Final = "KONG_SHARED_CTX"
 CTX_PLUGIN: Final = "KONG_PLUGIN_CTX"
 """Key of the tables of `kong.ctx.plugin`, by entity."""
 
-HeaderLines = list[tuple[bytes, bytes]]
+VERSIONS: Final = ("1.1", "1.0")
+"""Versions of HTTP that are served."""
+
+NOT_SERVED: Final = frozenset({"CONNECT", "TRACE"})
+"""Methods that nginx answers with 405."""
 
 HOP_BY_HOP: Final = frozenset(
     {
@@ -124,16 +129,21 @@ class Part:
 class Request:
     """What the gateway knows of one request.
 
+    Raises:
+        Refusal: its header section is ambiguous, or asks for what is not served.
+
     Attributes:
         connection: the client's.
         method: in capitals.
-        target: path and query as sent.
+        target: path and query as sent; of an absolute-form, only these.
         path: the part of the target before `?`.
         version: of HTTP, "1.1" or "1.0".
         lines: header lines as sent.
-        authority: the Host header as sent.
-        host: the same in lower case, without port.
+        authority: whom the request is for, host and port: the target's if it is absolute, else the Host header's.
+        client_ip: address of the client for whom it is made; the peer's, unless a trusted proxy names another.
+        host: the same in lower case, without port; "" when HTTP/1.0 names none.
         content_length: of the body; None when it is chunked; 0 when there is none.
+        asks_upgrade: it would rather speak another protocol.
         expects_continue: the client waits for leave to send its body.
         keep_alive: whether the client wants to go on after the answer.
         id: 32 hexadecimal digits (`X-Kong-Request-Id`).
@@ -167,11 +177,13 @@ class Request:
     __slots__ = (
         "_headers",
         "address",
+        "asks_upgrade",
         "authority",
         "body",
         "body_ended_ns",
         "body_waiter",
         "choice",
+        "client_ip",
         "complete",
         "connection",
         "content_length",
@@ -217,18 +229,20 @@ class Request:
         started_ns: int,
     ) -> None:
         self.connection = connection
+        self.client_ip = connection.peer
         self.method = method
         self.target = target
-        self.path = target.partition(b"?")[0].decode("latin-1")
         self.lines = lines
         self.version = version
         self.keep_alive = keep_alive
         self.started_ns = started_ns
         self.host = ""
-        self.authority = b""
+        self.authority: bytes = b""
         self.content_length: int | None = 0
         self.expects_continue = False
+        self.asks_upgrade = False
         self._read_lines()
+        self._read_target()
         self._headers: Headers | None = None
         self.ctx: dict[str, Any] = {REQUEST: self}
         self.phase_index = 0
@@ -314,18 +328,38 @@ class Request:
         return [(n.encode("latin-1"), v.encode("utf-8", "surrogateescape")) for n, v in self._headers.lines()]
 
     def _read_lines(self) -> None:
+        if self.version not in VERSIONS:
+            raise Refusal(505 if self.version > "1.1" else 400, f"client sent version {self.version}")
+        authorities = 0
         for name, value in self.lines:
             size = len(name)
             if size == 4 and name.lower() == b"host":
-                self.authority = value
+                authorities += 1
+                self.authority = value.rstrip(b" \t")
             elif size == 14 and name.lower() == b"content-length":
                 self.content_length = int(value)
             elif size == 17 and name.lower() == b"transfer-encoding":
+                check_transfer_coding(value, self.version)
                 self.content_length = None
             elif size == 6 and name.lower() == b"expect":
-                self.expects_continue = value.lower() == b"100-continue"
-        host = self.authority.decode("latin-1").lower()
-        self.host = host[: host.rindex(":")] if ":" in host and not host.endswith("]") else host
+                self.expects_continue = self.version == "1.1" and value.rstrip(b" \t").lower() == b"100-continue"
+            elif size == 7 and name.lower() == b"upgrade":
+                self.asks_upgrade = True
+        if authorities != 1 and (authorities or self.version == "1.1"):
+            raise Refusal(400, "client sent duplicate host header" if authorities else "client sent no host header")
+        if self.content_length is not None and self.content_length > CONTENT_LENGTH_MAX:
+            raise Refusal(400, "client sent invalid Content-Length header")
+
+    def _read_target(self) -> None:
+        if self.method in NOT_SERVED:
+            raise Refusal(405, f"client sent {self.method} method")
+        if not self.target.startswith(b"/"):
+            self.authority, self.target = split_absolute(self.target)
+        if b"#" in self.target:
+            raise Refusal(400, "client sent a fragment in the request target")
+        if self.authority or self.version == "1.1":
+            self.host = host_of(self.authority)
+        self.path = self.target.partition(b"?")[0].decode("latin-1")
 
 
 def header_line(name: str, value: object) -> tuple[bytes, bytes]:
@@ -348,4 +382,4 @@ def log_context(request: Request | None) -> str:
         return ""
     line = f"{request.method} {request.target.decode('latin-1')} HTTP/{request.version}"
     host = request.authority.decode("latin-1")
-    return f', client: {request.connection.peer}, server: kong, request: "{line}", host: "{host}"'
+    return f', client: {request.client_ip}, server: kong, request: "{line}", host: "{host}"'

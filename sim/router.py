@@ -32,7 +32,8 @@ from sim.config import Route, Service, path_pattern
 from sim.resolver import is_address
 
 if TYPE_CHECKING:
-    from sim.request import HeaderLines, Request
+    from sim.framing import HeaderLines
+    from sim.request import Request
 
 FINDINGS_MAX: Final = 5_000
 """Requests whose route is remembered; when there are more, all are forgotten."""

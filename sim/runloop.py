@@ -24,15 +24,17 @@ from kongtrace import NOOP_SPAN, PHASES, NoopSpan, Phase, TracerProvider
 from kongtrace.context import KONG_PHASE
 from kongtrace.span import STATUS_ERROR
 from sim.balancer import Balancer
-from sim.config import Gateway
+from sim.config import Gateway, Nginx
+from sim.forwarding import Forwarding
+from sim.framing import HeaderLines, Refusal
 from sim.instrumentation import Instrumentation
 from sim.pdk import Exit, Kong
 from sim.pdk.response import JSON
 from sim.phases import AGAIN, DONE, Handler, LightThread, PhaseEngine
 from sim.plugin import Handler as PluginHandler
 from sim.plugin import Plans
-from sim.proxy import BufferedExchange, ProxiedExchange
-from sim.request import ARG, EXITED, SERVICE_BODY, HeaderLines, Part, Request, log_context, without
+from sim.proxy import SERVER, BufferedExchange, ProxiedExchange
+from sim.request import ARG, EXITED, SERVICE_BODY, Part, Request, log_context, without
 from sim.resolver import Resolver, is_address
 from sim.router import Router
 from sim.upstream import Pool
@@ -59,6 +61,11 @@ CLIENT_CLOSED_REQUEST: Final = 499
 MESSAGES: Final = {
     400: "Bad request",
     404: "no Route matched with those values",
+    405: "Method not allowed",
+    408: "Request timeout",
+    413: "Payload too large",
+    414: "URI too long",
+    431: "Request header or cookie too large",
     500: "An unexpected error occurred",
     502: "An invalid response was received from the upstream server",
     503: "Service unavailable",
@@ -66,6 +73,13 @@ MESSAGES: Final = {
 }
 """What Kong tells the client."""
 
+BODY_BYTES_HELD_MAX: Final = 64 * 1024
+"""How much of a body is read ahead of the upstream."""
+
+SWEEP_S_MAX: Final = 1.0
+"""How late a client's timeout may be at most."""
+
+_NS_PER_MS: Final = 1_000_000
 _STATUS_LINES: Final = {
     status: b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode())
     for status in (s.value for s in HTTPStatus)
@@ -134,6 +148,8 @@ class Runloop:
         counts: see `Counts`.
         resolver: of the worker.
         balancers: by name of the upstream.
+        nginx: limits and times of clients.
+        forwarding: what upstreams are told of clients.
     """
 
     def __init__(
@@ -162,6 +178,11 @@ class Runloop:
         self._provider = provider
         self._plans = plans
         self._kong = kong
+        self.now = runtime.now
+        self.nginx = gateway.nginx
+        self.forwarding = Forwarding(gateway)
+        self._sweep_s = min(SWEEP_S_MAX, _shortest_timeout_s(gateway.nginx) / 10)
+        self._sweeping = False
         self._on_change = on_change
         self._on_idle = on_idle
         self._on_logged = on_logged
@@ -190,6 +211,9 @@ class Runloop:
     def accepted(self) -> None:
         """A connection was accepted."""
         self.counts.connections += 1
+        if not self._sweeping:
+            self._sweeping = True
+            self.runtime.call_later(self._sweep_s, self._sweep)
         self._on_change()
 
     def closed(self) -> None:
@@ -198,11 +222,49 @@ class Runloop:
         if self.draining:
             self._on_idle()
 
+    def _sweep(self) -> None:
+        """Let each connection look at its deadline: that is cheaper than to set a timer for each request."""
+        now_s = self.now()
+        for connection in tuple(self.connections):
+            connection.expire(now_s)
+        self._sweeping = bool(self.connections)
+        if self._sweeping:
+            self.runtime.call_later(self._sweep_s, self._sweep)
+
     def begin(self, request: Request, body: list[bytes]) -> None:
         """Serve a request whose header section is complete; `body` is what has come of its body."""
         self.counts.active += 1
         request.body = body
+        if self.forwarding.trusts:
+            request.client_ip = self.forwarding.client_ip(request)
         self._engine.run(request)
+
+    def refuse(self, connection: "ClientConnection", refusal: Refusal) -> bytes:
+        """Book a request that is not served, since its header section is refused; return the answer."""
+        counts = self.counts
+        counts.requests += 1
+        counts.responses[refusal.status // 100] += 1
+        self.log_line("info", f"{refusal.reason}, client: {connection.peer}")
+        self._on_change()
+        request_id = self._provider.trace_ids.draw().hex().encode()
+        body = _message(_usual_message(refusal.status), request_id)
+        head = b"%bContent-Type: application/json; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n" % (
+            status_line(refusal.status),
+            len(body),
+        )
+        return head + b"Server: %b\r\nX-Kong-Request-Id: %b\r\n\r\n%b" % (SERVER, request_id, body)
+
+    def refuse_body(self, request: Request, refusal: Refusal) -> None:
+        """End a request whose body is refused: with its status, unless the answer has begun."""
+        self.log_line("info", f"{refusal.reason}, client: {request.connection.peer}")
+        exchange = request.exchange
+        if exchange is not None:
+            exchange.cancel()
+        if request.header_sent:
+            request.connection.abort()
+            self.end(request)
+        else:
+            self.respond(request, refusal.status)
 
     def body(self, request: Request, data: bytes) -> None:
         """Pass a part of the request's body on."""
@@ -210,7 +272,13 @@ class Runloop:
         if exchange is not None:
             exchange.send_body(data)
         elif not request.done:
-            request.body.append(data)
+            self.hold_body(request, data)
+
+    def hold_body(self, request: Request, data: bytes) -> None:
+        """Keep a part of the body until there is an upstream; read no more when it is enough."""
+        request.body.append(data)
+        if sum(map(len, request.body)) > BODY_BYTES_HELD_MAX:
+            request.connection.pause_body()
 
     def body_complete(self, request: Request) -> None:
         """The whole request has been read."""
@@ -492,10 +560,9 @@ class Runloop:
         self, request: Request, status: int, message: str | None = None, lines: Iterable[tuple[bytes, bytes]] = ()
     ) -> None:
         """Answer with a message of the gateway's own, by default the usual one of the status."""
-        message = message or MESSAGES.get(status) or HTTPStatus(status).phrase
         if status in _EXITS:
             request.ctx[EXITED] = True
-        body = json.dumps({"message": message, "request_id": request.id.decode()}).encode()
+        body = _message(message or _usual_message(status), request.id)
         kept = without(request.response_lines, "Content-Type") if request.response_lines else []
         self._answer(request, status, body, [*kept, (b"Content-Type", JSON.encode()), *lines])
 
@@ -519,11 +586,12 @@ class Runloop:
     def _answer(self, request: Request, status: int, body: bytes, lines: HeaderLines) -> None:
         if not _tells_length(lines):
             lines.append((b"Content-Length", b"%d" % len(body)))
+        if request.upstream_response is None:
+            lines.append((b"X-Kong-Response-Latency", b"%d" % ((self.time_ns() - request.started_ns) // _NS_PER_MS)))
+            lines.append((b"Server", SERVER))
         request.status = status
         request.response_lines = lines
         if self.header_filter(request) and (filtered := self.body_filter(request, body, last=True)) is not None:
-            if not request.complete:
-                request.keep_alive = False
             if not _tells_length(request.response_lines):
                 request.response_lines.append((b"Content-Length", b"%d" % len(filtered)))
             self.write_head(request)
@@ -596,9 +664,8 @@ class Runloop:
     def write_head(self, request: Request) -> None:
         """Write status line and headers."""
         request.header_sent = True
-        keep_alive = request.keep_alive and not self.draining
-        if not keep_alive:
-            request.keep_alive = False
+        # What is still to come of the body is not waited for once the answer is complete.
+        keep_alive = request.keep_alive = request.keep_alive and request.complete and not self.draining
         out = [status_line(request.status)]
         for name, value in request.response_lines:
             out += (name, b": ", value, b"\r\n")
@@ -700,3 +767,15 @@ def _replace_body(kong: Kong, body: bytes) -> None:
 
 _REPLACEMENT: Final = "KONG_RESPONSE_BODY"
 """Key of what the next part of a replaced body is; nothing once the first has gone."""
+
+
+def _usual_message(status: int) -> str:
+    return MESSAGES.get(status) or HTTPStatus(status).phrase
+
+
+def _message(message: str, request_id: bytes) -> bytes:
+    return json.dumps({"message": message, "request_id": request_id.decode()}).encode()
+
+
+def _shortest_timeout_s(nginx: Nginx) -> float:
+    return min(nginx.client_header_timeout, nginx.client_body_timeout, nginx.send_timeout, nginx.keepalive_timeout)

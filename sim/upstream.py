@@ -6,6 +6,9 @@ response as they arrive. Sizes in bytes, times in s.
 
 A kept connection that the other side has closed before any byte of a response is not the exchange's fault: `lost` tells
 it so (`reused` and no `answered`), and it may try again (RFC 9112 9.3.1).
+
+A response that is malformed or ambiguous is lost, not mended. A connection is kept only if both sides are done with the
+exchange: the whole request was sent, and nothing came after the response. So no request can get another one's answer.
 """
 
 import asyncio
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 import httptools
 
 from sim.connection_table import unlimited
-from sim.request import HeaderLines
+from sim.framing import HeaderLines, InvalidResponseError, is_response_framed
 
 if TYPE_CHECKING:
     from sim.runtime import Runtime, Tls
@@ -24,8 +27,26 @@ if TYPE_CHECKING:
 IDLE_MAX: Final = 512
 """Idle connections kept per target; Kong's `upstream_keepalive_pool_size`."""
 
+IDLE_TIMEOUT_S: Final = 60.0
+"""How long a connection is kept unused; Kong's `upstream_keepalive_idle_timeout`."""
+
+EXCHANGES_MAX: Final = 10_000
+"""Exchanges that one connection serves; Kong's `upstream_keepalive_max_requests`."""
+
+HEAD_BYTES_MAX: Final = 64 * 1024
+"""Largest header section of a response, and largest trailer section."""
+
+TRIM_S: Final = 5.0
+"""How often unused connections are looked at."""
+
 SWEEP_S: Final = 0.05
 """How often deadlines are looked at, which is how late a timeout may be."""
+
+
+SWITCHING_PROTOCOLS: Final = 101
+
+BODILESS: Final = frozenset({204, 304})
+"""Statuses whose responses have no body (RFC 9112 6.3)."""
 
 
 class ConnectTimeoutError(OSError):
@@ -68,6 +89,8 @@ class UpstreamConnection(asyncio.Protocol):
         exchange: who uses it now; None when it is idle.
         reused: it has served an exchange before.
         answered: a byte of the present response has come.
+        whole_request_sent: nothing of the present request is still to be sent.
+        exchanges: that it has served.
         deadline_s: when the present wait is given up, on the runtime's clock.
     """
 
@@ -79,14 +102,22 @@ class UpstreamConnection(asyncio.Protocol):
         self.reused = False
         self.answered = False
         self.deadline_s = 0.0
+        self.whole_request_sent = True
+        self.exchanges = 0
         self._timeout_s = 0.0
         self._bodiless = False
         self._parser = httptools.HttpResponseParser(self)
         self._lines: HeaderLines = []
+        self._framing_bytes = 0  # read since the exchange began, or since the last part of the body
         self._framed = False
         self._in_body = False
+        self._complete = False
+        self._overrun = False  # more came than the response
+        self._keep_alive = False
 
-    def send(self, exchange: Exchange, data: bytes, *, timeout_s: float, bodiless: bool) -> None:
+    def send(
+        self, exchange: Exchange, data: bytes, *, timeout_s: float, bodiless: bool = False, whole: bool = True
+    ) -> None:
         """Begin an exchange with the first bytes of its request.
 
         Args:
@@ -94,11 +125,15 @@ class UpstreamConnection(asyncio.Protocol):
             data: to write.
             timeout_s: between two reads of the response.
             bodiless: the response has no body whatever its headers say (HEAD).
+            whole: `data` is the whole request; else `whole_request_sent` is set when the rest has been written.
         """
         self.exchange = exchange
         self.answered = False
         self._bodiless = bodiless
-        self._lines = []
+        self.whole_request_sent = whole
+        self.exchanges += 1
+        self._framing_bytes = 0
+        self._in_body = self._complete = False
         self._timeout_s = timeout_s
         self._pool.watch(self, timeout_s)
         self.transport.write(data)
@@ -132,16 +167,29 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.abort()
             return
         self.answered = True
+        self._framing_bytes += len(data)
         self._pool.watch(self, self._timeout_s)
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._overrun = True
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            raise cause if cause is not None else error from None
-        except httptools.HttpParserError as error:
-            self._fail(f"upstream sent an invalid response: {error}")
+            if not isinstance(cause, InvalidResponseError):
+                raise cause if cause is not None else error from None
+            self._fail(f"upstream sent an invalid response: {cause}")
             return
-        exchange.on_flush()
+        except httptools.HttpParserError as error:
+            if not self._complete:
+                self._fail(f"upstream sent an invalid response: {error}")
+                return
+            self._overrun = True
+        if self._complete:
+            self._end()
+        elif self._framing_bytes > HEAD_BYTES_MAX:
+            self._fail("upstream sent too big header")
+        else:
+            exchange.on_flush()
 
     def eof_received(self) -> None:
         """The upstream sends no more; the connection closes."""
@@ -185,54 +233,67 @@ class UpstreamConnection(asyncio.Protocol):
 
     # httptools calls these.
 
+    def on_message_begin(self) -> None:
+        """A response begins; none is due when the present one is complete."""
+        if self._complete:
+            self._overrun = True
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Note a header line."""
+        """Note a header line, or a line of a trailer."""
         self._lines.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Pass the header section on, but for an interim response's."""
-        status = self._parser.get_status_code()
+        parser = self._parser
+        status = parser.get_status_code()
         lines, self._lines = self._lines, []
-        if status < 200:
+        exchange = self.exchange
+        if self._complete or exchange is None or (100 <= status < 200 and status != SWITCHING_PROTOCOLS):
             return
-        bodiless = self._bodiless or status in (204, 304)
-        self._framed = bodiless or _is_framed(lines)
+        self._framed = is_response_framed(status, lines)
+        self._keep_alive = parser.should_keep_alive()
+        if not self._keep_alive and parser.get_http_version() not in ("1.1", "1.0"):
+            raise InvalidResponseError("unknown HTTP version")
         self._in_body = True
-        assert self.exchange is not None
-        self.exchange.on_head(status, lines)
+        if self._bodiless or status in BODILESS:
+            self._framed = True
+        exchange.on_head(status, lines)
         if self._bodiless:
-            # The parser waits for a body that a response to HEAD does not have.
-            self._end(keep_alive=self._parser.should_keep_alive())
-            self._parser = httptools.HttpResponseParser(self)
+            # The parser waits for a body that a response to HEAD does not have: what comes now is too much.
+            self._complete = True
 
     def on_body(self, data: bytes) -> None:
         """Pass a part of the body on."""
-        if self.exchange is not None:
+        if self._complete:
+            self._overrun = True
+        elif self.exchange is not None:
+            self._framing_bytes = 0
             self.exchange.on_body(data)
 
-    def on_message_complete(self) -> None:
-        """End the exchange, and keep the connection if both sides want it."""
-        if self._in_body:
-            self._end(keep_alive=self._framed and self._parser.should_keep_alive())
+    def on_chunk_header(self) -> None:
+        """A chunk begins."""
+        self._framing_bytes = 0
 
-    def _end(self, *, keep_alive: bool) -> None:
+    def on_message_complete(self) -> None:
+        """The response is complete; a trailer section is dropped, as nginx does (RFC 9112 7.1.2)."""
+        self._lines = []
+        self._complete = self._in_body
+
+    def _end(self) -> None:
+        """End the exchange, and keep the connection if both sides are done and want it."""
         exchange, self.exchange = self.exchange, None
         self._in_body = False
         self._pool.unwatch(self)
-        if keep_alive:
+        if self._keep_alive and self._framed and self.whole_request_sent and not self._overrun:
+            if self._bodiless:
+                self._parser = httptools.HttpResponseParser(self)
             self._pool.keep(self)
-        else:
+        elif self.whole_request_sent:
             self.transport.close()
+        else:
+            self.transport.abort()
         if exchange is not None:
             exchange.on_end()
-
-
-def _is_framed(lines: HeaderLines) -> bool:
-    for name, _value in lines:
-        size = len(name)
-        if (size == 14 and name.lower() == b"content-length") or (size == 17 and name.lower() == b"transfer-encoding"):
-            return True
-    return False
 
 
 class Pool:
@@ -255,6 +316,7 @@ class Pool:
         self._idle: defaultdict[tuple[str, int], list[UpstreamConnection]] = defaultdict(list)
         self._watched: dict[UpstreamConnection, None] = {}
         self._sweeping = False
+        self._trimming = False
         self.open: dict[UpstreamConnection, None] = {}
 
     def take(self, address: tuple[str, int]) -> UpstreamConnection | None:
@@ -294,8 +356,12 @@ class Pool:
     def keep(self, connection: UpstreamConnection) -> None:
         """Take a connection back whose exchange has ended well."""
         idle = self._idle[connection.address]
-        if len(idle) < IDLE_MAX:
+        if len(idle) < IDLE_MAX and connection.exchanges < EXCHANGES_MAX:
             idle.append(connection)
+            connection.deadline_s = self._runtime.now() + IDLE_TIMEOUT_S
+            if not self._trimming:
+                self._trimming = True
+                self._runtime.call_later(TRIM_S, self._trim)
         else:
             connection.transport.close()
 
@@ -335,3 +401,13 @@ class Pool:
             self._runtime.call_later(SWEEP_S, self._sweep)
         else:
             self._sweeping = False
+
+    def _trim(self) -> None:
+        """Close what has been idle for too long."""
+        now = self._runtime.now()
+        for idle in self._idle.values():
+            for connection in [connection for connection in idle if connection.deadline_s <= now]:
+                connection.transport.close()
+        self._trimming = any(self._idle.values())
+        if self._trimming:
+            self._runtime.call_later(TRIM_S, self._trim)

@@ -135,10 +135,10 @@ LAYERS = {
         "plugins | http_server | traces",
         "runloop | health_check | exporter",
         "instrumentation | pdk ngx | plugin | proxy | router balancer | connection",
-        "timers | upstream http_client",
+        "timers | upstream http_client | forwarding",
         "phases | request | resolver | config | faults",
         "runtime | scoreboard | document | threshold | access_log | connection_table",
-        "units | ledger | error_log | process | timerfd",
+        "units | ledger | error_log | process | timerfd | framing",
         "errors",
     ),
 }
@@ -194,8 +194,9 @@ def imports_have_no_cycle(tree: Tree) -> Iterator[str]:
 # What a package leaves to others.
 
 GATEWAY = (
-    *("sim.connection", "sim.exporter", "sim.gateway", "sim.http_client", "sim.instrumentation", "sim.ngx", "sim.pdk"),
-    *("sim.phases", "sim.plugin", "sim.plugins", "sim.proxy", "sim.request", "sim.resolver", "sim.router"),
+    *("sim.connection", "sim.exporter", "sim.forwarding", "sim.framing", "sim.gateway", "sim.http_client"),
+    *("sim.instrumentation", "sim.ngx", "sim.pdk", "sim.phases", "sim.plugin", "sim.plugins", "sim.proxy"),
+    *("sim.request", "sim.resolver", "sim.router"),
     *("sim.runloop", "sim.timers", "sim.upstream"),
 )
 """The code that must run on any runtime, real or virtual."""

@@ -46,7 +46,7 @@ def test_request_reaches_the_upstream_with_the_headers_of_a_gateway(tmp_path):
         assert headers["x-forwarded-for"] == headers["x-real-ip"] == "127.0.0.1"
         assert (headers["host"], headers["x-forwarded-host"]) == ("upstream", "127.0.0.1")
         assert headers["x-kong-request-id"] == answer.headers["X-Kong-Request-Id"]
-        assert answer.headers["Via"] == "1.1 kongsim"
+        assert answer.headers["Via"] == "1.1 kong/3.9.1"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,120 @@
+"""Which messages are unambiguous: the rules of RFC 9112 that go beyond the grammar of a header section.
+
+The grammar is that of llhttp in its strict form, which refuses by itself: lines that end without CR LF, folded lines, a
+blank before the colon, NUL and other control characters, a Content-Length that is no number or stands twice or beside
+Transfer-Encoding, and malformed chunks. What it lets pass and two readers could take in two ways is refused here. A
+gateway passes nothing on as it came: it frames anew, from what was understood here alone (RFC 9112 11.2).
+"""
+
+import re
+from functools import lru_cache
+from typing import Final
+
+HeaderLines = list[tuple[bytes, bytes]]
+
+LINE_BYTES_MAX: Final = 8 * 1024
+"""Longest request line, and longest header line; nginx's `large_client_header_buffers 4 8k`."""
+
+HEAD_BYTES_MAX: Final = 32 * 1024
+"""Largest header section, and largest trailer section; the same."""
+
+CONTENT_LENGTH_MAX: Final = 2**63 - 1
+"""Largest Content-Length, nginx's."""
+
+HOSTS_MAX: Final = 1024
+"""Values of Host that are remembered."""
+
+_HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?")  # RFC 3986 3.2.2
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
+
+
+class Refusal(Exception):  # noqa: N818 - what a client did, not an error of the program
+    """A request that is not served.
+
+    Attributes:
+        status: of the answer.
+        reason: for the error log, in nginx's manner.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class InvalidResponseError(Exception):
+    """A response that no client may take."""
+
+
+@lru_cache(HOSTS_MAX)
+def host_of(authority: bytes) -> str:
+    """Return the host of an authority, in lower case and without port (RFC 9112 3.2).
+
+    Raises:
+        Refusal: it is none.
+    """
+    match = _HOST.fullmatch(authority)
+    if match is None:
+        raise Refusal(400, "client sent invalid host header")
+    return match[1].decode("ascii").lower()
+
+
+def split_absolute(target: bytes) -> tuple[bytes, bytes]:
+    """Return authority and origin-form of a target that begins with no slash (RFC 9112 3.2.2).
+
+    Raises:
+        Refusal: it is no absolute-form of HTTP.
+    """
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        raise Refusal(400, "client sent invalid request target")
+    authority, rest = match.groups()
+    return authority, rest if rest.startswith(b"/") else b"/" + rest
+
+
+def check_head_size(target: bytes, lines: HeaderLines) -> None:
+    """See to it that a request's header section is within the limits, each line and all of it.
+
+    Raises:
+        Refusal: it is too large.
+    """
+    if len(target) > LINE_BYTES_MAX:
+        raise Refusal(414, "client sent too long URI")
+    sizes = [len(name) + len(value) + 4 for name, value in lines]
+    if len(target) + sum(sizes) > HEAD_BYTES_MAX or max(sizes, default=0) > LINE_BYTES_MAX:
+        raise Refusal(431, "client sent too large header")
+
+
+def check_transfer_coding(value: bytes, version: str) -> None:
+    """See to it that a request's Transfer-Encoding is the one that is known (RFC 9112 6.1).
+
+    Raises:
+        Refusal: it is another one, or one that the version does not have.
+    """
+    if version == "1.0":
+        raise Refusal(400, "client sent HTTP/1.0 request with Transfer-Encoding header")
+    if value.rstrip(b" \t").lower() != b"chunked":
+        raise Refusal(501, "client sent unknown Transfer-Encoding")
+
+
+def is_response_framed(status: int, lines: HeaderLines) -> bool:
+    """Whether a response says where its body ends; otherwise its connection's end does.
+
+    Args:
+        status: of the response.
+        lines: its header lines.
+
+    Raises:
+        InvalidResponseError: no client may take it.
+    """
+    if status < 200:
+        raise InvalidResponseError(f"unexpected status {status}")
+    for name, value in lines:
+        size = len(name)
+        if size == 14 and name.lower() == b"content-length":
+            return True
+        if size == 17 and name.lower() == b"transfer-encoding":
+            if value.rstrip(b" \t").lower() != b"chunked":
+                raise InvalidResponseError("unknown Transfer-Encoding")
+            return True
+    return False

@@ -1,0 +1,515 @@
+"""HTTP on the wire, with clients and servers of other implementations, and with raw sockets."""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import httpx
+import psutil
+import pytest
+import uvicorn
+
+from sim import process
+from sim.config import Nginx, Tracing
+from tests import peers
+from tests.gateway import echo, gateway_to, live
+
+GET = b"GET / HTTP/1.1\r\nHost: gateway\r\n\r\n"
+MIB = 1 << 20
+PART = bytes(range(256)) * 256
+OFF = {"tracing": Tracing(instrumentations=("off",))}
+
+
+async def application(scope, receive, send):
+    """Answer as the path says: `/echo`, `/count`, `/download/MIB`, `/status/N`, `/early`."""
+    if scope["type"] != "http":
+        return
+    kind, _, value = scope["path"].strip("/").partition("/")
+    body, size, digest = b"", 0, hashlib.sha256()
+    more = kind != "early"
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return
+        more = event.get("more_body", False)
+        size += len(event["body"])
+        digest.update(event["body"])
+        body = body + event["body"] if kind == "echo" else b""
+    headers = [(b"x-size", b"%d" % size), (b"x-method", scope["method"].encode())]
+    if kind == "status":
+        await send({"type": "http.response.start", "status": int(value), "headers": headers})
+        await send({"type": "http.response.body"})
+        return
+    await send({"type": "http.response.start", "status": 413 if kind == "early" else 200, "headers": headers})
+    for _ in range(int(value or 0) * MIB // len(PART) if kind == "download" else 0):
+        await send({"type": "http.response.body", "body": PART, "more_body": True})
+    body = digest.hexdigest().encode() if kind == "count" else body
+    await send({"type": "http.response.body", "body": body})
+
+
+def _serve(sock):
+    uvicorn.run(application, fd=sock.fileno(), http="h11", ws="none", loop="asyncio", log_level="error")
+
+
+@contextmanager
+def application_server():
+    """Run the application in a server of another implementation (uvicorn with h11); give its port."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        child = process.start(lambda: _serve(sock), name="application")
+        try:
+            yield sock.getsockname()[1]
+        finally:
+            os.kill(child.pid, signal.SIGKILL)
+            process.reap(child, peers.TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory):
+    """A gateway before the application."""
+    with application_server() as port, live(tmp_path_factory.mktemp("gateway"), gateway_to(port, **OFF)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(gateway):
+    """A client of another implementation (httpx with h11)."""
+    with httpx.Client(base_url=f"http://127.0.0.1:{gateway.port}", timeout=peers.TIMEOUT_S) as client:
+        yield client
+
+
+def parts(mib):
+    """A body of so many MiB, in parts."""
+    return itertools.repeat(PART, mib * MIB // len(PART))
+
+
+# Other implementations.
+
+
+def test_bodies_pass_between_other_implementations(client):
+    """Counted and chunked, empty, small and large; the connection is kept all the while."""
+    large = os.urandom(3 * MIB)
+    for body, told in ((b"", b""), (b"abc", b"abc"), (large, large), (iter([b"a", b"bc"]), b"abc")):
+        answer = client.post("/echo", content=body)
+        assert (answer.status_code, answer.content) == (200, told)
+    for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS"):
+        assert client.request(method, "/echo").headers["x-method"] == method
+    assert client.get("/echo").headers["via"] == "1.1 kong/3.9.1"
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 304, 404, 500, 503, 599])
+def test_statuses_with_and_without_body_pass(client, status):
+    """204 and 304 have none, and the next request on the connection is answered."""
+    for method in ("GET", "HEAD", "POST"):
+        assert client.request(method, f"/status/{status}").status_code == status
+
+
+def test_head_is_answered_without_body(client):
+    """Also when the upstream does not know the length."""
+    answer = client.head("/download/1")
+    assert (answer.status_code, answer.content, answer.headers["x-method"]) == (200, b"", "HEAD")
+
+
+def test_many_clients_at_once_get_their_own_answers(gateway):
+    """No answer goes astray between connections."""
+
+    def ask(number):
+        with httpx.Client(base_url=f"http://127.0.0.1:{gateway.port}", timeout=peers.TIMEOUT_S) as own:
+            bodies = [f"{number}-{turn}".encode() * (1 + 997 * turn) for turn in range(10)]
+            return all(own.post("/echo", content=body).content == body for body in bodies)
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, range(32))) == [True] * 32
+
+
+def curl(gateway, *arguments, data=None):
+    """Run curl against the gateway; return what it prints."""
+    command = ["curl", "--silent", "--show-error", "--max-time", "30", *arguments]
+    return subprocess.run(
+        [*command[:-1], f"http://127.0.0.1:{gateway.port}{command[-1]}"], input=data, capture_output=True, check=True
+    ).stdout
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_gets_its_answers(gateway):
+    """Expect, chunked uploads, an offered upgrade to HTTP/2, HTTP/1.0, several requests on one connection."""
+    data = os.urandom(2 * MIB)
+    assert curl(gateway, "--data-binary", "@-", "-H", "Expect: 100-continue", "/echo", data=data) == data
+    assert curl(gateway, "-T", "-", "-H", "Transfer-Encoding: chunked", "/echo", data=data) == data
+    assert curl(gateway, "--http1.0", "--data-binary", "@-", "/echo", data=data) == data
+    assert curl(gateway, "--http2", "--data-binary", "@-", "/echo", data=b"abc") == b"abc"
+    url = f"http://127.0.0.1:{gateway.port}/echo"
+    told = curl(gateway, "-d", "one", url, "-d", "two", "-w", "%{num_connects}", "/echo")
+    assert told == b"one&two1one&two0"
+
+
+# Large bodies.
+
+
+class Memory:
+    """The resident memory of a worker, above what it was, in MiB."""
+
+    def __init__(self, gateway):
+        self._process = psutil.Process(gateway.scoreboard.read().workers[0].pid)
+        self._base = self._process.memory_info().rss
+
+    def grown(self):
+        return (self._process.memory_info().rss - self._base) / MIB
+
+
+BODY_MIB = 256
+GROWTH_MIB_MAX = 16
+
+
+def test_memory_stays_flat_under_a_large_upload(gateway, client):
+    """A body far larger than the worker passes through it, counted and chunked."""
+    client.post("/count", content=PART)
+    memory = Memory(gateway)
+    expected = hashlib.sha256()
+    for part in parts(BODY_MIB):
+        expected.update(part)
+    answer = client.post("/count", content=parts(BODY_MIB))
+    assert (answer.headers["x-size"], answer.text) == (str(BODY_MIB * MIB), expected.hexdigest())
+    assert memory.grown() < GROWTH_MIB_MAX
+
+
+def test_memory_stays_flat_under_a_large_download(gateway, client):
+    """The same the other way."""
+    client.get("/download/1")
+    memory = Memory(gateway)
+    with client.stream("GET", f"/download/{BODY_MIB}") as answer:
+        sizes = [len(part) for part in answer.iter_raw()]
+    assert sum(sizes) == BODY_MIB * MIB
+    assert memory.grown() < GROWTH_MIB_MAX
+
+
+def test_client_that_does_not_read_stops_the_upstream(gateway):
+    """What it does not take is not read from the upstream either; others are served meanwhile."""
+    with gateway.connect() as lazy:
+        memory = Memory(gateway)
+        lazy.sendall(b"GET /download/%d HTTP/1.1\r\nHost: g\r\n\r\n" % BODY_MIB)
+        assert lazy.recv(10) == b"HTTP/1.1 2"
+        for _ in range(50):
+            assert gateway.request("GET", "/status/200").status == 200
+        assert memory.grown() < GROWTH_MIB_MAX
+
+
+def test_upstream_that_does_not_read_stops_the_client(tmp_path):
+    """The client can send no more than the sockets and two buffers hold."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        live(tmp_path, gateway_to(server.getsockname()[1], **OFF)) as gateway,
+        gateway.connect() as client,
+    ):
+        memory = Memory(gateway)
+        client.sendall(b"POST / HTTP/1.1\r\nHost: g\r\nContent-Length: %d\r\n\r\n" % (BODY_MIB * MIB))
+        upstream, _ = server.accept()
+        client.settimeout(1.0)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < BODY_MIB * MIB:
+                sent += client.send(PART)
+        assert sent < 64 * MIB
+        assert memory.grown() < GROWTH_MIB_MAX
+        upstream.close()
+
+
+def test_body_is_not_read_far_ahead_of_an_upstream_that_cannot_be_reached(tmp_path):
+    """While there is no connection to the upstream, little of the body is held."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        service = {"connect_timeout": 2000, "retries": 0}
+        gateway = stack.enter_context(live(tmp_path, gateway_to(full.getsockname()[1], service=service, **OFF)))
+        client = stack.enter_context(gateway.connect())
+        memory = Memory(gateway)
+        client.sendall(b"POST / HTTP/1.1\r\nHost: g\r\nContent-Length: %d\r\n\r\n" % (BODY_MIB * MIB))
+        client.settimeout(0.5)
+        sent = 0
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while sent < BODY_MIB * MIB:
+                sent += client.send(PART)
+        assert memory.grown() < GROWTH_MIB_MAX
+        client.settimeout(peers.TIMEOUT_S)
+        assert client.recv(12) == b"HTTP/1.1 504"
+
+
+# Upstreams that err.
+
+OK = b"HTTP/1.1 200 OK\r\n"
+INVALID_RESPONSES = {
+    "bare LF": b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+    "bare LF after a header": OK + b"A: b\nContent-Length: 2\r\n\r\nok",
+    "folded line": OK + b"A: b\r\n c\r\nContent-Length: 2\r\n\r\nok",
+    "blank before the colon": OK + b"A : b\r\nContent-Length: 2\r\n\r\nok",
+    "NUL": OK + b"A: \x00\r\nContent-Length: 2\r\n\r\nok",
+    "Content-Length, Transfer-Encoding": OK
+    + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "Transfer-Encoding, Content-Length": OK
+    + b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "two Content-Lengths": OK + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+    "two different Content-Lengths": OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+    "Content-Length that is no number": OK + b"Content-Length: 2x\r\n\r\nok",
+    "gzip": OK + b"Transfer-Encoding: gzip\r\n\r\nok",
+    "gzip, chunked": OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "status of two digits": b"HTTP/1.1 20 OK\r\nContent-Length: 2\r\n\r\nok",
+    "status 099": b"HTTP/1.1 099 OK\r\nContent-Length: 2\r\n\r\nok",
+    "switching protocols": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nblob",
+    "switching protocols, unnamed": b"HTTP/1.1 101 Switching Protocols\r\n\r\nblob",
+    "HTTP/0.9": b"hello",
+    "HTTP/2.0": b"HTTP/2.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    "endless header section": OK + b"A: b\r\n" * 50_000,
+    "endless header line": OK + b"A: " + b"b" * 300_000,
+    "endless interim responses": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 10_000,
+}
+"""Responses that no client may take."""
+
+
+@contextmanager
+def scripted(tmp_path, *answers, **options):
+    """Run a gateway before a server whose n-th connection gets the n-th answer, whatever is asked, and stays open.
+
+    An answer may also be a function, which is called with the connection.
+    """
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+        def serve():
+            with contextlib.suppress(OSError):
+                for answer in answers:
+                    connection = stack.enter_context(server.accept()[0])
+                    connection.recv(65536)
+                    answer(connection) if callable(answer) else connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        service = {"retries": 0} | options.pop("service", {})
+        yield stack.enter_context(live(tmp_path, gateway_to(server.getsockname()[1], service=service, **OFF | options)))
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(peers.TIMEOUT_S)
+
+
+def test_response_that_is_malformed_or_ambiguous_is_502(tmp_path):
+    """Nothing of it reaches the client, and the connection is not used again."""
+    good = OK + b"Content-Length: 4\r\n\r\ngood"
+    answers = [answer for bad in INVALID_RESPONSES.values() for answer in (bad, good + b"too much")]
+    with scripted(tmp_path, *answers) as gateway:
+        for name in INVALID_RESPONSES:
+            assert (name, gateway.request().status) == (name, 502)
+            assert gateway.request().content == b"good"
+
+
+def test_second_answer_is_nobodys(tmp_path):
+    """What an upstream sends beyond its response, at once or later, never answers another request."""
+    extra = OK + b"Content-Length: 4\r\n\r\nevil"
+    answers = [
+        OK + b"Content-Length: 4\r\n\r\ngood" + extra,
+        OK + b"Content-Length: 4\r\n\r\ngood" + extra[:7],
+        OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\ngood\r\n0\r\nX-Late: 1\r\n\r\n" + extra,
+        b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: 4\r\n\r\ngood" + extra,
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 4\r\n\r\n" + extra,
+        b"HTTP/1.1 204 No Content\r\n\r\n" + extra,
+    ]
+    with scripted(tmp_path, *answers) as gateway:
+        bodies = [gateway.request().content for _ in answers]
+        assert bodies == [b"good"] * 4 + [b""] * 2
+
+
+def test_response_to_head_with_a_body_harms_nobody(tmp_path):
+    """The body is too much: the connection is closed."""
+    with scripted(
+        tmp_path, OK + b"Content-Length: 4\r\n\r\nevil", OK + b"Content-Length: 4\r\n\r\ngood" + b" and more"
+    ) as gateway:
+        assert gateway.request("HEAD").status == 200
+        assert gateway.request().content == b"good"
+
+
+def test_connection_whose_request_was_not_sent_whole_is_not_used_again(tmp_path):
+    """An upstream that answers early would take the next request for the rest of the body."""
+    early = b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 5\r\n\r\nearly"
+    with scripted(tmp_path, early, OK + b"Content-Length: 4\r\n\r\ngood") as gateway, gateway.connect() as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: g\r\nContent-Length: 1000\r\n\r\nGET / HTTP/1.1\r\n")
+        received = b""
+        while part := client.recv(65536):
+            received += part
+        assert received.startswith(b"HTTP/1.1 413 ")
+        assert b"\r\nConnection: close\r\n" in received
+        assert received.endswith(b"early")
+        assert gateway.request().content == b"good"
+
+
+def test_headers_of_one_hop_end_there(tmp_path):
+    """Those that `Connection` names, and those that always do, are not passed on to the client."""  # RFC 9110 7.6.1
+    answer = OK + (
+        b"Connection: X-Hop, keep-alive\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Authenticate: Basic\r\n"
+        b"Upgrade: h2c\r\nTrailer: X-Late\r\nTransfer-Encoding: chunked\r\nServer: theirs\r\nVia: 1.0 fred\r\n"
+        b"X-Kong-Proxy-Latency: 9999\r\nX-Mine: 1\r\n\r\n4\r\ngood\r\n0\r\nX-Late: 1\r\n\r\n"
+    )
+    with scripted(tmp_path, answer) as gateway:
+        told = gateway.request()
+        names = [name.lower() for name, _ in told.getheaders()]
+        assert told.content == b"good"
+        assert {"x-hop", "keep-alive", "proxy-authenticate", "upgrade", "trailer", "x-late"} & set(names) == set()
+        assert (told.getheader("Server"), told.getheader("Via")) == ("theirs", "1.0 fred, 1.1 kong/3.9.1")
+        assert names.count("x-kong-proxy-latency") == names.count("x-kong-upstream-latency") == 1
+
+
+def test_client_of_http_1_0_gets_no_chunks(tmp_path):
+    """A body of unknown length ends with the connection, whatever the upstream's framing."""
+    with scripted(tmp_path, OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\ngood\r\n0\r\n\r\n") as gateway:
+        received = gateway.exchange(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        head, _, body = received.partition(b"\r\n\r\n")
+        assert body == b"good"
+        assert b"Transfer-Encoding" not in head
+        assert b"\r\nConnection: close" in head
+
+
+# What upstreams are told of clients.
+
+
+def told_headers(gateway, path="/", **headers):
+    told = gateway.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    return {name.lower(): value for name, value in json.loads(told.content)["headers"]}
+
+
+FALSE = {
+    "X_Forwarded_For": "192.0.2.7",
+    "X_Forwarded_Proto": "https",
+    "X_Forwarded_Host": "other",
+    "X_Forwarded_Port": "1",
+    "X_Forwarded_Path": "/other",
+    "X_Forwarded_Prefix": "/prefix",
+    "X_Real_IP": "192.0.2.8",
+}
+
+
+def test_forwarding_headers_of_strangers_are_replaced(tmp_path):
+    """Only `X-Forwarded-For` is continued, as Kong does."""
+    with echo() as upstream, live(tmp_path, gateway_to(upstream, route={"paths": ("/api",)}, **OFF)) as gateway:
+        told = told_headers(gateway, "/api/x?y", Host="G:80", Proxy="evil", **FALSE)
+        assert {name: value for name, value in told.items() if name.startswith("x-")} == {
+            "x-forwarded-for": "192.0.2.7, 127.0.0.1",
+            "x-forwarded-proto": "http",
+            "x-forwarded-host": "g",
+            "x-forwarded-port": str(gateway.port),
+            "x-forwarded-path": "/api/x",
+            "x-forwarded-prefix": "/api",
+            "x-real-ip": "127.0.0.1",
+            "x-kong-request-id": told["x-kong-request-id"],
+        }
+        assert "proxy" not in told
+        assert "x-forwarded-for" in told_headers(gateway, "/api")
+
+
+def test_forwarding_headers_of_trusted_proxies_are_passed_on(tmp_path):
+    """What they say of the client is believed."""
+    trusted = {"trusted_ips": ("10.0.0.0/8", "127.0.0.1"), **OFF}
+    with echo() as upstream, live(tmp_path, gateway_to(upstream, **trusted)) as gateway:
+        told = told_headers(gateway, "/x", **FALSE)
+        assert {name: value for name, value in told.items() if name.startswith("x-")} == {
+            "x-forwarded-for": "192.0.2.7, 127.0.0.1",
+            "x-forwarded-proto": "https",
+            "x-forwarded-host": "other",
+            "x-forwarded-port": "1",
+            "x-forwarded-path": "/other",
+            "x-forwarded-prefix": "/prefix",
+            "x-real-ip": "192.0.2.8",
+            "x-kong-request-id": told["x-kong-request-id"],
+        }
+
+
+@pytest.mark.parametrize(("recursive", "client"), [(False, "10.0.0.9"), (True, "192.0.2.7")])
+def test_client_is_who_the_trusted_proxies_name(tmp_path, recursive, client):
+    """`real_ip_header` says where; `real_ip_recursive` passes over proxies that are trusted themselves."""
+    trusted = {
+        "trusted_ips": ("10.0.0.0/8", "127.0.0.1"),
+        "real_ip_header": "X-Forwarded-For",
+        "real_ip_recursive": recursive,
+        **OFF,
+    }
+    with echo() as upstream, live(tmp_path, gateway_to(upstream, **trusted)) as gateway:
+        told = told_headers(gateway, X_Forwarded_For="198.51.100.1, 192.0.2.7, 10.0.0.9")
+        assert told["x-real-ip"] == client
+        assert told_headers(gateway, X_Forwarded_For="nonsense")["x-real-ip"] == "127.0.0.1"
+
+
+# Time.
+
+
+def test_slow_client_is_408(tmp_path):
+    """A header section or a body that does not come in time."""
+    nginx = Nginx(client_header_timeout="500ms", client_body_timeout="500ms", keepalive_timeout="500ms")
+    with echo() as upstream, live(tmp_path, gateway_to(upstream, nginx=nginx, **OFF)) as gateway:
+        assert gateway.exchange(GET[:-2]).startswith(b"HTTP/1.1 408 ")
+        slow = b"POST / HTTP/1.1\r\nHost: g\r\nContent-Length: 9\r\n\r\nhalf"
+        assert gateway.exchange(slow).startswith(b"HTTP/1.1 408 ")
+        answered = gateway.exchange(GET)
+        assert (answered[:12], answered.count(b"HTTP/1.1")) == (b"HTTP/1.1 200", 1)
+
+
+# Hostile input.
+
+SEEDS = (
+    GET,
+    b"POST /a?b HTTP/1.1\r\nHost: g\r\nContent-Length: 5\r\n\r\nhello",
+    b"POST / HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: g\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nExpect: 100-continue\r\n\r\n",
+)
+
+
+def mutated(generator):
+    """A request with something wrong in it, or a few of them."""
+    data = bytearray(b"".join(generator.choices(SEEDS, k=generator.randrange(1, 4))))
+    for _ in range(generator.randrange(1, 6)):
+        place = generator.randrange(len(data))
+        data[place : place + generator.randrange(3)] = generator.choice(
+            [b"", b"\r", b"\n", b"\0", b" ", b":", b"\xff", b"\r\n\r\n", generator.randbytes(3)]
+        )
+    return bytes(data)
+
+
+def test_hostile_clients_harm_nobody_else(tmp_path):
+    """A steady client is served all the while, and the worker is as it was: no growth, no crash, nothing open."""
+    generator = random.Random(3)
+    with application_server() as upstream, live(tmp_path, gateway_to(upstream, **OFF)) as gateway:
+        steady = socket.create_connection(("127.0.0.1", gateway.port), peers.TIMEOUT_S)
+
+        def attack(count):
+            for number in range(count):
+                with gateway.connect() as hostile:
+                    data = mutated(generator)
+                    cut = generator.randrange(len(data))
+                    with contextlib.suppress(ConnectionError):
+                        hostile.sendall(data[:cut])
+                        hostile.sendall(data[cut:])
+                if number % 10 == 0:
+                    steady.sendall(GET)
+                    assert steady.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+        attack(300)
+        memory = Memory(gateway)
+        attack(1500)
+        assert memory.grown() < 4
+        steady.close()
+        worker = psutil.Process(gateway.wait_requests(180).workers[0].pid)
+        gateway.wait_until(lambda _: not clients_of(worker, gateway.port))
+        assert len(gateway.scoreboard.read().workers) == 1
+        assert "Traceback" not in gateway.log.read_text()
+        gateway.stop()
+
+
+def clients_of(worker, port):
+    """The connections of clients that a worker has open."""
+    return [c for c in worker.net_connections("tcp") if c.laddr.port == port and c.status != psutil.CONN_LISTEN]

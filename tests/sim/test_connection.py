@@ -1,0 +1,515 @@
+"""A client's connection, on wires of memory: what is served, what is refused and with which status."""
+
+import itertools
+import json
+
+import h11
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.config import Nginx, Route
+from tests.wire import Wired
+
+HOST = b"Host: g\r\n"
+
+
+def post(headers=b"", body=b"", line=b"POST / HTTP/1.1"):
+    return line + b"\r\n" + HOST + headers + b"\r\n" + body
+
+
+def chunked(body):
+    return post(b"Transfer-Encoding: chunked\r\n", body)
+
+
+def answers(received, *methods):
+    """The responses in what was received, as another implementation reads them: status, headers, body."""
+    client = h11.Connection(h11.CLIENT)
+    client.receive_data(received)
+    found = []
+    for method in methods:
+        client.send(h11.Request(method=method, target="/", headers=[("Host", "g")]))
+        client.send(h11.EndOfMessage())
+        body = b""
+        while not isinstance(event := client.next_event(), h11.EndOfMessage):
+            assert event not in (h11.NEED_DATA, h11.PAUSED), received
+            if isinstance(event, h11.Response):
+                head = event
+            elif isinstance(event, h11.Data):
+                body += event.data
+        found.append((head.status_code, dict(head.headers), bytes(body)))
+        if client.our_state is h11.DONE and client.their_state is h11.DONE:
+            client.start_next_cycle()
+    assert client.trailing_data[0] == b""
+    return found
+
+
+# What is refused.
+
+REFUSED = {
+    "bare LF after the request line": (b"GET / HTTP/1.1\nHost: g\r\n\r\n", 400),
+    "bare LF after a header": (b"GET / HTTP/1.1\r\nHost: g\nA: b\r\n\r\n", 400),
+    "bare LF at the end": (b"GET / HTTP/1.1\r\nHost: g\r\n\n", 400),
+    "bare LF everywhere": (b"GET / HTTP/1.1\nHost: g\n\n", 400),
+    "bare CR in a value": (b"GET / HTTP/1.1\r\nHost: g\r\nA: b\rc\r\n\r\n", 400),
+    "folded line": (b"GET / HTTP/1.1\r\nHost: g\r\nA: b\r\n c\r\n\r\n", 400),
+    "folded line, tab": (b"GET / HTTP/1.1\r\nHost: g\r\nA: b\r\n\tc\r\n\r\n", 400),
+    "folded Transfer-Encoding": (post(b"Transfer-Encoding:\r\n chunked\r\n", b"0\r\n\r\n"), 400),
+    "blank before the first name": (b"GET / HTTP/1.1\r\n Host: g\r\n\r\n", 400),
+    "blank before the colon": (b"GET / HTTP/1.1\r\nHost : g\r\n\r\n", 400),
+    "blank in a name": (post(b"A B: c\r\n"), 400),
+    "no name": (post(b": c\r\n"), 400),
+    "no colon": (post(b"abc\r\n"), 400),
+    "parenthesis in a name": (post(b"A(: c\r\n"), 400),
+    "control character in a name": (post(b"A\x01: c\r\n"), 400),
+    "NUL in a value": (post(b"A: a\x00b\r\n"), 400),
+    "control character in a value": (post(b"A: a\x01b\r\n"), 400),
+    "NUL in the target": (b"GET /\x00 HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "blank in the target": (b"GET /a b HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "tab in the target": (b"GET /a\tb HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "fragment in the target": (b"GET /a#b HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "target without a slash": (b"GET a HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "asterisk": (b"OPTIONS * HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "target of another scheme": (b"GET ftp://g/ HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "target with credentials": (b"GET http://me@g/ HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "blank after the version": (b"GET / HTTP/1.1 \r\nHost: g\r\n\r\n", 400),
+    "method in lower case": (b"get / HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "unknown method": (b"FROB / HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "CONNECT": (b"CONNECT g:80 HTTP/1.1\r\nHost: g\r\n\r\n", 405),
+    "TRACE": (b"TRACE / HTTP/1.1\r\nHost: g\r\n\r\n", 405),
+    "HTTP/0.9": (b"GET /\r\n\r\n", 400),
+    "HTTP/0.9, written out": (b"GET / HTTP/0.9\r\nHost: g\r\n\r\n", 400),
+    "HTTP/2.0": (b"GET / HTTP/2.0\r\nHost: g\r\n\r\n", 505),
+    "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "HTTP/9.9": (b"GET / HTTP/9.9\r\nHost: g\r\n\r\n", 400),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00", 400),
+    "no Host": (b"GET / HTTP/1.1\r\n\r\n", 400),
+    "two Hosts": (b"GET / HTTP/1.1\r\nHost: g\r\nHost: g\r\n\r\n", 400),
+    "two Hosts, absolute target": (b"GET http://g/ HTTP/1.1\r\nHost: g\r\nHost: h\r\n\r\n", 400),
+    "two Hosts, HTTP/1.0": (b"GET / HTTP/1.0\r\nHost: g\r\nHost: g\r\n\r\n", 400),
+    "empty Host": (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", 400),
+    "blank in Host": (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+    "slash in Host": (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+    "credentials in Host": (b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", 400),
+    "port of Host that is no number": (b"GET / HTTP/1.1\r\nHost: a:b\r\n\r\n", 400),
+    "Content-Length +5": (post(b"Content-Length: +5\r\n", b"hello"), 400),
+    "Content-Length -5": (post(b"Content-Length: -5\r\n", b"hello"), 400),
+    "Content-Length 0x5": (post(b"Content-Length: 0x5\r\n", b"hello"), 400),
+    "Content-Length 5,5": (post(b"Content-Length: 5,5\r\n", b"hello"), 400),
+    "Content-Length 5 5": (post(b"Content-Length: 5 5\r\n", b"hello"), 400),
+    "Content-Length, empty": (post(b"Content-Length:\r\n", b"hello"), 400),
+    "Content-Length of 2^63": (post(b"Content-Length: 9223372036854775808\r\n", b"hello"), 400),
+    "Content-Length of 2^64": (post(b"Content-Length: 18446744073709551616\r\n", b"hello"), 400),
+    "two equal Content-Lengths": (post(b"Content-Length: 5\r\nContent-Length: 5\r\n", b"hello"), 400),
+    "two different Content-Lengths": (post(b"Content-Length: 5\r\nContent-Length: 6\r\n", b"hello!"), 400),
+    "Content-Length, Transfer-Encoding": (
+        post(b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n"),
+        400,
+    ),
+    "Transfer-Encoding, Content-Length": (
+        post(b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", b"0\r\n\r\n"),
+        400,
+    ),
+    "Transfer-Encoding of HTTP/1.0": (
+        post(b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", line=b"POST / HTTP/1.0"),
+        400,
+    ),
+    "chunked twice": (post(b"Transfer-Encoding: chunked, chunked\r\n", b"0\r\n\r\n"), 400),
+    "two Transfer-Encodings": (
+        post(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n"),
+        400,
+    ),
+    "chunked, then identity": (post(b"Transfer-Encoding: chunked, identity\r\n", b"0\r\n\r\n"), 400),
+    "identity": (post(b"Transfer-Encoding: identity\r\n", b"0\r\n\r\n"), 501),
+    "gzip": (post(b"Transfer-Encoding: gzip\r\n", b"0\r\n\r\n"), 501),
+    "gzip, then chunked": (post(b"Transfer-Encoding: gzip, chunked\r\n", b"0\r\n\r\n"), 501),
+    "xchunked": (post(b"Transfer-Encoding: xchunked\r\n", b"0\r\n\r\n"), 501),
+    "quoted chunked": (post(b'Transfer-Encoding: "chunked"\r\n', b"0\r\n\r\n"), 501),
+    "chunked with a parameter": (post(b"Transfer-Encoding: chunked;q=1\r\n", b"0\r\n\r\n"), 501),
+    "empty element, chunked": (post(b"Transfer-Encoding: ,chunked\r\n", b"0\r\n\r\n"), 501),
+    "vertical tab, chunked": (post(b"Transfer-Encoding: \x0bchunked\r\n", b"0\r\n\r\n"), 400),
+    "long target": (b"GET /" + b"a" * 8192 + b" HTTP/1.1\r\nHost: g\r\n\r\n", 414),
+    "long header line": (post(b"A: " + b"a" * 8192 + b"\r\n"), 431),
+    "long header name": (post(b"a" * 8192 + b": b\r\n"), 431),
+    "many header lines": (post(b"".join(b"A-%d: b\r\n" % number for number in range(4000))), 431),
+    "endless target": (b"GET /" + b"a" * 100_000, 414),
+    "endless header line": (b"GET / HTTP/1.1\r\nA: " + b"a" * 100_000, 431),
+    "endless header lines": (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 20_000, 431),
+}
+"""Header sections that two readers could take in two ways, or that ask for too much; each with its status."""
+
+
+@pytest.mark.parametrize(("data", "status"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("whole", [True, False], ids=["at once", "byte by byte"])
+def test_ambiguous_or_excessive_header_section_is_refused_and_the_connection_closed(data, status, whole):
+    """Nothing reaches an upstream; the client gets the status, and Kong's message, and the end."""  # RFC 9112 3, 5, 6
+    wired = Wired()
+    client = wired.client()
+    client.send(data) if whole else client.send(*(data[n : n + 1] for n in range(len(data))))
+
+    [(answered, headers, body)] = answers(client.received(), "GET")
+    assert answered == status
+    assert (headers[b"connection"], headers[b"server"]) == (b"close", b"kong/3.9.1")
+    assert json.loads(body)["request_id"].encode() == headers[b"x-kong-request-id"]
+    assert client.wire.ended
+    assert wired.understood == []
+    assert [level for level, _ in wired.lines] == ["info"]
+    assert (wired.worker.counts.requests, wired.worker.counts.active) == (1, 0)
+
+
+REFUSED_BODIES = {
+    "chunk size -3": b"-3\r\nabc\r\n0\r\n\r\n",
+    "chunk size 0x3": b"0x3\r\nabc\r\n0\r\n\r\n",
+    "blank after the chunk size": b"3 \r\nabc\r\n0\r\n\r\n",
+    "blank before the chunk size": b" 3\r\nabc\r\n0\r\n\r\n",
+    "no chunk size": b"\r\nabc\r\n0\r\n\r\n",
+    "chunk size of 2^64": b"10000000000000000\r\nabc",
+    "bare LF after the chunk size": b"3\nabc\r\n0\r\n\r\n",
+    "bare LF in a chunk extension": b"3;a\nabc\r\n0\r\n\r\n",
+    "bare CR in a chunk extension": b"3;a\rb\r\nabc\r\n0\r\n\r\n",
+    "bare LF after the chunk": b"3\r\nabc\n0\r\n\r\n",
+    "nothing after the chunk": b"3\r\nabc0\r\n\r\n",
+    "chunk that is too long": b"3\r\nabcd\r\n0\r\n\r\n",
+    "bare LF after the last chunk": b"0\r\n\n",
+    "trailer without a colon": b"0\r\nabc\r\n\r\n",
+    "folded trailer": b"0\r\nA: b\r\n c\r\n\r\n",
+    "Content-Length in the trailer": b"0\r\nContent-Length: 5\r\n\r\n",
+    "Transfer-Encoding in the trailer": b"0\r\nTransfer-Encoding: chunked\r\n\r\n",
+}
+"""Chunked bodies that two readers could take in two ways."""
+
+
+@pytest.mark.parametrize("body", REFUSED_BODIES.values(), ids=REFUSED_BODIES)
+@pytest.mark.parametrize("whole", [True, False], ids=["at once", "byte by byte"])
+def test_malformed_chunked_body_is_400_and_gives_the_upstream_up(body, whole):
+    """What was passed on cannot be taken back, so the upstream's connection is cut before the request is whole."""
+    wired = Wired(kept=1)
+    upstream = wired.upstreams[0]
+    data = chunked(body)
+    client = wired.client()
+    client.send(data) if whole else client.send(*(data[n : n + 1] for n in range(len(data))))
+
+    [(status, headers, _)] = answers(client.received(), "POST")
+    assert (status, headers[b"connection"]) == (400, b"close")
+    assert upstream.wire.aborted
+    assert wired.understood == []
+    assert (wired.worker.counts.requests, wired.worker.counts.active) == (1, 0)
+
+
+def test_endless_chunk_extension_and_endless_trailer_are_refused():
+    """What carries no content is not read for ever."""
+    for body in (b"3;" + b"a" * 200_000, b"0\r\n" + b"A: b\r\n" * 40_000, b"0\r\nA: " + b"a" * 200_000):
+        client = Wired().client()
+        data = chunked(body)
+        client.send(*(data[n : n + 4096] for n in range(0, len(data), 4096)))
+        assert client.received().startswith(b"HTTP/1.1 431 ")
+
+
+def test_request_before_a_malformed_one_is_answered_first():
+    """The refusal comes in its turn, also when all arrives in one read."""
+    wired = Wired()
+    client = wired.client()
+    client.send(
+        b"GET /1 HTTP/1.1\r\nHost: g\r\n\r\nGET /2 HTTP/1.1\r\nHost: g\r\n\r\nGET /3 HTTP/1.1\r\nHost : g\r\n\r\n"
+    )
+
+    assert [status for status, _, _ in answers(client.received(), "GET", "GET", "GET")] == [200, 200, 400]
+    assert [request.target for request, _, _ in wired.understood] == [b"/1", b"/2"]
+
+
+def test_request_in_line_whose_body_is_malformed_is_refused_in_its_turn():
+    """It never begins; the one before is answered."""
+    wired = Wired()
+    client = wired.client()
+    client.send(b"GET /1 HTTP/1.1\r\nHost: g\r\n\r\n" + chunked(b"x\r\n"))
+
+    assert [status for status, _, _ in answers(client.received(), "GET", "POST")] == [200, 400]
+    assert [request.target for request, _, _ in wired.understood] == [b"/1"]
+
+
+# What is understood.
+
+
+def understood(data, *, plugins=()):
+    """The requests that the upstream understood: method, target, header names and body; and what the client got."""
+    wired = Wired(plugins=plugins)
+    client = wired.client()
+    client.send(data)
+    told = [
+        (request.method, request.target, dict(request.headers), bytes(body)) for request, body, _ in wired.understood
+    ]
+    return told, client.received()
+
+
+def test_body_of_a_request_that_asks_for_an_upgrade_is_its_body():
+    """No upgrade is offered: what follows belongs to this request, and is no request of its own."""  # RFC 9110 7.8
+    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: g\r\n\r\n"
+    upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    size = b"Content-Length: %d\r\n" % len(smuggled)
+    second = b"GET /2 HTTP/1.1\r\nHost: g\r\n\r\n"
+    chunks = b"Transfer-Encoding: chunked\r\n"
+    for data in (
+        post(upgrade + size, smuggled),
+        post(upgrade + chunks, b"%x\r\n%b\r\n0\r\nA: b\r\n\r\n" % (len(smuggled), smuggled)),
+    ):
+        told, _ = understood(data + second)
+        assert [(method, target, body) for method, target, _, body in told] == [
+            (b"POST", b"/", smuggled),
+            (b"GET", b"/2", b""),
+        ]
+        assert b"upgrade" not in told[0][2]
+
+
+def test_many_upgrades_in_one_read_are_many_requests():
+    """Each is answered as if it had not asked, however many there are."""
+    one = b"GET / HTTP/1.1\r\nHost: g\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    told, received = understood(one * 800)
+    assert len(told) == 800
+    assert len(answers(received, *["GET"] * 800)) == 800
+
+
+def test_trailers_are_dropped_and_become_no_headers_of_the_next_request():
+    """A trailer section is read and not passed on."""  # RFC 9112 7.1.2; nginx drops them
+    data = chunked(b"3;ext=1\r\nabc\r\n0\r\nX-Late: 1\r\nX-Later: 2\r\n\r\n") + b"GET /2 HTTP/1.1\r\nHost: g\r\n\r\n"
+    told, _ = understood(data)
+    assert [body for *_, body in told] == [b"abc", b""]
+    assert {b"x-late", b"x-later"} & (told[0][2].keys() | told[1][2].keys()) == set()
+
+
+def test_absolute_target_names_the_host():
+    """The Host header counts for nothing beside it."""  # RFC 9112 3.2.2
+    told, _ = understood(b"GET http://Other:81/a?b HTTP/1.1\r\nHost: g\r\n\r\n")
+    [(_, target, headers, _)] = told
+    assert (target, headers[b"x-forwarded-host"]) == (b"/a?b", b"other")
+    [(_, target, _, _)], _ = understood(b"GET http://other?b HTTP/1.1\r\nHost: g\r\n\r\n")
+    assert target == b"/?b"
+
+
+def test_http_1_0_needs_no_host_and_closes_unless_asked_to_stay():
+    """The default of HTTP/1.0 is to close; `Connection: keep-alive` keeps it."""  # RFC 9112 9.3
+    wired = Wired()
+    client = wired.client().send(b"GET /1 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+    assert not client.wire.closing
+    client.send(b"GET /2 HTTP/1.0\r\n\r\n")
+    assert client.wire.closing
+    assert client.received().count(b"HTTP/1.1 200 OK\r\n") == 2
+    via = [dict(request.headers)[b"via"] for request, _, _ in wired.understood]
+    assert via == [b"1.0 kong/3.9.1"] * 2
+
+
+def test_continue_is_for_clients_that_can_take_it():
+    """HTTP/1.0 has no interim responses, and other expectations are passed over as nginx does."""  # RFC 9110 10.1.1
+    head = b"Content-Length: 3\r\nExpect: 100-Continue\r\n"
+    assert Wired().client().send(post(head)).received() == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert Wired().client().send(post(head, line=b"POST / HTTP/1.0")).received() == b""
+    assert Wired().client().send(post(b"Content-Length: 3\r\nExpect: x\r\n")).received() == b""
+
+
+def test_length_is_written_anew():
+    """What the upstream is told is the number that was understood, not the text."""
+    [(_, _, headers, body)], _ = understood(post(b"Content-Length:\t0005  \r\n", b"hello"))
+    assert (headers[b"content-length"], body) == (b"5", b"hello")
+
+
+def test_empty_lines_before_a_request_are_passed_over():
+    """Some clients send one after a body."""  # RFC 9112 2.2
+    told, _ = understood(
+        b"\r\n\r\n" + post(b"Content-Length: 2\r\n", b"ok") + b"\r\n\r\nGET /2 HTTP/1.1\r\nHost: g\r\n\r\n"
+    )
+    assert [target for _, target, _, _ in told] == [b"/", b"/2"]
+
+
+def test_pipelined_requests_that_are_answered_at_once_do_not_pile_up():
+    """A thousand requests without a route, waiting behind one with a route, are a thousand answers."""
+    wired = Wired(routes=(Route(name="yes", service="orders", paths=("/yes",)),))
+    client = wired.client()
+    client.send(b"GET /yes HTTP/1.1\r\nHost: g\r\n\r\n" + b"GET /no HTTP/1.1\r\nHost: g\r\n\r\n" * 1500)
+    found = answers(client.received(), *["GET"] * 1501)
+    assert [status for status, _, _ in found] == [200] + [404] * 1500
+    assert not client.wire.closing
+
+
+def test_every_pipelined_request_has_a_start():
+    """Also those that came in the read of another one."""
+    wired = Wired()
+    seen = []
+    begin = wired.worker.runloop.begin
+    wired.worker.runloop.begin = lambda request, body: (seen.append(request.started_ns), begin(request, body))
+    wired.client().send(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n" * 3)
+    assert seen == [wired.runtime.time_ns()] * 3
+
+
+# However it is cut.
+
+CONVERSATION = (
+    b"GET /1?a=b HTTP/1.1\r\nHost: Example.com:8000\r\nAccept: */*\r\nX-Empty:\r\n\r\n"
+    + post(b"Content-Length: 11\r\nConnection: x-drop\r\nX-Drop: 1\r\n", b"hello\r\n\r\nab")
+    + chunked(b"4;a=b\r\nwiki\r\n5\r\npedia\r\n0\r\nX-Late: 1\r\n\r\n")
+    + post(b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n", b"GET")
+    + b"\r\nHEAD /head HTTP/1.1\r\nHost: g\r\n\r\n"
+    + b"DELETE /last HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n"
+)
+METHODS = ("GET", "POST", "POST", "POST", "HEAD", "DELETE")
+
+
+def converse(parts):
+    wired = Wired()
+    client = wired.client().send(*parts)
+    told = [
+        (
+            request.method,
+            request.target,
+            [line for line in request.headers if line[0] != b"x-kong-request-id"],
+            bytes(body),
+        )
+        for request, body, _ in wired.understood
+    ]
+    got = [(status, headers[b"connection"], body) for status, headers, body in answers(client.received(), *METHODS)]
+    assert client.wire.closing
+    return told, got
+
+
+@given(cuts=st.lists(st.integers(1, len(CONVERSATION) - 1), max_size=12, unique=True))
+def test_conversation_means_the_same_however_it_is_cut_into_reads(cuts):
+    """The upstream understands the same requests, and the client gets the same answers."""
+    bounds = [0, *sorted(cuts), len(CONVERSATION)]
+    parts = [CONVERSATION[start:end] for start, end in itertools.pairwise(bounds)]
+    assert converse(parts) == converse([CONVERSATION])
+
+
+def test_conversation_means_the_same_byte_by_byte():
+    """The finest cut of all."""
+    parts = [CONVERSATION[n : n + 1] for n in range(len(CONVERSATION))]
+    told, got = converse(parts)
+    assert (told, got) == converse([CONVERSATION])
+    assert [target for _, target, _, _ in told] == [b"/1?a=b", b"/", b"/", b"/", b"/head", b"/last"]
+    assert [body for *_, body in told] == [b"", b"hello\r\n\r\nab", b"wikipedia", b"GET", b"", b""]
+
+
+# Limits and times.
+
+
+def test_body_above_the_limit_is_413():
+    """Counted, it is refused before it is read; chunked, when there is too much of it."""
+    limited = {"nginx": Nginx(client_max_body_size="10B")}
+    for data in (post(b"Content-Length: 11\r\n"), chunked(b"8\r\n12345678\r\n3\r\n123\r\n0\r\n\r\n")):
+        wired = Wired(**limited)
+        client = wired.client().send(data)
+        assert client.received().startswith(b"HTTP/1.1 413 ")
+        assert (client.wire.ended, wired.understood) == (True, [])
+    for data in (post(b"Content-Length: 10\r\n", b"1234567890"), chunked(b"a\r\n1234567890\r\n0\r\n\r\n")):
+        assert Wired(**limited).client().send(data).received().startswith(b"HTTP/1.1 200 ")
+
+
+def drip(wired, data, times, pause_s):
+    """Send the same bytes again and again, with pauses."""
+    client = wired.client()
+    for _ in range(times):
+        client.send(data)
+        wired.runtime.advance(pause_s)
+    return client
+
+
+def test_header_section_that_takes_too_long_is_408():
+    """However steadily it drips."""
+    wired = Wired(nginx=Nginx(client_header_timeout="10s"))
+    client = wired.client().send(b"GET / HTTP/1.1\r\n")
+    for _ in range(4):
+        wired.runtime.advance(2)
+        assert client.received() == b""
+        client.send(b"A: b\r\n")
+    wired.runtime.advance(4)
+    assert client.received().startswith(b"HTTP/1.1 408 ")
+
+
+def test_body_that_pauses_too_long_is_408():
+    """What counts is the time between two reads; the upstream's connection is cut."""
+    wired = Wired(nginx=Nginx(client_body_timeout="10s"), kept=1)
+    upstream = wired.upstreams[0]
+    client = wired.client().send(post(b"Content-Length: 100\r\n"))
+    for _ in range(3):
+        wired.runtime.advance(8)
+        client.send(b"a")
+    assert client.received() == b""
+    wired.runtime.advance(12)
+    assert client.received().startswith(b"HTTP/1.1 408 ")
+    assert upstream.wire.aborted
+
+
+def test_idle_connection_is_closed_without_a_word():
+    """After its last answer, or when nothing has ever come."""
+    wired = Wired(nginx=Nginx(keepalive_timeout="20s", client_header_timeout="10s"))
+    fresh, used = wired.client(), wired.client().send(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n")
+    answered = used.received()
+    wired.runtime.advance(12)
+    assert (fresh.wire.closing, used.wire.closing) == (True, False)
+    wired.runtime.advance(10)
+    assert used.wire.closing
+    assert (fresh.received(), used.received()) == (b"", answered)
+
+
+def test_request_that_is_being_answered_is_not_idle():
+    """The client may wait as long as the upstream may take."""
+    wired = Wired(nginx=Nginx(keepalive_timeout="1s", client_header_timeout="1s", client_body_timeout="1s"), kept=1)
+    wired.upstreams.clear()
+    client = wired.client().send(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n")
+    wired.runtime.advance(30)
+    assert not client.wire.closing
+
+
+def test_connection_serves_so_many_requests_and_no_more():
+    """`keepalive_requests`: the last answer says so."""
+    wired = Wired(nginx=Nginx(keepalive_requests=2))
+    client = wired.client().send(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n" * 3)
+    found = answers(client.received(), "GET", "GET")
+    assert [headers[b"connection"] for _, headers, _ in found] == [b"keep-alive", b"close"]
+    assert client.wire.closing
+    assert len(wired.understood) == 2
+
+
+def test_client_that_does_not_read_is_cut_off():
+    """`send_timeout`: unless something of its answer has gone meanwhile."""
+    wired = Wired(nginx=Nginx(send_timeout="10s"))
+    client = wired.client().send(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n")
+    client.connection.pause_writing()
+    for _ in range(3):
+        wired.runtime.advance(8)
+        del client.wire.written[:10]
+    assert not client.wire.closing
+    wired.runtime.advance(13)
+    assert client.wire.aborted
+
+
+def test_refused_client_that_goes_on_sending_is_cut_off():
+    """What it sends is dropped, for five seconds."""
+    wired = Wired()
+    client = wired.client().send(b"GET / HTTP/1.1\r\n\r\n")
+    client.wire.take()
+    for _ in range(4):
+        client.connection.data_received(b"more")
+        wired.runtime.advance(1)
+    assert not client.wire.aborted
+    wired.runtime.advance(3)
+    assert client.wire.aborted
+
+
+def test_requests_wait_while_the_client_does_not_read():
+    """A client that pipelines and never reads holds one answer's worth of memory."""
+    wired = Wired()
+    client = wired.client()
+    client.connection.pause_writing()
+    client.send(b"GET /1 HTTP/1.1\r\nHost: g\r\n\r\nGET /2 HTTP/1.1\r\nHost: g\r\n\r\n")
+    assert (wired.understood, client.wire.reading) == ([], False)
+    client.connection.resume_writing()
+    wired.turn()
+    assert (len(wired.understood), client.wire.reading) == (2, True)
+
+
+def test_no_timer_runs_without_clients():
+    """The sweep over the clients' deadlines ends with them."""
+    wired = Wired(kept=0)
+    client = wired.client()
+    wired.runtime.advance(5)
+    client.leave()
+    wired.runtime.advance(20)
+    assert wired.runtime.due == []
