@@ -1343,7 +1343,8 @@ def test_the_gateways_own_instrumentation_is_silent(profile):
     instrumentation = Instrumentation(worker.provider, Tracing(instrumentations=("all",), sampling_rate=1.0))
     worker.tracer = worker.provider.global_tracer
     for _ in range(150):
-        request = Request(Peer(), "GET", b"/", [], "1.1", keep_alive=True, started_ns=worker.time_ns())
+        host = [(b"Host", b"gateway")]
+        request = Request(Peer(), "GET", b"/", host, "1.1", keep_alive=True, started_ns=worker.time_ns())
         ctx = request.ctx
         worker.enter(ctx, "rewrite", lambda request=request: instrumentation.request(request))
         instrumentation.plugin_rewrite("correlation-id").finish()
