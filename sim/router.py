@@ -14,11 +14,11 @@ the highest rank wins (`_rank`):
 Paths are compared in normal form: %-triplets of characters that need none are decoded, dot segments and double slashes
 removed. Hosts are compared without regard to case, and without port unless the route names one.
 
-Theory of operation. The order is decided once. A prefix is found by looking up the beginnings of the path, in the
-lengths that occur, in a table; routes without a path, or with a regular expression, by their host when that is plain;
-only what is left over is tried one by one. Findings are kept for the requests seen last, since most repeat one (Kong
-keeps 5000, and as many failures). Kong itself first looks at routes that share the very host, path or header that it
-noticed first, and so may take one of a lower rank of the same kinds of criteria; that is not imitated.
+Theory of operation. The order is decided once. A prefix, also the one that a regular expression begins with, is found
+by looking up the beginnings of the path, in the lengths that occur, in a table; a route without one by its host when
+that is plain; only what is left over is tried one by one. Findings are kept for the requests seen last, since most
+repeat one (Kong keeps 5000, and as many failures). Kong itself first looks at routes that share the very host, path or
+header that it noticed first, and so may take one of a lower rank of the same kinds of criteria; that is not imitated.
 """
 
 import re
@@ -38,9 +38,13 @@ if TYPE_CHECKING:
 FINDINGS_MAX: Final = 5_000
 """Requests whose route is remembered; when there are more, all are forgotten."""
 
+PATH_SIZE_MAX: Final = 1_024
+"""Characters of a path whose route is remembered, so that nobody fills the memory."""
+
 _PORT_DEFAULT: Final = ":80"
 _NO_LINES: Final["HeaderLines"] = []
 _RESERVED: Final = frozenset("!#$%&'()*+,/:;=?@[]")
+_LITERAL: Final = re.compile(r"[^\\^$.|?*+()\[\]{}]*")
 _TRIPLET: Final = re.compile("%([0-9A-Fa-f]{2})")
 _UNSAFE: Final = re.compile(r"[^!#$&'()*+,/:;=?@\[\]A-Za-z0-9\-._~%]")
 
@@ -88,7 +92,7 @@ class _Candidate:
         self.service = service
         self.path = path
         self.is_regex = path.startswith("~")
-        self.prefix = "" if self.is_regex else normalized(path)
+        self.prefix = _beginning(path[1:]) if self.is_regex else normalized(path)
         self.pattern = path_pattern(path[1:]) if self.is_regex else None
         hosts = [host.lower() for host in route.hosts]
         self.plain_hosts = frozenset(host for host in hosts if "*" not in host)
@@ -170,10 +174,11 @@ class Router:
             key = (key, port)
         if key in self._found:
             return self._found[key]
-        if len(self._found) >= FINDINGS_MAX:
-            self._found.clear()
         found: Match | None = self._find(request.method, request.host, port, normalized(request.path), lines)
-        self._found[key] = found
+        if len(request.path) + sum(len(value) for _name, value in lines) <= PATH_SIZE_MAX:
+            if len(self._found) >= FINDINGS_MAX:
+                self._found.clear()
+            self._found[key] = found
         return found
 
     def _index(self, candidate: _Candidate) -> None:
@@ -214,6 +219,15 @@ def normalized(path: str) -> str:
     if segments[-1] in {".", ".."}:
         kept.append("")
     return "/" + "/".join(kept)
+
+
+def _beginning(regex: str) -> str:
+    """Return what every path that matches begins with, as far as that is easily seen."""
+    if "|" in regex:
+        return ""
+    literal = _LITERAL.match(regex)
+    assert literal is not None
+    return literal[0][:-1] if regex[literal.end() :][:1] in {"?", "*", "{"} else literal[0]
 
 
 def _decoded(triplet: re.Match[str]) -> str:

@@ -77,6 +77,13 @@ def test_host_matches_as_a_whole_or_by_its_wildcard(pattern, host, matches):
         ("~/a/\\d+", "/a/12/b", True),
         ("~/a", "/b/a", False),
         ("~/(?<what>b|c)/x", "/c/x", True),
+        ("~/ab*/c", "/a/c", True),
+        ("~/ab?/c", "/a/c", True),
+        ("~/ab{0,1}/c", "/a/c", True),
+        ("~/ab+/c", "/abb/c", True),
+        ("~/b|/a/", "/a/c", True),
+        ("~/a\\.b", "/a.b", True),
+        ("~/a\\.b", "/axb", False),
         ("~/a/(?i)b", "/a/B", True),
         ("~/a/(?i)b", "/A/b", False),
     ],
@@ -160,6 +167,16 @@ def test_wildcard_with_a_port_comes_before_a_plain_host():
     routes = [route("plain", hosts=("a.example.com",)), route("wild", hosts=("*.example.com:8000",))]
     assert match(routes, host="a.example.com:8000") == "wild"
     assert match(routes, host="a.example.com") == "plain"
+
+
+def test_plain_host_comes_before_a_wildcard():
+    """A route with both counts as one with a wildcard."""
+    routes = [
+        route("both", hosts=("*.example.com", "a.example.com"), paths=("/long",)),
+        route("plain", hosts=("a.example.com",), paths=("/",)),
+    ]
+    assert match(routes, host="a.example.com", path="/long") == "plain"
+    assert match(routes, host="b.example.com", path="/long") == "both"
 
 
 def test_order_of_the_file_decides_between_equals():
@@ -263,6 +280,23 @@ def test_findings_are_bounded():
     for number in range(2 * FINDINGS_MAX + 1):
         assert router.match(asked(path=f"/{number}")).route.name == "r"
     assert len(router._found) <= FINDINGS_MAX
+
+
+@pytest.mark.parametrize(("hosts", "headers"), [(["h:81"], {}), ([], {"x": ["1"]}), (["h:81"], {"x": ["1"]})])
+def test_what_is_remembered_holds_for_the_same_port_and_headers_alone(hosts, headers):
+    """Two requests for one path may go to different routes."""
+    routes = (route("narrow", hosts=hosts, headers=headers, paths=("/",)), route("wide", paths=("/",)))
+    router = Router(routes, (ORDERS,))
+    narrow = {"host": "h:81", "headers": [("x", "1")]}
+    for request in (narrow, {}, narrow, {}):
+        assert router.match(asked(**request)).route.name == ("narrow" if request else "wide")
+
+
+def test_long_paths_are_not_remembered():
+    """They are answered all the same."""
+    router = Router((route("r", paths=("/",)),), (ORDERS,))
+    assert router.match(asked(path="/" + 5000 * "a")).route.name == "r"
+    assert not router._found
 
 
 @pytest.mark.parametrize(
