@@ -1,9 +1,11 @@
 """The command line: ``kongsim run``, ``serve``, ``collector`` and ``check``.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 all held; 99 a threshold failed; 98 the run is invalid,
-because the load generator fell behind; 2 bad usage, scenario or configuration; 1 the program failed; 130 interrupted.
+because the load generator fell behind; 97 findings of `check`; 2 bad usage, scenario or configuration; 1 the program
+failed; 130 interrupted.
 """
 
+import json
 import os
 import sys
 from functools import partial
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED: Final = 1
 EXIT_USER_ERROR: Final = 2
+EXIT_FINDINGS: Final = 97
 EXIT_INTERRUPTED: Final = 130
 
 
@@ -180,22 +183,41 @@ def collector(*, listen: str, faults: tuple[str, ...]) -> None:
     metavar="PLUGIN=CONFIG",
     help="What the synthetic plugin does for another.",
 )
-def check(*, file: str, plugins: tuple[str, ...], stand_ins: tuple[str, ...]) -> None:
-    """Check the scenario or kong.yml in FILE, and start nothing."""
+@click.option("--rate", metavar="RATE", help="Requests to a kong.yml's gateway, such as 500/s.")
+@click.option("--workers", metavar="N", help="Workers of a kong.yml's gateway.  [default: one for each CPU]")
+@click.option(
+    "--outage", metavar="TIME", help="How long the collector may be away.  [default: the scenario's, else 5s]"
+)
+@click.option("--round-trip", metavar="TIME", help="What an export request takes.  [default: the scenario's, else 5ms]")
+@click.option("--format", "output", type=click.Choice(("text", "json")), default="text", help="How findings are told.")
+def check(
+    *, file: str, plugins: tuple[str, ...], stand_ins: tuple[str, ...], output: str, **options: str | None
+) -> int:
+    """Check the scenario or kong.yml in FILE, name its risky settings, and start nothing."""
+    from sim import check as checks  # noqa: PLC0415 - imported when needed: kongsim --help is quick
     from sim import declarative, kong_environment, otlp_environment, scenario  # noqa: PLC0415 - the same as above
     from sim.document import Document  # noqa: PLC0415 - the same
 
-    if declarative.is_kong_yml(Document.read(file)):
+    expected = checks.expected_of(options)
+    document = Document.read(file)
+    if declarative.is_kong_yml(document):
         environment = kong_environment.read(os.environ)
         export = otlp_environment.read(os.environ)
-        settings = [*environment.settings, *map(_stand_in, stand_ins)]
+        settings = [*environment.settings, *map(_stand_in, stand_ins), *_overrides({"workers": "workers"}, options)]
         gateway = declarative.load(file, settings, export, enabled=environment.plugins, plugin_paths=plugins)
         warnings, kind = (*environment.warnings, *gateway.warnings), "configuration"
+        findings = checks.check_gateway(gateway, document, expected)
     else:
-        warnings, kind = scenario.load(file).gateway.warnings, "scenario"
+        loaded = scenario.load(file)
+        warnings, kind = loaded.gateway.warnings, "scenario"
+        findings = checks.check_scenario(loaded, expected)
     for warning in warnings:
         click.echo(warning, err=True)
-    click.echo(f"{file}: {kind} ok")
+    if output == "json":
+        click.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        click.echo("\n".join([*map(str, findings)]) if findings else f"{file}: {kind} ok")
+    return EXIT_FINDINGS if findings else 0
 
 
 def _stand_in(text: str) -> "Override":

@@ -1,0 +1,490 @@
+"""Risky settings of tracing and export, named before anything runs (`kongsim check`).
+
+A rule looks at one opentelemetry plugin and at what stands around it, and yields what it finds: where, what follows in
+numbers, what to do. `RULES` has them all by code; `docs/check.md` explains each with a wrong and a right example.
+
+What a file does not say is not held against it. A kong.yml knows no load, so the rules that need a rate are asked only
+when one is given; a scenario's own load, collector latency and longest outage are what is expected of it. Spans per
+request are counted from the instrumentations and the plugins: one for the request, the router, the balancer's try and a
+host name's resolution, and one for each phase of a plugin. Load is taken to be spread evenly over the workers, and at
+its highest rate.
+
+Rates in 1/s, times in s, sizes in bytes. Source: kong-semantics sections 8, 10, 11, 13, 14, 15 and 17.
+"""
+
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from kongtrace.queue import PROFILES
+from sim.config import INSTRUMENTATIONS, Gateway
+from sim.document import Document, FieldPath, written
+from sim.errors import FieldError, UserError
+from sim.plugins import BUNDLED
+from sim.plugins.opentelemetry import OpenTelemetryConfig
+from sim.resolver import is_address
+from sim.scenario import Scenario
+from sim.units import format_duration, parse_duration, parse_rate
+
+OUTAGE_S: Final = 5.0
+"""How long a collector may be away where nothing says otherwise: for a restart of one."""
+
+ROUND_TRIP_S: Final = 0.005
+"""What a request to a collector takes where nothing says otherwise: one in the same data centre, and its work."""
+
+ENTRY_BYTES: Final = 115
+"""An encoded span with one attribute or two, as Kong's instrumentations make them."""
+
+LINE_BYTES: Final = 390
+"""A line of Kong's error log about one span (reference figures of a real nginx)."""
+
+ENTRIES_MAX: Final = 1_000_000
+"""The largest `max_entries` (kong-semantics Q3)."""
+
+GIVEN_UP_S: Final = 81.91
+"""When a batch is tried last with Kong's default delays (kong-semantics Q21)."""
+
+
+class Finding(NamedTuple):
+    """What a rule found.
+
+    Attributes:
+        rule: its code, `KC001` and so on.
+        file: where.
+        line: in the file, from 1.
+        field: path of the field that is risky, or that is missing.
+        message: what follows from it, in numbers where a rate is known.
+        cure: what to do.
+    """
+
+    rule: str
+    file: str
+    line: int
+    field: str
+    message: str
+    cure: str
+
+    def __str__(self) -> str:
+        """Return the finding as one line."""
+        return f"{self.file}:{self.line}: {self.rule} {self.field}: {self.message}; {self.cure}"
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a gateway is expected to meet.
+
+    Attributes:
+        requests_per_s: of all workers together; None: not known.
+        outage_s: how long the collector may be away without a loss; None: as the file has it, else `OUTAGE_S`.
+        round_trip_s: what an export request takes; None: as the file has it, else `ROUND_TRIP_S`.
+    """
+
+    requests_per_s: float | None = None
+    outage_s: float | None = None
+    round_trip_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exporting:
+    """An opentelemetry plugin, and what stands around it.
+
+    Attributes:
+        given: its configuration as written.
+        config: the same with defaults.
+        gateway: that it belongs to.
+        scenario: that runs the gateway; None: a kong.yml, which knows neither tracing nor workers.
+        requests_per_s: of all workers; None: not known.
+        outage_s: that is to be survived.
+        round_trip_s: of an export request.
+    """
+
+    given: Mapping[str, Any]
+    config: OpenTelemetryConfig
+    gateway: Gateway
+    scenario: Scenario | None
+    requests_per_s: float | None
+    outage_s: float
+    round_trip_s: float
+
+    @property
+    def is_kong(self) -> bool:
+        """Whether the real gateway's traps are there."""
+        return self.gateway.profile == "kong"
+
+    @property
+    def sampling_rate(self) -> float:
+        """Share of traces that are exported: the plugin's own rate replaces the global one (M5, O14)."""
+        own = self.config.sampling_rate
+        known = self.gateway.tracing.sampling_rate if self.scenario is not None else 1.0
+        return known if own is None else own
+
+    @property
+    def spans_per_s(self) -> float | None:
+        """What one worker's queue gets; None: no rate is known, or nothing is exported."""
+        if self.requests_per_s is None:
+            return None
+        requests_per_s = self.requests_per_s / self.gateway.workers
+        return requests_per_s * spans_per_request(self.gateway, known=self.scenario is not None) * self.sampling_rate
+
+
+def expected_of(options: Mapping[str, str | None]) -> Expected:
+    """Read what the command line says of `rate`, `outage` and `round_trip`; raises UserError."""
+    parsers = {"rate": parse_rate, "outage": parse_duration, "round_trip": parse_duration}
+    told = {}
+    for name, parse in parsers.items():
+        text = options.get(name)
+        try:
+            told[name] = None if text is None else parse(text)
+        except FieldError as error:
+            raise UserError(error.message, field=f"--{name.replace('_', '-')}", cure=error.cure) from None
+    return Expected(told["rate"], told["outage"], told["round_trip"])
+
+
+class Risk(NamedTuple):
+    """What a rule sees.
+
+    Attributes:
+        path: of the field, below the plugin's configuration; one that begins with `TOP` is the scenario's.
+        message: what follows from it.
+        cure: what to do.
+    """
+
+    path: FieldPath
+    message: str
+    cure: str
+
+
+Rule = Callable[[Exporting], Iterator[Risk]]
+
+TOP: Final = ".."
+
+
+def max_bytes_has_no_effect(plugin: Exporting) -> Iterator[Risk]:
+    """Kong does not know the bytes of a span (Q4, H27)."""
+    max_bytes, rate = plugin.config.queue.max_bytes, plugin.spans_per_s
+    if not plugin.is_kong or max_bytes is None:
+        return
+    if max_bytes <= 0:
+        consequence = "no span is taken at all: the queue is full from the start"
+    else:
+        storm = f", {_rate(rate)} lines/s or {_size(rate * LINE_BYTES)}/s of log" if rate else ""
+        consequence = f"bounds nothing, since a span has no bytes for Kong; each costs an error line{storm}"
+    yield Risk(("queue", "max_bytes"), consequence, "remove it; max_entries is what bounds this queue")
+
+
+def queue_is_smaller_than_a_batch(plugin: Exporting) -> Iterator[Risk]:
+    """Enqueue raises when the job holds all permits (H28)."""
+    queue = plugin.config.queue
+    if plugin.is_kong and queue.max_entries < queue.max_batch_size:
+        yield Risk(
+            ("queue", "max_entries"),
+            f"{queue.max_entries} waiting spans can never make a batch of {queue.max_batch_size}: once they are there, "
+            "each further span raises in the log phase, and the request's spans are never recycled",
+            f"set it to {50 * queue.max_batch_size} or more, or max_batch_size to at most {queue.max_entries}",
+        )
+
+
+def batch_kills_its_job(plugin: Exporting) -> Iterator[Risk]:
+    """Lua unpacks no more than 7997 entries (H26)."""
+    size, most = plugin.config.queue.max_batch_size, PROFILES[plugin.gateway.profile].batch_entries_max
+    if most is not None and size > most:
+        yield Risk(
+            ("queue", "max_batch_size"),
+            f"a batch of more than {most} spans kills the job that sends it; nobody drains the queue any more, and all "
+            f"that comes after the first {plugin.config.queue.max_entries} spans pushes older ones out",
+            f"set it to at most {most}; 200 to 2000 is usual",
+        )
+
+
+def batches_are_slower_than_spans(plugin: Exporting) -> Iterator[Risk]:
+    """One batch at a time: the ceiling is batch size over round trip (Q22)."""
+    rate, queue, trip_s = plugin.spans_per_s, plugin.config.queue, plugin.round_trip_s
+    if rate is None or queue.concurrency_limit == -1 or not trip_s:
+        return
+    ceiling = queue.max_batch_size / trip_s
+    if rate > ceiling:
+        lost = f"{_rate(rate - ceiling)} spans/s are lost once {queue.max_entries} wait"
+        yield Risk(
+            ("queue", "max_batch_size"),
+            f"one queue sends {queue.max_batch_size} spans each {format_duration(trip_s)}, at most {_rate(ceiling)}/s, "
+            f"and {_rate(rate)}/s are expected of each worker: {lost}",
+            f"set it to {_round_up(2 * rate * trip_s)}, or sample less",
+        )
+
+
+def outage_is_longer_than_the_queue(plugin: Exporting) -> Iterator[Risk]:
+    """The oldest are dropped when it is full, and a batch is given up after its time (Q14, Q20, H30)."""
+    rate, queue, outage_s = plugin.spans_per_s, plugin.config.queue, plugin.outage_s
+    if queue.max_retry_time < outage_s:
+        kept = (
+            "after its first failure" if queue.max_retry_time < 0 else f"after {format_duration(queue.max_retry_time)}"
+        )
+        yield Risk(
+            ("queue", "max_retry_time"),
+            f"a batch is given up {kept}, and {format_duration(outage_s)} of outage are to be survived",
+            f"set it to {_round_up(outage_s)}",
+        )
+    if not rate or queue.concurrency_limit == -1:
+        return
+    held_s = (queue.max_entries + queue.max_batch_size) / rate
+    if held_s < outage_s:
+        line = f", each with an error line, {_size(rate * LINE_BYTES)}/s of log" if plugin.is_kong else ""
+        needed = _round_up(rate * outage_s)
+        yield Risk(
+            ("queue", "max_entries"),
+            f"at {_rate(rate)} spans/s this queue holds {format_duration(_rounded(held_s))} of outage, and "
+            f"{format_duration(outage_s)} are to be survived; from then on the oldest spans are dropped{line}",
+            f"set it to {needed}, about {_size(needed * ENTRY_BYTES)} for each worker"
+            if needed <= ENTRIES_MAX
+            else f"sample less, or use more workers: not even {ENTRIES_MAX} entries are enough",
+        )
+
+
+def every_span_is_a_job(plugin: Exporting) -> Iterator[Risk]:
+    """Without a limit to concurrency there is no queue, and each span is a timer and a request (Q23, N4, H22)."""
+    if plugin.config.queue.concurrency_limit != -1:
+        return
+    rate, limit = plugin.spans_per_s, plugin.gateway.nginx.lua_max_running_timers
+    posts = f", {_rate(rate)} requests/s for each worker" if rate else ""
+    reach = f", {format_duration(_rounded(limit / rate))} into an outage" if rate else ""
+    yield Risk(
+        ("queue", "concurrency_limit"),
+        f"each span is a timer and a request of its own{posts}; more than {limit} at once{reach} are not run, and lost",
+        "set it to 1: batches of max_batch_size over one connection",
+    )
+
+
+def quitting_worker_has_no_limit(plugin: Exporting) -> Iterator[Risk]:
+    """A reload keeps the old workers until their last request has ended (W12, W13, H32, H50)."""
+    faults = () if plugin.scenario is None else plugin.scenario.faults
+    leaves = any(fault.target == "master" and fault.kind in ("reload", "quit") for fault in faults)
+    if leaves and not plugin.gateway.nginx.worker_shutdown_timeout:
+        stay = f"; with the collector down, each batch keeps it another {GIVEN_UP_S:.0f} s" if plugin.is_kong else ""
+        yield Risk(
+            (TOP, "gateway", "nginx", "worker_shutdown_timeout"),
+            "is 0, and workers are told to quit: each stays for as long as its slowest request, with its memory and "
+            f"its queue{stay}",
+            "set it to 10s, and the supervisor's patience to more than that",
+        )
+
+
+def two_sampling_rates(plugin: Exporting) -> Iterator[Risk]:
+    """The plugin's rate replaces the global one, of which nothing tells (O9, O14, M5)."""
+    own, everywhere = plugin.config.sampling_rate, plugin.gateway.tracing.sampling_rate
+    if plugin.scenario is None or own is None or own == everywhere:
+        return
+    rate = plugin.spans_per_s
+    count = f", {_rate(rate)} spans/s for each worker" if rate else ""
+    yield Risk(
+        ("sampling_rate",),
+        f"{own:.2%} of traces are exported{count}: it replaces tracing.sampling_rate, whose {everywhere:.2%} count for "
+        "requests that this plugin does not see only",
+        "remove it, or give both the same value",
+    )
+
+
+def field_is_deprecated(plugin: Exporting) -> Iterator[Risk]:
+    """What a coming version of Kong will refuse (O1, O5, O8, Q27)."""
+    for field, instead in _DEPRECATED.items():
+        if field in plugin.given:
+            yield Risk((field,), "is deprecated and goes with a coming version of Kong", f"write {instead}")
+
+
+_DEPRECATED: Final = {
+    "endpoint": "traces_endpoint",
+    "batch_span_count": "queue.max_batch_size",
+    "batch_flush_delay": "queue.max_coalescing_delay",
+    "header_type": "propagation, with extract, inject and default_format",
+}
+
+
+def parent_is_dropped(plugin: Exporting) -> Iterator[Risk]:
+    """Nothing is read from the request, so each trace begins at the gateway (X27, X29)."""
+    propagation = plugin.config.propagation
+    cure = "add extract: [w3c], with the formats that your clients send"
+    beginning = "the client's trace headers are not read: each of its traces is cut in two at the gateway"
+    if propagation.extract is None and (propagation.inject is not None or propagation.clear is not None):
+        yield Risk(("propagation", "inject" if propagation.inject is not None else "clear"), beginning, cure)
+    elif propagation.extract == ():
+        yield Risk(("propagation", "extract"), beginning, cure)
+    elif plugin.config.header_type == "ignore" and propagation.extract is None:
+        yield Risk(("header_type",), beginning, "remove it, or use propagation with extract")
+
+
+def b3_hides_w3c(plugin: Exporting) -> Iterator[Risk]:
+    """A tracestate makes the b3 extractor succeed without ids (X13, H33)."""
+    extract = plugin.config.propagation.extract or ()
+    if plugin.is_kong and "b3" in extract and "w3c" in extract and extract.index("b3") < extract.index("w3c"):
+        yield Risk(
+            ("propagation", "extract"),
+            "a request with traceparent and any tracestate, as every OpenTelemetry sdk sends them, is taken for an "
+            "empty b3 context: its trace is cut at the gateway, and the upstream gets two traces in its headers",
+            "put w3c before b3",
+        )
+
+
+def all_is_not_first(plugin: Exporting) -> Iterator[Risk]:
+    """`all` counts in the first place only (I2, H35)."""
+    words = plugin.gateway.tracing.instrumentations
+    if "all" in words[1:]:
+        yield Risk(
+            (TOP, "gateway", "tracing", "instrumentations"),
+            f"all counts in the first place only: of {len(INSTRUMENTATIONS) - 2} kinds of span the request's alone "
+            "is made",
+            "write [all]",
+        )
+
+
+def nothing_is_traced(plugin: Exporting) -> Iterator[Risk]:
+    """Without instrumentations the plugin only passes headers on (O12, H12)."""
+    if plugin.scenario is None:
+        return
+    if plugin.gateway.tracing.instrumentations[0] == "off":
+        cure = "write [all] there, or leave traces_endpoint out"
+        where = (TOP, "gateway", "tracing", "instrumentations")
+        message = "is off: headers go to the upstream with the sampled bit off, and not one span is exported"
+        yield Risk(where, message, cure)
+
+
+def collector_is_slower_than_patience(plugin: Exporting) -> Iterator[Risk]:
+    """A batch whose answer comes too late is sent again, though it was taken (Q22)."""
+    trip_s, read_s = plugin.round_trip_s, plugin.config.read_timeout / 1000
+    if read_s and trip_s >= read_s:
+        yield Risk(
+            ("read_timeout",),
+            f"the collector answers after {format_duration(trip_s)}, and is given up after {format_duration(read_s)}: "
+            "each batch is sent again until max_retry_time, and the collector gets its spans many times",
+            f"set it to {round(3000 * trip_s)}",
+        )
+
+
+RULES: Final[Mapping[str, Rule]] = {
+    "KC001": max_bytes_has_no_effect,
+    "KC002": queue_is_smaller_than_a_batch,
+    "KC003": batch_kills_its_job,
+    "KC004": batches_are_slower_than_spans,
+    "KC005": outage_is_longer_than_the_queue,
+    "KC006": every_span_is_a_job,
+    "KC007": quitting_worker_has_no_limit,
+    "KC008": two_sampling_rates,
+    "KC009": field_is_deprecated,
+    "KC010": parent_is_dropped,
+    "KC011": b3_hides_w3c,
+    "KC012": all_is_not_first,
+    "KC013": nothing_is_traced,
+    "KC014": collector_is_slower_than_patience,
+}
+"""The rules by code. A code is never given to another rule."""
+
+
+def check_scenario(scenario: Scenario, expected: Expected) -> list[Finding]:
+    """Return what is risky in a scenario, in the order of its lines.
+
+    Its own load is the rate; what nobody expected otherwise is its collector's latency, and its longest outage.
+    """
+    rate = max(max(first, last) for load in scenario.load for _, first, last in load.stages_per_s)
+    outages_s = [fault.lasts for fault in scenario.faults if fault.target == "collector" and fault.lasts is not None]
+    expected = Expected(
+        rate,
+        max(outages_s, default=None) if expected.outage_s is None else expected.outage_s,
+        (scenario.collector.latency or None) if expected.round_trip_s is None else expected.round_trip_s,
+    )
+    document: Document = scenario.document
+    below: FieldPath = _CONFIG
+    config = Document.read(document.file).plain(_CONFIG)
+    if isinstance(config, str):
+        document, below = Document.read(str(pathlib.Path(document.file).parent / config)), ()
+    return _findings(scenario.gateway, scenario, expected, document, below)
+
+
+def check_gateway(gateway: Gateway, document: Document, expected: Expected) -> list[Finding]:
+    """Return what is risky in a kong.yml, in the order of its lines."""
+    return _findings(gateway, None, expected, document, ())
+
+
+_CONFIG: Final = ("gateway", "config")
+
+
+def _findings(
+    gateway: Gateway, scenario: Scenario | None, expected: Expected, document: Document, below: FieldPath
+) -> list[Finding]:
+    found = []
+    for given, path in plugins_named("opentelemetry", document.plain(below), below):
+        config = OpenTelemetryConfig.model_validate(given)
+        plugin = Exporting(
+            given,
+            config,
+            gateway,
+            scenario,
+            expected.requests_per_s,
+            OUTAGE_S if expected.outage_s is None else expected.outage_s,
+            ROUND_TRIP_S if expected.round_trip_s is None else expected.round_trip_s,
+        )
+        for code, rule in RULES.items():
+            for field, message, cure in rule(plugin):
+                where, at = (document, (*path, "config", *field))
+                if field[0] == TOP and scenario is not None:
+                    where, at = scenario.document, field[1:]
+                found.append(Finding(code, where.file, where.line(at), written(at), message, cure))
+    return sorted(dict.fromkeys(found), key=lambda finding: (finding.file, finding.line, finding.rule))
+
+
+def plugins_named(name: str, node: Any, path: FieldPath) -> Iterator[tuple[dict[str, Any], FieldPath]]:
+    """Find the configurations of a plugin, wherever in a declarative file they stand; those switched off do not count.
+
+    Args:
+        name: of the plugin.
+        node: what stands at `path`.
+        path: where to look.
+    """
+    for key in ("plugins", "services", "routes"):
+        for index, entity in enumerate(node.get(key) or ()):
+            where = (*path, key, index)
+            if key != "plugins":
+                yield from plugins_named(name, entity, where)
+            elif entity.get("name") == name and entity.get("enabled") is not False:
+                config = entity.get("config") or {}
+                yield {field: value for field, value in config.items() if value is not None}, where
+
+
+def spans_per_request(gateway: Gateway, *, known: bool) -> int:
+    """Count the spans of a request that is answered by the first target tried.
+
+    Args:
+        gateway: the configuration.
+        known: its instrumentations are; else all of them are assumed.
+    """
+    words = gateway.tracing.instrumentations if known else ("all",)
+    if words[0] == "off":
+        return 0
+    is_named = any(not is_address(service.host) for service in gateway.services)
+    once = {"router": 1, "balancer": 1, "dns_query": int(is_named)}
+    every = {**BUNDLED, **gateway.plugin_classes}
+    classes = {plugin.name: every[plugin.name] for plugin in gateway.plugins if plugin.enabled}
+    for phase in ("rewrite", "access", "header_filter"):
+        once[f"plugin_{phase}"] = sum(1 for made in classes.values() if hasattr(made, phase))
+    return 1 + sum(count for word, count in once.items() if words[0] == "all" or word in words)
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 1 else f"{per_s:.2g}"
+
+
+def _size(size_bytes: float) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.{1 if size_bytes < 10 * factor else 0}f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def _rounded(seconds: float) -> float:
+    """Two digits are as exact as an expected rate is."""
+    return float(f"{seconds:.2g}")
+
+
+def _round_up(number: float) -> int:
+    """The next number with two digits that are not 0."""
+    step = int(10 ** max(0, math.floor(math.log10(max(number, 1))) - 1))
+    return math.ceil(number / step) * step
