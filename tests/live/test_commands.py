@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from signal import SIGINT, SIGQUIT
+from signal import SIGHUP, SIGINT, SIGQUIT
 
 import psutil
 import pytest
@@ -225,3 +225,52 @@ def test_ctrl_c_ends_a_run_in_order(tmp_path, times):
 
     assert running.returncode == 130
     assert psutil.wait_procs(family, timeout=TIMEOUT_S)[1] == []
+
+
+GREETER = """
+class Greeter:
+    PRIORITY = 1000
+    VERSION = "1.0"
+
+    def access(self, kong, conf):
+        kong.response.exit(200, "{}")
+"""
+
+
+def test_gateway_runs_a_plugin_from_a_file_and_after_a_reload_its_new_code(tmp_path):
+    """`--plugin` names the file; HUP reads it anew, and a mistake in it keeps the old generation."""
+    plugin, kong_yml = tmp_path / "greeter.py", tmp_path / "kong.yml"
+    routes = [{"name": "r", "paths": ["/"], "plugins": [{"name": "greeter"}]}]
+    service = {"name": "orders", "url": "http://127.0.0.1:9", "routes": routes}
+    kong_yml.write_text(json.dumps({"_format_version": "3.0", "services": [service]}))
+    plugin.write_text(GREETER.format("hello"))
+    options = ("--listen", "127.0.0.1:0", "--workers", "1", "--status-listen", "off", "--plugin", str(plugin))
+    with command("serve", str(kong_yml), *options) as gateway:
+        url = read_until(gateway, r"listening on (http://[^,\s]+)")[1]
+        assert get(url, {}) == (200, b"hello")
+
+        plugin.write_text(GREETER.format("howdy"))
+        gateway.send_signal(SIGHUP)
+        read_until(gateway, "exited with code 0")
+        assert get(url, {}) == (200, b"howdy")
+
+        plugin.write_text(GREETER.replace("(self", "[self"))
+        gateway.send_signal(SIGHUP)
+        assert read_until(gateway, r"greeter\.py:6: is no Python")
+        assert get(url, {}) == (200, b"howdy")
+        assert end(gateway, SIGQUIT)[1] == 0
+
+
+@pytest.mark.parametrize("name", ["serve", "check"])
+def test_mistake_in_a_plugin_is_one_line_and_exit_code_2(tmp_path, name):
+    """Nothing is started."""
+    plugin, kong_yml = tmp_path / "greeter.py", tmp_path / "kong.yml"
+    kong_yml.write_text("_format_version: '3.0'\n")
+    plugin.write_text(GREETER.replace("def access", "async def log"))
+    with command(name, str(kong_yml), "--plugin", str(plugin)) as refused:
+        text, _ = refused.communicate(timeout=TIMEOUT_S)
+
+    assert text.splitlines() == [
+        f"kongsim: {plugin}:6: Greeter: log must not wait; write def log, and wait in a timer: kong.timer.at(0, f)"
+    ]
+    assert refused.returncode == 2

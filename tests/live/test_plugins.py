@@ -2,7 +2,6 @@
 
 import json
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -793,29 +792,3 @@ def test_plugin_that_fails_at_the_start_of_a_worker_is_logged_and_the_worker_ser
     assert "init_worker of plugin broken failed" in log
     assert "no init" in log
     assert "configured with [{'a': 1}]" in log
-
-
-def lines_of(server):
-    """Take connections until one sends something, and return its lines."""
-    while True:
-        connection, _ = server.accept()
-        with connection, connection.makefile("rb") as stream:
-            if lines := stream.readlines():
-                return lines
-
-
-@contextmanager
-def tcp_server():
-    """A server that keeps what the first connection with anything to say sends."""
-    received = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(TIMEOUT_S)
-        thread = threading.Thread(target=lambda: received.extend(lines_of(server)))
-        thread.start()
-
-        def wait():
-            thread.join(TIMEOUT_S)
-            return received
-
-        yield server.getsockname()[1], wait
-        thread.join(TIMEOUT_S)

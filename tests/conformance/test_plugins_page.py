@@ -1,0 +1,199 @@
+"""`docs/plugins.md`: its tables say what the code says, and each of its samples is a plugin that does what it says."""
+
+import ast
+import inspect
+import json
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kongtrace import PHASES
+from sim import ngx, pdk
+from sim import plugin as plugins
+from sim.config import Plugin
+from sim.pdk import log, node, request, response, service
+from sim.pdk.part import phases_of
+from sim.plugins import BUNDLED
+from sim.timers import Timers
+from tests.gateway import attributes, echo, gateway_to, live, recording_collector
+
+PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
+
+PARTS = {
+    "kong.request": request.ClientRequest,
+    "kong.response": response.Response,
+    "kong.service": service.Service,
+    "kong.service.request": service.ServiceRequest,
+    "kong.service.response": service.ServiceResponse,
+    "kong.client": pdk.Client,
+    "kong.router": pdk.Router,
+    "kong.plugin": pdk.Plugin,
+    "kong.node": node.Node,
+    "kong.telemetry": log.Telemetry,
+    "kong.timer": Timers,
+    "kong.db": ngx.Database,
+    "kong.ngx": ngx.Ngx,
+    "kong.ngx.worker": ngx.Worker,
+    "kong.ngx.socket": ngx.Sockets,
+    "kong.ngx.http": ngx.Http,
+}
+"""The parts of the PDK whose functions the page lists."""
+
+KONG_PHASES = ("init_worker", "rewrite", "access", "response", "header_filter", "body_filter", "log")
+UNSEEN = {"certificate", "balancer", "preread", "error", "admin_api"}
+"""Phases in Kong's messages in which no plugin runs here."""
+
+NGINX_PHASE = {"response": "access"}
+
+
+def phase_table():
+    """The rows of the table of phases."""
+    for name in (*KONG_PHASES, "timer", "balancer", "exit_worker"):
+        phase = PHASES[NGINX_PHASE.get(name, name)]
+        permits = (phase.yields, phase.timers, phase.spans)
+        yield f"| `{name}` | `{phase.name}` | {' | '.join('yes' if permitted else 'no' for permitted in permits)} |"
+
+
+def pdk_table():
+    """The rows of the table of the PDK's functions."""
+    for path, part in PARTS.items():
+        for name, function in vars(part).items():
+            if name.startswith("_") or isinstance(function, property) or not callable(function):
+                continue
+            if part is Timers and name == "exit":
+                continue
+            source = inspect.unwrap(function)
+            where = _where(function)
+            parameters = [_parameter(p) for p in list(inspect.signature(source).parameters.values())[1:]]
+            awaited = (
+                "await "
+                if inspect.iscoroutinefunction(source)
+                or "Awaitable" in str(inspect.signature(source).return_annotation)
+                else ""
+            )
+            sentence = inspect.getdoc(source).partition("\n\n")[0].replace("\n", " ")
+            yield f"| `{awaited}{path}.{name}({', '.join(parameters)})` | {sentence} | {where} |"
+
+
+def _where(function):
+    """The phases of a function in words."""
+    phases = phases_of(function)
+    if phases is None:
+        return "that may wait" if "the phase must not wait" in inspect.getdoc(function) else "all"
+    seen = [phase for phase in phases if phase not in UNSEEN]
+    return "of a request" if tuple(seen) == KONG_PHASES[1:] else ", ".join(seen)
+
+
+def _parameter(parameter):
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return f"*{parameter.name}"
+    has_default = parameter.default is not parameter.empty and type(parameter.default) is not object
+    return f"{parameter.name}={parameter.default!r}" if has_default else parameter.name
+
+
+@pytest.mark.parametrize("table", [phase_table, pdk_table])
+def test_tables_say_what_the_code_says(table):
+    """Each phase with what it permits, and each function of the PDK with its phases."""
+    page = PAGE.read_text(encoding="utf-8").splitlines()
+    missing = [row for row in table() if row not in page]
+
+    assert "\n".join(missing) == ""
+
+
+def test_every_field_of_a_bundled_plugin_is_on_the_page():
+    """Names of fields, one by one, below the plugin's heading."""
+    sections = re.split(r"^### ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for name, plugin in BUNDLED.items():
+        (section,) = [text for text in sections if text.startswith(f"`{name}`")]
+        assert set(plugin.Config.model_fields) <= set(re.findall(r"\w+", section)), name
+
+
+SAMPLES = {
+    re.match(r"# (\w+)\.py", source)[1]: source
+    for source in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+}
+"""The samples by name; each begins with the name of its file."""
+
+
+@contextmanager
+def sampled(directory, name, config=None, **options):
+    """Run a gateway to an echo with a sample, traced."""
+    path = directory / f"{name}.py"
+    path.write_text(SAMPLES[name], encoding="utf-8")
+    classes = plugins.load([str(path)], {})
+    (plugin,) = classes
+    with echo() as upstream, recording_collector() as collector:
+        entity = Plugin(name=plugin, config=config or {})
+        gateway = gateway_to(upstream, plugins=(entity,), collector=collector.port, **options)
+        with live(directory, gateway, classes) as running:
+            yield running, collector
+            running.stop()
+            assert "[error]" not in running.log.read_text().replace("[error] 0", "")
+
+
+def test_greeter(tmp_path):
+    """The first sample greets everybody by the configured word, and knows who asked before."""
+    with sampled(tmp_path, "greeter", {"greeting": "howdy"}) as (gateway, _collector):
+        answer = gateway.request("GET", "/?name=Ann")
+        assert answer.headers["X-Greeting"] == "howdy, Ann"
+        assert json.loads(answer.content)["path"] == "/?name=Ann"
+        assert gateway.request("GET", "/").status == 400
+
+
+def test_price(tmp_path):
+    """The sample of own spans: one span below the plugin's, with an attribute, and an error in it."""
+    with sampled(tmp_path, "price") as (gateway, collector):
+        gateway.request("GET", "/?net=100")
+        gateway.request("GET", "/?net=free")
+        reading = gateway.wait_requests(2)
+        spans = collector.wait_spans(reading.ledger.acknowledged)
+    priced, failed = sorted((span for span in spans if span.name == "price"), key=lambda span: span.status.code)
+    assert attributes(priced) == {"price.net": 100.0, "price.gross": 119.0}
+    assert [event.name for event in failed.events] == ["exception"]
+    parents = {span.span_id: span.name for span in spans}
+    assert parents[priced.parent_span_id] == "kong.access.plugin.price"
+
+
+def test_quota(tmp_path):
+    """The sample that waits asks another service, and answers itself when that says no."""
+    with (
+        echo() as other,
+        sampled(tmp_path, "quota", {"url": f"http://127.0.0.1:{other}/quota"}) as (gateway, _collector),
+    ):
+        assert int(gateway.request().headers["X-Quota"]) > 10
+    with sampled(tmp_path, "quota", {"url": "http://127.0.0.1:9/quota"}) as (gateway, _collector):
+        assert json.loads(gateway.request().content)["message"] == "no quota: connection refused"
+
+
+def test_journal(tmp_path):
+    """The sample of a timer writes what the log phase has noted, once the request is over."""
+    with sampled(tmp_path, "journal") as (gateway, _collector):
+        gateway.request("GET", "/a")
+        gateway.wait_until(lambda _: "journal: GET /a 200" in gateway.log.read_text())
+
+
+def test_redact(tmp_path):
+    """The sample of a filter replaces the body whole, and its length."""
+    with sampled(tmp_path, "redact", {"word": "secret"}) as (gateway, _collector):
+        answer = gateway.request("GET", "/secret")
+        assert json.loads(answer.content)["path"] == "/******"
+
+
+def test_envelope(tmp_path):
+    """The sample of the response phase looks at the whole answer and sends another."""
+    with sampled(tmp_path, "envelope") as (gateway, _collector):
+        answer = gateway.request("GET", "/a")
+        said = json.loads(answer.content)
+        assert (said["status"], said["data"]["path"]) == (200, "/a")
+
+
+def test_every_sample_is_tested():
+    """There is a test of the name of each sample."""
+    tests = {
+        node.name
+        for node in ast.parse(Path(__file__).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert {f"test_{name}" for name in SAMPLES} <= tests
