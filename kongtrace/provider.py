@@ -33,7 +33,7 @@ from kongtrace.ids import SPAN_ID_BYTES, TRACE_ID_BYTES, IdSupply
 from kongtrace.noop import NoopTracer
 from kongtrace.pool import Balance, Pool
 from kongtrace.profile import SAFE, Profile
-from kongtrace.span import AnySpan, Event, Span, clear, is_number
+from kongtrace.span import AnySpan, Event, Span, clear, is_given, is_number, is_table, is_text, lua_text
 from kongtrace.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -46,6 +46,14 @@ def _references_of_the_unheld() -> int:
 
 
 _UNHELD = _references_of_the_unheld()
+
+
+def _joinable(namespace: Any) -> str:
+    if is_text(namespace):
+        return namespace  # type: ignore[no-any-return]
+    if not is_number(namespace):
+        raise TypeError(f"a namespace must be a string, not {type(namespace).__name__}")
+    return lua_text(namespace)
 
 
 class SpentList(list[Span]):
@@ -143,24 +151,24 @@ class TracerProvider:
                 "KONG"), ``noop`` (true gives the no-op tracer).
 
         Raises:
-            TypeError: the name is neither a string nor a number, or the options are no mapping.
+            TypeError: name or namespace is neither a string nor a number, or the options are no mapping.
         """
-        name = "default" if name is None or name is False else name
+        name = name if is_given(name) else "default"
         if not (isinstance(name, str) or is_number(name)):
             raise TypeError(f"the name of a tracer must be a string, not {type(name).__name__}")
-        if options and not isinstance(options, (dict, list)):
+        if is_given(options) and not is_table(options):
             raise TypeError(f"the options of a tracer must be a mapping, not {type(options).__name__}")
         # A table without named fields has no options.
         fields = options if isinstance(options, dict) else {}
-        namespace = fields.get("namespace") or DEFAULT_NAMESPACE
-        rate = fields.get("sampling_rate")
-        rate = 1.0 if rate is None or rate is False else rate
+        namespace, rate = fields.get("namespace"), fields.get("sampling_rate")
+        namespace = _joinable(namespace) if is_given(namespace) else DEFAULT_NAMESPACE
+        rate = rate if is_given(rate) else 1.0
         by_name = self.profile.memo_by_name
         identity = (namespace, name, str(rate))
         known = self._memo.get(f"{namespace}_{name}" if by_name else identity)
         if known is not None:
             return known
-        if fields.get("noop"):
+        if is_given(fields.get("noop")):
             return self.noop_tracer
         fields["sampling_rate"] = rate
         tracer = self._memo[name if by_name else identity] = self.tracer_class(name, self, rate, namespace)

@@ -66,6 +66,11 @@ def is_text(value: object) -> bool:
     return isinstance(value, (str, bytes))
 
 
+def is_given(value: object) -> bool:
+    """Whether Lua would take ``value`` for true: anything but nil and false."""
+    return value is not None and value is not False
+
+
 def is_table(value: object) -> bool:
     """Whether Lua would call ``value`` a table."""
     return isinstance(value, (dict, list))
@@ -242,7 +247,7 @@ class Span:
 
     def record_error(self, err: object = None) -> None:
         """Append the event ``exception`` with the attribute ``exception.message`` (S14); the status is left alone."""
-        message = err if isinstance(err, (str, bytes)) else _lua_text(err)
+        message = err if isinstance(err, (str, bytes)) else lua_text(err)
         self.add_event(EXCEPTION_EVENT, {EXCEPTION_MESSAGE: message})
 
     def set_status(self, status: float = MISSING) -> None:
@@ -337,7 +342,8 @@ def lua_type(value: object) -> str:
     return "function" if callable(value) else type(value).__name__
 
 
-def _lua_text(value: object) -> str:
+def lua_text(value: object) -> str:
+    """What Lua's ``tostring()`` makes of a value, where it has a word for it."""
     if value is None:
         return "nil"
     if isinstance(value, bool):

@@ -35,6 +35,7 @@ from kongtrace.span import (
     NoopSpan,
     Span,
     flag_active,
+    is_given,
     is_number,
     is_table,
     is_text,
@@ -254,7 +255,7 @@ class Tracer:
         if arguments and isinstance(arguments[0], (Span, NoopSpan)):
             arguments = (self, *arguments)
         tracer, span, name, options = (*arguments, None, None, None, None)[:4]
-        if tracer and not isinstance(tracer, (Tracer, NoopTracer, dict)):
+        if is_given(tracer) and not isinstance(tracer, (Tracer, NoopTracer)) and not is_table(tracer):
             raise ApiError("invalid tracer")
         fields = _merged(options, given)
         _check_options(*map(fields.get, _CHECKED))
@@ -365,13 +366,13 @@ class Tracer:
             return False
         trace_id = tracing_context(self._context()).raw_trace_id
         if parent_should_sample is False or trace_id is None:
-            return parent_should_sample is not None and parent_should_sample is not False
-        rate = self._provider.sampling_rate if sampling_rate is None or sampling_rate is False else sampling_rate
-        return rate is not None and rate is not False and self.decide(trace_id, rate)
+            return is_given(parent_should_sample)
+        rate = sampling_rate if is_given(sampling_rate) else self._provider.sampling_rate
+        return is_given(rate) and self.decide(trace_id, rate)
 
     def sampler(self, trace_id: bytes = MISSING, rate: float | None = None) -> Decision:
         """The decision on a trace id at ``rate``, or at the tracer's own rate (M1)."""
-        return sample(trace_id, self.sampling_rate if rate is None or rate is False else rate)
+        return sample(trace_id, rate if is_given(rate) else self.sampling_rate)
 
     def decide(self, trace_id: bytes, rate: float | None = None) -> bool:
         """The same as :meth:`sampler`; a failure is logged and means no (T12)."""
@@ -417,25 +418,23 @@ class Tracer:
         get = options.get
         provider = self._provider
         parent: Any = get("parent")
-        if parent is None or parent is False:
-            parent = tracer and tracer.active_span()
+        if not is_given(parent):
+            parent = tracer.active_span() if is_given(tracer) else None
         inherited, sampled, inherited_id = _identity(parent)
-        trace_id = next(
-            (given for given in (inherited, get("trace_id")) if given is not None and given is not False), None
-        )
+        trace_id = next((given for given in (inherited, get("trace_id")) if is_given(given)), None)
         if trace_id is None:
             trace_id = provider.trace_ids.draw()
         if sampled is None:
             sampled = get("should_sample")
         if sampled is None:
-            sampled = bool(tracer) and tracer.decide(trace_id)
+            sampled = is_given(tracer) and tracer.decide(trace_id)
         span = provider.spans.fetch()
         span.name = span.start_time_ns = None  # type: ignore[assignment]  # until it is linked
         span.parent = parent
         span.trace_id = trace_id
         span.parent_id = get("parent_id") if inherited_id is None else inherited_id
         span.should_sample = sampled
-        span.tracer = tracer or None
+        span.tracer = tracer if is_given(tracer) else None
         span.span_id = provider.span_ids.draw()
         kind = get("span_kind")
         span.kind = INTERNAL if kind is None else kind

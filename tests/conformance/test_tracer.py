@@ -11,7 +11,19 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
-from kongtrace import KONG, NOOP_SPAN, PHASES, ApiError, Event, KongTraceError, NoopTracer, Phase, Span, TracerProvider
+from kongtrace import (
+    KONG,
+    NOOP_SPAN,
+    PHASES,
+    ApiError,
+    Event,
+    KongTraceError,
+    NoopTracer,
+    Phase,
+    Span,
+    Tracer,
+    TracerProvider,
+)
 from kongtrace.context import KONG_PHASE, Trace, tracing_context
 from kongtrace.provider import SpentList
 from tests.conformance.vectors import cases, decode
@@ -186,7 +198,9 @@ class Replay:
         self.equal(
             "final spans", expected["spans"], {key: list(map(self.listed, spans)) for key, spans in lists.items()}
         )
-        active = {key.replace("_SPANS", "_active_span"): self.shown(trace.active) for key, trace in traces.items()}
+        active = {
+            f"{key.removesuffix('_SPANS')}_active_span": self.shown(trace.active) for key, trace in traces.items()
+        }
         self.equal("final active", expected["active"], active)
         in_a_list = {id(span) for listed in lists.values() for span in listed}
         others = {
@@ -245,6 +259,8 @@ class Replay:
             return {"$noop_span": True}
         if isinstance(value, Span):
             return {"$span": self.label(value)}
+        if isinstance(value, (Tracer, NoopTracer)):
+            return self.tracer_result(value, None)
         return value
 
     def label(self, span: Any) -> str | None:
@@ -386,8 +402,8 @@ class Replay:
     def op_read(self, span: str, field: str) -> Any:
         return self.shown(getattr(self.spans[span], field, None))
 
-    def op_write(self, span: str, field: str, value: Any) -> None:
-        setattr(self.spans[span], field, self.value(value))
+    def op_write(self, span: str, field: str, value: Any = None) -> None:
+        setattr(self.spans[span], field, self.value(value, field))
 
     def op_set_raw_trace_id(self, value: Any = None) -> None:
         tracing_context(self.ctx).raw_trace_id = as_id(self.value(value))
@@ -405,8 +421,12 @@ class Replay:
     def op_get_flags(self) -> Any:
         return tracing_context(self.ctx).flags
 
-    def op_set_unlinked_span(self, name: str, span: str) -> None:
-        tracing_context(self.ctx).unlinked_spans[name] = self.spans[span]
+    def op_set_unlinked_span(self, name: str, span: str | None = None) -> None:
+        unlinked = tracing_context(self.ctx).unlinked_spans
+        if span is None:
+            unlinked.pop(name, None)
+        else:
+            unlinked[name] = self.spans[span]
 
     def op_get_unlinked_span(self, name: str) -> Any:
         return self.shown(tracing_context(self.ctx).unlinked_spans.get(name))

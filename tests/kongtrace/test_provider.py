@@ -65,11 +65,43 @@ def test_a_name_is_a_string(name):
         provider().new(name)
 
 
-@pytest.mark.parametrize("options", [5, "x", True])
+@pytest.mark.parametrize("options", [5, 0, "x", "", True])
 def test_options_are_a_mapping(options):
     """Lua indexes them."""
     with pytest.raises(TypeError, match="options of a tracer"):
         provider().new("x", options)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "key"),
+    [("", "_SPANS"), (0, "0_SPANS"), (7.0, "7_SPANS"), (False, "KONG_SPANS"), (None, "KONG_SPANS")],
+)
+def test_only_nil_and_false_stand_for_the_default_namespace(namespace, key):
+    """An empty text and zero are true in Lua; a number is joined as Lua writes it."""
+    assert provider().new("x", {"namespace": namespace}).spans_key == key
+
+
+@pytest.mark.parametrize("namespace", [True, {}, ["x"]])
+def test_a_namespace_is_a_string(namespace):
+    """Lua joins it with the rest of the key."""
+    with pytest.raises(TypeError, match="a namespace must be a string"):
+        provider().new("x", {"namespace": namespace})
+
+
+@pytest.mark.parametrize("noop", [0, "", {}])
+def test_any_value_but_nil_and_false_asks_for_the_noop_tracer(noop):
+    """Zero and empty values are true in Lua."""  # T3
+    worker = provider()
+    assert worker.new("x", {"noop": noop}) is worker.noop_tracer
+
+
+@pytest.mark.parametrize("tracer", [0, "", 1])
+def test_linking_wants_a_tracer_or_nothing(tracer):
+    """What is true in Lua and no table is refused before anything is changed."""
+    span = (real := provider().new("x")).create_span(None)
+    with pytest.raises(ApiError, match=r"^invalid tracer$"):
+        real.link_span(tracer, span, "name")
+    assert span.name is None
 
 
 def test_a_tracer_is_given_again_for_the_same_options_in_profile_safe():
