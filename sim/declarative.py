@@ -11,6 +11,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any, Final, NamedTuple, NoReturn
 
 from pydantic import Field
@@ -53,21 +54,38 @@ _BUNDLED: Final = frozenset(
     " request-size-limiting request-termination request-transformer response-ratelimiting response-transformer session"
     " standard-webhooks statsd syslog tcp-log udp-log zipkin".split()
 )
-"""The plugins that come with Kong: a file may name them, a warning says which do nothing here."""
+"""The plugins that come with Kong."""
 
 _LABELS: Final = frozenset({"tags", "created_at", "updated_at", "_comment", "_ignore"})
 """Fields that label an entity and change nothing."""
 
-_FILE_LABELS: Final = frozenset({"_transform", "_comment", "_ignore", "_info", "_workspace"})
+_FILE_LABELS: Final = frozenset({"_transform", "_comment", "_ignore", "_info", "_workspace", "_konnect"})
 
 _Table = Mapping[tuple[str, str], tuple[tuple[object, ...], str]]
 
 _NO_CONSUMERS: Final = "nobody is authenticated"
 _NO_TLS: Final = "connections are plain HTTP"
 
+_CREDENTIALS: Final = (
+    "acls",
+    "basicauth_credentials",
+    "hmacauth_credentials",
+    "jwt_secrets",
+    "keyauth_credentials",
+    "keyauth_enc_credentials",
+    "mtls_auth_credentials",
+    "oauth2_authorization_codes",
+    "oauth2_credentials",
+    "oauth2_tokens",
+    "consumer_group_consumers",
+    "consumer_group_plugins",
+)
+"""What plugins add to the entities of Kong."""
+
 _LEFT_ASIDE: Final[_Table] = {
     ("file", "consumers"): (([],), _NO_CONSUMERS),
     ("file", "consumer_groups"): (([],), _NO_CONSUMERS),
+    **{("file", credentials): (([],), _NO_CONSUMERS) for credentials in _CREDENTIALS},
     ("file", "certificates"): (([],), _NO_TLS),
     ("file", "ca_certificates"): (([],), _NO_TLS),
     ("file", "snis"): (([],), _NO_TLS),
@@ -424,9 +442,11 @@ class _EntityReader:
         self.plugins.append(plugin)
 
     def _leave_aside(self, name: str, path: FieldPath) -> None:
-        if name not in _BUNDLED:
-            message, cure = f"there is no plugin {shown(name)}", nearest(name, self.classes)
-            raise self.document.error(message, (*path, "name"), cure=cure)
+        """Warn of a plugin that is not here; one whose name looks misspelt is a mistake."""
+        known = {*self.classes, *_BUNDLED}
+        is_told_of = name in _BUNDLED or (self.enabled is not None and name in self.enabled)
+        if not is_told_of and get_close_matches(name, known, n=1, cutoff=0.85):
+            raise self.document.error(f"there is no plugin {shown(name)}", (*path, "name"), cure=nearest(name, known))
         self._warn(f"plugin {name} is not simulated: requests pass as if it were absent; {_STAND_IN}", (*path, "name"))
 
     def _simulated(self, kind: str, data: Any, path: FieldPath) -> dict[str, Any]:

@@ -13,22 +13,35 @@ from sim.plugins.synthetic import Synthetic, SyntheticConfig
 PRIORITIES: Final[Mapping[str, int]] = {
     "pre-function": 1_000_000,
     "zipkin": 100_000,
+    "exit-transformer": 9_999,
     "bot-detection": 2_500,
     "cors": 2_000,
     "session": 1_900,
     "acme": 1_705,
+    "mtls-auth": 1_600,
     "jwt": 1_450,
     "oauth2": 1_400,
+    "vault-auth": 1_350,
     "key-auth": 1_250,
     "ldap-auth": 1_200,
+    "ldap-auth-advanced": 1_200,
     "basic-auth": 1_100,
+    "openid-connect": 1_050,
     "hmac-auth": 1_030,
+    "jwt-signer": 1_020,
+    "saml": 1_010,
+    "request-validator": 999,
     "grpc-gateway": 998,
     "ip-restriction": 990,
     "request-size-limiting": 951,
     "acl": 950,
+    "opa": 920,
     "rate-limiting": 910,
+    "rate-limiting-advanced": 910,
     "response-ratelimiting": 900,
+    "route-by-header": 850,
+    "jq": 811,
+    "request-transformer-advanced": 802,
     "request-transformer": 801,
     "response-transformer": 800,
     "ai-request-transformer": 777,
@@ -52,7 +65,7 @@ PRIORITIES: Final[Mapping[str, int]] = {
     "grpc-web": 3,
     "post-function": -1_000,
 }
-"""Of the plugins that come with Kong (its documentation, "plugin execution order"); others have the synthetic's."""
+"""Of Kong's plugins (its documentation, "plugin execution order"); any other has the synthetic's."""
 
 
 def stand_ins(configs: Mapping[str, SyntheticConfig]) -> dict[str, Any]:

@@ -159,6 +159,29 @@ def test_what_cannot_be_simulated_is_left_out_with_a_warning(entities):
     ]
 
 
+def test_plugins_and_credentials_of_others_get_a_warning(entities):
+    """A plugin that Kong does not bring, an enterprise plugin, entities of plugins: one line each."""
+    read = entities(
+        "plugins: [{name: rate-limiting-advanced}, {name: our-own-audit}]\n"
+        "keyauth_credentials: [{consumer: me, key: k}]\nacls: [{consumer: me, group: g}]\n"
+    )
+
+    assert [warning.split("/kong.yml:")[1].partition(";")[0] for warning in read.warnings] == [
+        "2: keyauth_credentials: not simulated: nobody is authenticated",
+        "3: acls: not simulated: nobody is authenticated",
+        "1: plugins[0].name: plugin rate-limiting-advanced is not simulated: requests pass as if it were absent",
+        "1: plugins[1].name: plugin our-own-audit is not simulated: requests pass as if it were absent",
+    ]
+
+
+def test_plugin_that_is_enabled_by_name_is_no_mistake(entities):
+    """However much its name looks like another."""
+    read = entities("plugins: [{name: key-auth2}]\n", enabled=["bundled", "key-auth2"])
+    assert "plugin key-auth2 is not simulated" in read.warnings[0]
+    with pytest.raises(UserError, match=r"there is no plugin 'key-auth2'; did you mean key-auth\?"):
+        entities("plugins: [{name: key-auth2}]\n")
+
+
 def test_upstreams_have_their_targets_nested_or_beside_them(entities):
     """Hash and health fields are read with Kong's defaults; TLS of probes is left aside."""
     nested = entities(
