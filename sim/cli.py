@@ -1,4 +1,4 @@
-"""The command line: ``kongsim run``, ``serve``, ``collector`` and ``check``.
+"""The command line: ``kongsim run``, ``overhead``, ``serve``, ``collector`` and ``check``.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 all held; 99 a threshold failed; 98 the run is invalid,
 because the load generator fell behind; 97 findings of `check`; 2 bad usage, scenario or configuration; 1 the program
@@ -148,6 +148,50 @@ def serve(*, file: str | None, plugins: tuple[str, ...], stand_ins: tuple[str, .
         said_by = {path[0]: origin for path, _value, origin in settings}
         option = f"--{error.field.replace('_', '-')}" if error.field else ""
         raise UserError(error.message, field=said_by.get(error.field or "", option) or None, cure=error.cure) from None
+
+
+@commands.command()
+@click.argument("scenario")
+@click.option("--arms", default="off,noop,0.1,1.0", show_default=True, metavar="ARMS", help="What is compared.")
+@click.option("--rate", metavar="RATE", help="Load of the worker, such as 1000/s.  [default: its share of the load]")
+@click.option("--time", default="60s", show_default=True, metavar="TIME", help="The comparison lasts no longer.")
+@click.option("--precision", default="1%", show_default=True, metavar="SHARE", help="Asked of the CPU an arm adds.")
+@click.option("--seed", metavar="N", help="Seed of every random draw; sets seed.")
+@click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", help="Set any field of the scenario.")
+@click.option("--out", metavar="DIR", help="Folder for the results.  [default: runs/NAME-DATE-TIME]")
+@click.option("--json", "as_json", is_flag=True, help="Print overhead.json instead of tables.")
+def overhead(
+    *, scenario: str, seed: str | None, fields: tuple[str, ...], out: str | None, as_json: bool, **options: str | None
+) -> int:
+    """Measure what tracing costs a worker of the gateway in SCENARIO, arm by arm.
+
+    An arm is off, noop, a sampling rate such as 0.1, or the file of another scenario; behind it -export exports
+    nothing, +checked checks spans, +plugin.py adds a plugin, @REVISION takes the code of a git revision. The first arm
+    is what the others are compared with. In all it takes about three times as long as the comparison.
+    """
+    from rich.console import Console  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+
+    from sim import scenario as scenarios  # noqa: PLC0415 - the same
+    from sim.document import parse_override  # noqa: PLC0415 - the same
+    from sim.report.folder import folder  # noqa: PLC0415 - the same
+
+    try:
+        from sim.overhead import command, tables  # noqa: PLC0415 - the same
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is missing", field="overhead", cure="install kongsim[overhead]") from None
+    checked = scenarios.load(scenario, [*map(parse_override, fields), *_overrides({"seed": "seed"}, {"seed": seed})])
+    asked = command.asked(checked, options)
+    try:
+        with folder(checked, out) as out_dir:
+            outcome = command.measured(asked, out_dir, Console(stderr=True))
+    except command.MeasurementError as error:
+        click.echo(f"kongsim: {error}", err=True)
+        return EXIT_FAILED
+    if as_json:
+        click.echo(outcome.to_json(), nl=False)
+    else:
+        tables.show(outcome, str(out_dir), Console())
+    return 0
 
 
 @commands.command()

@@ -45,6 +45,7 @@ class WorkerGateway:
         slot: the worker's place among the others.
         classes: the plugins that there are.
         make_provider: makes the tracer provider, such as a checked one (`kongtrace.checked.tracer_provider`).
+        make_exporter: makes the exporter, such as one that only counts.
         on_logged: called with each request after its log phase, such as the access log.
 
     Attributes:
@@ -77,6 +78,7 @@ class WorkerGateway:
         slot: int = 0,
         classes: Mapping[str, PluginClass] = BUNDLED,
         make_provider: Callable[..., TracerProvider] = TracerProvider,
+        make_exporter: Callable[..., Exporter] = Exporter,
         on_logged: Callable[[Request], None] | None = None,
     ) -> None:
         self.configuration = gateway
@@ -117,7 +119,7 @@ class WorkerGateway:
         self.pool = Pool(runtime, self.table.admits)
         resolver = Resolver(runtime, gateway.hosts)
         instrumentation = Instrumentation(self.provider, gateway.tracing)
-        self.exporter = Exporter(
+        self.exporter = make_exporter(
             kong_queue.PROFILES[gateway.profile],
             runtime,
             self.timers,

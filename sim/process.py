@@ -20,6 +20,7 @@ import fcntl
 import os
 import signal
 import struct
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -58,6 +59,7 @@ __all__ = [
     "kill",
     "pipe",
     "reap",
+    "run",
     "send_signal",
     "start",
     "wait",
@@ -119,6 +121,17 @@ def _run_child(
     for resource in closing:
         resource.close()
     target(*args)
+
+
+def run(program: str, *arguments: str, folder: Path) -> tuple[int, str]:
+    """Run another program to its end; return its exit code and what it wrote to standard error.
+
+    Raises:
+        FileNotFoundError: there is no such program.
+    """
+    command = [program, *arguments]
+    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603 - no shell
+    return done.returncode, done.stderr
 
 
 def kill(process: Process, signum: int) -> None:

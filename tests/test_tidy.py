@@ -127,7 +127,7 @@ LAYERS = {
     ),
     "sim": (
         "__main__ cli",
-        "run | check",
+        "run | check | overhead",
         "report",
         "master | scenario | collector | origin | load",
         "worker | cycle | declarative | otlp_environment | kong_environment | peer | trace_tree | status",

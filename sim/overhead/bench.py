@@ -1,0 +1,319 @@
+"""The bench: the processes of a measurement, and what is asked of them, block by block.
+
+Theory of operation. Origins, collector and load stand through the whole measurement; the measured worker is started
+anew several times (a *launch*), with the arms' gateways made in another order each time, so that what memory layout and
+hash seed do to one arm is not taken for what the arm costs. Within a launch, *turns*: in each every arm has one block,
+in random order, with the same arrivals. What differs between arms is compared within a turn, so that what the machine
+does meanwhile falls on all alike.
+
+A block's account runs from its first request until the arm is at rest: what it left in the queue has been sent.
+
+Times in seconds of the monotonic clock.
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Self
+
+from sim import collector, origin
+from sim.cycle import child_seed
+from sim.errors import UserError
+from sim.load.request import Request
+from sim.master import listen, url_of
+from sim.overhead import load
+from sim.overhead.arms import Arm
+from sim.overhead.blocks import Block, Load, Reading
+from sim.process import Connection, Process, kill, pipe, reap, run, start
+from sim.scenario import Scenario
+from sim.scenario import load as load_scenario
+
+BLOCK_S: Final = 0.05
+"""How long requests arrive in a block. The shorter, the more alike is what the machine does to the blocks of one turn:
+on two shared cores, 25 s of blocks of 0.06, 0.15 and 0.5 s left intervals of 2.7, 4.1 and 6.8 %."""
+
+BLOCK_REQUESTS_MIN: Final = 20
+SATURATED_CONNECTIONS: Final = 32
+"""Requests under way in a saturated block, as in the reference's figures."""
+
+ANSWER_S_MAX: Final = 120.0
+END_S_MAX: Final = 5.0
+
+_HOST: Final = "127.0.0.1"
+_MS_PER_S: Final = 1000
+
+
+class MeasurementError(Exception):
+    """A process of a measurement failed; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured, and how.
+
+    Attributes:
+        scenario: the gateway, its upstreams and collector, and the load.
+        arms: the first is the baseline.
+        rate_per_s: of paced blocks, for one worker.
+        seed: of every random choice.
+        out_dir: an existing folder.
+    """
+
+    scenario: Scenario
+    arms: tuple[Arm, ...]
+    rate_per_s: float
+    seed: int
+    out_dir: Path
+
+    @property
+    def block_requests(self) -> int:
+        """Requests of a paced block."""
+        return max(BLOCK_REQUESTS_MIN, round(self.rate_per_s * BLOCK_S))
+
+
+class Worker:
+    """A measured worker, and the ports of the arms that it hosts."""
+
+    def __init__(self, tree: Path, told: Mapping[str, Any]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = start(partial(_exec, theirs, tree), name="worker", closing=[ours])
+        self._stream = ours.makefile("rw", encoding="utf-8")
+        ours.settimeout(ANSWER_S_MAX)
+        ours.close()
+        self.ports: list[int] = self.ask(**told)["ports"]
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        """Have an order carried out, and return the answer."""
+        try:
+            self._stream.write(json.dumps(order) + "\n")
+            self._stream.flush()
+            line = self._stream.readline()
+        except OSError as error:
+            raise MeasurementError(f"the measured worker does not answer: {error}") from None
+        if not line:
+            raise MeasurementError(f"the measured worker has ended: exit code {reap(self._process, END_S_MAX)}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise UserError(answer["error"])
+        return answer
+
+    def reading(self, order: str, arm: int) -> Reading:
+        """Return the counters of an arm."""
+        return Reading(**self.ask(order=order, arm=arm))
+
+    def close(self) -> None:
+        """End it."""
+        with suppress(OSError):
+            self._stream.close()
+        kill(self._process, signal.SIGTERM)
+        reap(self._process, END_S_MAX)
+
+
+def _exec(theirs: socket.socket, tree: Path) -> None:
+    # One CPU for the worker, the others for what stands around it: no migration, and caches of its own.
+    cpus = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cpus[-1:])
+    for descriptor in (0, 1):
+        os.dup2(theirs.fileno(), descriptor)
+    os.chdir(tree)
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    os.execve(sys.executable, [sys.executable, "-m", "sim.overhead.worker"], environment)  # noqa: S606 - itself
+
+
+class _Peer:
+    """A process beside the worker."""
+
+    def __init__(self, name: str, target: Callable[[Connection], None], closing: Iterable[Any]) -> None:
+        self.control, theirs = pipe()
+        self._name = name
+        self._process: Process = start(target, theirs, name=name, closing=[*closing, self.control])
+        theirs.close()
+
+    def ask(self, order: Any) -> Any:
+        """Send an order and return the answer."""
+        try:
+            self.control.send(order)
+            if self.control.poll(ANSWER_S_MAX):
+                return self.control.recv()
+        except (EOFError, OSError):
+            pass
+        raise MeasurementError(f"the {self._name} process does not answer")
+
+    def close(self) -> None:
+        """End it."""
+        self.control.close()
+        kill(self._process, signal.SIGTERM)
+        reap(self._process, END_S_MAX)
+
+
+@dataclass
+class Launch:
+    """One life of the measured worker, or of one for each revision.
+
+    Attributes:
+        number: counted from 0.
+        places: the worker that hosts each arm, by name, and the arm's number there.
+    """
+
+    number: int
+    places: Mapping[str, tuple[Worker, int]]
+
+    def close(self) -> None:
+        """End its workers."""
+        for worker in {id(worker): worker for worker, _ in self.places.values()}.values():
+            worker.close()
+
+
+@dataclass
+class Bench:
+    """The processes of a measurement; a context manager that ends them all."""
+
+    plan: Plan
+    _ended: ExitStack = field(default_factory=ExitStack)
+    _launches: int = 0
+    _turns: int = 0
+
+    def __enter__(self) -> Self:
+        scenario = self.plan.scenario
+        self._random = random.Random(self.plan.seed)
+        with ExitStack() as ended:
+            listeners = {name: ended.enter_context(listen(_HOST, 0)) for name in ("collector", *scenario.upstreams)}
+            self._hosts = {name: listener.getsockname()[:2] for name, listener in listeners.items()}
+            self._endpoint = f"{url_of(listeners['collector'])}/v1/traces"
+            made: list[_Peer] = []
+
+            def peer(name: str, target: Callable[[Connection], None], kept: socket.socket | None) -> _Peer:
+                foreign = [listener for listener in listeners.values() if listener is not kept]
+                one = _Peer(name, target, [*foreign, *(other.control for other in made)])
+                made.append(one)
+                ended.callback(one.close)
+                return one
+
+            for name, upstream in scenario.upstreams.items():
+                model = origin.Origin(
+                    latency_p50_ms=upstream.latency.p50 * _MS_PER_S,
+                    latency_p99_ms=upstream.latency.p99 * _MS_PER_S,
+                    status=upstream.status,
+                    body_bytes=upstream.body,
+                    seed=child_seed(scenario.seed, "origin", name),
+                )
+                peer(name, partial(origin.serve, listeners[name], origin=model), listeners[name])
+            latency_ms = scenario.collector.latency * _MS_PER_S
+            received = partial(collector.serve, listeners["collector"], latency_ms=latency_ms)
+            self._collector = peer("collector", received, listeners["collector"])
+            self._load = peer("load", load.serve, None)
+            for listener in listeners.values():
+                listener.close()
+            self._trees = ended.enter_context(_trees({arm.revision for arm in self.plan.arms}))
+            self._files = {"": self._written(scenario, "scenario.yaml")}
+            for number, file in enumerate(sorted({arm.base for arm in self.plan.arms if arm.is_file})):
+                self._files[file] = self._written(load_scenario(file), f"arm-{number}.yaml")
+            self._ended = ended.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.close()
+
+    def _written(self, scenario: Scenario, name: str) -> str:
+        path = (self.plan.out_dir / name).resolve()
+        path.write_text(scenario.as_run, encoding="utf-8")
+        return str(path)
+
+    @contextmanager
+    def launch(self, arms: Sequence[Arm]) -> Iterator[Launch]:
+        """Start the measured worker, with the arms made in random order."""
+        order = self._random.sample(arms, len(arms))
+        number, self._launches = self._launches, self._launches + 1
+        places: dict[str, tuple[Worker, int]] = {}
+        launch = Launch(number, places)
+        try:
+            for revision, tree in self._trees.items():
+                hosted = [arm for arm in order if arm.revision == revision]
+                if hosted:
+                    worker = Worker(tree, self._told(hosted, number))
+                    places |= {arm.name: (worker, index) for index, arm in enumerate(hosted)}
+            yield launch
+        finally:
+            launch.close()
+
+    def _told(self, arms: Iterable[Arm], number: int) -> dict[str, Any]:
+        return {
+            "scenario": self._files[""],
+            "arms": [asdict(replace(arm, base=self._files.get(arm.base, arm.base))) for arm in arms],
+            "hosts": self._hosts,
+            "traces_endpoint": self._endpoint,
+            "seed": child_seed(self.plan.seed, "worker", number),
+        }
+
+    def turn(self, launch: Launch, stage: str, arms: Sequence[Arm], saturated_s: float = 0.0) -> list[Block]:
+        """Give each arm one block, in random order and with the same arrivals; a saturated one lasts `saturated_s`."""
+        turn, self._turns = self._turns, self._turns + 1
+        seed = self._random.getrandbits(32)
+        blocks = []
+        for place, arm in enumerate(self._random.sample(arms, len(arms))):
+            worker, number = launch.places[arm.name]
+            request = self._request(worker.ports[number])
+            order = (
+                load.Saturated(request, SATURATED_CONNECTIONS, saturated_s)
+                if saturated_s
+                else load.Paced(request, self.plan.rate_per_s, self.plan.block_requests, self._arrival, seed)
+            )
+            received = self._collector.ask("report")["bytes"]
+            before = worker.reading("read", number)
+            loaded: Load = self._load.ask(order)
+            spent = worker.reading("rest", number).since(before)
+            if loaded.failed:
+                raise MeasurementError(f"{loaded.failed} of {loaded.completed} requests of arm {arm.name} failed")
+            sent_bytes = self._collector.ask("report")["bytes"] - received
+            blocks.append(Block(stage, launch.number, turn, place, arm.name, spent, loaded, sent_bytes))
+        return blocks
+
+    def requests(self, launch: Launch, arm: Arm, count: int) -> None:
+        """Let an arm serve so many requests, one after the other."""
+        worker, number = launch.places[arm.name]
+        worker.reading("read", number)
+        self._load.ask(load.Paced(self._request(worker.ports[number]), self.plan.rate_per_s, count, "uniform", 0))
+        worker.reading("rest", number)
+
+    def _request(self, port: int) -> Request:
+        asked = self.plan.scenario.load[0].request
+        return Request(host=_HOST, port=port, method=asked.method, path=asked.path, headers=asked.headers)
+
+    @property
+    def _arrival(self) -> str:
+        return self.plan.scenario.load[0].arrival
+
+
+@contextmanager
+def _trees(revisions: Iterable[str | None]) -> Iterator[dict[str | None, Path]]:
+    """Check out the revisions that are asked for, each in a folder of its own, for as long as the block lasts."""
+    here = Path(__file__).resolve().parents[2]
+    trees: dict[str | None, Path] = {None: here}
+    with ExitStack() as ended:
+        for revision in sorted(revision for revision in revisions if revision is not None):
+            folder = Path(ended.enter_context(tempfile.TemporaryDirectory(prefix="kongsim-")))
+            _git(here, "worktree", "add", "--detach", str(folder / "tree"), revision)
+            ended.callback(_git, here, "worktree", "remove", "--force", str(folder / "tree"))
+            trees[revision] = folder / "tree"
+        yield trees
+
+
+def _git(folder: Path, *arguments: str) -> None:
+    try:
+        exit_code, told = run("git", *arguments, folder=folder)
+    except FileNotFoundError:
+        cure = "install it, or leave the @ out"
+        raise UserError("a revision needs git, which is not installed", field="--arms", cure=cure) from None
+    if exit_code:
+        reason = (told.strip().splitlines() or ["it failed"])[-1]
+        raise UserError(f"git {arguments[0]}: {reason}", field="--arms", cure="name a revision of this repository")

@@ -1,0 +1,93 @@
+"""`kongsim overhead`: what the options ask for, the measurement with its progress, and the files that come of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sim.errors import FieldError, UserError, shown
+from sim.overhead import page
+from sim.overhead.arms import Arm
+from sim.overhead.bench import MeasurementError, Plan
+from sim.overhead.measurement import STAGES, measure
+from sim.overhead.outcome import Outcome, outcome
+from sim.scenario import Scenario
+from sim.units import parse_duration, parse_rate
+
+__all__ = ["Asked", "MeasurementError", "asked", "measured"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command line asks for.
+
+    Attributes:
+        scenario: whose gateway is measured.
+        arms: the first is the baseline.
+        rate_per_s: load of the measured worker.
+        time_s: how long the comparison may last.
+        precision: share of the baseline's CPU time for a request.
+    """
+
+    scenario: Scenario
+    arms: tuple[Arm, ...]
+    rate_per_s: float
+    time_s: float
+    precision: float
+
+
+def asked(scenario: Scenario, options: Mapping[str, str | None]) -> Asked:
+    """Read the options `arms`, `rate`, `time` and `precision`; raises UserError."""
+    arms = tuple(map(Arm.parse, str(options["arms"]).split(",")))
+    if len({arm.name for arm in arms}) < len(arms):
+        raise UserError("an arm stands there twice", field="--arms", cure="the baseline is measured twice anyway")
+    if len(arms) < 2:
+        raise UserError("expected two arms or more", field="--arms", cure="write --arms off,0.1")
+    rate_per_s = scenario.load[0].mean_rate_per_s / scenario.gateway.workers
+    if options["rate"]:
+        rate_per_s = _read("--rate", parse_rate, options["rate"])
+    time_s = _read("--time", parse_duration, options["time"])
+    precision = _read("--precision", _share, options["precision"])
+    return Asked(scenario, arms, rate_per_s, time_s, precision)
+
+
+def _read(option: str, parse: Callable[[object], float], text: str | None) -> float:
+    """Read the value of an option, which has to be above 0."""
+    try:
+        if (value := parse(text)) > 0:
+            return value
+    except FieldError as error:
+        raise UserError(error.message, field=option, cure=error.cure) from None
+    raise UserError(f"expected more than 0, not {text}", field=option, cure="leave it out for the default")
+
+
+def _share(text: object) -> float:
+    number, percent, rest = str(text).partition("%")
+    try:
+        return float(number) / (100 if percent else 1) * (not rest)
+    except ValueError:
+        raise FieldError(f"expected a share such as 1%, not {shown(text)}", cure="write 1%") from None
+
+
+def measured(asked: Asked, out_dir: Path, console: Console) -> Outcome:
+    """Measure, with a bar for each stage, and write figures, raw blocks and page.
+
+    Raises:
+        UserError: an arm cannot be started.
+        MeasurementError: a process failed.
+    """
+    plan = Plan(asked.scenario, asked.arms, asked.rate_per_s, asked.scenario.seed, out_dir)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bars = {stage: progress.add_task(stage, total=1.0, start=False) for stage in STAGES}
+
+        def told(stage: str, share: float) -> None:
+            progress.start_task(bars[stage])
+            progress.update(bars[stage], completed=share)
+
+        result = outcome(measure(plan, time_s=asked.time_s, precision=asked.precision, told=told))
+    result.write(out_dir)
+    page.write(result, out_dir / "overhead.html")
+    return result

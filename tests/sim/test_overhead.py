@@ -1,0 +1,360 @@
+"""What tracing costs, with its uncertainty: arms, statistics, and a short measurement with real processes."""
+
+import csv
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.config import Gateway, Plugin, Tracing
+from sim.errors import UserError
+from sim.overhead.arms import OPENTELEMETRY, PARTS, Arm
+from sim.overhead.bench import Bench, MeasurementError, Plan
+from sim.overhead.blocks import Block, Load, Reading
+from sim.overhead.measurement import Measurement, parts_of, with_again
+from sim.overhead.outcome import Figure, outcome
+from sim.overhead.statistics import VALUES_MIN, Interval, interval, mean_interval, paired, warm_up
+from sim.scenario import load
+
+SCENARIO = """
+name: small
+profile: kong
+seed: 3
+gateway:
+  workers: 1
+  config:
+    services: [{name: orders, url: "http://default", routes: [{name: all, paths: [/]}]}]
+    plugins: [{name: opentelemetry}]
+upstreams: {default: {}}
+load: [{executor: constant-arrival-rate, rate: 400/s, duration: 1s}]
+"""
+
+
+@pytest.fixture
+def scenario_file(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(SCENARIO)
+    return path
+
+
+# Statistics.
+
+
+@given(st.integers(0, 2**32), st.floats(0.1, 10))
+def test_interval_holds_the_truth_as_often_as_it_says(seed, scale):
+    """Of 200 intervals of normal values some 95 % hold the mean: never fewer than 85 %, which chance does not do."""
+    draw = random.Random(seed)
+    intervals = [interval(draw.gauss(5, scale) for _ in range(30)) for _ in range(200)]
+
+    assert sum(one.low <= 5 <= one.high for one in intervals) >= 170
+
+
+def test_interval_withstands_what_a_machine_does_now_and_then():
+    """One stolen slice in twenty blocks moves a mean by half its value, and this hardly."""
+    values = [100.0 + k % 5 for k in range(40)] + [1100.0, 1200.0]
+
+    one = interval(values)
+
+    assert abs(one.value - 102) < 1
+    assert one.half_width < 2
+    assert sum(values) / len(values) > 125
+
+
+def test_interval_of_too_few_values_is_none():
+    """Nothing is said rather than something wide."""
+    assert interval([1.0] * (VALUES_MIN - 1)) is None
+    assert interval([1.0] * VALUES_MIN) == Interval(1.0, 1.0, 1.0, VALUES_MIN)
+
+
+def test_rare_events_count_in_a_plain_mean():
+    """What happens in one block of twenty is not trimmed away."""
+    values = [0.0] * 38 + [20.0] * 2
+
+    assert mean_interval(values).value == 1
+    assert interval(values).value == 0
+    assert mean_interval([1.0] * VALUES_MIN) == Interval(1.0, 1.0, 1.0, VALUES_MIN)
+    assert mean_interval([1.0]) is None
+
+
+def test_pairs_take_out_what_both_have():
+    """A drift that both sides follow leaves their difference alone."""
+    drift = [k**2 for k in range(20)]
+
+    difference = paired([one + 3 for one in drift], drift)
+
+    assert (difference.value, difference.half_width) == (3, 0)
+    assert difference.excludes_zero
+
+
+@given(st.integers(0, 2**32))
+def test_warm_up_is_found_where_it_is(seed):
+    """A series that falls for 20 values and then stays is cut near there, and never by more than half."""
+    draw = random.Random(seed)
+    series = [100 + 50 * max(0, 20 - k) / 20 + draw.gauss(0, 1) for k in range(100)]
+
+    assert 10 <= warm_up(series) <= 50
+
+
+def test_warm_up_of_a_short_series_is_unknown():
+    """Two batches of five are needed."""
+    assert warm_up([1.0] * 9) is None
+    assert warm_up([1.0] * 10) == 0
+
+
+# Arms.
+
+
+@pytest.mark.parametrize(
+    ("text", "arm"),
+    [
+        ("off", Arm("off", "off")),
+        ("0.1", Arm("0.1", "0.1")),
+        ("1.0-export", Arm("1.0-export", "1.0", exports=False)),
+        ("1+checked", Arm("1+checked", "1", is_checked=True)),
+        (" noop@HEAD~1 ", Arm("noop@HEAD~1", "noop", revision="HEAD~1")),
+    ],
+)
+def test_arm_is_read(text, arm):
+    """Base, what is added or left out, revision."""
+    assert Arm.parse(text) == arm
+
+
+@pytest.mark.parametrize("text", ["", "on", "2", "0.1+", "0.1+missing.py", "missing.yaml", "-export"])
+def test_what_is_no_arm_is_told(text):
+    """One line that names the option and says what would be one."""
+    with pytest.raises(UserError) as told:
+        Arm.parse(text)
+
+    assert told.value.field == "--arms"
+    assert told.value.cure
+
+
+GATEWAY = Gateway(
+    tracing=Tracing(instrumentations=("request", "router"), sampling_rate=0.5),
+    plugins=(
+        Plugin(name="correlation-id"),
+        Plugin(name=OPENTELEMETRY, config={"sampling_rate": 0.5, "queue": {"max_batch_size": 50}}),
+    ),
+)
+
+
+@pytest.mark.parametrize("base", ["off", "noop"])
+def test_arm_without_spans_has_no_exporter(base):
+    """Other plugins stay; the no-op arm keeps the instrumentations that call the tracer."""
+    given = Arm.parse(base).gateway(GATEWAY, "http://127.0.0.1:1/v1/traces")
+
+    assert [plugin.name for plugin in given.plugins] == ["correlation-id"]
+    assert given.tracing.instrumentations == (("off",) if base == "off" else ("request", "router"))
+
+
+def test_arm_of_a_rate_samples_at_it():
+    """Both the tracer's rate and the plugin's own, which would go first (O9); a batch is not waited for long."""
+    given = Arm.parse("0.1").gateway(GATEWAY, "http://127.0.0.1:1/v1/traces")
+
+    exporter = given.plugins[1]
+    assert given.tracing.sampling_rate == exporter.config["sampling_rate"] == 0.1
+    assert exporter.config["traces_endpoint"] == "http://127.0.0.1:1/v1/traces"
+    assert exporter.config["queue"] == {"max_batch_size": 50, "max_coalescing_delay": 0.1}
+
+
+def test_arm_of_a_rate_brings_what_the_scenario_lacks():
+    """Instrumentations and exporter, where the scenario has neither."""
+    given = Arm.parse("1.0").gateway(Gateway(), "http://127.0.0.1:1/v1/traces")
+
+    assert given.tracing.instrumentations == ("all",)
+    assert [plugin.name for plugin in given.plugins] == [OPENTELEMETRY]
+
+
+# Sums.
+
+SETTLED = 40
+
+
+def made_up(costs, scenario, wide=0.0):
+    """A measurement whose arms cost exactly so much, us a request, but for noise of `wide` us."""
+    draw = random.Random(1)
+    arms = (Arm("off", "off"), Arm("1.0", "1.0"))
+    measured = Measurement(Plan(scenario, arms, 500.0, 1, None), 0.01)
+    measured.parts = parts_of(arms[1])
+    measured.wholes = (replace(measured.parts[0], name="1.0 off"), arms[1])
+    named = dict(zip(("off", "off again", "1.0"), (costs[0], costs[0], costs[-1]), strict=True))
+    stages = {"paced": named, "saturated": named}
+    parts = {arm.name: cost for arm, cost in zip(measured.parts, costs, strict=True)}
+    stages["parts"] = parts | {"1.0 off": costs[0], "1.0": costs[-1]}
+    for stage, arms_of_stage in stages.items():
+        for turn in range(SETTLED):
+            for place, (arm, cost) in enumerate(arms_of_stage.items()):
+                cpu_ns = round((cost + draw.gauss(0, wide)) * 100 * 1000)
+                spent = Reading(cpu_ns, cpu_ns, 100, 0 if "off" in arm else 800, 0, 2 * 100 * 1000)
+                block = Block(stage, 0, turn, place, arm, spent, Load(100, 0, 2.0, 9.0, 0.1, cpu_ns / 1e9), 0)
+                measured.settled.append(block)
+    measured.blocks = measured.settled
+    return measured
+
+
+COSTS = [100.0, 104.0, 112.0, 114.0, 115.0, 119.0, 120.0, 120.5, 122.0]
+
+
+def test_sum_of_a_measurement(scenario_file):
+    """What an arm adds, a request, a span and as a share of the worker; and the sentence that says so."""
+    told = outcome(made_up(COSTS, load(str(scenario_file))))
+
+    off, again, traced = told.arms
+    assert again.is_control
+    assert again.figures["added_us"].value == Interval(0, 0, 0, SETTLED)
+    assert traced.figures["added_us"].value.value == 22
+    assert traced.figures["added_us_per_span"].value.value == 2.75
+    assert traced.figures["added_percent"].value.value == pytest.approx(1.1)
+    assert "added_us" not in off.figures
+    assert told.sentence == (
+        "Tracing at 100% costs 1.10 % ± 0.00 % of a worker at 500 requests/s (22.00 ± 0.00 us a request)."
+    )
+
+
+def test_break_down_adds_up(scenario_file):
+    """Each part is what its step adds; making and releasing are told apart by the time that releasing took."""
+    breakdown = outcome(made_up(COSTS, load(str(scenario_file)))).breakdown
+
+    parts = {name: figure.value.value for name, figure in breakdown.parts.items()}
+    assert parts["instrumentation"] == 4
+    assert parts["create"] + parts["release"] == 8
+    assert parts["release"] == 2
+    assert [parts[name] for name in PARTS[1:]] == [after - before for before, after in pairwise(COSTS[2:])]
+    assert sum(parts.values()) == breakdown.total.value.value == breakdown.whole.value.value == 22
+    assert breakdown.closes
+
+
+def test_what_is_too_uncertain_has_no_number(scenario_file):
+    """The figure says why, and so does the sentence."""
+    told = outcome(made_up(COSTS, load(str(scenario_file)), wide=40.0))
+
+    figure = told.arms[2].figures["added_us"]
+    assert figure.value is None
+    assert figure.text() == "not resolved"
+    assert told.sentence.startswith("What tracing at 100% costs is not resolved: ±")
+    shown = json.loads(told.to_json())["arms"][2]["figures"]["added_us"]
+    assert shown == {"name": "added us", "resolved": False, "why": figure.why}
+
+
+def test_saturation_of_an_idle_worker_is_not_told(scenario_file):
+    """When the load was too slow, its speed is not the worker's."""
+    measured = made_up(COSTS, load(str(scenario_file)))
+    measured.settled = [
+        replace(block, load=replace(block.load, elapsed_s=2 * block.load.elapsed_s)) for block in measured.settled
+    ]
+
+    figure = outcome(measured).arms[0].figures["saturation_rps"]
+
+    assert (figure.value, figure.why) == (None, "the load did not keep the worker busy")
+    assert isinstance(figure, Figure)
+
+
+# Real processes.
+
+
+def test_turn_gives_every_arm_the_same_load(scenario_file, tmp_path):
+    """Each arm has one block a turn, in an order that changes; spans and bytes are those of its configuration."""
+    arms = with_again(tuple(map(Arm.parse, ("off", "noop", "1.0-export", "1.0"))))
+    plan = Plan(load(str(scenario_file)), arms, 400.0, 5, tmp_path)
+
+    with Bench(plan) as bench, bench.launch(arms) as launch:
+        turns = [bench.turn(launch, "paced", arms) for _ in range(4)]
+
+    assert len({tuple(block.arm for block in turn) for turn in turns}) > 1
+    for turn in turns:
+        by_arm = {block.arm: block for block in turn}
+        assert by_arm.keys() == {arm.name for arm in arms}
+        assert {block.load.completed for block in turn} == {plan.block_requests}
+        spans = {arm: block.spent.spans / block.spent.requests for arm, block in by_arm.items()}
+        assert spans["off"] == spans["off again"] == spans["noop"] == 0
+        assert spans["1.0"] == spans["1.0-export"] > 4
+        assert by_arm["1.0"].sent_bytes > 0
+        assert by_arm["off"].sent_bytes == by_arm["1.0-export"].sent_bytes == 0
+        assert all(block.cpu_us > 0 for block in turn)
+
+
+def test_plugin_more_is_an_arm(scenario_file, tmp_path):
+    """A plugin from a file runs in its arm, and in no other."""
+    plugin = tmp_path / "spanning.py"
+    plugin.write_text(
+        "class Spanning:\n    PRIORITY = 5\n    VERSION = '1'\n\n"
+        "    def access(self, kong, conf):\n        kong.tracing.start_span('more').finish()\n"
+    )
+    arms = (Arm.parse("1.0"), Arm.parse(f"1.0+{plugin}"))
+    plan = Plan(load(str(scenario_file)), arms, 400.0, 5, tmp_path)
+
+    with Bench(plan) as bench, bench.launch(arms) as launch:
+        blocks = {block.arm: block.spent for block in bench.turn(launch, "paced", arms)}
+
+    plain, more = (blocks[arm.name].spans / blocks[arm.name].requests for arm in arms)
+    assert more == plain + 2  # the plugin's own, and that of its handler
+
+
+def test_parts_do_one_thing_more_each(scenario_file, tmp_path):
+    """Nothing leaves the worker before the last part, and spans are made from the first of them on."""
+    arms = parts_of(Arm.parse("1.0"))
+    plan = Plan(load(str(scenario_file)), arms, 400.0, 5, tmp_path)
+
+    with Bench(plan) as bench, bench.launch(arms) as launch:
+        blocks = {block.arm: block for block in bench.turn(launch, "parts", arms)}
+
+    made = [bool(blocks[arm.name].spent.spans) for arm in arms]
+    sent = [bool(blocks[arm.name].sent_bytes) for arm in arms]
+    timed = [bool(blocks[arm.name].spent.release_ns) for arm in arms]
+    assert made == [False, False, *[True] * len(PARTS)]
+    assert sent == [*[False] * (len(arms) - 1), True]
+    assert timed == [arm.until == "finish" for arm in arms]
+
+
+def test_arm_that_cannot_start_is_told(scenario_file, tmp_path):
+    """A revision that is not there is the user's mistake."""
+    arms = (Arm.parse("off"), Arm.parse("off@no-such-revision"))
+
+    with (
+        pytest.raises(UserError, match="no-such-revision"),
+        Bench(Plan(load(str(scenario_file)), arms, 400.0, 5, tmp_path)),
+    ):
+        pass
+
+
+def test_failing_requests_end_a_measurement(tmp_path):
+    """Figures of requests that fail are not those of the gateway."""
+    path = tmp_path / "failing.yaml"
+    path.write_text(SCENARIO.replace("default: {}", "default: {status: {503: 1.0}}"))
+    arms = (Arm.parse("off"),)
+
+    with (
+        Bench(Plan(load(str(path)), arms, 400.0, 5, tmp_path)) as bench,
+        bench.launch(arms) as launch,
+        pytest.raises(MeasurementError, match="requests of arm off failed"),
+    ):
+        bench.turn(launch, "paced", arms)
+
+
+def test_command_measures_and_keeps_everything(scenario_file, tmp_path):
+    """Tables on stdout; figures, raw blocks, scenario and page in the folder."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sim", "overhead", str(scenario_file), "--arms", "off,1.0"]
+    run = subprocess.run(
+        [*command, "--time", "3s", "--precision", "50%", "--out", str(out)], capture_output=True, text=True, check=False
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert "off again (A/A)" in run.stdout
+    assert "where 1.0 goes" in run.stdout
+    told = json.loads((out / "overhead.json").read_text())
+    assert [arm["arm"] for arm in told["arms"]] == ["off", "off again", "1.0"]
+    with (out / "blocks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["stage"] for row in rows} == {"paced", "saturated", "parts"}
+    page = (out / "overhead.html").read_text()
+    assert told["sentence"] in page
+    assert "Plotly" in page
+    assert (out / "scenario.yaml").is_file()
+    assert not list(out.glob("*.bin"))
