@@ -144,6 +144,7 @@ class WorkerGateway:
             ),
             node_id=self.node_id,
             upstreams=frozenset(upstream.name for upstream in gateway.upstreams),
+            log_level=gateway.log_level,
             worker=self,
         )
         self.plans = Plans(gateway, {**classes, **gateway.plugin_classes})
@@ -237,8 +238,8 @@ class WorkerGateway:
             self._on_rest()
 
     def _is_at_rest(self) -> bool:
-        waiting = self.arriving or self.runloop.connections or self.timers.running or self.timers.pending
-        return self.draining and not waiting
+        serving = self.arriving or self.runloop.connections or self.counts.active
+        return self.draining and not (serving or self.timers.running or self.timers.pending)
 
     def _connections_used(self) -> int:
         own = self.pool.size + self.exporter.connections + self.timers.running

@@ -374,12 +374,3 @@ def without(lines: HeaderLines, name: str) -> HeaderLines:
     """Return header lines without those of a name, in which an underscore stands for a dash too."""
     key = name.lower().replace("_", "-").encode("latin-1")
     return [line for line in lines if line[0].lower() != key]
-
-
-def log_context(request: Request | None) -> str:
-    """Return what nginx adds to a line of the error log that a request has caused; nothing without one."""
-    if request is None:
-        return ""
-    line = f"{request.method} {request.target.decode('latin-1')} HTTP/{request.version}"
-    host = request.authority.decode("latin-1")
-    return f', client: {request.client_ip}, server: kong, request: "{line}", host: "{host}"'

@@ -34,7 +34,7 @@ from sim.phases import AGAIN, DONE, Handler, LightThread, PhaseEngine
 from sim.plugin import Handler as PluginHandler
 from sim.plugin import Plans
 from sim.proxy import SERVER, BufferedExchange, ProxiedExchange
-from sim.request import ARG, EXITED, SERVICE_BODY, Part, Request, log_context, without
+from sim.request import ARG, EXITED, SERVICE_BODY, Part, Request, without
 from sim.resolver import Resolver, is_address
 from sim.router import Router
 from sim.upstream import Pool
@@ -397,7 +397,7 @@ class Runloop:
             span.set_status(STATUS_ERROR)
             span.finish()
         # In rewrite and response the span stays open, as Kong leaves it (R6).
-        self._report(error, phase, request)
+        self._report(error, phase)
         return 500
 
     def _suspend(
@@ -485,7 +485,7 @@ class Runloop:
         assert request.match.service is not None
         self.instrumentation.dns_answer(span, request.hostname, request.match.service.port, found)
         if isinstance(found, BaseException):
-            self.log_line("error", f"{request.hostname} could not be resolved: {found}{log_context(request)}")
+            self.log_line("error", f"{request.hostname} could not be resolved: {found}")
             self.respond(request, 503, "name resolution failed")
             return DONE
         request.address = found
@@ -676,7 +676,7 @@ class Runloop:
         request.connection.write(head)
 
     def _filter_failed(self, request: Request, error: Exception, phase: str) -> None:
-        self._report(error, phase, request)
+        self._report(error, phase)
         request.connection.abort()
 
     # The end.
@@ -719,7 +719,7 @@ class Runloop:
                 request.handler = handler
                 handler.call(kong, handler.conf)
         except Exception as error:  # noqa: BLE001 - see above
-            self._report(error, "log", request)
+            self._report(error, "log")
             return False
         return True
 
@@ -733,7 +733,7 @@ class Runloop:
         self.counts.unprocessed += made - handled
         self.counts.copied_again += again
 
-    def _report(self, error: BaseException, phase: str, request: Request) -> None:
+    def _report(self, error: BaseException, phase: str) -> None:
         """Log what a handler raised, in nginx's words (reference-figures D)."""
         traceback = error.__traceback__
         while traceback is not None and traceback.tb_next is not None:
@@ -743,7 +743,7 @@ class Runloop:
         what = f"{nginx_phase}_by_lua({where}): {type(error).__name__}: {error}"
         waits = phase in ("rewrite", "access", "response")
         how = "lua entry thread aborted: runtime error" if waits else f"failed to run {phase}_by_lua*"
-        self.log_line("error", f"{how}: {what}{log_context(request)}")
+        self.log_line("error", f"{how}: {what}")
 
 
 _EXITS: Final = frozenset({404})

@@ -106,6 +106,7 @@ class Kong:
         ngx: what nginx's own API offers.
         node_id: of the node.
         upstreams: the names that `kong.service.set_upstream` takes.
+        log_level: the least severe that is logged.
         worker: the gateway of the worker, for the plugins that come with it.
 
     Attributes:
@@ -134,6 +135,7 @@ class Kong:
         *,
         node_id: str = "",
         upstreams: frozenset[str] = frozenset(),
+        log_level: str = "debug",
         worker: Any = None,
     ) -> None:
         execution: Execution = provider.execution
@@ -146,7 +148,7 @@ class Kong:
         self.ctx = Ctx(execution)
         self.plugin = Plugin(execution)
         self.records = Records(provider)
-        self.log = Log(provider, self.records)
+        self.log = Log(provider, self.records, log_level)
         self.telemetry = Telemetry(self.records)
         self.node = Node(node_id)
         self.timer = timers

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, Final
 
 from kongtrace import TracerProvider
-from sim.request import REQUEST, log_context
+from sim.request import REQUEST
 
 LEVELS: Final = {"debug": 8, "info": 7, "notice": 6, "warn": 5, "error": 4, "crit": 3, "alert": 2, "emerg": 1}
 """nginx's numbers of its levels, in the scale that log records are made from (`kongtrace.otlp.SEVERITIES`)."""
@@ -77,9 +77,11 @@ class Log:
     Args:
         provider: of the worker's tracers; its log takes the lines.
         records: of the worker.
+        level: the least severe that is written, and kept.
     """
 
-    def __init__(self, provider: TracerProvider, records: Records) -> None:
+    def __init__(self, provider: TracerProvider, records: Records, level: str) -> None:
+        self._least = LEVELS[level]
         self._execution = provider.execution
         self._write_line = provider.log
         self._records = records
@@ -129,13 +131,15 @@ class Log:
         self._log(level, (message,))
 
     def _log(self, level: str, message: tuple[object, ...]) -> None:
+        if LEVELS[level] > self._least:
+            return
         text = " ".join(map(str, message)) if len(message) > 1 else str(message[0] if message else "")
         frame = _getframe(2)
         ctx = self._execution.ctx
         request = ctx.get(REQUEST) if ctx is not None else None
         plugin = f" [{request.handler.name}]" if request is not None and request.handler is not None else ""
         where = f"{_file(frame)}:{frame.f_lineno}"
-        self._write_line(level, f"[kong] {where}{plugin} {text}{log_context(request)}")
+        self._write_line(level, f"[kong] {where}{plugin} {text}")
         if self._records.wanted:
             source = {"introspection.source": _file(frame), "introspection.current.line": frame.f_lineno}
             self._records.add(level, text, source)

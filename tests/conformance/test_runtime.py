@@ -5,6 +5,7 @@ given. `agree` is exact in virtual time, and never early in real time.
 """
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -327,6 +328,67 @@ def test_leaving_worker_answers_what_it_has_begun(arm):
 
 
 # The network.
+
+
+# Plugins.
+
+
+class Waits:
+    """A plugin that uses all that waits: a sleep, an HTTP client, a socket, a database; and CPU time."""
+
+    PRIORITY = 100
+    VERSION = "1"
+
+    async def access(self, kong, conf):
+        """Use them, and tell how long each took."""
+        ngx, took, before_ns = kong.ngx, [], kong.ngx.time_ns()
+
+        def lap():
+            nonlocal before_ns
+            took.append((ngx.time_ns() - before_ns) / 1e9)
+            before_ns = ngx.time_ns()
+
+        await ngx.sleep(conf["sleep_s"])
+        lap()
+        ngx.spend_cpu(conf["cpu_s"])
+        lap()
+        answer, error = await ngx.http.new().request_uri(f"http://127.0.0.1:{conf['port']}/")
+        assert (error, answer.status) == (None, 200)
+        sock = ngx.socket.tcp()
+        assert await sock.connect("127.0.0.1", conf["port"]) == (1, None)
+        assert (await sock.send("GET / HTTP/1.1\r\nHost: o\r\nConnection: close\r\n\r\n"))[1] is None
+        assert (await sock.receive())[0] == b"HTTP/1.1 200 OK"
+        sock.settimeout(conf["timeout_s"] * 1000)
+        silent = ngx.socket.tcp()
+        silent.settimeout(conf["timeout_s"] * 1000)
+        assert await silent.connect("127.0.0.1", conf["port"]) == (1, None)
+        lap()
+        assert await silent.receive(1) == (None, "timeout", b"")
+        lap()
+        sock.close()
+        silent.close()
+        assert await kong.db.query("SELECT 1 AS one") == ([{"one": 1}], None)
+        kong.response.exit(200, {"took": took})
+
+
+def test_what_a_plugin_waits_for_takes_the_runtimes_time(prompt):
+    """Sleep, CPU time and timeout take as long as they say; HTTP, sockets and database work as on a real network."""
+    sleep_s = prompt.scaled(virtual_s=3600, live_s=0.05)
+    cpu_s = prompt.scaled(virtual_s=2, live_s=0.01)
+    timeout_s = prompt.scaled(virtual_s=90, live_s=0.05)
+
+    async def play(stage):
+        async with stage.origin() as upstream:
+            conf = {"sleep_s": sleep_s, "cpu_s": cpu_s, "timeout_s": timeout_s, "port": upstream}
+            plugins = (Plugin(name="waits", config=conf),)
+            async with stage.gateway(upstream, plugins=plugins, classes={"waits": Waits}) as gateway:
+                client = await stage.connect(gateway.port)
+                client.send()
+                assert await client.answer() == 200, gateway.log
+                return json.loads(client.whole.rpartition(b"\r\n\r\n")[2])["took"]
+
+    slept, computed, _asked, waited = prompt.run(play)
+    assert prompt.agree([slept, computed, waited], [sleep_s, cpu_s, timeout_s])
 
 
 class Slow(asyncio.Protocol):

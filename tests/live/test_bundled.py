@@ -275,7 +275,8 @@ class Talks:
         kong.response.set_header("X-Told", str(kong.telemetry.log("talks", conf, "order", "shipped", {"order.id": 7})))
         assert kong.telemetry.log("talks", conf, 1, "shipped") == (None, "message_type must be a string")
         for number in range(conf.get("many", 0)):
-            kong.log.info(f"line {number}")
+            kong.log.notice(f"line {number}")
+        kong.log.info("too little to be logged")
 
 
 @contextmanager
@@ -322,6 +323,8 @@ def test_opentelemetry_exports_log_records_with_the_span_that_was_active(tmp_pat
     assert (attributes(shipped)["message.type"], attributes(shipped)["plugin.name"]) == ("order", "talks")
     assert (timer.severity_text, timer.trace_id, timer.span_id) == ("NOTICE", b"", b"")
     assert late.time_unix_nano > 1_700_000_000_000_000_000
+    # It is less severe than `log_level` asks for.
+    assert "too little to be logged" not in by_body
     # Log records are in no account of spans.
     assert reading.ledger.unaccounted == 0
     assert reading.ledger.enqueued == reading.ledger.acknowledged == len(spans) == reading.ledger.created

@@ -4,6 +4,7 @@ import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from signal import SIGTERM
 
 import pytest
 
@@ -355,7 +356,7 @@ def test_error_of_a_handler_stands_in_the_log_as_nginx_writes_it(tmp_path, phase
 
     method = getattr(Fails, phase)
     place = f"{__file__}:{method.__code__.co_firstlineno + (4 if phase == 'log' else 3)}"
-    request = ', client: 127.0.0.1, server: kong, request: "GET /x HTTP/1.1", host: "g"'
+    request = ', client: 127.0.0.1, server: kong, request: "GET /x HTTP/1.1"'
     assert received[:12] == answer
     assert "[error] " in log
     assert line.format(place) + request in log
@@ -382,13 +383,13 @@ def test_client_that_goes_away_while_a_handler_waits_is_499_when_that_has_ended(
         client.close()
         # Whoever answers this has seen the end of the other connection too.
         assert gateway.exchange(b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
-        assert gateway.scoreboard.read().sum("requests") == 0
         handler.sendall(b"go on\r\n")
-        reading = gateway.wait_requests(1)
+        gateway.wait_until(
+            lambda reading: not reading.sum("requests_active") and "log after" in gateway.log.read_text()
+        )
         log = gateway.log.read_text()
         handler.close()
 
-    assert reading.sum("responses_4xx") == 1
     assert log.index("received (b'go on', None, b'')") < log.index("log after access, status 499")
 
 
@@ -792,3 +793,48 @@ def test_plugin_that_fails_at_the_start_of_a_worker_is_logged_and_the_worker_ser
     assert "init_worker of plugin broken failed" in log
     assert "no init" in log
     assert "configured with [{'a': 1}]" in log
+
+
+class Sleeps(Base):
+    """Sleeps in access, and notes how it woke."""
+
+    async def access(self, kong, conf):
+        """Sleep as long as told."""
+        kong.log.err("asleep")
+        try:
+            await kong.ngx.sleep(conf["s"])
+            kong.log.err(f"awake, exiting={kong.ngx.worker.exiting()}")
+        finally:
+            kong.tracing.start_span("last").finish()
+
+
+def asleep(gateway):
+    """Send a request and wait until its handler sleeps."""
+    client = gateway.connect()
+    client.sendall(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n")
+    gateway.wait_until(lambda _reading: "asleep" in gateway.log.read_text())
+    return client
+
+
+def test_worker_that_is_terminated_leaves_a_sleeping_handler_behind(tmp_path):
+    """The request is cut off, its spans are booked as lost, and nothing is said of the handler."""  # W2, E5
+    with served(tmp_path, Sleeps, configs={"sleeps": {"s": 3600}}.items()) as gateway, asleep(gateway):
+        reading = gateway.stop(SIGTERM)
+        log = gateway.log.read_text()
+
+    assert reading.ledger.unaccounted == 0
+    assert reading.ledger.lost_in_request > 0
+    assert "Traceback" not in log
+    assert "lua entry thread aborted" not in log
+
+
+def test_worker_that_leaves_waits_for_a_sleeping_handler(tmp_path):
+    """It answers what it has begun, also after the shutdown timeout has closed the connection."""  # W12, W13
+    nginx = {"worker_shutdown_timeout": "100ms"}
+    with served(tmp_path, Sleeps, configs={"sleeps": {"s": 0.4}}.items(), nginx=nginx) as gateway, asleep(gateway):
+        reading = gateway.stop()
+        log = gateway.log.read_text()
+
+    assert "awake, exiting=True" in log
+    assert reading.sum("responses_4xx") == 1
+    assert reading.ledger.unaccounted == reading.ledger.open == 0
