@@ -10,12 +10,13 @@ leaves the free list by ``free.pop()``, and the number of those hits follows fro
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+TableT = TypeVar("TableT", bound="Table")
 
 FREE_MAX = 200
 """Objects that a pool keeps at most (P5)."""
@@ -44,6 +45,13 @@ class Balance(NamedTuple):
     discarded: int
     live: int
     free: int
+
+
+class Table(Protocol):
+    """What empties itself."""
+
+    def clear(self) -> None:
+        """Be empty."""
 
 
 class Pool(Generic[T]):
@@ -131,8 +139,8 @@ class Pool(Generic[T]):
         if self.due <= 0:
             self._replace()
 
-    def release_all(self, objs: list[T]) -> None:
-        """Release each of ``objs``, in their order."""
+    def release_all(self: Pool[TableT], objs: list[TableT]) -> None:
+        """Release each of ``objs``, which are tables, in their order."""
         count = len(objs)
         if count >= self.due:
             for obj in objs:
@@ -147,9 +155,8 @@ class Pool(Generic[T]):
             if refused == count:
                 return
             del objs[count - refused :]
-        clear = self._clear
         for obj in objs:
-            clear(obj)
+            obj.clear()
         free += objs
 
     def balance(self) -> Balance:
