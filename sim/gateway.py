@@ -207,12 +207,14 @@ class WorkerGateway:
             for number, left in enumerate(self.pool.left_open()):
                 socket = left.transport.get_extra_info("socket")
                 self._log("alert", f"open socket #{socket.fileno() if socket else '?'} left in connection {number}")
-        for connection in tuple(self.runloop.connections):
-            connection.request = None
-            connection.transport.abort()
-        self.pool.close()
         self.exporter.close()
         while self.runloop.connections or self.pool.open or not self.exporter.is_closed:
+            self.pool.close()
+            for connection in tuple(self.runloop.connections):  # also those that were just being accepted
+                if connection.request is not None:
+                    connection.request.done = True
+                    connection.request = None
+                connection.transport.abort()
             turn = asyncio.get_running_loop().create_future()
             self.runtime.call_soon(turn.set_result, None)
             await turn

@@ -90,6 +90,7 @@ class Worker:
         self._publishing = False
         self._state = State.STARTING
         self._terminated = False
+        self._books_closed = False
         self._lag_ns_max = 0
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._stopped = loop.create_future()
@@ -124,9 +125,12 @@ class Worker:
         self._tick(self._gateway.runtime.now())
         self._args.ready.send(os.getpid())
         await self._stopped
+        if self._terminated:  # only now: until this turn's end requests went on, and their spans with them
+            self._gateway.terminate()
         self._state = State.EXITED
         self._measure()
         self._publish()
+        self._books_closed = True  # what is torn down from here on is in them already
         for task in self._accepting:
             task.cancel()
         await self._gateway.close()
@@ -157,7 +161,6 @@ class Worker:
     # Leaving.
 
     def _terminate(self) -> None:
-        self._gateway.terminate()
         self._terminated = True
         self._stop()
 
@@ -193,6 +196,8 @@ class Worker:
 
     def _publish(self) -> None:
         self._publishing = False
+        if self._books_closed:
+            return
         row = self._row
         counts = self._counts
         row[_STATE] = self._state
@@ -214,7 +219,7 @@ class Worker:
         queues = self._gateway.exporter.queues.counters()
         spans = self._gateway.provider.spans.balance()
         row[_CREATED] = spans.fetched
-        row[_OPEN] = 0 if self._terminated else spans.live
+        row[_OPEN] = 0 if self._terminated and self._state is State.EXITED else spans.live
         row[_COPIED_AGAIN] = counts.copied_again
         row[_UNSAMPLED] = counts.unsampled
         row[_UNPROCESSED] = counts.unprocessed

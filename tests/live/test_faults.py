@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.faults import BATCH, CASES, FULL, losses, run, schedules, unexplained
@@ -29,6 +29,7 @@ def test_every_span_is_accounted_for_in(tmp_path, name, profile):
     assert summary.warnings == []
 
 
+@example("[{at: 1ms, target: master, kind: terminate}]", "kong")  # while connections are being accepted
 @settings(max_examples=SCHEDULES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schedules(), st.sampled_from(["kong", "safe"]))
 def test_every_span_is_accounted_for_in_any_schedule_of_faults(faults, profile):
