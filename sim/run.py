@@ -349,7 +349,9 @@ class _Run:
             assert fault.limit is not None
             pids = [worker.pid for worker in self.scoreboard.read().alive if worker.slot == fault.slot and worker.pid]
             large = [pid for pid in pids if _resident_bytes(pid) > fault.limit]
-            entry["killed"] += [pid for pid in large if self._signal(pid, signal.SIGKILL)]
+            entry["killed"] += [
+                pid for pid in large if pid not in entry["killed"] and self._signal(pid, signal.SIGKILL)
+            ]
 
     def _show(self) -> None:
         now_s = time.monotonic()

@@ -52,6 +52,14 @@ _NAME_WIDTH: Final = 21
 _COLUMN_WIDTH: Final = 11
 _INDENT: Final = 2
 _FAULT_COLUMNS: Final = frozenset({"at_s", "planned_s", "for_s", "ended_at_s", "target", "kind"})
+_DETAILS: Final = {
+    "latency_s": "latency {} s",
+    "retry_after_s": "Retry-After {:.0f} s",
+    "limit_bytes": "limit {:,} B",
+    "rate_per_s": "{:g}/s more",
+}
+"""How the fields of a fault are shown, where not by name and value."""
+
 _VERDICT_STYLE: Final = {"passed": "bold green", "failed": "bold red", "invalid": "bold yellow", "interrupted": "bold"}
 
 
@@ -147,7 +155,7 @@ def _faults(summary: "Summary") -> "RenderableType":
     for column in table.columns[2:]:
         column.justify = "left"
     for fault in summary.faults:
-        details = ", ".join(f"{name} {value}" for name, value in fault.items() if name not in _FAULT_COLUMNS)
+        details = ", ".join(_detail(name, value) for name, value in fault.items() if name not in _FAULT_COLUMNS)
         end = fault.get("ended_at_s")
         table.add_row(
             f"{fault['at_s']:.2f}", "" if end is None else f"{end:.2f}", fault["target"], fault["kind"], details
@@ -162,6 +170,11 @@ def _faults(summary: "Summary") -> "RenderableType":
         f"{summary.totals.queue_depth_max:,}",
     )
     return Group(table, "", times)
+
+
+def _detail(name: str, value: object) -> str:
+    shown = f"{len(value)} workers" if isinstance(value, list) else value
+    return _DETAILS.get(name, f"{name} {{}}").format(shown)
 
 
 def _figure_style(account: str, figure: int) -> str:
