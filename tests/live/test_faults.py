@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from sim import run as runs
 from tests.faults import BATCH, CASES, FULL, losses, run, schedules, unexplained
 
 SCHEDULES = 200 if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else 8
@@ -38,3 +39,99 @@ def test_every_span_is_accounted_for_in_any_schedule_of_faults(faults, profile):
         summary = run(Path(directory), profile, faults, queue=FULL, workers="2", rate="200/s")
 
     assert list(unexplained(summary, BATCH)) == []
+
+
+def test_collector_that_stays_away_does_not_hold_the_run_up(tmp_path, monkeypatch):
+    """Rest and drain are bounded; what the queues hold when patience is over is dropped, and booked so."""
+    monkeypatch.setattr(runs, "REST_S_MAX", 0.2)
+    monkeypatch.setattr(runs, "QUIT_S_MAX", 0.2)
+    stubborn = "{max_retry_time: 3600, max_retry_delay: 0.1}"
+
+    summary = run(tmp_path, "kong", "[{at: 0s, target: collector, kind: down}]", queue=stubborn)
+
+    assert list(unexplained(summary)) == []
+    assert losses(summary) == {"dropped_shutdown": summary.ledger["enqueued"]}
+    assert [worker.ended for worker in summary.workers] == ["exit 0"]
+
+
+def test_outage_that_outlasts_the_load_ends_while_the_queues_drain(tmp_path):
+    """Faults go on until the gateway has ended, so nothing need be lost."""
+    patient = "{max_retry_time: 60, max_retry_delay: 0.1}"
+
+    summary = run(tmp_path, "kong", "[{at: 100ms, for: 1500ms, target: collector, kind: refuse}]", queue=patient)
+
+    assert losses(summary) == {}
+    assert summary.faults[0]["ended_at_s"] >= 1.6
+
+
+def test_memory_limit_kills_the_worker_that_exceeds_it_and_its_successors(tmp_path):
+    """As long as it lasts; the summary names them."""
+    summary = run(tmp_path, "kong", "[{at: 200ms, for: 400ms, target: worker, kind: memory, limit: 1MiB}]")
+
+    killed = summary.faults[0]["killed"]
+    assert len(killed) > 1
+    assert killed == [worker.pid for worker in summary.workers if worker.ended == "SIGKILL"]
+    assert list(unexplained(summary, BATCH)) == []
+
+
+def test_worker_within_its_memory_limit_lives(tmp_path):
+    """A limit is no order to kill."""
+    summary = run(tmp_path, "kong", "[{at: 0s, target: worker, kind: memory, limit: 1GiB}]")
+
+    assert (summary.totals.deaths, summary.faults[0]["killed"], losses(summary)) == (0, [], {})
+
+
+def test_stopped_worker_stands_still_and_loses_nothing(tmp_path):
+    """Its clients wait that long, no longer."""
+    summary = run(tmp_path, "safe", "[{at: 200ms, for: 400ms, target: worker, kind: stop}]", read_timeout="5000")
+
+    assert (summary.totals.deaths, summary.requests.failed, losses(summary)) == (0, 0, {})
+    assert summary.latency_ms.max >= 300
+    assert summary.fault_window.latency_ms.p50 > summary.fault_window.outside_latency_ms.p50
+
+
+@pytest.mark.parametrize(
+    ("fault", "statuses"),
+    [
+        ("kind: refuse", {"200", "502"}),
+        ("kind: down", {"200", "502"}),
+        ("kind: status, status: 503", {"200", "503"}),
+        ("kind: slow, latency: 30ms", {"200"}),
+    ],
+)
+def test_fault_of_the_upstream_is_what_clients_get_to_see(tmp_path, fault, statuses):
+    """And nothing that a span could be lost by."""
+    summary = run(tmp_path, "kong", f"[{{at: 200ms, for: 300ms, target: upstream, {fault}}}]")
+
+    assert set(summary.requests.by_status) == statuses
+    assert list(unexplained(summary)) == []
+    assert losses(summary) == {}
+
+
+def test_load_bursts_and_pauses(tmp_path):
+    """More requests, and none."""
+    burst = run(tmp_path, "kong", "[{at: 200ms, for: 200ms, target: load, kind: burst, rate: 200/s}]")
+    pause = run(tmp_path, "kong", "[{at: 200ms, for: 200ms, target: load, kind: pause}]")
+
+    assert (burst.requests.completed, pause.requests.completed) == (80 + 40, 80 - 20)
+    assert burst.fault_window.requests == 20 + 40
+    assert pause.fault_window.p99_ratio is None
+
+
+def test_reload_makes_a_generation_and_is_told(tmp_path):
+    """Nothing is lost by it."""
+    summary = run(tmp_path, "kong", "[{at: 300ms, target: master, kind: reload}]")
+
+    assert [worker.generation for worker in summary.workers] == [1, 2]
+    assert losses(summary) == {}
+    assert summary.faults[0]["at_s"] >= summary.faults[0]["planned_s"] == 0.3
+
+
+def test_fault_that_hits_nobody_is_told(tmp_path):
+    """There is no worker left to be killed when the gateway has been terminated."""
+    faults = "[{at: 100ms, target: master, kind: terminate}, {at: 700ms, target: worker, kind: kill}]"
+
+    summary = run(tmp_path, "kong", faults)
+
+    assert summary.warnings == ["fault worker kill at 700ms was not carried out: nobody was there"]
+    assert [fault["kind"] for fault in summary.faults] == ["terminate"]
