@@ -12,21 +12,23 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults import CASES, LOAD_MS, losses, run, unexplained
+from tests.faults import CASES, LOAD_MS, ROOMY, losses, run, unexplained
 
 STRETCH = 8
 WIDTH = 170
 
 
-def stretched(faults, by):
-    """The faults with their times so many times as long."""
-    return re.sub(r"(at|for): (\d+)ms", lambda time: f"{time[1]}: {int(time[2]) * by}ms", faults)
+def stretched(text, by):
+    """Faults, or a queue, with their times so many times as long, those of single attempts excepted."""
+    text = re.sub(r"(at|for): (\d+)ms", lambda time: f"{time[1]}: {int(time[2]) * by}ms", text)
+    return re.sub(r"(max_retry_time): ([\d.]+)", lambda time: f"{time[1]}: {float(time[2]) * by}", text)
 
 
 def row(name, profile, stretch):
     """Run one case; return its figures as text, what is wrong last."""
     case = CASES[name]
-    fields = {"rate": "200/s", "duration": f"{LOAD_MS * stretch}ms"} | case.fields
+    fields = {"rate": "200/s", "duration": f"{LOAD_MS * stretch}ms", "queue": ROOMY} | case.fields
+    fields["queue"] = stretched(fields["queue"], stretch)
     with TemporaryDirectory() as directory:
         summary = run(Path(directory), profile, stretched(case.faults, stretch), **fields)
     window, collector = summary.fault_window, summary.collector
