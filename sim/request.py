@@ -310,9 +310,9 @@ class Request:
             if self.expects_continue:
                 self.connection.ask_for_body()
                 self.expects_continue = False
-            self.connection.resume_body()
             if self.body_waiter is None:
                 self.body_waiter = asyncio.get_running_loop().create_future()
+            self.connection.resume_body()
             await self.body_waiter
         return b"".join(self.body)
 

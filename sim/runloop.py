@@ -275,9 +275,9 @@ class Runloop:
             self.hold_body(request, data)
 
     def hold_body(self, request: Request, data: bytes) -> None:
-        """Keep a part of the body until there is an upstream; read no more when it is enough."""
+        """Keep a part of the body until there is an upstream; read no more when it is enough, unless a plugin asks."""
         request.body.append(data)
-        if sum(map(len, request.body)) > BODY_BYTES_HELD_MAX:
+        if request.body_waiter is None and sum(map(len, request.body)) > BODY_BYTES_HELD_MAX:
             request.connection.pause_body()
 
     def body_complete(self, request: Request) -> None:
@@ -396,8 +396,12 @@ class Runloop:
             span.record_error(str(error))
             span.set_status(STATUS_ERROR)
             span.finish()
-        # In rewrite and response the span stays open, as Kong leaves it (R6).
-        self._report(error, phase)
+        # In rewrite the span stays open, as Kong leaves it (R6).
+        if phase == "response":
+            request.response_lines = []
+        if not self._suspended.get(request):
+            # Of a client that has gone nobody needs to be told so.
+            self._report(error, phase)
         return 500
 
     def _suspend(

@@ -276,3 +276,42 @@ def test_mistake_in_a_plugin_is_one_line_and_exit_code_2(tmp_path, name):
         f"kongsim: {plugin}:6: Greeter: log must not wait; write def log, and wait in a timer: kong.timer.at(0, f)"
     ]
     assert refused.returncode == 2
+
+
+SPANNER = """
+class Spanner:
+    PRIORITY = 1000
+    VERSION = "1.0"
+
+    def access(self, kong, conf):
+        kong.tracing.start_span("mine").finish()
+"""
+
+SCENARIO = """
+name: mine
+seed: 1
+gateway:
+  workers: 1
+  config:
+    services: [{name: a, host: default, routes: [{name: r, paths: [/]}]}]
+    plugins: [{name: spanner}, {name: synthetic, config: {access: {cpu: 1ms, wait: 2ms, spans: {count: 2}}}}]
+  tracing: {instrumentations: [request], sampling_rate: 1.0}
+  plugin_paths: [plugins/spanner.py]
+upstreams: {default: {body: 1KiB}}
+load: [{executor: constant-arrival-rate, rate: 20/s, duration: 500ms}]
+thresholds: [ledger.unaccounted == 0, requests.failed == 0]
+"""
+
+
+def test_scenario_runs_a_plugin_of_its_own_and_runs_again_from_its_folder(tmp_path):
+    """Its path is relative to the scenario; the scenario as run finds it from anywhere."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "spanner.py").write_text(SPANNER)
+    (tmp_path / "mine.yaml").write_text(SCENARIO)
+    for scenario, out in (("mine.yaml", "first"), ("first/scenario.yaml", "second")):
+        with command("run", str(tmp_path / scenario), "--out", str(tmp_path / out), "--json") as running:
+            text, _ = running.communicate(timeout=TIMEOUT_S * 2)
+        summary = json.loads(text[text.index("{") :])
+        assert summary["requests"]["completed"] == 10
+        assert summary["ledger"]["created"] == 10 * (1 + 1 + 2)
+        assert summary["ledger"]["unaccounted"] == 0

@@ -510,6 +510,25 @@ def test_response_handler_may_answer_itself(tmp_path):
     assert (answer.status, json.loads(answer.content)) == (201, {"was": "/a"})
 
 
+def test_response_handler_that_raises_is_500_without_anything_of_the_services(tmp_path):
+    """The client gets the gateway's message alone, and the log phase runs."""  # R6
+
+    class Breaks(Base):
+        def response(self, kong, _conf):
+            kong.response.set_header("X-Half", "1")
+            raise RuntimeError("boom")
+
+    with served(tmp_path, Breaks, Second) as gateway:
+        answer = gateway.request()
+        gateway.wait_requests(1)
+        log = gateway.log.read_text()
+
+    assert (answer.status, json.loads(answer.content)["message"]) == (500, "An unexpected error occurred")
+    assert (answer.headers["X-Half"], answer.headers["Server"], answer.headers["X-Second"]) == (None, None, "500")
+    assert "runtime error: access_by_lua(" in log
+    assert "second log" in log
+
+
 def test_buffered_answer_that_breaks_off_is_502(tmp_path):
     """Nothing of half an answer goes to the client, and it is not asked for again."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -838,3 +857,20 @@ def test_worker_that_leaves_waits_for_a_sleeping_handler(tmp_path):
     assert "awake, exiting=True" in log
     assert reading.sum("responses_4xx") == 1
     assert reading.ledger.unaccounted == reading.ledger.open == 0
+
+
+@pytest.mark.parametrize("framing", ["counted", "chunked"])
+def test_large_body_is_read_as_a_whole_and_passed_on(tmp_path, framing):
+    """Megabytes that a handler waits for do not stop half-way, and the service gets them all."""
+
+    class Weighs(Base):
+        async def access(self, kong, _conf):
+            await kong.ngx.sleep(0.05)
+            kong.service.request.set_header("X-Bytes", len(await kong.request.get_raw_body()))
+
+    body = b"x" * 4_000_000
+    pieces = body if framing == "counted" else iter([body[:3_000_000], body[3_000_000:]])
+    with served(tmp_path, Weighs) as gateway:
+        asked = told(gateway.request("POST", "/", pieces))
+
+    assert (asked["headers"]["x-bytes"], len(asked["body"])) == ("4000000", 4_000_000)
