@@ -1,9 +1,11 @@
 """`kong.service`: the target, what it is asked and what it has answered."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
+from urllib.parse import quote
 
 from kongtrace import ApiError, Execution
 from sim.pdk.part import HEADERS_TO_SERVICE, OF_SERVICE, TO_SERVICE, Part, permitted
@@ -38,12 +40,12 @@ class ServiceRequest(Part):
         """Replace the path, that of the service included."""
         if not isinstance(path, str) or not path.startswith("/"):
             raise ApiError("path must start with /")
-        _outgoing(self._request).path = path.encode("latin-1")
+        _outgoing(self._request).path = quote(path, _IN_TARGET).encode()
 
     @permitted(*TO_SERVICE)
     def set_raw_query(self, query: str) -> None:
         """Replace the query."""
-        _outgoing(self._request).query = query.encode("latin-1")
+        _outgoing(self._request).query = quote(query, _IN_TARGET).encode()
 
     @permitted(*TO_SERVICE)
     def set_query(self, args: Mapping[str, Any]) -> None:
@@ -53,20 +55,20 @@ class ServiceRequest(Part):
     @permitted(*TO_SERVICE)
     def set_method(self, method: str) -> None:
         """Replace the method."""
-        _outgoing(self._request).method = method.upper().encode("latin-1")
+        _outgoing(self._request).method = _token(method.upper()).encode()
 
     @permitted(*HEADERS_TO_SERVICE)
     def set_header(self, name: str, value: object) -> None:
         """Replace a header; `Host` is what the service is called."""
         if name.lower() == "host":
-            _outgoing(self._request).host = str(value).encode("latin-1")
+            _outgoing(self._request).host = _text(value).encode("latin-1")
         else:
-            self._request.headers.set(name, _text(value))
+            self._request.headers.set(_token(name), _text(value))
 
     @permitted(*HEADERS_TO_SERVICE)
     def add_header(self, name: str, value: object) -> None:
         """Add a header line."""
-        self._request.headers.add(name, _text(value))
+        self._request.headers.add(_token(name), _text(value))
 
     @permitted(*HEADERS_TO_SERVICE)
     def clear_header(self, name: str) -> None:
@@ -80,7 +82,7 @@ class ServiceRequest(Part):
         for name, value in headers.items():
             request.headers.clear(name)
             for one in value if isinstance(value, list | tuple) else [value]:
-                request.headers.add(name, _text(one))
+                request.headers.add(_token(name), _text(one))
 
     @permitted(*TO_SERVICE)
     async def set_raw_body(self, body: bytes | str) -> None:
@@ -211,4 +213,19 @@ def _outgoing(request: Request) -> Outgoing:
 
 
 def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if _BREAKS_LINES.search(text):
+        # What a client has a plugin write must not become a line, or a request, of its own.
+        raise ApiError(f"invalid header value: {text!r}")
+    return text
+
+
+def _token(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise ApiError(f"invalid name: {text!r}")
+    return text
+
+
+_BREAKS_LINES: Final = re.compile(r"[\r\n\0]")
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
+_IN_TARGET: Final = "/?:@!$&'()*+,;=%[]"

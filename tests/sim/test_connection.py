@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.config import Nginx, Route
+from kongtrace import ApiError
+from sim.config import Nginx, Plugin, Route
 from tests.wire import Wired
 
 HOST = b"Host: g\r\n"
@@ -337,6 +338,45 @@ def test_every_pipelined_request_has_a_start():
     wired.worker.runloop.begin = lambda request, body: (seen.append(request.started_ns), begin(request, body))
     wired.client().send(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n" * 3)
     assert seen == [wired.runtime.time_ns()] * 3
+
+
+class Passing:
+    """A plugin that passes on what a client has sent in a query, as it is."""
+
+    NAME = "passing"
+    PRIORITY = 10
+    VERSION = "1"
+
+    @staticmethod
+    def access(kong, _conf):
+        """Write the argument into every place that there is."""
+        text = kong.request.get_query_arg("text")
+        service = kong.service.request
+        service.set_path("/" + text)
+        service.set_raw_query(text)
+        refused = []
+        for write in (
+            lambda: service.set_method(text),
+            lambda: service.set_header("Host", text),
+            lambda: service.set_header("X-Text", text),
+            lambda: service.add_header(text, "1"),
+            lambda: service.set_headers({"X-Text": [text]}),
+        ):
+            try:
+                write()
+            except ApiError:
+                refused.append(write)
+        service.set_header("X-Refused", len(refused))
+
+
+def test_what_a_plugin_passes_on_becomes_no_line_of_its_own():
+    """A client cannot have a plugin write a header, or a request, for it."""
+    wired = Wired(plugins=(Plugin(name="passing"),), classes={"passing": Passing})
+    wired.client().send(b"GET /?text=a%0d%0aX-Evil:%20b%0d%0a%0d%0aGET%20/evil HTTP/1.1\r\nHost: g\r\n\r\n")
+    [(request, _, _)] = wired.understood
+    headers = dict(request.headers)
+    assert b"x-evil" not in headers
+    assert (request.target[:17], headers[b"x-refused"]) == (b"/a%0D%0AX-Evil:%2", b"5")
 
 
 # However it is cut.
