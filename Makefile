@@ -29,8 +29,9 @@ run: $(READY) ## run the quickstart scenario
 test: $(READY) ## run every test
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
-soak: $(READY) ## look for faults that lose spans, for an hour or so, and print what each fault costs
-	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/live/test_faults.py $(TEST_ARGS)
+soak: $(READY) ## an hour or two of faults, hostile input and large bodies; print what each fault costs
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/live/test_faults.py tests/live/test_http.py \
+		tests/sim/test_connection.py $(TEST_ARGS)
 	$(BIN)/python -m tests.fault_table
 
 bench: $(READY) ## run the benchmarks; ratios also go to .bench/latest.json

@@ -2,14 +2,17 @@
 
 import itertools
 import json
+import random
 
 import h11
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kongtrace import ApiError
 from sim.config import Nginx, Plugin, Route
+from tests.hostile import SOAK, hostile_parts
 from tests.wire import Wired
 
 HOST = b"Host: g\r\n"
@@ -553,3 +556,31 @@ def test_no_timer_runs_without_clients():
     client.leave()
     wired.runtime.advance(20)
     assert wired.runtime.due == []
+
+
+# Hostile input.
+
+
+def test_hostile_input_reaches_no_upstream_malformed_and_leaves_nothing_behind():
+    """Whatever comes in, what goes out is valid to another implementation, and a steady client is served meanwhile."""
+    generator = random.Random(11)
+    wired = Wired(kept=2)
+    steady = wired.client()
+    base = None
+    for number in range(1_000_000 if SOAK else 3000):
+        hostile = wired.client()
+        hostile.send(*hostile_parts(generator))
+        assert (received := hostile.received()) == b"" or received.startswith(b"HTTP/1.1 ")
+        hostile.leave()
+        wired.turn()
+        if number % 100 == 0:
+            steady.send(b"GET /steady HTTP/1.1\r\nHost: g\r\n\r\n")
+            assert steady.wire.take().startswith(b"HTTP/1.1 200 ")
+            wired.runtime.advance(1)
+        if number == 1000:
+            base = psutil.Process().memory_info().rss
+        wired.understood.clear()
+        wired.lines.clear()
+    assert wired.worker.counts.active == 0
+    assert list(wired.worker.runloop.connections) == [steady.connection]
+    assert psutil.Process().memory_info().rss - base < 8 << 20
