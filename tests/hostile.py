@@ -9,8 +9,10 @@ _REQUESTS = (
     b"GET / HTTP/1.1\r\nHost: gateway\r\n\r\n",
     b"HEAD http://gateway:80/a?b HTTP/1.1\r\nHost: g\r\nAccept: */*\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n",
     b"POST /a?b HTTP/1.1\r\nHost: g\r\nContent-Length: 5\r\n\r\nhello",
-    b"POST / HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n"
-    b"3;a=b\r\nabc\r\nb\r\nhello world\r\n0\r\nX: y\r\n\r\n",
+    (
+        b"POST / HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"3;a=b\r\nabc\r\nb\r\nhello world\r\n0\r\nX: y\r\n\r\n"
+    ),
     b"PUT / HTTP/1.1\r\nHost: g\r\nConnection: Upgrade, X-A\r\nUpgrade: h2c\r\nX-A: 1\r\nContent-Length: 3\r\n\r\nGET",
     b"GET / HTTP/1.1\r\nHost: g\r\nConnection: close\r\nExpect: 100-continue\r\n\r\n",
     b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
