@@ -109,7 +109,9 @@ def replay_extract(case: dict[str, Any]) -> Iterator[int]:
     known(case["expect"], "ctx", "logs", "err")
 
     def call(outcome: Outcome) -> dict[str, Any]:
-        return {"ctx": as_recorded(extract_format(case["format"], Headers(read(case["headers"]) or {}), outcome.log))}
+        return {
+            "ctx": as_recorded(extract_format(case["format"], Headers(read(case.get("headers")) or {}), outcome.log))
+        }
 
     yield Outcome(call).compare(case["expect"])
 
@@ -126,7 +128,7 @@ def replay_inject(case: dict[str, Any]) -> Iterator[int]:
         outcome.seen["headers"] = headers.was_set
         formats = inject(
             {"inject": [case["format"]]},
-            context_from(case["ctx"]),
+            context_from(case.get("ctx") or {}),
             headers,
             plugin={},
             tracing=TracingContext(),
@@ -160,7 +162,7 @@ class Recorded(Headers):
 def replay_propagate(case: dict[str, Any]) -> Iterator[int]:
     known(case, *REMARKS, "headers", "calls", "expect")
     assert len(case["calls"]) == len(case["expect"])
-    headers = Recorded(read(case["headers"]) or {})
+    headers = Recorded(read(case.get("headers")) or {})
     tracing = TracingContext()
     plugins: dict[str, dict[str, Any]] = {}
     for call, expected in zip(case["calls"], case["expect"], strict=True):
@@ -178,7 +180,7 @@ def one_propagation(
     call: dict[str, Any], headers: Recorded, plugin: dict[str, Any], tracing: TracingContext
 ) -> Outcome:
     def run(outcome: Outcome) -> dict[str, Any]:
-        config = read(call["config"]) or {}
+        config = read(call.get("config")) or {}
         if call.get("params"):
             for _ in range(2 if call.get("params_twice") else 1):
                 params = get_plugin_params(config)
