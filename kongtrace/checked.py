@@ -57,6 +57,15 @@ CUSTODY_MAX = 10_000
 NAMES_MAX = 200
 """Names of spans that one tracer may have."""
 
+KEYS_MAX = 200
+"""Names of attributes that spans of one name may have."""
+
+ATTRIBUTES_MAX = 128
+"""Attributes of one span; OpenTelemetry's SDKs keep no more (`OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT`)."""
+
+VALUE_CHARACTERS_MAX = 16_384
+"""Length of a value; backends keep some thousands."""
+
 TRACERS_MAX = 20
 """How often requests may make a tracer of one name."""
 
@@ -132,8 +141,8 @@ class _Record:
         activated: where it was last made active.
         flagged: where its sampling flag was last written by hand.
         error: where an error was last recorded on it.
-        kept: where a processor was called that kept it.
-        copied: where a processor was called that kept one of its tables.
+        kept: where a processor was called that kept it, and how many references there were before.
+        copied: where a processor was called that kept one of its tables, and how many references there were before.
         let_go: where it was released by hand.
         read: where it was last read or written after its release.
         released: it has been given back.
@@ -169,8 +178,8 @@ class _Record:
         self.activated: Stack | None = None
         self.flagged: Stack | None = None
         self.error: Stack | None = None
-        self.kept: Stack | None = None
-        self.copied: Stack | None = None
+        self.kept: tuple[Stack, int] | None = None
+        self.copied: tuple[Stack, int] | None = None
         self.let_go: Stack | None = None
         self.read: Frame | None = None
         self.has_callers_table = self.shown = self.mistimed = self.released = False
@@ -325,7 +334,7 @@ class CheckedProvider(TracerProvider):
         findings: the same.
     """
 
-    __slots__ = ("_custody", "_depth", "_ended", "_freed", "_made", "_names", "findings")
+    __slots__ = ("_custody", "_depth", "_ended", "_freed", "_keys", "_made", "_names", "findings")
 
     span_class = CheckedSpan
     tracer_class = CheckedTracer
@@ -339,6 +348,7 @@ class CheckedProvider(TracerProvider):
         # Spans released by hand that are still listed, and whose memory is free for the next.
         self._freed: list[_Record] = []
         self._names: dict[str, set[str]] = {}
+        self._keys: dict[str | None, set[Any]] = {}
         self._made: dict[Any, int] = {}
 
     def new(self, name: Any = None, options: dict[str, Any] | None = None) -> Tracer | NoopTracer:
@@ -423,6 +433,8 @@ class CheckedProvider(TracerProvider):
         elif span.end_time_ns is not None:
             self._report(Code.CHANGED_AFTER_FINISH, f"{method}() was called after finish()", record)
         self._check_values(record, attributes)
+        if method == "set_attribute" and span.attributes is not None and len(span.attributes) == ATTRIBUTES_MAX:
+            self._report(Code.ATTRIBUTE_SIZE, f"the span has {ATTRIBUTES_MAX} attributes already", record)
 
     def late(self, span: CheckedSpan, method: str) -> None:
         """A method is called on a span that has ended, and has no effect."""
@@ -441,6 +453,8 @@ class CheckedProvider(TracerProvider):
                 # The gateway ends what was left active, whatever it is.
                 return
             self._report(Code.FINISHED_TWICE, "finish() was called again", record)
+        elif record.shown:
+            self._report(Code.FINISHED_AFTER_EXPORT, "finish() was called after process_span()", record)
         elif is_number(end_time_ns) and span.linked and not start_time_ns <= end_time_ns < _BEYOND_NS:
             record.mistimed = True
             self._report(
@@ -676,6 +690,21 @@ class CheckedProvider(TracerProvider):
                 kind = _unsupported(value)
                 if kind is not None:
                     self._report(Code.VALUE_TYPE, f"the value of {key!r} is of type {kind}", record)
+                elif isinstance(value, (str, bytes)) and len(value) > VALUE_CHARACTERS_MAX:
+                    message = f"the value of {key!r} has {len(value)} characters"
+                    self._report(Code.ATTRIBUTE_SIZE, message, record)
+                self._check_key(record, key)
+
+    def _check_key(self, record: _Record, key: object) -> None:
+        if record.name not in self._keys and len(self._keys) >= DISTINCT_MAX:
+            return
+        keys = self._keys.setdefault(record.name, set())
+        if key not in keys:
+            if len(keys) < KEYS_MAX:
+                keys.add(key)
+            else:
+                message = f"spans {record.name!r} have more than {KEYS_MAX} names of attributes"
+                self._report(Code.KEY_CARDINALITY, message, record)
 
     def _check_name(self, record: _Record, name: str, tracer: str) -> None:
         if tracer not in self._names and len(self._names) >= DISTINCT_MAX:
@@ -696,10 +725,8 @@ class CheckedProvider(TracerProvider):
             answer = processor(span, *extra)
             record = span.record
             record.shown = True
-            if getrefcount(span) > references:
-                record.kept = where
-            if _references(span) > of_tables:
-                record.copied = where
+            record.kept = _keeper(record.kept, references, getrefcount(span), where)
+            record.copied = _keeper(record.copied, of_tables, _references(span), where)
             if iscoroutine(answer):
                 # Told here; the interpreter need not tell it again.
                 answer.close()
@@ -776,9 +803,11 @@ def _suspicion(held: Held[_Record]) -> tuple[Code, Stack]:
     """What it probably means that something is held, and where that began."""
     record = held.of
     if held.what in {SPAN, LIST}:
-        return (Code.OUTLIVES_REQUEST, record.creation) if record.kept is None else (Code.LIVE_SPAN_KEPT, record.kept)
+        return (
+            (Code.OUTLIVES_REQUEST, record.creation) if record.kept is None else (Code.LIVE_SPAN_KEPT, record.kept[0])
+        )
     if record.copied is not None:
-        return Code.SHALLOW_COPY, record.copied
+        return Code.SHALLOW_COPY, record.copied[0]
     is_callers = held.what == ATTRIBUTES and record.has_callers_table
     return Code.CALLERS_TABLE if is_callers else Code.SHALLOW_COPY, record.creation
 
@@ -792,6 +821,13 @@ def _unsupported(value: object) -> str | None:
     if isinstance(value, (list, tuple)):
         return next((kind for kind in map(_unsupported, value) if kind is not None), None)
     return lua_type(value)
+
+
+def _keeper(known: tuple[Stack, int] | None, before: int, after: int, where: Stack) -> tuple[Stack, int] | None:
+    """Where something was kept: by an earlier processor, unless that has let go meanwhile, or by this one."""
+    if known is not None and before > known[1]:
+        return known
+    return (where, before) if after > before else None
 
 
 def _references(span: CheckedSpan) -> int:

@@ -87,6 +87,9 @@ class Code(StrEnum):
     BARE_ROOT = "KT027"
     TRACER_PER_REQUEST = "KT028"
     LISTED_TWICE = "KT029"
+    FINISHED_AFTER_EXPORT = "KT030"
+    KEY_CARDINALITY = "KT031"
+    ATTRIBUTE_SIZE = "KT032"
 
 
 class Rule(NamedTuple):
@@ -339,6 +342,29 @@ RULES: dict[Code, Rule] = {
         " first request ends.",
         "Leave the release to the end of the request.",
         "S16, P12",
+    ),
+    Code.FINISHED_AFTER_EXPORT: Rule(
+        "span finished after it was exported",
+        _WARNING,
+        "The exporter has encoded the span without an end: backends show no duration, or drop the span.",
+        "Finish spans before the log phase, or in a log handler of higher priority than the exporter's.",
+        "E6, H3, R5",
+    ),
+    Code.KEY_CARDINALITY: Rule(
+        "attribute names without bound",
+        _WARNING,
+        "Backends make a column or an index of each attribute: ids in their names make it grow until new ones are"
+        " refused.",
+        "Name the attribute after what it is (`order.id`); put what varies into its value.",
+        "H38",
+    ),
+    Code.ATTRIBUTE_SIZE: Rule(
+        "attributes too many or too large",
+        _WARNING,
+        "They are copied, queued and sent with each span: memory of the worker, bytes on the wire, and limits of"
+        " collectors and backends, which cut or drop what is larger.",
+        "Keep to what somebody will search for; keep bodies, dumps and lists out of spans.",
+        "H38",
     ),
 }
 
