@@ -1,8 +1,8 @@
-"""The command line: ``kongsim run``, ``overhead``, ``serve``, ``collector`` and ``check``.
+"""The command line: ``kongsim run``, ``overhead``, ``serve``, ``collector``, ``check`` and ``verify``.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 all held; 99 a threshold failed; 98 the run is invalid,
-because the load generator fell behind; 97 findings of `check`; 2 bad usage, scenario or configuration; 1 the program
-failed; 130 interrupted.
+because the load generator fell behind; 97 findings of `check` or `verify`; 2 bad usage, scenario or configuration; 1
+the program failed; 130 interrupted.
 """
 
 import json
@@ -273,6 +273,25 @@ def _stand_in(text: str) -> "Override":
     if not equals:
         raise UserError("expected PLUGIN=CONFIG", file=origin, cure="write 'rate-limiting={access: {cpu: 100us}}'")
     return Override(("stand_ins", name.strip()), override("config", config, origin).value, origin)
+
+
+@commands.command()
+@click.argument("plugins", metavar="PLUGIN...", nargs=-1, required=True)
+@click.option("--config", metavar="JSON", help='Configuration of plugins by name: {"shop": {"limit": 3}}.')
+@click.option(
+    "--format", "form", metavar="NAME", default="text", show_default=True, help="text, json, sarif or github."
+)
+@click.option("--select", metavar="CODES", help="Report these alone: KT008, KG.")
+@click.option("--ignore", metavar="CODES", help="Do not report these.")
+@click.option("--baseline", metavar="FILE", help="Mistakes that are known: they are not reported.")
+@click.option("--write-baseline", metavar="FILE", help="Write what is found to FILE, to be known from now on.")
+@click.option("--seed", metavar="N", default=0, show_default=True, help="That the programs are drawn from.")
+@click.option("--replay", metavar="PROGRAM", help="Run one program alone, as a report gave it.")
+def verify(*, plugins: tuple[str, ...], form: str, seed: int, **options: str | None) -> int:
+    """Run PLUGIN, a file, a module or the name of a bundled one, in the gateway under all that may happen; report."""
+    from sim.verify import command  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+
+    return command.run(plugins, form, seed, **options)
 
 
 def _overrides(fields: "Mapping[str, str]", options: "Mapping[str, str | None]") -> "list[Override]":

@@ -46,6 +46,7 @@ class WorkerGateway:
         classes: the plugins that there are.
         make_provider: makes the tracer provider, such as a checked one (`kongtrace.checked.tracer_provider`).
         make_exporter: makes the exporter, such as one that only counts.
+        make_timers: makes the timers, such as watched ones (`sim.verify`).
         on_logged: called with each request after its log phase, such as the access log.
 
     Attributes:
@@ -79,6 +80,7 @@ class WorkerGateway:
         classes: Mapping[str, PluginClass] = BUNDLED,
         make_provider: Callable[..., TracerProvider] = TracerProvider,
         make_exporter: Callable[..., Exporter] = Exporter,
+        make_timers: Callable[..., Timers] = Timers,
         on_logged: Callable[[Request], None] | None = None,
     ) -> None:
         self.configuration = gateway
@@ -106,7 +108,7 @@ class WorkerGateway:
         tracing.use(self.provider)
         init: dict[str, object] = {KONG_PHASE: "init_worker"}
         self.provider.execution.enter(PHASES["init_worker"], init)
-        self.timers = Timers(
+        self.timers = make_timers(
             runtime,
             self.provider.execution,
             log,

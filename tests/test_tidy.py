@@ -126,8 +126,8 @@ LAYERS = {
         "phase | errors",
     ),
     "sim": (
-        "__main__ cli",
-        "run | check | overhead",
+        "__main__ cli | pytest_plugin",
+        "run | check | overhead | verify",
         "report",
         "master | scenario | collector | origin | load",
         "worker | cycle | declarative | otlp_environment | kong_environment | peer | trace_tree | status",

@@ -1,0 +1,65 @@
+"""The baseline: mistakes that are known and wait to be mended, so that only new ones count.
+
+A file of JSON with an entry for each: code, file, function and the line's text. Line numbers are not in it, so that it
+holds while the file changes around them.
+"""
+
+import json
+import linecache
+from pathlib import Path
+from typing import Any, Final
+
+from sim.errors import UserError
+from sim.verify.formats import path
+from sim.verify.mistakes import Mistake
+from sim.verify.search import Shown, Verdict
+
+SCHEMA: Final = "kongsim-verify-baseline/1"
+
+Entry = tuple[str, str, str, str]
+
+
+def entry(mistake: Mistake) -> Entry:
+    """Return what a mistake is known by."""
+    place = mistake.place
+    source = linecache.getline(place.filename, place.line).strip()
+    return mistake.code, path(place), place.function, source
+
+
+def write(file: str, verdict: Verdict) -> None:
+    """Write the mistakes of a verdict.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    names = ("code", "file", "function", "source")
+    entries = sorted({entry(shown.mistake) for shown in verdict.shown})
+    told = {"schema": SCHEMA, "mistakes": [dict(zip(names, known, strict=True)) for known in entries]}
+    try:
+        Path(file).write_text(json.dumps(told, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", file=file) from error
+
+
+def read(file: str) -> frozenset[Entry]:
+    """Return the known mistakes.
+
+    Raises:
+        UserError: the file cannot be read, or is none.
+    """
+    try:
+        told: Any = json.loads(Path(file).read_text())
+        if told["schema"] != SCHEMA:
+            raise UserError(f"schema is {told['schema']!r}, expected {SCHEMA!r}", file=file, cure="write it again")
+        return frozenset((m["code"], m["file"], m["function"], m["source"]) for m in told["mistakes"])
+    except OSError as error:
+        cure = "write it with --write-baseline"
+        raise UserError(f"cannot be read: {error.strerror}", file=file, cure=cure) from error
+    except (ValueError, KeyError, TypeError) as error:
+        cure = "write it again with --write-baseline"
+        raise UserError(f"is no baseline: {error!r}", file=file, cure=cure) from error
+
+
+def without_known(shown: list[Shown], known: frozenset[Entry]) -> list[Shown]:
+    """Return the mistakes that are new."""
+    return [one for one in shown if entry(one.mistake) not in known]

@@ -1,0 +1,206 @@
+"""The bench: a gateway for the tests of a plugin, used from plain functions; what waits, waits in virtual time.
+
+    bench = Bench()
+    bench.use("greeter.py", greeting="howdy")
+    answer = bench.get("/orders?name=Ada")
+
+Plugins are told before the first request. Everything that `kongsim verify` looks for is looked for here too.
+"""
+
+import asyncio
+import warnings
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kongtrace import tracing
+from sim.collector import CollectorServer
+from sim.errors import UserError, nearest
+from sim.verify.mistakes import Mistake
+from sim.verify.program import UPSTREAMS, Program, Visit
+from sim.verify.trial import Suspects, Trial, files_of
+from sim.verify.watch import Watch
+
+if TYPE_CHECKING:
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+T = TypeVar("T")
+
+EXPORT_S = 5.0
+"""More than an exporter coalesces."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client got.
+
+    Attributes:
+        status: 0 when the connection closed without an answer.
+        headers: by name in lower case, the last of each.
+        body: bytes.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class Bench:
+    """A gateway to send requests to.
+
+    Attributes:
+        mistakes: what was found so far.
+        log: the error log, level and message of each line.
+    """
+
+    def __init__(self) -> None:
+        self._places: list[str] = []
+        self._configs: dict[str, dict[str, Any]] = {}
+        self._program = Program(())
+        self._trial: Trial | None = None
+        self._watch: Watch
+        self._runner: asyncio.Runner
+        self._spans: list[Span] = []
+        self.mistakes: list[Mistake] = []
+        self.log: list[tuple[str, str]] = []
+
+    def use(self, place: str, **config: Any) -> None:
+        """Run a plugin: a file, a module or the name of a bundled one, with this configuration.
+
+        Raises:
+            UserError: it cannot be loaded, or a request was made already.
+        """
+        if self._trial is not None:
+            raise UserError("a request was made already", field=place, cure="use plugins before the first request")
+        before = set(Suspects(tuple(self._places)).load()) if self._places else set()
+        self._places.append(place)
+        if config:
+            for name in Suspects(tuple(self._places)).load():
+                if name not in before:
+                    self._configs[name] = config
+
+    def trace(self, *, sampling_rate: float = 1.0, instrumentations: str = "all") -> None:
+        """Set how the gateway traces; else it traces everything."""
+        self._program = Program((), sampling_rate, instrumentations)
+
+    def get(self, path: str = "/", **options: Any) -> Answer:
+        """Make a GET request; see `request`."""
+        return self.request("GET", path, **options)
+
+    def request(
+        self,
+        method: str,
+        path: str = "/",
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        upstream: str = "answers",
+        abort_s: float | None = None,
+    ) -> Answer:
+        """Make a request and return its answer.
+
+        Args:
+            method: of it.
+            path: with the query.
+            headers: beside Host and what frames the body.
+            body: of it.
+            upstream: what the service does: "answers", "fails", "is slow", "refuses" and so on (`UPSTREAMS`).
+            abort_s: after which the client goes away, s.
+
+        Raises:
+            UserError: the service cannot do that.
+        """
+        if upstream not in UPSTREAMS:
+            raise UserError(f"no service {upstream}", field="upstream", cure=nearest(upstream, UPSTREAMS))
+        return self._run(self._request(method, path, dict(headers or {}), body, upstream, abort_s))
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass: timers go off, queues send."""
+        self._run(self._started().pause(seconds))
+
+    @property
+    def spans(self) -> "list[Span]":
+        """The spans that have reached the collector, in order of arrival; waits for those on their way."""
+        self.advance(EXPORT_S)
+        return list(self._spans)
+
+    def finish(self) -> list[Mistake]:
+        """Let the worker leave, and return all that was found."""
+        trial, self._trial = self._trial, None
+        if trial is not None:
+            with self._runner, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._runner.run(trial.end())
+            tracing.use(None)
+            self._note(trial)
+        return self.mistakes
+
+    def close(self) -> None:
+        """Give everything up."""
+        if self._trial is not None:
+            self._trial = None
+            self._runner.close()
+            tracing.use(None)
+
+    def _started(self) -> Trial:
+        if self._trial is None:
+            suspects = Suspects(tuple(self._places), self._configs)
+            classes = suspects.load()
+            self._watch = Watch(files_of(classes), locates=False)
+            self._trial = Trial(
+                suspects,
+                classes,
+                self._program,
+                self._watch,
+                collector=CollectorServer(0.0, self._spans.append),
+                log=lambda level, message: self.log.append((level, message)),
+            )
+            loop = self._trial.world.loop
+            self._runner = asyncio.Runner(loop_factory=lambda: loop)
+            self._run(self._trial.begin())
+        return self._trial
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        trial = self._started() if self._trial is None else self._trial
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            given = self._runner.run(coroutine)
+        self._note(trial)
+        return given
+
+    def _note(self, trial: Trial) -> None:
+        known = {mistake.key for mistake in self.mistakes}
+        self.mistakes += [mistake for key, mistake in self._watch.mistakes.items() if key not in known]
+        if trial.crashes:
+            raise trial.crashes[0]
+
+    async def _request(
+        self, method: str, path: str, headers: dict[str, str], body: bytes, upstream: str, abort_s: float | None
+    ) -> Answer:
+        trial = self._started()
+        client = await trial.send(Visit(method=method, upstream=upstream), path, headers, body)
+        if abort_s is not None:
+            trial.runtime.call_later(abort_s, client.transport.abort)
+        await client.over
+        return _parsed(b"".join(client.received))
+
+
+def _parsed(data: bytes) -> Answer:
+    head, end, body = data.partition(b"\r\n\r\n")
+    if not end:
+        return Answer(0)
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if headers.get("transfer-encoding") == "chunked":
+        body = _joined(body)
+    return Answer(int(first.split()[1]), headers, body)
+
+
+def _joined(chunks: bytes) -> bytes:
+    body = b""
+    with suppress(ValueError):
+        while size := int(chunks.partition(b"\r\n")[0] or b"0", 16):
+            _line, _, chunks = chunks.partition(b"\r\n")
+            body, chunks = body + chunks[:size], chunks[size + 2 :]
+    return body

@@ -1,0 +1,74 @@
+"""The command `kongsim verify`: from its options to a report on standard output and an exit code."""
+
+import json
+import sys
+from typing import Any, Final
+
+from sim.errors import UserError, nearest
+from sim.verify import baseline as _baseline
+from sim.verify.formats import FORMATS
+from sim.verify.mistakes import RULES
+from sim.verify.program import parse
+from sim.verify.search import Search
+from sim.verify.trial import Suspects
+
+EXIT_MISTAKES: Final = 97
+
+
+def run(
+    plugins: tuple[str, ...],
+    form: str,
+    seed: int,
+    *,
+    config: str | None = None,
+    select: str | None = None,
+    ignore: str | None = None,
+    baseline: str | None = None,
+    write_baseline: str | None = None,
+    replay: str | None = None,
+) -> int:
+    """Verify plugins and print the report; return 97 when there are mistakes that count, else 0.
+
+    Raises:
+        UserError: an option or a plugin is not as it should be.
+    """
+    if form not in FORMATS:
+        raise UserError(f"there is no format {form}", field="--format", cure=nearest(form, FORMATS))
+    selected, ignored = _codes("--select", select), _codes("--ignore", ignore)
+    known = frozenset() if baseline is None else _baseline.read(baseline)
+    suspects = Suspects(plugins, _configs(config))
+    search = Search(suspects, seed)
+    verdict = search.run() if replay is None else search.replay(parse(replay))
+    verdict.shown = [
+        shown
+        for shown in verdict.shown
+        if (not selected or shown.mistake.code.startswith(selected))
+        and not (ignored and shown.mistake.code.startswith(ignored))
+    ]
+    if write_baseline is not None:
+        _baseline.write(write_baseline, verdict)
+        sys.stderr.write(f"{write_baseline}: {len(verdict.shown)} known from now on\n")
+        return 0
+    verdict.shown = _baseline.without_known(verdict.shown, known)
+    sys.stdout.write(FORMATS[form](suspects, verdict))
+    return EXIT_MISTAKES if verdict.shown else 0
+
+
+def _codes(option: str, given: str | None) -> tuple[str, ...]:
+    codes = tuple(word.strip() for word in (given or "").split(",") if word.strip())
+    for code in codes:
+        if not any(rule.startswith(code) for rule in RULES):
+            raise UserError(f"there is no code {code}", field=option, cure=nearest(code, RULES))
+    return codes
+
+
+def _configs(given: str | None) -> dict[str, dict[str, Any]]:
+    if given is None:
+        return {}
+    try:
+        configs = json.loads(given)
+    except ValueError as error:
+        raise UserError(f"is no JSON: {error}", field="--config", cure="""write '{"shop": {"limit": 3}}'""") from None
+    if not isinstance(configs, dict) or not all(isinstance(value, dict) for value in configs.values()):
+        raise UserError("must be a mapping by plugin", field="--config", cure="""write '{"shop": {"limit": 3}}'""")
+    return configs

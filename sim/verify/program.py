@@ -1,0 +1,213 @@
+"""Programs: what happens to a gateway in one trial, as data that hypothesis draws and shrinks, and one line can hold.
+
+Simple things come first in every choice, so that the smallest program that shows a mistake is also the plainest: one
+GET that is answered, with nothing going wrong.
+
+Times in ms of the virtual clock, sizes in bytes.
+"""
+
+import json
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sim.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hypothesis.strategies import SearchStrategy
+
+T = TypeVar("T")
+
+UPSTREAMS: Final = (
+    *("answers", "fails", "is slow", "refuses", "resets", "breaks off", "talks nonsense", "is silent"),
+    *("has no route", "is unknown"),
+)
+"""What the service does with a request."""
+
+TRACES: Final = ("none", "sampled", "unsampled", "b3", "malformed", "twice")
+"""What trace headers the client sends."""
+
+INTERFERENCES: Final = (
+    "nothing",
+    *("exits before", "exits after"),
+    *(
+        f"raises in {phase} {order}"
+        for phase in ("rewrite", "access", "header_filter", "log")
+        for order in ("before", "after")
+    ),
+)
+"""What another plugin does to the request, before or after the ones under test."""
+
+TIMES: Final = (*(1,) * 13, 2, 3, 5, 5, 30, 30, 250)
+"""How often a request is made; what adds up needs many."""
+
+_METHODS: Final = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS")
+_PATHS: Final = ("/orders", "/", "/orders/%C3%A9?q=1&q=2", "//a/../b;c?", "/" + "long/" * 100)
+_BODIES: Final = (0, 10, 70_000)
+_ABORTS_MS: Final = (None, 0, 1, 4, 30)
+_GAPS_MS: Final = (1, 0, 20, 2_000)
+_ANSWERS: Final = (100, 0, 200_000)
+_RATES: Final = (1.0, 0.5, 0.0)
+_INSTRUMENTATIONS: Final = ("all", "request", "off")
+_CHOICES: Final[dict[str, tuple[Any, ...]]] = {
+    "method": _METHODS,
+    "path": _PATHS,
+    "body": _BODIES,
+    "trace": TRACES,
+    "abort_ms": _ABORTS_MS,
+    "upstream": UPSTREAMS,
+    "answer": _ANSWERS,
+    "interference": INTERFERENCES,
+}
+"""What a request may be, the usual first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A request of a client, or several alike.
+
+    Attributes:
+        times: how many.
+        gap_ms: from one to the next, and to what follows.
+        method: of it.
+        path: of it; the number of the request is added as `n`.
+        body: of the request.
+        trace: one of `TRACES`.
+        abort_ms: after which the client goes away; None: it stays.
+        upstream: one of `UPSTREAMS`.
+        answer: bytes of the service's answer.
+        interference: one of `INTERFERENCES`.
+    """
+
+    times: int = 1
+    gap_ms: int = 1
+    method: str = "GET"
+    path: str = "/orders"
+    body: int = 0
+    trace: str = "none"
+    abort_ms: int | None = None
+    upstream: str = "answers"
+    answer: int = 100
+    interference: str = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """The worker leaves, with what is under way, and another takes its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What happens in one trial.
+
+    Attributes:
+        steps: in order.
+        sampling_rate: of the gateway.
+        instrumentations: of the gateway.
+    """
+
+    steps: tuple[Visit | Reload, ...]
+    sampling_rate: float = 1.0
+    instrumentations: str = "all"
+
+    @property
+    def requests(self) -> int:
+        """How many requests are made."""
+        return sum(step.times for step in self.steps if isinstance(step, Visit))
+
+    def line(self) -> str:
+        """Return it as one line; what is as usual is left out."""
+        steps = [_changed(step) if isinstance(step, Visit) else "reload" for step in self.steps]
+        told = {name: value for name, value in _changed(self).items() if name != "steps"}
+        return json.dumps({"steps": steps, **told}, separators=(",", ":"))
+
+    def text(self) -> str:
+        """Return it in words, a line for each step."""
+        head = f"sampling rate {self.sampling_rate:g}, instrumentations {self.instrumentations}"
+        return "\n".join([head, *(_words(step) for step in self.steps)])
+
+
+def parse(line: str) -> Program:
+    """Return the program that `Program.line` wrote.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        told = json.loads(line)
+        steps = tuple(Reload() if step == "reload" else Visit(**step) for step in told.pop("steps"))
+        program = Program(steps, **told)
+        for step in steps:
+            if isinstance(step, Visit):
+                UPSTREAMS.index(step.upstream), TRACES.index(step.trace), INTERFERENCES.index(step.interference)
+                range(step.times), range(step.gap_ms)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"is no program: {error}", field="--replay", cure="give the line as it was printed") from None
+    return program
+
+
+def programs() -> "SearchStrategy[Program]":
+    """Return the strategy of programs.
+
+    Raises:
+        UserError: hypothesis is not installed.
+    """
+    try:
+        from hypothesis import strategies as st  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise UserError("verify needs hypothesis", cure="install kongsim[testing]") from None
+
+    def mostly(choices: tuple[T, ...]) -> "SearchStrategy[T]":
+        # The first is the usual one; whatever is unusual in many ways at once hides more than it shows.
+        return st.sampled_from((*choices[:1] * len(choices), *choices))
+
+    visits = st.builds(
+        Visit,
+        times=st.sampled_from(TIMES),
+        gap_ms=mostly(_GAPS_MS),
+        method=mostly(_METHODS),
+        path=mostly(_PATHS),
+        body=mostly(_BODIES),
+        trace=mostly(TRACES),
+        abort_ms=mostly(_ABORTS_MS),
+        upstream=mostly(UPSTREAMS),
+        answer=mostly(_ANSWERS),
+        interference=mostly(INTERFERENCES),
+    )
+    steps = st.lists(visits | visits | visits | st.builds(Reload), min_size=1, max_size=6).map(tuple)
+    return st.builds(Program, steps, mostly(_RATES), mostly(_INSTRUMENTATIONS))
+
+
+def plain_programs() -> "Iterator[Program]":
+    """Return one request, and all programs that differ from it in one thing."""
+    plain = Visit()
+    yield Program((plain,))
+    for name, choices in _CHOICES.items():
+        for value in choices[1:]:
+            yield Program((replace(plain, **{name: value}),))
+    for times in sorted(set(TIMES))[1:]:
+        yield Program((replace(plain, times=times),))
+    yield Program((replace(plain, times=3, gap_ms=0, upstream="is slow"), Reload(), plain))
+    for rate in _RATES[1:]:
+        yield Program((plain,), sampling_rate=rate)
+    for word in _INSTRUMENTATIONS[1:]:
+        yield Program((plain,), instrumentations=word)
+
+
+def _changed(of: Any) -> dict[str, Any]:
+    named = {field.name: (getattr(of, field.name), field.default) for field in fields(of)}
+    return {name: value for name, (value, default) in named.items() if default is MISSING or value != default}
+
+
+def _words(step: Visit | Reload) -> str:
+    if isinstance(step, Reload):
+        return "reload: the worker leaves, another takes its place"
+    words = [f"{step.times} times {step.gap_ms} ms apart: " if step.times > 1 else ""]
+    words.append(f"{step.method} {step.path if len(step.path) < 40 else step.path[:37] + '...'}")
+    words.append(f", body of {step.body} bytes" if step.body else "")
+    words.append(f", trace headers {step.trace}" if step.trace != "none" else "")
+    words.append(f"; the upstream {step.upstream}")
+    words.append(f"; another plugin {step.interference}" if step.interference != "nothing" else "")
+    words.append(f"; the client goes away after {step.abort_ms} ms" if step.abort_ms is not None else "")
+    return "".join(words)

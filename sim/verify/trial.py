@@ -1,0 +1,596 @@
+"""A trial: one program, run through a gateway with watched plugins and checked spans in a virtual world.
+
+One worker, a service that behaves as each request's visit says, a collector that takes what the opentelemetry plugin
+exports, and clients. When all requests have ended the world stays quiet for `QUIET_S`, long enough for every retry of
+a queue; then the worker leaves. A reload is that in the middle: as every worker is a process of its own, the plugin is
+loaded anew for the next.
+
+A trial reads no clock but the virtual one, and draws nothing: the same program has the same mistakes each time, except
+for stalls, for which see `sim.verify.watch`. Times in s.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import io
+import sys
+import warnings
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from kongtrace import propagation, tracing
+from kongtrace.checked import CheckedProvider, CheckedSpan, tracer_provider
+from kongtrace.context import span_list
+from kongtrace.findings import Frame
+from sim.config import Gateway, Nginx, Plugin, Route, Service, Tracing
+from sim.errors import UserError
+from sim.gateway import WorkerGateway
+from sim.http_server import HttpConnection, HttpServer, response
+from sim.pdk import Kong
+from sim.plugin import PluginClass, configuration, load
+from sim.plugins import BUNDLED
+from sim.runtime.virtual import EverybodyWaitsError, TimeStandsStillError, VirtualWorld
+from sim.verify.mistakes import STALL
+from sim.verify.program import Program, Reload, Visit
+from sim.verify.watch import Watch, WatchedTimers, stack_of
+
+if TYPE_CHECKING:
+    from sim.request import Request
+    from sim.runtime import Listener, Runtime
+    from sim.verify.mistakes import Mistake
+
+QUIET_S: Final = 200.0
+"""More than twice the 82 s that a queue retries (kong-semantics Q21)."""
+
+PATIENCE_S: Final = 900.0
+"""A request that has not ended after that, by the virtual clock, never will."""
+
+MARK: Final = "x-verify"
+"""Header that tells the service and the interfering plugin which request it is."""
+
+TRACE_HEADERS: Final = {
+    "traceparent": "w3c",
+    "b3": "b3-single",
+    "x-b3-spanid": "b3",
+    "uber-trace-id": "jaeger",
+    "ot-tracer-spanid": "ot",
+    "x-datadog-parent-id": "datadog",
+}
+"""Headers that name a parent, each with its format."""
+
+_HOST: Final = "127.0.0.1"
+_HOSTS: Final = {"refuses": "refused.test", "is silent": "silent.test", "is unknown": "unknown.test"}
+_SERVED: Final = "orders.test"
+_UNROUTED: Final = "nowhere.test"
+_SILENT: Final = ("10.0.0.9", 80)
+_SLOW_NS: Final = 300_000_000
+_INJECTED: Final = "KONGSIM_INJECTED"
+_TRACE_ID: Final = "0af7651916cd43dd8448eb211c80319c"
+_SPAN_ID: Final = "b7ad6b7169203331"
+_TRACE_LINES: Final[dict[str, tuple[str, ...]]] = {
+    "none": (),
+    "sampled": (f"traceparent: 00-{_TRACE_ID}-{_SPAN_ID}-01",),
+    "unsampled": (f"traceparent: 00-{_TRACE_ID}-{_SPAN_ID}-00",),
+    "b3": (f"x-b3-traceid: {_TRACE_ID}", f"x-b3-spanid: {_SPAN_ID}", "x-b3-sampled: 1"),
+    "malformed": ("traceparent: 00-xyz-1-01", "tracestate: a=1", "x-b3-traceid: not hex"),
+    "twice": (f"traceparent: 00-{_TRACE_ID}-{_SPAN_ID}-01",) * 2,
+}
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """The plugins under test.
+
+    Attributes:
+        places: files, modules, or names of bundled plugins.
+        configs: configuration by name of plugin.
+        modules: of the classes, read for each trial.
+    """
+
+    places: tuple[str, ...]
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def load(self) -> dict[str, PluginClass]:
+        """Return the classes by name, read anew.
+
+        Raises:
+            UserError: one cannot be read or cannot work, or its configuration is wrong.
+        """
+        bundled = {place: BUNDLED[place] for place in self.places if place in BUNDLED}
+        loaded = load([place for place in self.places if place not in BUNDLED], BUNDLED)
+        classes = bundled | {name: plugin for name, plugin in loaded.items() if name not in BUNDLED}
+        for name in self.configs:
+            if name not in classes:
+                raise UserError(
+                    f"there is no plugin {name} here", field="--config", cure=f"these are: {', '.join(classes)}"
+                )
+        for name, plugin in classes.items():
+            try:
+                configuration(plugin, self.configs.get(name, {}))
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, (name, *first["loc"])))
+                raise UserError(
+                    f"{where}: {first['msg']}", field="--config", cure=f"""write --config '{{"{name}": {{...}}}}'"""
+                ) from None
+        return classes
+
+
+class Outcome(NamedTuple):
+    """What came of a trial.
+
+    Attributes:
+        mistakes: that were found.
+        requests: that ended in their log phase.
+        stalled: first lines of the handlers that stalled the loop.
+    """
+
+    mistakes: "tuple[Mistake, ...]"
+    requests: int
+    stalled: frozenset[Frame]
+
+
+class InterferenceError(Exception):
+    """Another plugin raises."""
+
+
+def run(suspects: Suspects, program: Program, known_stalls: Container[Frame] = ()) -> Outcome:
+    """Run a program.
+
+    Args:
+        suspects: the plugins under test.
+        program: what happens.
+        known_stalls: first lines of handlers that are known to stall: they are not looked into again.
+
+    Raises:
+        UserError: a plugin cannot be loaded.
+    """
+    outcome = _run(suspects, program, locates=False)
+    if all(handler in known_stalls for handler in outcome.stalled):
+        return outcome
+    # Whatever this machine was doing meanwhile, it will not do twice at the same line.
+    first, second = (_run(suspects, program, locates=True) for _ in range(2))
+    again = {mistake.key for mistake in first.mistakes}
+    mistakes = tuple(mistake for mistake in second.mistakes if mistake.code != STALL or mistake.key in again)
+    return Outcome(mistakes, second.requests, second.stalled & first.stalled)
+
+
+def _run(suspects: Suspects, program: Program, *, locates: bool) -> Outcome:
+    classes = suspects.load()
+    watch = Watch(files_of(classes), locates=locates)
+    trial = Trial(suspects, classes, program, watch)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            trial.world.run(trial.play())
+        except TimeStandsStillError:
+            watch.not_ending("turns and turns, and no time passes")
+        except EverybodyWaitsError:
+            watch.not_ending("waits for what will never come")
+        finally:
+            tracing.use(None)
+    if trial.crashes:
+        raise trial.crashes[0]
+    return Outcome(tuple(watch.mistakes.values()), trial.requests, frozenset(watch.stalled))
+
+
+def files_of(classes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the files of plugins, each with the name of its plugin."""
+    return {inspect.getfile(plugin): name for name, plugin in classes.items()}
+
+
+def _no_log(_level: str, _message: str) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass
+
+
+class Trial:
+    """One program in one world; or requests by hand, between `begin` and `end`.
+
+    Args:
+        suspects: the plugins under test.
+        classes: the same, loaded.
+        program: what happens.
+        watch: looks at it.
+        collector: takes what is exported; None: the service does, and drops it.
+        log: takes a level and a message.
+
+    Attributes:
+        world: in which it happens.
+        runtime: of the worker.
+        gateway: that serves now.
+        front: where it listens.
+        visits: how the service treats requests, by their mark.
+        requests: that ended in their log phase.
+        crashes: exceptions that no plugin is to blame for.
+    """
+
+    def __init__(
+        self,
+        suspects: Suspects,
+        classes: dict[str, PluginClass],
+        program: Program,
+        watch: Watch,
+        *,
+        collector: HttpServer | None = None,
+        log: Callable[[str, str], None] = _no_log,
+    ) -> None:
+        self._suspects = suspects
+        self._classes: dict[str, PluginClass] | None = classes
+        self._program = program
+        self._watch = watch
+        self._collector = collector
+        self._log = log
+        self._rested: asyncio.Event
+        self._upstream = self._receiver = (_HOST, 0)
+        self.gateway: WorkerGateway
+        self.front: Listener
+        self.visits: dict[str, Visit] = {}
+        self.requests = 0
+        self.crashes: list[BaseException] = []
+        self.world = VirtualWorld(0, lambda _generator: 50_000)
+        self.runtime: Runtime = self.world.runtime("gateway")
+
+    async def begin(self) -> None:
+        """Start service, collector and worker."""
+        asyncio.get_running_loop().set_exception_handler(self._unhandled)
+        self.world.network.silence(_SILENT)
+        self._upstream = self._receiver = await self._serve(ServiceServer(self.visits))
+        if self._collector is not None:
+            self._receiver = await self._serve(self._collector)
+        await self._start()
+
+    async def end(self) -> None:
+        """Wait for the requests to end and the world to be quiet, and let the worker leave."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while self.gateway.counts.active:
+                    await self.pause(0.1)
+        except TimeoutError:
+            self._watch.not_ending(f"has not returned after {PATIENCE_S:g} s")
+        else:
+            # What a timer holds now, it will have let go when the world has been quiet.
+            self._sweep()
+        await self.pause(QUIET_S)
+        self._watch.left_behind(self.requests + self.gateway.counts.requests)
+        await self._leave()
+
+    async def _serve(self, server: HttpServer) -> tuple[str, int]:
+        server.open(self.runtime.alarm)
+        return (await self.runtime.listen(_HOST, 0, server.accept)).address
+
+    async def play(self) -> None:
+        """Run the program from beginning to end."""
+        await self.begin()
+        clients: list[asyncio.Future[None]] = []
+        for step in self._program.steps:
+            if isinstance(step, Reload):
+                await self._leave()
+                await self._start()
+                continue
+            for _ in range(step.times):
+                clients.append(await self._visit(step))
+                await self.pause(step.gap_ms / 1000)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.gather(*clients)
+        await self.end()
+
+    async def pause(self, delay_s: float) -> None:
+        """Let time pass."""
+        over = asyncio.get_running_loop().create_future()
+        self.runtime.call_later(delay_s, over.set_result, None)
+        await over
+
+    # The worker.
+
+    async def _start(self) -> None:
+        classes = self._suspects.load() if self._classes is None else self._classes
+        self._classes = None
+        watch = self._watch
+        self._rested = asyncio.Event()
+        companions: list[Any] = [Interfering.of(order, self.visits) for order in self._orders()]
+        gateway = self.gateway = WorkerGateway(
+            self._configuration(classes, [companion.NAME for companion in companions]),
+            self.runtime,
+            self._log,
+            on_change=_nothing,
+            on_rest=self._rested.set,
+            classes={
+                **BUNDLED,
+                **{name: watch.watched(plugin) for name, plugin in classes.items()},
+                **{companion.NAME: companion for companion in companions},
+            },
+            make_provider=self._provider,
+            make_timers=partial(WatchedTimers, watch),
+            on_logged=self._logged,
+        )
+        _note_injections(gateway.kong, watch)
+        self.front = await self.runtime.listen(_HOST, 0, gateway.connection)
+
+    def _provider(self, **arguments: Any) -> CheckedProvider:
+        provider = tracer_provider("report", on_finding=self._watch.found, **arguments)
+        assert isinstance(provider, CheckedProvider)
+        self._watch.execution = provider.execution
+        return provider
+
+    async def _leave(self) -> None:
+        gateway = self.gateway
+        self.front.close()
+        gateway.quit()
+        try:
+            async with asyncio.timeout(QUIET_S):
+                await self._rested.wait()
+        except TimeoutError:
+            self._watch.not_leaving(QUIET_S)
+        self._sweep()
+        self.requests += gateway.counts.requests
+        gateway.terminate()
+        await gateway.close()
+        self._watch.timers.clear()
+
+    def _sweep(self) -> None:
+        assert isinstance(self.gateway.provider, CheckedProvider)
+        self.gateway.provider.sweep()
+
+    def _orders(self) -> Iterable[str]:
+        visits = [step for step in self._program.steps if isinstance(step, Visit)]
+        return [order for order in ("before", "after") if any(v.interference.endswith(order) for v in visits)]
+
+    def _configuration(self, classes: Mapping[str, PluginClass], companions: Iterable[str]) -> Gateway:
+        exporter = {"traces_endpoint": f"http://{_HOST}:{self._receiver[1]}/v1/traces"}
+        configs = {name: dict(self._suspects.configs.get(name, {})) for name in classes}
+        if "opentelemetry" in configs:
+            configs["opentelemetry"] = exporter | configs["opentelemetry"]
+        elif self._program.instrumentations != "off":
+            configs["opentelemetry"] = exporter
+        hosts = [_SERVED, *_HOSTS.values()]
+        return Gateway(
+            tracing=Tracing(
+                instrumentations=(self._program.instrumentations,), sampling_rate=self._program.sampling_rate
+            ),
+            nginx=Nginx.model_validate({"worker_shutdown_timeout": "5s"}),
+            hosts={_SERVED: self._upstream, "refused.test": (_HOST, 1), "silent.test": _SILENT},
+            services=tuple(
+                Service(name=host, host=host, retries=1, connect_timeout=2_000, read_timeout=5_000) for host in hosts
+            ),
+            routes=tuple(Route(name=host, service=host, hosts=(host,), paths=("/",)) for host in hosts),
+            plugins=tuple(
+                Plugin(name=name, config=config)
+                for name, config in (configs | {name: {} for name in companions}).items()
+            ),
+        )
+
+    def _logged(self, request: "Request") -> None:
+        """Look whether the upstream was told a parent that it will never see (kong-semantics H18)."""
+        stack = request.ctx.get(_INJECTED)
+        if stack is None or not request.tries or request.tries[-1].state is not None:
+            return
+        sampled = {}
+        for namespace in self._watch.execution.namespaces:
+            for span in span_list(request.ctx, namespace.name):
+                if isinstance(span, CheckedSpan) and not span.record.released:
+                    sampled[span.span_id] = span.should_sample
+        for name, form in TRACE_HEADERS.items():
+            if request.headers.get(name) is None:
+                continue
+            told = propagation.extract_format(form, request.headers, _no_log)
+            parent = None if told is None else (told.span_id or told.parent_id)
+            if parent is None or told is None or told.should_sample is False or parent.hex() == _SPAN_ID:
+                continue
+            if not sampled.get(parent):
+                self._watch.orphaned(name, parent.hex(), stack)
+
+    def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, Exception):
+            before = len(self._watch.mistakes)
+            self._watch.raised(error)
+            if len(self._watch.mistakes) == before:
+                self.crashes.append(error)
+
+    # Clients.
+
+    async def _visit(self, visit: Visit) -> "asyncio.Future[None]":
+        """Begin a request; return what is done when the client has its answer, or has gone."""
+        number = len(self.visits)
+        mark = "&" if "?" in visit.path else "?"
+        client = await self.send(visit, f"{quote(visit.path, safe='/?%=&;,.')}{mark}n={number}")
+        if visit.abort_ms is not None and not client.over.done():
+            self.runtime.call_later(visit.abort_ms / 1000, client.transport.abort)
+        return client.over
+
+    async def send(
+        self, visit: Visit, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> "Client":
+        """Send a request, and return its client.
+
+        Args:
+            visit: what happens to it.
+            path: with the query.
+            headers: beside what the visit says.
+            body: None: as large as the visit says.
+        """
+        number = len(self.visits)
+        self.visits[str(number)] = visit
+        client = Client(asyncio.get_running_loop().create_future())
+        try:
+            await self.runtime.connect(*self.front.address, lambda: client)
+        except OSError:
+            client.over.set_result(None)
+            return client
+        host = _UNROUTED if visit.upstream == "has no route" else _HOSTS.get(visit.upstream, _SERVED)
+        body = b"x" * visit.body if body is None else body
+        lines = [
+            f"{visit.method} {path} HTTP/1.1",
+            f"Host: {host}",
+            f"{MARK}: {number}",
+            "Connection: close",
+            *_TRACE_LINES[visit.trace],
+            *(f"{name}: {value}" for name, value in (headers or {}).items()),
+            *([f"Content-Length: {len(body)}"] if body else []),
+        ]
+        client.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        return client
+
+
+class Client(asyncio.Protocol):
+    """A client of one request.
+
+    Args:
+        over: done when the connection has closed.
+
+    Attributes:
+        over: the same.
+        received: parts of the answer.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self, over: "asyncio.Future[None]") -> None:
+        self.over = over
+        self.received: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Be ready."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Keep it."""
+        self.received.append(data)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """The answer has come, or will not."""
+        if not self.over.done():
+            self.over.set_result(None)
+
+
+class ServiceServer(HttpServer):
+    """The service and the collector: it answers as each request's visit says.
+
+    Args:
+        visits: by their mark; what has none comes from an exporter.
+    """
+
+    def __init__(self, visits: Mapping[str, Visit]) -> None:
+        super().__init__()
+        self.visits = visits
+
+    def accept(self) -> "ServiceConnection":
+        """Return the protocol of a new connection."""
+        return ServiceConnection(self)
+
+
+class ServiceConnection(HttpConnection):
+    """A connection to the service."""
+
+    server: ServiceServer
+
+    def __init__(self, server: ServiceServer) -> None:
+        super().__init__(server)
+        self._mark = ""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note the mark."""
+        super().on_header(name, value)
+        if name.lower() == MARK.encode():
+            self._mark = value.decode("latin-1")
+
+    def request(self) -> tuple[str, bool]:
+        """Return the mark, and whether it is a HEAD request."""
+        mark, self._mark = self._mark, ""
+        return mark, self.parser.get_method() == b"HEAD"
+
+    def respond(self, request: tuple[str, bool], keep_alive: bool) -> tuple[bytes, int]:
+        """Answer, or not."""
+        mark, head = request
+        visit = self.server.visits.get(mark, _USUAL)
+        status = 503 if visit.upstream == "fails" else 200
+        data = response(status, {}, b"x" * visit.answer, head=head, keep_alive=keep_alive)
+        match visit.upstream:
+            case "is slow":
+                return data, _SLOW_NS
+            case "resets":
+                self.transport.abort()
+                return b"", 0
+            case "breaks off":
+                self._keep_alive = False
+                return data[: len(data) - 1 - visit.answer // 2], 0
+            case "talks nonsense":
+                self._keep_alive = False
+                return b"HTTP/9 nonsense\r\n\r\n", 0
+        return data, 0
+
+
+_USUAL: Final = Visit()
+
+
+class Interfering:
+    """Another plugin, which raises or answers as the visits say."""
+
+    NAME = ""
+    PRIORITY = 0
+    VERSION = "1"
+    visits: Mapping[str, Visit]
+
+    @classmethod
+    def of(cls, order: str, visits: Mapping[str, Visit]) -> "type[Interfering]":
+        """Make the one that runs before or after the others."""
+        priority = 10**6 if order == "before" else -(10**6)
+        return type(cls.__name__, (cls,), {"NAME": f"verify-{order}", "PRIORITY": priority, "visits": visits})
+
+    def rewrite(self, kong: Kong, _conf: object) -> None:
+        """Interfere."""
+        self._raise_in("rewrite", kong)
+
+    def access(self, kong: Kong, _conf: object) -> None:
+        """Interfere, or answer."""
+        if self._told(kong) == f"exits {self._order}":
+            kong.response.exit(403, b"")
+        self._raise_in("access", kong)
+
+    def header_filter(self, kong: Kong, _conf: object) -> None:
+        """Interfere."""
+        self._raise_in("header_filter", kong)
+
+    def log(self, kong: Kong, _conf: object) -> None:
+        """Interfere."""
+        self._raise_in("log", kong)
+
+    @property
+    def _order(self) -> str:
+        return self.NAME.partition("-")[2]
+
+    def _told(self, kong: Kong) -> str:
+        mark = kong.request.get_header(MARK)
+        return self.visits[mark].interference if mark is not None and mark in self.visits else "nothing"
+
+    def _raise_in(self, phase: str, kong: Kong) -> None:
+        if self._told(kong) == f"raises in {phase} {self._order}":
+            raise InterferenceError
+
+
+def _note_injections(kong: Kong, watch: Watch) -> None:
+    """Have each request's context tell where a plugin has written a trace header for the upstream."""
+    to_service: Any = kong.service.request
+
+    def noting(write: Callable[..., Any]) -> Callable[..., Any]:
+        def written(names: Any, *arguments: Any) -> Any:
+            for name in [names] if isinstance(names, str) else list(names):
+                if str(name).lower() in TRACE_HEADERS and watch.execution.ctx is not None:
+                    watch.execution.ctx[_INJECTED] = stack_of(sys._getframe(1))  # noqa: SLF001 - what inspect does, without reading files
+            return write(names, *arguments)
+
+        return written
+
+    for method in ("set_header", "add_header", "set_headers"):
+        setattr(to_service, method, noting(getattr(to_service, method)))

@@ -1,0 +1,415 @@
+"""The watch: looks at plugins' handlers and timers while they run, and notes what they do wrong.
+
+Theory of operation. A *watched class* is the plugin's class with each handler wrapped; a coroutine is watched step by
+step, since between steps others run. Around each step a real clock runs, beside the virtual one: a step that takes long
+and in which the thread computed, or gave the processor away by itself, has stalled the loop; one that was only
+interrupted by other programs has not. A stall counts when two trials that run again have it on the same line, which an
+interval timer tells.
+
+Every timer belongs to a *lineage*: that of the request, or of the worker, from which it descends over however many
+timers. So a storm and what is left behind are told of the request that began it.
+
+The watch knows the plugins by their files. The place of a mistake is the first line of the user's own code on its
+stack; what has none is the gateway's own affair.
+"""
+
+import inspect
+import resource
+import signal
+import sysconfig
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from pathlib import Path
+from sys import _getframe
+from types import FrameType, TracebackType
+from typing import Any, Final, Self
+
+import kongtrace
+from kongtrace import ApiError, Execution
+from kongtrace.findings import Finding, Frame, Stack
+from sim.plugin import AWAITING_PHASES, PLAIN_PHASES
+from sim.runtime.virtual import NotVirtualError
+from sim.timers import Answer, Timers
+from sim.verify.mistakes import (
+    BEHIND_THE_GATEWAY,
+    FORBIDDEN_CALL,
+    ORPHAN_PARENT,
+    RAISES,
+    STALL,
+    TIMER_LEFT,
+    TIMER_STORM,
+    WAITS_FOR_EVER,
+    Key,
+    Mistake,
+)
+
+BLOCKED_MS: Final = 10
+"""A step that gives the processor away has stalled the loop when it takes this long; ten requests could have run."""
+
+COMPUTED_MS: Final = 50
+"""A step that computes has when it takes this long, of CPU time."""
+
+TIMERS_MAX: Final = 20
+"""Timers that one request may set off, descendants included."""
+
+REFUSED_AFTER: Final = 100
+"""Timers of one lineage after which it gets no more, so that a trial ends."""
+
+LEFT_MIN: Final = 3
+"""Timers of one line that requests must have left behind; one or two may be the worker's, made when first needed."""
+
+STACK_DEPTH_MAX: Final = 24
+
+HANDLERS: Final = ("init_worker", "configure", *AWAITING_PHASES, *PLAIN_PHASES)
+
+_LINEAGE: Final = "KONGSIM_LINEAGE"
+_NS_PER_MS: Final = 1_000_000
+_PATHS: Final = sysconfig.get_paths()
+_GATEWAY: Final = f"{Path(__file__).parents[1]}/"
+_NOT_THE_USERS: Final = (
+    "<",
+    *(f"{_PATHS[name]}/" for name in ("stdlib", "purelib", "platlib")),
+    f"{Path(kongtrace.__file__).parent}/",
+    _GATEWAY,
+)
+
+
+class Lineage:
+    """All timers that descend from one request, or from the worker.
+
+    Attributes:
+        of_request: it began in a request.
+        created: timers made so far.
+    """
+
+    __slots__ = ("created", "of_request")
+
+    def __init__(self, *, of_request: bool) -> None:
+        self.of_request = of_request
+        self.created = 0
+
+
+class Watch:
+    """What is seen in one trial.
+
+    Args:
+        files: of the plugins, each with the plugin's name.
+        locates: stalls are told with their line; else only that there was one.
+
+    Attributes:
+        mistakes: what was found, by what makes them the same.
+        stalled: the handlers of which a step has stalled the loop, by their first lines.
+        timers: those that have not ended, each with its lineage and where it was made.
+        waiting: coroutines that have not ended, each with its first line.
+        execution: of the gateway that runs now.
+    """
+
+    def __init__(self, files: Mapping[str, str], *, locates: bool) -> None:
+        self._files = files
+        self._locates = locates
+        self._worker = Lineage(of_request=False)
+        self.mistakes: dict[Key, Mistake] = {}
+        self.stalled: set[Frame] = set()
+        self.timers: dict[object, tuple[Lineage, Stack]] = {}
+        self.waiting: dict[Steps, Frame] = {}
+        self.execution = Execution()
+
+    # What is found.
+
+    def found(self, finding: Finding) -> None:
+        """Take a finding of the tracer; what the gateway did with a span of its own is no plugin's mistake."""
+        place = self._place(finding.misuse)
+        by = finding.misuse[0].filename
+        if place is not None and (by in self._files or not by.startswith(_GATEWAY)):
+            self._keep(Mistake.of_finding(finding, place, self._plugin(finding.misuse)))
+
+    def tell(self, code: str, message: str, stack: Stack, phase: str | None = None) -> None:
+        """Take a finding of the gateway."""
+        place = self._place(stack)
+        if place is not None:
+            phase = phase or self.execution.phase.name
+            self._keep(Mistake(code, message, self._plugin(stack), phase, None, place, stack))
+
+    def raised(self, error: Exception) -> None:
+        """A handler has raised."""
+        frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+        stack = tuple(Frame(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in reversed(frames))[
+            :STACK_DEPTH_MAX
+        ]
+        place = self._place(stack)
+        if place is None or any(
+            key[1:] == (place.filename, place.line) and key[0].startswith("KT") for key in self.mistakes
+        ):
+            return  # the tracer has told already
+        code = RAISES
+        if isinstance(error, NotVirtualError):
+            code = BEHIND_THE_GATEWAY
+        elif isinstance(error, ApiError) and _is_forbidden(str(error)):
+            code = FORBIDDEN_CALL
+        self.tell(code, f"{type(error).__name__}: {error}", stack)
+
+    def orphaned(self, header: str, parent_id: str, stack: Stack) -> None:
+        """A header for the upstream names a span that is none of the request's."""
+        self.tell(ORPHAN_PARENT, f"{header} names the parent {parent_id}, which no span of the request is", stack)
+
+    def stall(self, milliseconds: float, stack: Stack) -> None:
+        """A step has stalled the loop."""
+        self.stalled.add(stack[-1])
+        if self._locates:
+            self.tell(STALL, f"the loop stood still for about {_rounded(milliseconds):g} ms", stack)
+
+    # Timers.
+
+    def lineage(self) -> Lineage:
+        """Return the lineage of what runs now."""
+        ctx = self.execution.ctx
+        if ctx is None or (not self.execution.phase.spans and self.execution.phase.name != "timer"):
+            return self._worker
+        found: Lineage = ctx.setdefault(_LINEAGE, Lineage(of_request=True))
+        return found
+
+    def adopt(self, lineage: Lineage) -> None:
+        """What runs now, a timer, is of this lineage."""
+        if self.execution.ctx is not None:
+            self.execution.ctx[_LINEAGE] = lineage
+
+    def left_behind(self, requests: int) -> None:
+        """All requests have ended long ago: tell what they have left behind."""
+        left: dict[tuple[Frame, ...], int] = {}
+        for lineage, stack in self.timers.values():
+            if lineage.of_request:
+                left[stack[:1]] = left.get(stack[:1], 0) + 1
+        for lineage, stack in self.timers.values():
+            count = left.pop(stack[:1], 0) if lineage.of_request else 0
+            if count >= LEFT_MIN and 2 * count >= requests:
+                self.tell(TIMER_LEFT, f"{requests} requests have left {count} timers behind", stack, "timer")
+
+    def not_leaving(self, seconds: float) -> None:
+        """The worker was told to leave so long ago, and timers keep it."""
+        for _lineage, stack in self.timers.values():
+            message = f"the worker was told to leave, and {seconds:g} s later this timer goes on"
+            self.tell(TIMER_LEFT, message, stack, "timer")
+
+    def not_ending(self, how: str) -> None:
+        """A handler never returns."""
+        for first in self.waiting.values():
+            self.tell(WAITS_FOR_EVER, f"{first.function} {how}", (first,))
+
+    # Places.
+
+    def _place(self, stack: Stack) -> Frame | None:
+        return next((frame for frame in stack if self._is_users(frame.filename)), None)
+
+    def _plugin(self, stack: Stack) -> str:
+        names = (self._files[frame.filename] for frame in stack if frame.filename in self._files)
+        return next(names, next(iter(self._files.values())))
+
+    def _is_users(self, filename: str) -> bool:
+        return filename in self._files or not filename.startswith(_NOT_THE_USERS)
+
+    def _keep(self, mistake: Mistake) -> None:
+        self.mistakes.setdefault(mistake.key, mistake)
+
+    # Handlers.
+
+    def watched(self, plugin: Any) -> Any:
+        """Return the class of a plugin with its handlers wrapped."""
+        handlers = {name: self._wrapped(getattr(plugin, name), name) for name in HANDLERS if hasattr(plugin, name)}
+        return type(plugin.__name__, (plugin,), {**handlers, "__module__": plugin.__module__})
+
+    def _wrapped(self, handler: Callable[..., Any], name: str) -> Callable[..., Any]:
+        code = inspect.unwrap(handler).__code__
+        first = Frame(code.co_filename, code.co_firstlineno, code.co_name)
+
+        if inspect.iscoroutinefunction(handler):
+
+            async def awaiting(*arguments: Any) -> Any:
+                return await Steps(self, handler(*arguments), first)
+
+            return awaiting
+
+        def plain(*arguments: Any) -> Any:
+            with Step(self, first):
+                given = handler(*arguments)
+            if name in PLAIN_PHASES and isinstance(given, Awaitable):
+                self.tell(FORBIDDEN_CALL, f"{name} returned something to await, which nobody awaits", (first,))
+                if isinstance(given, Coroutine):
+                    given.close()
+            return given
+
+        return plain
+
+
+class Step:
+    """One step of a handler, from one wait to the next; a real clock runs meanwhile."""
+
+    __slots__ = ("_caught", "_cpu_ns", "_first", "_gave_away", "_previous", "_wall_ns", "_watch")
+
+    def __init__(self, watch: Watch, first: Frame) -> None:
+        self._watch = watch
+        self._first = first
+        self._caught: Stack = ()
+
+    def __enter__(self) -> Self:
+        if self._watch._locates:  # noqa: SLF001 - the two are one
+            self._previous = signal.signal(signal.SIGALRM, self._note)
+            signal.setitimer(signal.ITIMER_REAL, BLOCKED_MS / 1000)
+        self._gave_away = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        self._cpu_ns = time.thread_time_ns()
+        self._wall_ns = time.perf_counter_ns()
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: TracebackType | None) -> None:
+        wall_ns = time.perf_counter_ns() - self._wall_ns
+        if wall_ns >= BLOCKED_MS * _NS_PER_MS:
+            cpu_ns = time.thread_time_ns() - self._cpu_ns
+            gave_away = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw > self._gave_away
+            if (gave_away and 2 * cpu_ns < wall_ns) or cpu_ns >= COMPUTED_MS * _NS_PER_MS:
+                self._watch.stall(wall_ns / _NS_PER_MS, (*self._caught, self._first))
+        if self._watch._locates:  # noqa: SLF001 - see above
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._previous)
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            self._watch.raised(error)
+
+    def _note(self, _signum: int, frame: FrameType | None) -> None:
+        self._caught = stack_of(frame)
+
+
+class Steps:
+    """A coroutine that is watched step by step."""
+
+    def __init__(self, watch: Watch, coroutine: Any, first: Frame) -> None:
+        self._watch = watch
+        self._coroutine = coroutine
+        self._first = first
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """Run it."""
+        coroutine = self._coroutine if isinstance(self._coroutine, Coroutine) else self._coroutine.__await__()
+        value: Any = None
+        error: BaseException | None = None
+        self._watch.waiting[self] = self._first
+        try:
+            while True:
+                try:
+                    with Step(self._watch, self._first):
+                        waited = coroutine.send(value) if error is None else coroutine.throw(error)
+                except StopIteration as end:
+                    return end.value
+                error = None
+                try:
+                    value = yield waited
+                except GeneratorExit:
+                    coroutine.close()
+                    raise
+                except BaseException as thrown:  # noqa: BLE001 - it is handed on
+                    error = thrown
+        finally:
+            self._watch.waiting.pop(self, None)
+
+
+class WatchedTimers(Timers):
+    """Timers of which each is watched.
+
+    Args:
+        watch: that looks at them.
+        arguments: of `Timers`.
+    """
+
+    def __init__(self, watch: Watch, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._watch = watch
+
+    def at(self, *arguments: Any, **options: Any) -> Answer:
+        """See `Timers.at`."""
+        return self._made(super().at, once=True, arguments=arguments, options=options)
+
+    def every(self, *arguments: Any, **options: Any) -> Answer:
+        """See `Timers.every`."""
+        return self._made(super().every, once=False, arguments=arguments, options=options)
+
+    def _made(
+        self, make: Callable[..., Answer], *, once: bool, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> Answer:
+        watch = self._watch
+        if len(arguments) < 2 or not callable(arguments[1]):
+            return make(*arguments, **options)
+        stack = stack_of(_getframe(2))
+        lineage = watch.lineage()
+        lineage.created += 1
+        if lineage.of_request and lineage.created > TIMERS_MAX:
+            watch.tell(TIMER_STORM, f"one request has set off more than {TIMERS_MAX} timers", stack)
+            if lineage.created > REFUSED_AFTER:
+                return None, "too many pending timers"
+        token = object()
+        callback = _WatchedCallback(watch, arguments[1], lineage, token, once=once)
+        answer = make(arguments[0], callback, *arguments[2:], **options)
+        if answer[0]:
+            watch.timers[token] = (lineage, stack)
+        elif answer[1] == "too many pending timers":
+            watch.tell(TIMER_STORM, "no timer could be made: too many are pending", stack)
+        return answer
+
+
+class _WatchedCallback:
+    """The callback of a timer."""
+
+    def __init__(
+        self, watch: Watch, callback: Callable[..., Any], lineage: Lineage, token: object, *, once: bool
+    ) -> None:
+        self._watch = watch
+        self._callback = callback
+        self._lineage = lineage
+        self._token = token
+        self._once = once
+        code = getattr(inspect.unwrap(callback), "__code__", None)
+        self._first = (
+            Frame(code.co_filename, code.co_firstlineno, code.co_name)
+            if code
+            else Frame("<unknown>", 1, repr(callback))
+        )
+
+    def __call__(self, premature: bool, *arguments: Any) -> Any:
+        watch = self._watch
+        watch.adopt(self._lineage)
+        try:
+            with Step(watch, self._first):
+                given = self._callback(premature, *arguments)
+        except BaseException:
+            self._end(premature)
+            raise
+        if isinstance(given, Awaitable):
+            return self._finish(given, premature)
+        self._end(premature)
+        return given
+
+    async def _finish(self, given: Any, premature: bool) -> None:
+        try:
+            await Steps(self._watch, given, self._first)
+        finally:
+            self._end(premature)
+
+    def _end(self, premature: bool) -> None:
+        if self._once or premature:
+            self._watch.timers.pop(self._token, None)
+
+
+def stack_of(frame: FrameType | None) -> Stack:
+    """Return the stack from a frame outwards."""
+    lines: list[Frame] = []
+    while frame is not None and len(lines) < STACK_DEPTH_MAX:
+        lines.append(Frame(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        frame = frame.f_back
+    return tuple(lines)
+
+
+def _is_forbidden(message: str) -> bool:
+    return message.startswith(("API disabled in the context of", "function cannot be called in"))
+
+
+def _rounded(milliseconds: float) -> float:
+    """The same in two runs that take nearly as long."""
+    step = 10 if milliseconds < 100 else 50
+    return max(step, step * round(milliseconds / step))

@@ -1,0 +1,542 @@
+"""A wrong and a right plugin for each mistake that an author can make; a comment marks the line that is found."""
+
+import re
+
+HANDLERS = r"(init_worker|configure|rewrite|access|response|header_filter|body_filter|log)"
+
+
+def plugin(program):
+    """Return the file of a plugin with the handlers that stand in a program as functions."""
+    names = re.findall(rf"^(?:async )?def {HANDLERS}\(", program, re.MULTILINE)
+    members = ["PRIORITY = 1000", 'VERSION = "1"', *(f"{name} = {name}" for name in names)]
+    return "\n".join([program.strip(), "", "", "class Shop:", *(f"    {member}" for member in members), ""])
+
+
+PAIRS = {
+    "use after release": (
+        """
+def late(premature, span):
+    span.set_attribute("rows", 3)  # KT001
+
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    span.finish()
+    kong.timer.at(1, late, span)
+""",
+        """
+def late(premature, name):
+    len(str(name))
+
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    span.set_attribute("rows", 3)
+    span.finish()
+    kong.timer.at(1, late, span.name)
+""",
+    ),
+    "use of another request's span": (
+        """
+seen = {}
+
+async def access(self, kong, conf):
+    span = seen.setdefault("span", kong.tracing.start_span("load order"))
+    await kong.ngx.sleep(0.1)
+    span.set_attribute("rows", 3)  # KT007
+""",
+        """
+async def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    await kong.ngx.sleep(0.1)
+    span.set_attribute("rows", 3)
+    span.finish()
+""",
+    ),
+    "double release": (
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    span.finish()
+    span.release()
+    span.release()  # KT002
+""",
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    span.finish()
+""",
+    ),
+    "release by hand": (
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    span.finish()
+    span.release()  # KT029
+""",
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    span.finish()
+""",
+    ),
+    "release before finish": (
+        """
+def access(self, kong, conf):
+    kong.tracing.start_span("load order").release()  # KT003
+""",
+        """
+def access(self, kong, conf):
+    kong.tracing.start_span("load order").finish()
+""",
+    ),
+    "release of what others need": (
+        """
+def log(self, kong, conf):
+    root = kong.tracing.get_root_span()
+    if root is not None:
+        root.release()  # KT004
+""",
+        """
+def log(self, kong, conf):
+    root = kong.tracing.get_root_span()
+    if root is not None:
+        kong.log.debug(root.name)
+""",
+    ),
+    "double finish": (
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    try:
+        if kong.request.get_method() == "DELETE":
+            span.finish()
+    finally:
+        span.finish()  # KT015
+""",
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    try:
+        kong.request.get_method()
+    finally:
+        span.finish()
+""",
+    ),
+    "attribute set after finish": (
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    span.finish()
+    span.set_attribute("rows", 3)  # KT016
+""",
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    span.set_attribute("rows", 3)
+    span.finish()
+""",
+    ),
+    "unfinished at request end": (
+        """
+def access(self, kong, conf):
+    kong.ctx.plugin["span"] = kong.tracing.start_span("load order", parent=kong.tracing.get_root_span())  # KT005
+
+def header_filter(self, kong, conf):
+    kong.ctx.plugin["span"].finish() if "span" in kong.ctx.plugin else None
+""",
+        """
+def access(self, kong, conf):
+    kong.ctx.plugin["span"] = kong.tracing.start_span("load order", parent=kong.tracing.get_root_span())
+
+def log(self, kong, conf):
+    kong.ctx.plugin["span"].finish() if "span" in kong.ctx.plugin else None
+""",
+    ),
+    "active span not restored": (
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    kong.tracing.set_active_span(span)  # KT006
+    if kong.request.get_header("traceparent") is not None:
+        return
+    span.finish()
+""",
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    kong.tracing.set_active_span(span)
+    try:
+        kong.request.get_header("traceparent")
+    finally:
+        span.finish()
+""",
+    ),
+    "caller-owned attribute table reused": (
+        """
+LABELS = {"team": "orders"}
+
+def access(self, kong, conf):
+    kong.tracing.start_span("load order", attributes=LABELS).finish()  # KT008
+""",
+        """
+LABELS = {"team": "orders"}
+
+def access(self, kong, conf):
+    kong.tracing.start_span("load order", attributes=dict(LABELS)).finish()
+""",
+    ),
+    "one attribute table on two spans": (
+        """
+def access(self, kong, conf):
+    labels = {"team": "orders"}
+    kong.tracing.start_span("load order", attributes=labels).finish()
+    kong.tracing.start_span("load stock", attributes=labels).finish()  # KT009
+""",
+        """
+def access(self, kong, conf):
+    labels = {"team": "orders"}
+    kong.tracing.start_span("load order", attributes=dict(labels)).finish()
+    kong.tracing.start_span("load stock", attributes=dict(labels)).finish()
+""",
+    ),
+    "process_span keeping a live span": (
+        """
+def log(self, kong, conf):
+    batch = []
+    kong.tracing.process_span(batch.append)  # KT012
+    kong.timer.at(5, send, batch)
+
+def send(premature, batch):
+    len(batch)
+""",
+        """
+def log(self, kong, conf):
+    batch = []
+    kong.tracing.process_span(lambda span: batch.append(span.name))
+    kong.timer.at(5, send, batch)
+
+def send(premature, batch):
+    len(batch)
+""",
+    ),
+    "wrong phase for a span": (
+        """
+def work(premature, kong):
+    kong.tracing.start_span("load order")  # KT010
+
+def log(self, kong, conf):
+    kong.timer.at(0, work, kong)
+""",
+        """
+def work(premature, kong):
+    kong.log.debug("loaded")
+
+def log(self, kong, conf):
+    kong.tracing.start_span("load order").finish()
+    kong.timer.at(0, work, kong)
+""",
+    ),
+    "process_span in the wrong phase": (
+        """
+def access(self, kong, conf):
+    kong.tracing.process_span(lambda span: None)  # KT011
+""",
+        """
+def log(self, kong, conf):
+    kong.tracing.process_span(lambda span: None)
+""",
+    ),
+    "socket in a synchronous phase": (
+        """
+def log(self, kong, conf):
+    kong.ngx.socket.tcp()  # KG001
+""",
+        """
+async def send(premature, kong):
+    sock = kong.ngx.socket.tcp()
+    sock.settimeout(1000)
+    connected, error = await sock.connect("127.0.0.1", 1)
+    if connected:
+        sock.close()
+
+def log(self, kong, conf):
+    kong.timer.at(0, send, kong)
+""",
+    ),
+    "function of the gateway in the wrong phase": (
+        """
+def log(self, kong, conf):
+    kong.service.request.set_header("x-late", "1")  # KG001
+""",
+        """
+def access(self, kong, conf):
+    kong.service.request.set_header("x-early", "1")
+""",
+    ),
+    "await in a synchronous phase": (
+        """
+async def log(self, kong, conf):  # KG001
+    await kong.ngx.sleep(1)
+""",
+        """
+async def work(premature, kong):
+    await kong.ngx.sleep(1)
+
+def log(self, kong, conf):
+    kong.timer.at(0, work, kong)
+""",
+    ),
+    "coroutine that nobody awaits": (
+        """
+async def send(kong):
+    await kong.ngx.sleep(1)
+
+def log(self, kong, conf):  # KG001
+    return send(kong)
+""",
+        """
+async def send(premature, kong):
+    await kong.ngx.sleep(1)
+
+def log(self, kong, conf):
+    kong.timer.at(0, send, kong)
+""",
+    ),
+    "blocking call that stalls the loop": (
+        """
+import time
+
+def access(self, kong, conf):
+    if kong.request.get_method() == "DELETE":
+        time.sleep(0.03)  # KG002
+""",
+        """
+async def access(self, kong, conf):
+    if kong.request.get_method() == "DELETE":
+        await kong.ngx.sleep(0.03)
+""",
+    ),
+    "computation that stalls the loop": (
+        """
+def access(self, kong, conf):
+    if kong.request.get_method() == "DELETE":
+        for _ in range(100):
+            sum(i * i for i in range(20_000))  # KG002
+""",
+        """
+def access(self, kong, conf):
+    sum(i * i for i in range(20))
+""",
+    ),
+    "timer storm": (
+        """
+def work(premature):
+    pass
+
+def access(self, kong, conf):
+    for _ in range(50):
+        kong.timer.at(0, work)  # KG003
+""",
+        """
+def work(premature):
+    pass
+
+def access(self, kong, conf):
+    kong.timer.at(0, work)
+""",
+    ),
+    "timers that beget timers": (
+        """
+def access(self, kong, conf):
+    def work(premature):
+        kong.timer.at(0.001, work)  # KG003
+    kong.timer.at(0, work)
+""",
+        """
+def access(self, kong, conf):
+    def work(premature):
+        pass
+    kong.timer.at(0, work)
+""",
+    ),
+    "leaked timer": (
+        """
+def flush(premature):
+    pass
+
+def access(self, kong, conf):
+    kong.timer.every(60, flush)  # KG004
+""",
+        """
+def flush(premature):
+    pass
+
+def init_worker(self, kong):
+    kong.timer.every(60, flush)
+""",
+    ),
+    "timer that keeps a leaving worker": (
+        """
+async def flush(premature, kong):
+    while True:
+        await kong.ngx.sleep(10)
+
+def init_worker(self, kong):
+    kong.timer.at(0, flush, kong)  # KG004
+""",
+        """
+async def flush(premature, kong):
+    while not kong.ngx.worker.exiting():
+        await kong.ngx.sleep(10)
+
+def init_worker(self, kong):
+    kong.timer.at(0, flush, kong)
+""",
+    ),
+    "unbounded names": (
+        """
+def access(self, kong, conf):
+    kong.tracing.start_span(f"load {kong.request.get_path_with_query()}").finish()  # KT018
+""",
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load", attributes={"path": kong.request.get_path_with_query()})
+    span.finish()
+""",
+    ),
+    "unbounded attribute names": (
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load")
+    span.set_attribute(f"seen {kong.request.get_raw_query()}", True)  # KT031
+    span.finish()
+""",
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load")
+    span.set_attribute("seen", kong.request.get_raw_query())
+    span.finish()
+""",
+    ),
+    "attribute of any size": (
+        """
+def body_filter(self, kong, conf):
+    span = kong.tracing.start_span("part")
+    span.set_attribute("body", (kong.ngx.arg[1] or b"").decode("latin-1"))  # KT032
+    span.finish()
+""",
+        """
+def body_filter(self, kong, conf):
+    span = kong.tracing.start_span("part")
+    span.set_attribute("size", len(kong.ngx.arg[1] or b""))
+    span.finish()
+""",
+    ),
+    "attribute type that OTLP cannot carry": (
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load")
+    span.set_attribute("methods", {kong.request.get_method()})  # KT017
+    span.finish()
+""",
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load")
+    span.set_attribute("methods", [kong.request.get_method()])
+    span.finish()
+""",
+    ),
+    "error without status": (
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load")
+    if kong.request.get_method() == "PUT":
+        span.record_error("no such order")  # KT024
+    span.finish()
+""",
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load")
+    if kong.request.get_method() == "PUT":
+        span.record_error("no such order")
+        span.set_status(2)
+    span.finish()
+""",
+    ),
+    "orphan parent in propagated headers": (
+        """
+def access(self, kong, conf):
+    root = kong.tracing.get_root_span()
+    if root is not None:
+        parent = kong.ngx.random_bytes(8).hex()
+        kong.service.request.set_header("traceparent", f"00-{root.trace_id.hex()}-{parent}-01")  # KG006
+""",
+        """
+def access(self, kong, conf):
+    root = kong.tracing.get_root_span()
+    if root is not None:
+        flags = "01" if root.should_sample else "00"
+        kong.service.request.set_header("traceparent", f"00-{root.trace_id.hex()}-{root.span_id.hex()}-{flags}")
+""",
+    ),
+    "span exported without end time": (
+        """
+def access(self, kong, conf):
+    kong.ctx.plugin["span"] = kong.tracing.start_span("load order", parent=kong.tracing.get_root_span())
+
+def log(self, kong, conf):
+    kong.tracing.process_span(lambda span: span.name)
+    if "span" in kong.ctx.plugin:
+        kong.ctx.plugin["span"].finish()  # KT030
+""",
+        """
+def access(self, kong, conf):
+    kong.ctx.plugin["span"] = kong.tracing.start_span("load order", parent=kong.tracing.get_root_span())
+
+def log(self, kong, conf):
+    if "span" in kong.ctx.plugin:
+        kong.ctx.plugin["span"].finish()
+    kong.tracing.process_span(lambda span: span.name)
+""",
+    ),
+    "handler that raises": (
+        """
+def log(self, kong, conf):
+    kong.log.debug(kong.router.get_route().name)  # KG005
+""",
+        """
+def log(self, kong, conf):
+    route = kong.router.get_route()
+    kong.log.debug(route.name if route is not None else "no route")
+""",
+    ),
+    "input and output behind the gateway's back": (
+        """
+import asyncio
+
+async def access(self, kong, conf):
+    await asyncio.open_connection("127.0.0.1", 80)  # KG007
+""",
+        """
+async def access(self, kong, conf):
+    sock = kong.ngx.socket.tcp()
+    sock.settimeout(1000)
+    connected, error = await sock.connect("127.0.0.1", 1)
+    if connected:
+        sock.close()
+""",
+    ),
+    "handler that waits for ever": (
+        """
+import asyncio
+
+async def access(self, kong, conf):  # KG008
+    if kong.request.get_method() == "DELETE":
+        await asyncio.Event().wait()
+""",
+        """
+async def access(self, kong, conf):
+    if kong.request.get_method() == "DELETE":
+        await kong.ngx.sleep(1)
+""",
+    ),
+}
