@@ -123,13 +123,13 @@ class Run:
         self.handlers = {label: partial(noop, label) for label in case["queues"]}
         self.labels = {handler: label for label, handler in self.handlers.items()}
         self.queues = Queues(KONG, self.log, random=lambda: 0.0, schedule=self.schedule)
-        for label in case["queues"]:
-            queue = self.queue(label)
-            queue.wake = partial(self.later, partial(self.turn, queue))
 
-    def queue(self, label: str) -> Any:
-        name = self.case["queues"][label].get("name", label)
-        return self.queues.queue(name if isinstance(name, str) else label)
+    def queue(self, label: str, conf: Any = None) -> Any:
+        """The queue of a label, or of the name that a configuration gives in its place."""
+        name = (self.case["queues"][label] if conf is None else conf).get("name", label)
+        queue = self.queues.queue(name if isinstance(name, str) else label)
+        queue.wake = partial(self.later, partial(self.turn, queue))
+        return queue
 
     # Time.
 
@@ -223,9 +223,10 @@ class Run:
         label, entry = action["queue"], decode(action["entry"])
         conf = {"name": label} | self.case["queues"][label] | action.get("conf", {})
         handler = decode(action["raw_handler"]) if "raw_handler" in action else self.handlers[label]
-        binding = self.binding(action.get("raw_conf", conf), handler, action.get("handler_conf"))
+        conf = action.get("raw_conf", conf)
+        binding = self.binding(conf, handler, action.get("handler_conf"))
         self.entries[key(entry)] = index
-        ok, error = self.queue(label).enqueue(entry, binding, self.t / 1000)
+        ok, error = self.queue(label, conf).enqueue(entry, binding, self.t / 1000)
         return [ok] if error is None else [ok, error]
 
     def binding(self, conf: Any, handler: Any, handler_conf: Any) -> Binding:
