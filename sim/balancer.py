@@ -35,7 +35,7 @@ from urllib.parse import parse_qsl
 
 from sim.config import ActiveChecks, PassiveChecks, Target, Upstream
 from sim.resolver import Resolver, is_address
-from sim.router import normalized
+from sim.router import authority, normalized
 
 if TYPE_CHECKING:
     from sim.request import Request
@@ -87,7 +87,7 @@ class Address:
     def __init__(self, target: Target, hosts: Mapping[str, tuple[str, int]]) -> None:
         self.name, self.port, self.weight = target.host, target.port, target.weight
         self.endpoint = (self.name, self.port) if is_address(self.name) else hosts.get(self.name)
-        self.host = (self.name if self.port == 80 else f"{self.name}:{self.port}").encode()
+        self.host = authority(self.name, self.port, 80)
         self.available = True
         self.state: State = "healthy"
         self.counts: dict[Kind, int] = {"SUCCESS": 0, "HTTP": 0, "TCP": 0, "TIMEOUT": 0}

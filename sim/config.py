@@ -331,7 +331,7 @@ class Service(Model):
 
     name: Annotated[str, Field(min_length=1)]
     protocol: Literal["http", "https"] = "http"
-    host: Annotated[str, matching(r"[^\s/:]+", "a host name or an address")]
+    host: Annotated[str, matching(r"[^\s/:]+|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]+", "a host name or an address")]
     port: Annotated[int, Field(ge=0, le=65_535)] = 80
     path: Path | None = None
     connect_timeout: TimeoutMs = 60_000

@@ -299,8 +299,13 @@ def _wildcard(host: str) -> re.Pattern[str]:
 
 
 def _host_of(service: Service) -> bytes:
-    usual = {"http": 80, "https": 443}[service.protocol]
-    return (service.host if service.port == usual else f"{service.host}:{service.port}").encode()
+    return authority(service.host, service.port, {"http": 80, "https": 443}[service.protocol])
+
+
+def authority(host: str, port: int, usual: int) -> bytes:
+    """Return what a `Host` header says: the port only when it is not the usual one, IPv6 in brackets (RFC 9110 7.2)."""
+    name = f"[{host}]" if ":" in host else host
+    return (name if port == usual else f"{name}:{port}").encode()
 
 
 def _port_of(authority: bytes) -> str:

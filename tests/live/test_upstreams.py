@@ -104,7 +104,7 @@ def test_failing_target_is_taken_out_and_stays_out(tmp_path):
         assert [gateway.request().status for _ in range(12)] == [200] * 12
         log = gateway.log.read_text()
 
-    refused = [line for line in log.splitlines() if f'upstream: "http://127.0.0.1:{dead}/' in line]
+    refused = [line for line in log.splitlines() if f'"http://127.0.0.1:{dead}/"' in line and "connect()" in line]
     assert len(refused) == 2
     for count in (1, 2):
         line = f"[healthcheck] (pool) unhealthy TCP increment ({count}/2) for '127.0.0.1(127.0.0.1:{dead})'"

@@ -268,6 +268,22 @@ def test_host_header_and_address_are_known_with_the_route():
     assert (name.address, name.upstream_host) == (None, b"upstream")
 
 
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://a.example", b"a.example"),
+        ("https://a.example", b"a.example"),
+        ("http://a.example:443", b"a.example:443"),
+        ("http://[::1]:8080", b"[::1]:8080"),
+        ("http://[::1]", b"[::1]"),
+    ],
+)
+def test_host_header_has_the_port_that_is_not_usual(url, host):
+    """And IPv6 addresses in brackets."""
+    service = Service.model_validate({"name": "orders", "url": url})
+    assert find([route("r", paths=("/",))], (service,)).upstream_host == host
+
+
 def test_route_may_have_no_service():
     """Its plugins answer."""
     found = find([route("r", service=None, paths=("/",))])
