@@ -594,8 +594,15 @@ class Queue:
             self._entries.extend(entries)
             self.enqueued += len(entries)
             return []
-        results = [self.enqueue(entry, binding, now, log_phase) for entry in entries]
-        return [error for _, error in results if error is not None]
+        errors = []
+        for position, entry in enumerate(entries):
+            woken = self._woken
+            _, error = self.enqueue(entry, binding, now, log_phase)
+            if error is not None:
+                errors.append(error)
+            if self._woken is not woken:  # nothing is near any more: the others can go straight to the back
+                return errors + self.enqueue_many(entries[position + 1 :], binding, now, log_phase)
+        return errors
 
     def is_full(self) -> bool:
         """Whether nothing more fits without a drop; an absent queue is never full (Q24)."""
@@ -912,9 +919,11 @@ class Queue:
         bytes_max = self.profile.batch_bytes_max
         if bytes_max is not None:
             self._collected = count = _within(entries, count, bytes_max)
-        if count >= len(entries):
-            batch = list(entries)
+        if len(entries) <= 2 * count:  # it is quicker to put the rest back than to take one after the other
+            every = list(entries)
             entries.clear()
+            entries.extend(every[count:])
+            batch = every[:count]
         else:
             batch = [entries.popleft() for _ in range(count)]
         self._collected = count - len(batch)
