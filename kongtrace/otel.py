@@ -73,6 +73,10 @@ if TYPE_CHECKING:
 
     from kongtrace.provider import TracerProvider as KongProvider
 
+    Arguments = tuple[
+        str, context_api.Context | None, SpanKind, Attributes, Sequence[trace.Link] | None, int | None, bool, bool
+    ]
+
 F = TypeVar("F", bound="Callable[..., Any]")
 
 CONTENT, LOG = PHASES["content"], PHASES["log"]
@@ -84,6 +88,7 @@ _LOCAL = "KONG_OTEL"
 """Key by which a context that no request of the worker owns is known; its value is the :class:`LocalTrace`."""
 
 _NAMELESS = "unnamed"
+_PLAIN = frozenset((str, bool, int, float))
 _INTERNAL = SpanKind.INTERNAL
 _SPAN_KEY = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, context_api.Context())))
 """Where a context keeps its span: reading and writing it here saves six of the API's calls for each span."""
@@ -181,12 +186,42 @@ class Tracer(trace.Tracer):
         start_time: int | None = None,
         record_exception: bool = True,
         set_status_on_exception: bool = True,
+        into: Span | None = None,
     ) -> trace.Span:
-        """A new span, see `opentelemetry.trace.Tracer.start_span`; ``start_time`` in ns since the epoch."""
-        span = Span()
-        if not (record_exception and set_status_on_exception):
+        """A new span, see `opentelemetry.trace.Tracer.start_span`; ``start_time`` in ns since the epoch.
+
+        ``into`` is the span to fill in place of a new one.
+        """
+        # One frame, as in the tracer below: this is the way of every span of a request.
+        handle = self._handle
+        provider = handle.provider
+        parent: Any = (context_api.get_current() if context is None else context).get(_SPAN_KEY)
+        table = _without_none({**self._scope, **attributes}) if attributes else {**self._scope}
+        number = INTERNAL if kind is _INTERNAL else _KINDS.get(kind, INTERNAL)
+        if type(name) is not str or not name:
+            name = str(name or _NAMELESS)
+        span = Span() if into is None else into
+        if (
+            type(parent) in _SPANS
+            and parent.span.span_id is parent.id
+            and parent.home.ctx is provider.execution.ctx
+            and parent.home.provider is provider
+        ):
+            home = span.home = parent.home
+            made: Any = handle.start_span(name, None, start_time, number, None, table, parent.span)
+        else:
+            made = self._start_elsewhere(span, parent, context, (name, None, start_time, number, None, table))
+            home = span.home
+        if made is NOOP_SPAN:
+            return NonRecordingSpan(trace.get_current_span(context).get_span_context())
+        span.span = made
+        span.id = made.span_id
+        if home.local is not None:
+            home.local.open += 1
+        if links or not (record_exception and set_status_on_exception):
             span.on_exception(record_exception, set_status_on_exception)
-        return self.begin(span, name, context, kind, attributes, links, start_time)
+            self._note_links(name, links)
+        return span
 
     def start_as_current_span(  # type: ignore[override]  # the same use, as context manager or decorator
         self,
@@ -201,77 +236,77 @@ class Tracer(trace.Tracer):
         end_on_exit: bool = True,
     ) -> CurrentSpan:
         """A span that starts when entered, and is the current one until left; also decorates functions."""
-        span = CurrentSpan(self, (name, context, kind, attributes, links, start_time), end_on_exit)
-        if not (record_exception and set_status_on_exception):
-            span.on_exception(record_exception, set_status_on_exception)
-        return span
-
-    def begin(
-        self,
-        span: Span,
-        name: str,
-        context: context_api.Context | None,
-        kind: SpanKind,
-        attributes: Attributes,
-        links: Sequence[trace.Link] | None,
-        start_time: int | None,
-    ) -> trace.Span:
-        """Take a span from the pool for ``span`` to stand for; gives a non-recording one where there can be none."""
-        handle = self._handle
-        parent: Any = (context_api.get_current() if context is None else context).get(_SPAN_KEY)
-        made: Any
-        table = _without_none({**self._scope, **attributes}) if attributes else {**self._scope}
-        number = INTERNAL if kind is _INTERNAL else _KINDS.get(kind, INTERNAL)
-        if type(name) is not str or not name:
-            name = str(name or _NAMELESS)
-        if links:
-            self._note_links(name)
-        if type(parent) in _SPANS and parent.runs(handle.provider):
-            span.ctx, span.local, span.trace_state = parent.ctx, parent.local, parent.trace_state
-            made = handle.start_span(name, None, start_time, number, None, table, parent.span)
-        else:
-            made = self._start_elsewhere(span, parent, context, (name, None, start_time, number, None, table))
-        if not made.is_recording:
-            return NonRecordingSpan(trace.get_current_span(context).get_span_context())
-        span.span = made
-        span.id = made.span_id
-        span.trace_id = made.trace_id
-        span.sampled = made.should_sample
-        if span.local is not None:
-            span.local.open += 1
-        return span
+        arguments = name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
+        return CurrentSpan(self, arguments, end_on_exit)
 
     def _start_elsewhere(
         self, span: Span, parent: Any, context: context_api.Context | None, fields: tuple[Any, ...]
     ) -> AnySpan:
         """Start a span that is not below one of the running request."""
         handle = self._handle
-        execution = handle.provider.execution
-        if type(parent) in _SPANS and parent.span._provider is handle.provider:  # noqa: SLF001 - the same package
+        provider = handle.provider
+        execution = provider.execution
+        span.home = _NOWHERE
+        if type(parent) in _SPANS and parent.home.provider is provider:
             if parent.span.span_id is not parent.id:
                 parent.late("start_span")
                 return NOOP_SPAN
-            span.ctx, span.local, span.trace_state = parent.ctx, parent.local, parent.trace_state
-            with running(execution, span.ctx):
+            span.home = parent.home
+            with running(execution, parent.home.ctx):
                 return handle.start_span(*fields, parent.span)
         received = trace.get_current_span(context).get_span_context()
         ctx, local = execution.span_ctx, None
         if (ctx is None or _LOCAL in ctx) and self._provider.process is not None:
-            local = LocalTrace(self._provider.process, handle.provider)
+            local = LocalTrace(self._provider.process, provider)
             ctx = local.ctx
             execution.enter(CONTENT, ctx)
         if ctx is None:
             return NOOP_SPAN
-        span.ctx, span.local, span.trace_state = ctx, local, received.trace_state
-        if received.is_valid or context is not None:
-            return _start_apart(handle, fields, received)
-        return handle.start_span(*fields)
+        apart = received.is_valid or context is not None
+        made = _start_apart(handle, fields, received) if apart else handle.start_span(*fields)
+        if isinstance(made, KongSpan):
+            span.home = Home(provider, ctx, local, received.trace_state, made.trace_id, made.should_sample)
+        return made
 
-    def _note_links(self, name: str) -> None:
-        if not self._has_linked:
+    def _note_links(self, name: str, links: Sequence[trace.Link] | None) -> None:
+        if links and not self._has_linked:
             self._has_linked = True
             scope = self._scope[OTEL_SCOPE_NAME]
             self._handle.provider.log("warn", f"links are not exported: tracer {scope!r}, span {name!r}")
+
+
+class Home:
+    """Where a span belongs, with all that came below it.
+
+    Attributes:
+        provider: that the spans come from.
+        ctx: of the request, or of the trace, that they belong to.
+        local: that trace, when it began outside any request.
+        trace_state: of what the first of them continues.
+        trace_id: as it was when last asked for; 16 bytes.
+        sampled: the same of the sampling flag.
+    """
+
+    __slots__ = ("ctx", "local", "provider", "sampled", "trace_id", "trace_state")
+
+    def __init__(
+        self,
+        provider: KongProvider | None,
+        ctx: Context,
+        local: LocalTrace | None,
+        trace_state: TraceState,
+        trace_id: bytes,
+        sampled: bool | None,
+    ) -> None:
+        self.provider = provider
+        self.ctx = ctx
+        self.local = local
+        self.trace_state = trace_state
+        self.trace_id = trace_id
+        self.sampled = sampled
+
+
+_NOWHERE = Home(None, {}, None, TraceState(), b"", None)
 
 
 class Span(trace.Span):
@@ -280,24 +315,16 @@ class Span(trace.Span):
     Attributes:
         span: the pooled span.
         id: its span id. The pooled span has another, or none, once it was released: that is how a late call is known.
-        ctx: of the request, or of the trace, that it belongs to.
-        local: that trace, when it began outside any request.
-        trace_state: of its parent.
-        trace_id: as it was when last asked for; 16 bytes.
-        sampled: the same of the sampling flag.
+        home: where it belongs.
         records_exceptions: an exception that leaves a block of this span becomes an event.
         sets_status_on_exception: the same, of the status.
     """
 
-    __slots__ = ("ctx", "id", "local", "sampled", "span", "trace_id", "trace_state")
+    __slots__ = ("home", "id", "span")
 
     span: KongSpan
     id: bytes
-    ctx: Context
-    local: LocalTrace | None
-    trace_state: TraceState
-    trace_id: bytes
-    sampled: bool | None
+    home: Home
 
     records_exceptions = True
     sets_status_on_exception = True
@@ -309,18 +336,18 @@ class Span(trace.Span):
 
     def get_span_context(self) -> SpanContext:
         """Its identity. The trace id is the one under which the request is exported (kong-semantics O17)."""
-        span = self.span
+        span, home = self.span, self.home
         if span.span_id is self.id:
-            self.sampled = span.should_sample
-            tracing_context = self.ctx.get(TRACING_CONTEXT)
+            home.sampled, home.trace_id = span.should_sample, span.trace_id
+            tracing_context = home.ctx.get(TRACING_CONTEXT)
             if tracing_context is not None and tracing_context.raw_trace_id is not None:
-                self.trace_id = tracing_context.raw_trace_id
+                home.trace_id = tracing_context.raw_trace_id
         return SpanContext(
-            int.from_bytes(self.trace_id, "big"),
+            int.from_bytes(home.trace_id, "big"),
             int.from_bytes(self.id, "big"),
             is_remote=False,
-            trace_flags=_SAMPLED if self.sampled else _NOT_SAMPLED,
-            trace_state=self.trace_state,
+            trace_flags=_SAMPLED if home.sampled else _NOT_SAMPLED,
+            trace_state=home.trace_state,
         )
 
     def is_recording(self) -> bool:
@@ -333,22 +360,17 @@ class Span(trace.Span):
         if span.end_time_ns is not None or span.span_id is not self.id:
             self.late("finish")
             return
-        execution = span._provider.execution  # noqa: SLF001 - the same package
-        if execution.ctx is self.ctx:
+        home = self.home
+        execution = home.provider.execution  # type: ignore[union-attr]
+        if execution.ctx is home.ctx:
             span.finish(end_time)
         else:
-            with running(execution, self.ctx):
+            with running(execution, home.ctx):
                 span.finish(end_time)
         if end_time is not None and span.end_time_ns is None:
             self.end(span.start_time_ns)
-            return
-        if self.local is not None:
-            self.local.ended()
-
-    def runs(self, provider: KongProvider) -> bool:
-        """Whether it is in the request that ``provider`` executes now."""
-        span = self.span
-        return span.span_id is self.id and provider.execution.ctx is self.ctx and span._provider is provider  # noqa: SLF001 - the same package
+        elif home.local is not None:
+            home.local.ended()
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         """Set several attributes."""
@@ -361,7 +383,12 @@ class Span(trace.Span):
         if span.span_id is not self.id or span.end_time_ns is not None or value is None or type(key) is not str:
             self._refuse_attribute(key, value)
             return
-        span.set_attribute(key, value)
+        attributes = span.attributes
+        if type(value) in _PLAIN and attributes is not None and type(span) is KongSpan:
+            # What `Span.set_attribute` would do, at half the cost.
+            attributes[key] = value
+        else:
+            span.set_attribute(key, value)
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         """Append an event; ``timestamp`` in ns since the epoch."""
@@ -469,27 +496,27 @@ class CurrentSpan(Span):
 
     Args:
         tracer: starts it.
-        arguments: of :meth:`Tracer.begin`.
+        arguments: of :meth:`Tracer.start_span`.
         end_on_exit: it ends with the block.
     """
 
     __slots__ = ("_arguments", "_end_on_exit", "_records", "_token", "_tracer")
 
-    def __init__(self, tracer: Tracer, arguments: tuple[Any, ...], end_on_exit: bool) -> None:
+    def __init__(self, tracer: Tracer, arguments: Arguments, end_on_exit: bool) -> None:
         self._tracer = tracer
         self._arguments = arguments
         self._end_on_exit = end_on_exit
 
     def __enter__(self) -> trace.Span:
         """Start it and make it current; where it cannot record, a non-recording one."""
-        made = self._tracer.begin(self, *self._arguments)
+        made = self._tracer.start_span(*self._arguments, self)
         self._token = context_api.attach(context_api.Context({**context_api.get_current(), _SPAN_KEY: made}))
         self._records = made is self
         if self._records:
             span = self.span
             tracer = span.tracer
             # Kong's own spans go below it too.
-            if span._provider.execution.ctx is self.ctx and tracer is not None:  # noqa: SLF001 - the same package
+            if tracer is not None and self.home.provider.execution.ctx is self.home.ctx:  # type: ignore[union-attr]
                 tracer.set_active_span(span)
         return made
 
@@ -524,9 +551,7 @@ class CurrentSpan(Span):
         return called  # type: ignore[return-value]
 
     def _again(self) -> CurrentSpan:
-        again = CurrentSpan(self._tracer, self._arguments, self._end_on_exit)
-        again.on_exception(self.records_exceptions, self.sets_status_on_exception)
-        return again
+        return CurrentSpan(self._tracer, self._arguments, self._end_on_exit)
 
 
 _SPANS = frozenset((Span, CurrentSpan))
