@@ -86,7 +86,7 @@ class WorkerGateway:
         self.configuration = gateway
         self._log = log
         self._held = held
-        self.arriving = 0
+        self.arriving: set[ClientConnection] = set()
         self._on_change = on_change
         self._on_rest = on_rest
         self.draining = self._leaving = False
@@ -247,7 +247,8 @@ class WorkerGateway:
 
     def _connections_used(self) -> int:
         own = self.pool.size + self.exporter.connections + self.timers.running
-        return self._held + self.arriving + len(self.runloop.connections) + own
+        clients = self.runloop.connections
+        return self._held + sum(arrival not in clients for arrival in self.arriving) + len(clients) + own
 
     def _idle_clients(self) -> list[ClientConnection]:
         return [connection for connection in self.runloop.connections if connection.idle]

@@ -279,10 +279,10 @@ class Master:
         return pids
 
     def _reopen_logs(self) -> None:
-        self._log("notice", "reopening logs")
         for log in (self._log, self._access_log):
             if log is not None and (error := log.reopen()):
                 self._log("emerg", f'open() "{log.path}" failed ({error.errno}: {error.strerror})')
+        self._log("notice", "logs reopened")
 
     def _reconfigure(self) -> None:
         try:

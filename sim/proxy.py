@@ -375,6 +375,7 @@ class BufferedExchange(ProxiedExchange):
             super().on_lost(connection, reason, timeout=timeout)
             return
         self._connection = None
+        self._runloop.execution.enter(BALANCER, request.ctx)
         self._runloop.log_line("error", f"{reason} while reading upstream")
         request.upstream_response, request.response_lines = None, []
         self._runloop.respond(request, 504 if timeout else 502)

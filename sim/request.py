@@ -283,7 +283,7 @@ class Request:
             address, port = self.tries[-1].address, self.tries[-1].port
             host = f"[{address}]" if ":" in address else address
             target = f', upstream: "http://{host}:{port}{_shown(self.target)}"'
-        asked = f'client: {self.connection.peer or "unix:"}, server: kong, request: "{_shown(self.request_line)}"'
+        asked = f'client: {self.client_ip}, server: kong, request: "{_shown(self.request_line)}"'
         return f', {asked}{target}, host: "{_shown(self.authority)}"'
 
     @property

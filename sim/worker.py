@@ -19,12 +19,14 @@ import socket
 import time
 from array import array
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
 from kongtrace import TracerProvider
 from kongtrace.pool import Balance
+from sim.connection import ClientConnection
 from sim.gateway import WorkerGateway
 from sim.plugin import PluginClass
 from sim.plugins import BUNDLED
@@ -148,14 +150,15 @@ class Worker:
             self._changed()
             return
         client.setblocking(False)
-        task = self._loop.create_task(self._loop.connect_accepted_socket(self._gateway.connection, client))
+        connection = self._gateway.connection()
+        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, client))
         self._accepting.add(task)
-        self._gateway.arriving += 1
-        task.add_done_callback(self._accepted)
+        self._gateway.arriving.add(connection)
+        task.add_done_callback(partial(self._accepted, connection))
 
-    def _accepted(self, task: "asyncio.Task[Any]") -> None:
+    def _accepted(self, connection: ClientConnection, task: "asyncio.Task[Any]") -> None:
         self._accepting.discard(task)
-        self._gateway.arriving -= 1
+        self._gateway.arriving.discard(connection)
         self._gateway.rest()
 
     # Leaving.
@@ -171,10 +174,10 @@ class Worker:
             self._gateway.quit()
 
     def _reopen_logs(self) -> None:
-        self._args.error_log("notice", "reopening logs")
         for log in (self._args.error_log, self._args.access_log):
             if log is not None and (error := log.reopen()):
                 self._args.error_log("emerg", f'open() "{log.path}" failed ({error.errno}: {error.strerror})')
+        self._args.error_log("notice", "logs reopened")
 
     def _stop(self) -> None:
         self._close_listeners()

@@ -36,7 +36,8 @@ class LiveGateway:
         error_log = ErrorLog(self.log, gateway.log_level)
         master = Master(gateway, self.scoreboard, error_log=error_log, reread=reread, worker_main=worker_main)
         self.status_ports = [listener.getsockname()[1] for listener in master.status_listeners]
-        self.port = master.listeners[0].getsockname()[1]
+        self.ports = [listener.getsockname()[1] for listener in master.listeners]
+        self.port = self.ports[0]
         self.process = process.start(
             lambda: sys.exit(master.cycle(lambda: theirs.send("announced"))), name="master", closing=[self._control]
         )

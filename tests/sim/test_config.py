@@ -3,7 +3,7 @@ import os
 import pytest
 from pydantic import ValidationError
 
-from sim.config import Gateway, Plugin, Route, Service, parse_address
+from sim.config import Gateway, Nginx, Plugin, Route, Service, affinity, parse_address
 from sim.errors import FieldError
 from sim.plugins.opentelemetry import OpenTelemetryConfig
 
@@ -168,3 +168,57 @@ def test_exporting_to_fills_in_missing_endpoints_only():
         "http://built-in/v1/traces",
         "http://own/v1/traces",
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("127.0.0.1:0", ("127.0.0.1:0",)),
+        ("0.0.0.0:8000, [::]:8000", ("0.0.0.0:8000", "[::]:8000")),
+        (["a:1", "b:2"], ("a:1", "b:2")),
+    ],
+)
+def test_listen_takes_one_address_or_several(written, read):
+    """A text is divided by commas, as Kong's `proxy_listen` is."""
+    assert Gateway(listen=written).listen == read
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [("a:1,a:1", "a:1 stands twice"), (8000, "expected host:port, not 8000"), ("a:1,", "expected host:port")],
+)
+def test_listen_of_another_form_is_refused(written, message):
+    """The message names the address."""
+    with pytest.raises(ValidationError, match=message):
+        Gateway(listen=written)
+
+
+def test_status_api_can_be_off_and_proxying_cannot():
+    """`off` is no address."""
+    assert Gateway(status_listen="off").status_listen == ()
+    with pytest.raises(ValidationError):
+        Gateway(listen="off")
+
+
+@pytest.mark.parametrize(
+    ("masks", "cpus"),
+    [
+        ("", [set()] * 4),
+        ("01 10", [{0}, {1}, {1}, {1}]),
+        ("0101 1010", [{0, 2}, {1, 3}, {1, 3}, {1, 3}]),
+        ("auto", [{2}, {5}, {7}, {2}]),
+        ("auto 0110", [{1}, {2}, {1}, {2}]),
+    ],
+)
+def test_each_worker_has_the_cpus_of_its_mask(masks, cpus):
+    """The last digit is CPU 0; the last mask serves the workers that are left; `auto` gives each one CPU in turn."""
+    read = Nginx(worker_cpu_affinity=masks).worker_cpu_affinity
+
+    assert [affinity(read, slot, {7, 5, 2}) for slot in range(4)] == cpus
+
+
+@pytest.mark.parametrize("masks", ["012", "0000", "01 x", "auto 2", "auto 01 10", "1" * 1025, 101])
+def test_masks_of_another_form_are_refused(masks):
+    """One line says what a mask is."""
+    with pytest.raises(ValidationError, match=r"mask"):
+        Nginx(worker_cpu_affinity=masks)

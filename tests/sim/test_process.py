@@ -9,6 +9,7 @@ import time
 import pytest
 
 from sim import process
+from sim.errors import UserError
 
 TIMEOUT_S = 20.0
 
@@ -241,3 +242,40 @@ def test_death_of_a_child_comes_as_a_message():
         assert process.wait([signals], TIMEOUT_S) == [signals]
         assert signals.take() == [(signal.SIGCHLD, child.pid)]
         process.reap(child, TIMEOUT_S)
+
+
+def test_pid_file_holds_the_pid_while_it_stands(tmp_path):
+    """It is written at the start and gone at the end."""
+    path = tmp_path / "kongsim.pid"
+    with process.PidFile(path):
+        assert path.read_text() == f"{os.getpid()}\n"
+
+    assert not path.exists()
+
+
+def test_pid_file_that_a_living_process_holds_is_refused(tmp_path):
+    """The message names the file, the pid and what to do; the file stays as it was."""
+    path = tmp_path / "kongsim.pid"
+    with process.PidFile(path):
+        with pytest.raises(UserError) as caught:
+            process.PidFile(path)
+
+        pid = os.getpid()
+        cure = f"end it with kill -QUIT {pid}, or write another file"
+        assert str(caught.value) == f"pid: {path}: already running, with pid {pid}; {cure}"
+        assert path.read_text() == f"{pid}\n"
+
+
+def test_pid_file_that_a_crash_left_behind_is_taken_over(tmp_path):
+    """A pid in it, even that of a living process, says nothing when nobody holds the file."""
+    path = tmp_path / "kongsim.pid"
+    path.write_text("1\n")
+
+    with process.PidFile(path):
+        assert path.read_text() == f"{os.getpid()}\n"
+
+
+def test_pid_file_in_a_missing_folder_is_a_mistake_of_the_user(tmp_path):
+    """One line, no traceback."""
+    with pytest.raises(UserError, match=r"^pid: cannot write .*: No such file or directory; write the path of a file"):
+        process.PidFile(tmp_path / "missing" / "kongsim.pid")

@@ -1,0 +1,144 @@
+"""The Status API of a live gateway."""
+
+import http.client
+import json
+import os
+from contextlib import closing
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGUSR1
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sim.config import Gateway
+from tests.gateway import TIMEOUT_S, echo, gateway_to, live, traced_gateway
+
+
+def ask(port, path, method="GET"):
+    """Return status, headers and body of an answer of the Status API."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)) as client:
+        client.request(method, path)
+        answer = client.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+
+def ask_json(port, path):
+    status, _headers, body = ask(port, path)
+    assert status == 200
+    return json.loads(body)
+
+
+@pytest.fixture
+def gateway(tmp_path):
+    with echo() as upstream, live(tmp_path, gateway_to(upstream, workers=2, status_listen="127.0.0.1:0")) as running:
+        yield running
+
+
+def status_pid(gateway):
+    line = [line for line in gateway.log.read_text().splitlines() if "start status process" in line][-1]
+    return int(line.rpartition(" ")[2])
+
+
+def test_status_tells_of_requests_connections_and_memory(gateway):
+    """What the workers have published is what is told."""
+    for _ in range(3):
+        assert gateway.request().status == 200
+    gateway.wait_until(lambda reading: reading.sum("requests") == 3 and reading.sum("connections_active") == 0)
+    with gateway.connect() as client:
+        client.sendall(b"GET / HT")
+        gateway.wait_until(lambda reading: reading.sum("connections_reading") == 1)
+        server = ask_json(gateway.status_ports[0], "/status")["server"]
+
+    assert (server["total_requests"], server["connections_accepted"], server["connections_handled"]) == (3, 4, 4)
+    assert (server["connections_active"], server["connections_reading"], server["connections_waiting"]) == (1, 1, 0)
+    memory = ask_json(gateway.status_ports[0], "/status?unit=b")["memory"]["workers_lua_vms"]
+    for told, worker in zip(memory, gateway.scoreboard.read().alive, strict=True):
+        assert told["pid"] == worker.pid
+        assert told["http_allocated_gc"] == pytest.approx(psutil.Process(worker.pid).memory_info().rss, rel=0.2)
+
+
+def test_status_disturbs_no_worker_and_does_not_depend_on_one(gateway):
+    """It answers while every worker is stopped."""
+    workers = [worker.pid for worker in gateway.scoreboard.read().alive]
+    for pid in workers:
+        os.kill(pid, SIGSTOP)
+    try:
+        assert ask_json(gateway.status_ports[0], "/status/ready") == {"message": "ready"}
+    finally:
+        for pid in workers:
+            os.kill(pid, SIGCONT)
+    assert gateway.request().status == 200
+
+
+def test_killed_status_process_is_started_again(gateway):
+    """Its port does not close, and the workers do not notice."""  # W11
+    workers = gateway.scoreboard.read().workers
+    pid = status_pid(gateway)
+
+    os.kill(pid, SIGKILL)
+
+    assert ask_json(gateway.status_ports[0], "/status/ready") == {"message": "ready"}
+    gateway.wait_logged(f"[alert] {gateway.process.pid}#{gateway.process.pid}: status process {pid} exited on signal 9")
+    assert status_pid(gateway) != pid
+    assert [worker.pid for worker in gateway.scoreboard.read().workers] == [worker.pid for worker in workers]
+
+
+def test_status_goes_on_over_a_reload_and_tells_of_the_new_generation(gateway):
+    """The port stays, counters go on, and the process is a new one."""  # W10
+    gateway.request()
+    gateway.wait_requests(1)
+    before = status_pid(gateway)
+    gateway.reload()
+    gateway.wait_until(lambda reading: {worker.generation for worker in reading.alive} == {2})
+    gateway.wait_logged(f"status process {before} exited with code 0")
+
+    told = ask(gateway.status_ports[0], "/metrics")[2].decode()
+    assert "kongsim_generation 2.0" in told
+    assert ask_json(gateway.status_ports[0], "/status")["server"]["total_requests"] == 1
+
+
+def test_reload_can_switch_the_status_api_off(tmp_path):
+    """The process leaves and the port closes."""
+    with echo() as upstream:
+        now, later = (gateway_to(upstream, status_listen=where) for where in ("127.0.0.1:0", "off"))
+        with live(tmp_path, now, reread=lambda: later) as gateway:
+            pid = status_pid(gateway)
+            gateway.reload()
+            gateway.wait_logged(f"status process {pid} exited with code 0")
+            with pytest.raises(ConnectionRefusedError):
+                ask(gateway.status_ports[0], "/status")
+
+
+def test_metrics_of_a_traced_gateway_balance(tmp_path):
+    """The accounts that a Prometheus scrapes add up, and every line is in its format."""
+    with traced_gateway(tmp_path, status_listen="127.0.0.1:0") as (gateway, _collector):
+        for _ in range(5):
+            gateway.request()
+        gateway.wait_requests(5)
+        status, headers, body = ask(gateway.status_ports[0], "/metrics")
+
+    assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+    accounts = {sample.labels["account"]: sample.value for sample in families["kongsim_ledger_spans"].samples}
+    assert accounts["created"] == accounts["acknowledged"] > 0
+    assert accounts["unaccounted"] == 0
+    assert families["otel_sdk_span_started"].samples[0].value == accounts["created"]
+    assert families["kong_nginx_requests_total"].samples[0].value == 5
+
+
+def test_status_process_reopens_the_log_too(gateway):
+    """USR1 reaches it and does not end it."""  # W4
+    pid = status_pid(gateway)
+    os.kill(gateway.process.pid, SIGUSR1)
+    gateway.wait_logged("logs reopened")
+
+    assert ask(gateway.status_ports[0], "/nowhere")[0] == 404
+    assert status_pid(gateway) == pid
+    gateway.stop()
+
+
+def test_gateway_without_status_listen_has_no_such_process(tmp_path):
+    """It is off unless it is asked for."""
+    assert Gateway().status_listen == ()
+    with echo() as upstream, live(tmp_path, gateway_to(upstream)) as gateway:
+        assert len(psutil.Process(gateway.process.pid).children()) == 1

@@ -1,0 +1,67 @@
+"""The error log: nginx's lines, levels, and files that are moved away."""
+
+import os
+import re
+
+import pytest
+
+from sim.error_log import LEVELS, ErrorLog
+from sim.errors import UserError
+
+
+def test_line_is_in_the_format_of_nginx(tmp_path):
+    """Local time, level, pid and message; a message of several lines is one."""
+    log = ErrorLog(tmp_path / "error.log")
+
+    log("error", "boom\nat line 1")
+
+    pid = os.getpid()
+    text = log.path.read_text()
+    assert re.fullmatch(rf"\d{{4}}/\d\d/\d\d \d\d:\d\d:\d\d \[error\] {pid}#{pid}: boom at line 1\n", text)
+    log.close()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_levels_below_the_configured_one_are_not_written(tmp_path, level):
+    """The log tells what is as severe as its level, or more."""
+    log = ErrorLog(tmp_path / "error.log", level)
+    for each in LEVELS:
+        log(each, "message")
+
+    written = re.findall(r"\[(\w+)\]", log.path.read_text())
+    assert written == list(LEVELS[LEVELS.index(level) :])
+    log.close()
+
+
+def test_reopened_log_leaves_the_moved_file_alone(tmp_path):
+    """What is logged after the rotation is in a new file under the old name."""  # W4
+    log = ErrorLog(tmp_path / "error.log")
+    log("notice", "before")
+    moved = log.path.rename(tmp_path / "error.log.1")
+
+    assert log.reopen() is None
+    log("notice", "after")
+
+    assert ("before" in moved.read_text(), "after" in moved.read_text()) == (True, False)
+    assert "after" in log.path.read_text()
+    log.close()
+
+
+def test_log_that_cannot_be_reopened_goes_on_in_the_old_file(tmp_path):
+    """A rotation gone wrong loses no line."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = ErrorLog(folder / "error.log")
+    moved = folder.rename(tmp_path / "moved")
+
+    assert isinstance(log.reopen(), FileNotFoundError)
+    log("notice", "after")
+
+    assert "after" in (moved / "error.log").read_text()
+    log.close()
+
+
+def test_log_that_cannot_be_opened_is_a_mistake_of_the_user(tmp_path):
+    """One line names the setting, the file and the cause."""
+    with pytest.raises(UserError, match=r"^error_log: cannot open .*: Is a directory; write the path of a file"):
+        ErrorLog(tmp_path)
