@@ -303,7 +303,11 @@ class _Metrics(Collector):
         component = _EXPORTER, f"{_EXPORTER}/0"
         about = "Spans that are being sent or wait for a retry"
         yield _gauge("otel_sdk_exporter_span_inflight", about, {component: books.in_flight}, *labels)
-        exported = {"": books.acknowledged, "max_retry_time": books.dropped_retries}
+        exported = {
+            "": books.acknowledged,
+            "max_retry_time": books.dropped_retries,
+            "rejected": books.dropped_refused,
+        }
         yield from _component("otel_sdk_exporter_span", _EXPORTER, exported)
         accounts = {(name,): getattr(books, name) for name in Ledger.__slots__}
         yield _gauge("kongsim_ledger_spans", "Spans by account of the ledger", accounts, "account")
@@ -312,7 +316,7 @@ class _Metrics(Collector):
 def _processed(books: Ledger) -> dict[str, int]:
     """Return the spans that have left the queue, by the cause when they left it for nothing."""
     return {
-        "": books.acknowledged + books.dropped_retries + books.in_flight,
+        "": books.acknowledged + books.dropped_retries + books.dropped_refused + books.in_flight,
         "queue_full": books.dropped_overflow,
         "too_large": books.rejected,
         "swallowed": books.swallowed,
