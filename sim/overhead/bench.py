@@ -49,6 +49,7 @@ ANSWER_S_MAX: Final = 120.0
 END_S_MAX: Final = 5.0
 
 _HOST: Final = "127.0.0.1"
+_WORKER: Final = Path("sim/overhead/worker.py")
 _MS_PER_S: Final = 1000
 
 
@@ -304,6 +305,9 @@ def _trees(revisions: Iterable[str | None]) -> Iterator[dict[str | None, Path]]:
             folder = Path(ended.enter_context(tempfile.TemporaryDirectory(prefix="kongsim-")))
             _git(here, "worktree", "add", "--detach", str(folder / "tree"), revision)
             ended.callback(_git, here, "worktree", "remove", "--force", str(folder / "tree"))
+            if not (folder / "tree" / _WORKER).is_file():
+                cure = "name a later one, or measure it with its own kongsim"
+                raise UserError(f"revision {revision} is older than this command", field="--arms", cure=cure)
             trees[revision] = folder / "tree"
         yield trees
 

@@ -185,11 +185,12 @@ def _added(measured: Measurement, arm: str) -> dict[str, Figure]:
     resolved = added if measured.is_resolved(added) else None
     why = "too few blocks" if added is None else f"± {added.half_width:.2f} us is wider than asked"
     spans = interval(measured.values("paced", arm, lambda block: block.spent.spans / block.spent.requests))
-    per_span = resolved.scaled(1 / spans.value) if resolved and spans and spans.value else None
+    has_spans = spans is not None and spans.value > 0
+    per_span = resolved.scaled(1 / spans.value) if resolved and spans and has_spans else None
     share = resolved.scaled(measured.plan.rate_per_s * 100 / _US_PER_S) if resolved else None
     return {
         "added_us": Figure("added us", 2, resolved, why),
-        "added_us_per_span": Figure("us/span", 3, per_span, why if resolved is None else "there are no spans"),
+        **({"added_us_per_span": Figure("us/span", 3, per_span, why)} if has_spans else {}),
         "added_percent": Figure("% of a worker", 2, share, why),
         "added_p50_ms": Figure("added p50 ms", 3, measured.added(arm, lambda block: block.load.p50_ms)),
         "added_p99_ms": Figure("added p99 ms", 2, measured.added(arm, lambda block: block.load.p99_ms)),
@@ -248,11 +249,11 @@ def _sentence(measured: Measurement, arms: tuple[ArmOutcome, ...]) -> str:
 
 def _told(measured: Measurement, arm: Arm, one: ArmOutcome) -> str:
     share, added = one.figures["added_percent"].value, one.figures["added_us"]
-    name = f"tracing at {arm.rate:.0%}" if arm.rate is not None and arm.name == arm.base else arm.name
+    name = f"Tracing at {arm.rate:.0%}" if arm.rate is not None and arm.name == arm.base else f"Arm {arm.name}"
     rate = f"{measured.plan.rate_per_s:,.0f} requests/s"
     if share is None:
-        return f"What {name} costs is not resolved: {added.why}."
+        return f"{name}: what it costs is not resolved, {added.why}."
     return (
-        f"{name[0].upper()}{name[1:]} costs {share.value:.2f} % ± {share.half_width:.2f} % of a worker at {rate} "
+        f"{name} costs {share.value:.2f} % ± {share.half_width:.2f} % of a worker at {rate} "
         f"({added.text()} us a request)."
     )

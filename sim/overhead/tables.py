@@ -32,7 +32,7 @@ def _table(title: str, keys: Sequence[str], arms: Sequence[ArmOutcome]) -> Table
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("arm")
     for key in keys:
-        name = next(arm.figures[key].name for arm in arms if key in arm.figures)
+        name = next((arm.figures[key].name for arm in arms if key in arm.figures), "")
         table.add_column(name, justify="right", no_wrap=True)
     for arm in arms:
         cells = [arm.figures[key].text() if key in arm.figures else "" for key in keys]

@@ -6,7 +6,9 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -237,7 +239,7 @@ def test_what_is_too_uncertain_has_no_number(scenario_file):
     figure = told.arms[2].figures["added_us"]
     assert figure.value is None
     assert figure.text() == "not resolved"
-    assert told.sentence.startswith("What tracing at 100% costs is not resolved: ±")
+    assert told.sentence.startswith("Tracing at 100%: what it costs is not resolved, ±")
     shown = json.loads(told.to_json())["arms"][2]["figures"]["added_us"]
     assert shown == {"name": "added us", "resolved": False, "why": figure.why}
 
@@ -321,6 +323,24 @@ def test_arm_that_cannot_start_is_told(scenario_file, tmp_path):
         Bench(Plan(load(str(scenario_file)), arms, 400.0, 5, tmp_path)),
     ):
         pass
+
+
+def test_revision_without_the_command_is_told(scenario_file, tmp_path):
+    """The first commit knew nothing of this; the checkout is gone again."""
+    root = Path(__file__).parents[2]
+    git = partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
+    if not (root / ".git").exists():
+        pytest.skip("this is no checkout")
+    first = git(["git", "rev-list", "--max-parents=0", "HEAD"]).stdout.split()[0]
+    arms = (Arm.parse("off"), Arm.parse(f"off@{first}"))
+
+    with (
+        pytest.raises(UserError, match="older than this command"),
+        Bench(Plan(load(str(scenario_file)), arms, 400.0, 5, tmp_path)),
+    ):
+        pass
+
+    assert "kongsim-" not in git(["git", "worktree", "list"]).stdout
 
 
 def test_failing_requests_end_a_measurement(tmp_path):
