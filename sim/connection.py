@@ -99,9 +99,9 @@ class ClientConnection(asyncio.Protocol):
             if not begun:
                 self._started_ns = self.runloop.time_ns()
             self._head_bytes = begun + len(data)
-        rest: bytes = data
-        while rest and self._refusal is None:
-            rest = self._parse(rest)
+        interruption = self._feed(data)
+        if interruption is not None:
+            self._interrupted(interruption, data)
         if self._waiting and not self._paused and not self._closing:
             self._pause_reading()
         if self._head_bytes or self._url:
@@ -109,23 +109,30 @@ class ClientConnection(asyncio.Protocol):
         elif self._framing_bytes > 2 * HEAD_BYTES_MAX:
             self._refuse(Refusal(431, "client sent too large trailer"))
 
-    def _parse(self, data: bytes) -> bytes:
-        """Parse, and return what the parser has not looked at."""
+    def _feed(self, data: bytes) -> Exception | None:
+        """Parse, and return what has stopped the parser: raised, it would lose what a callback has raised."""
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            stopped: Exception = error
+            return stopped
+        return None
+
+    def _interrupted(self, error: Exception | None, data: bytes) -> None:
+        """Go on where the parser has stopped, if there is a way on."""
+        while isinstance(error, httptools.HttpParserUpgrade):
             # No upgrade is offered: the request is answered as if it had not asked (RFC 9110 7.8).
+            data = data[error.args[0] :]
             if self._incoming is not None:
                 self._read_body_again(self._incoming)
-            return data[upgrade.args[0] :]
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
+            error = self._feed(data)
+        if isinstance(error, httptools.HttpParserCallbackError):
+            cause = error.__context__ or error
             if not isinstance(cause, Refusal):
-                raise cause if cause is not None else error from None
+                raise cause
             self._refuse(cause)
-        except httptools.HttpParserError as error:
+        elif error is not None:
             self._refuse(Refusal(400, f"client sent invalid request: {error}"))
-        return b""
 
     def _read_body_again(self, request: Request) -> None:
         # The parser takes the body of a request that asks for an upgrade for bytes of the other protocol. Another

@@ -60,37 +60,43 @@ class Forwarding:
 
     def lines(self, request: "Request") -> bytes:
         """Return the header lines, each with its end."""
-        peer = request.connection.peer
+        connection = request.connection
         match = request.match
-        before = b""
-        for name, value in request.lines:
-            if len(name) == 15 and name.lower() == b"x-forwarded-for":
-                before += value + b", "
+        assert match is not None
         path = request.target.partition(b"?")[0]
-        prefix = match.prefix if match is not None and match.route.strip_path and match.prefix != "/" else ""
-        proto, host, port = b"http", request.host.encode("latin-1"), b"%d" % request.connection.port
-        told_prefix = prefix.encode("latin-1")
+        prefix = match.prefix if match.route.strip_path and match.prefix != "/" else ""
+        if self.trusts or not request.is_plain:
+            return self._full_lines(request, path, prefix)
+        told = _of_stranger(connection.peer, request.host, connection.port)
+        if prefix:
+            return b"%b%b\r\nX-Forwarded-Prefix: %b\r\n" % (told, path, prefix.encode("latin-1"))
+        return b"%b%b\r\n" % (told, path)
+
+    def _full_lines(self, request: "Request", path: bytes, prefix: str) -> bytes:
+        """The same, where what others have written before counts."""
+        peer = request.connection.peer
+        before = "".join(f"{value}, " for value in _values(request, b"x-forwarded-for"))
+        told = {
+            "X-Real-IP": request.client_ip,
+            "X-Forwarded-For": before + (peer if before else request.client_ip),
+            "X-Forwarded-Proto": "http",
+            "X-Forwarded-Host": request.host,
+            "X-Forwarded-Port": str(request.connection.port),
+            "X-Forwarded-Path": path.decode("latin-1"),
+            "X-Forwarded-Prefix": prefix,
+        }
         if self.trusts and self.is_trusted(peer):
-            proto, host, port, path, told_prefix = (
-                next(iter(_values(request, b"x-forwarded-" + key)), own.decode("latin-1")).encode("latin-1")
-                for key, own in (
-                    (b"proto", proto),
-                    (b"host", host),
-                    (b"port", port),
-                    (b"path", path),
-                    (b"prefix", told_prefix),
-                )
-            )
-        client = peer if before or not self.trusts else request.client_ip
-        told = b"X-Real-IP: %b\r\nX-Forwarded-For: %b%b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\n" % (
-            request.client_ip.encode(),
-            before,
-            client.encode(),
-            proto,
-            host,
-        )
-        told += b"X-Forwarded-Port: %b\r\nX-Forwarded-Path: %b\r\n" % (port, path)
-        return told + b"X-Forwarded-Prefix: %b\r\n" % told_prefix if told_prefix else told
+            for name in ("Proto", "Host", "Port", "Path", "Prefix"):
+                for value in _values(request, b"x-forwarded-" + name.lower().encode()):
+                    told[f"X-Forwarded-{name}"] = value
+        return "".join(f"{name}: {value}\r\n" for name, value in told.items() if value).encode("latin-1")
+
+
+@lru_cache(PEERS_MAX)
+def _of_stranger(peer: str, host: str, port: int) -> bytes:
+    """The lines about a client that nobody is told about by others, up to the value of `X-Forwarded-Path`."""
+    lines = f"X-Real-IP: {peer}\r\nX-Forwarded-For: {peer}\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: {host}\r\n"
+    return f"{lines}X-Forwarded-Port: {port}\r\nX-Forwarded-Path: ".encode("latin-1")
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

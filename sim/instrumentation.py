@@ -47,7 +47,7 @@ HTTP_USER_AGENT: Final = http_attributes.HTTP_USER_AGENT
 _TYPES: Final = {
     "router": ("router",),
     "balancer": ("balancer", "precreate_balancer"),
-    "dns_query": ("dns_query",),
+    "dns_query": ("dns_query", "dns_answer"),
     "db_query": ("db_query",),
     "plugin_rewrite": ("plugin_rewrite",),
     "plugin_access": ("plugin_access",),
@@ -103,7 +103,7 @@ class Instrumentation:
                 HTTP_HOST: host,
                 HTTP_SCHEME: "http",
                 HTTP_FLAVOR: request.version,
-                HTTP_CLIENT_IP: peer,
+                HTTP_CLIENT_IP: request.client_ip,
                 NET_PEER_IP: peer,
                 KONG_REQUEST_ID: request.id.decode(),
             },

@@ -90,10 +90,13 @@ class PhaseEngine:
     def run(self, request: "Request") -> None:
         """Go on with `request` where it stands."""
         handlers = self._handlers
+        entered = None
         while True:
             phase, handler = handlers[request.phase_index]
             request.phase_index += 1
-            self._enter(phase, request.ctx)
+            if phase is not entered:
+                self._enter(phase, request.ctx)
+                entered = phase
             answer = handler(request)
             if answer is None:
                 continue

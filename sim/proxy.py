@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from kongtrace import PHASES
 from sim.framing import HeaderLines
 from sim.phases import LightThread
-from sim.request import HOP_BY_HOP, Request, Try, without
+from sim.request import HOP_BY_HOP, USUAL_OPTIONS, Request, Try, without
 from sim.upstream import ConnectTimeoutError, NoConnectionLeftError, UpstreamConnection
 
 if TYPE_CHECKING:
@@ -25,6 +25,11 @@ SERVER: Final = b"kong/3.9.1"
 """What the gateway calls itself in `Server` and `Via`: the version of Kong whose behaviour it has."""
 
 VIA: Final = b"1.1 " + SERVER
+_VIA_LINE: Final = (b"Via", VIA)
+_VIA_OF: Final = {
+    version: b"\r\nVia: %b %b\r\nConnection: keep-alive\r\n\r\n" % (version.encode(), SERVER)
+    for version in ("1.0", "1.1")
+}
 _NS_PER_MS: Final = 1_000_000
 NO_CONTENT: Final = 204
 _LENGTH: Final = b"content-length"
@@ -83,11 +88,9 @@ class ProxiedExchange:
         """Send the request to the target, on a kept connection if there is one."""
         runloop, request = self._runloop, self._request
         start_ns = runloop.time_ns()
-        runloop.execution.enter(BALANCER, request.ctx)
         self._try = Try(*self._address, start_ns)
         request.tries.append(self._try)
         connection = runloop.pool.take(self._address)
-        self._try.latency_ns = runloop.time_ns() - start_ns
         if connection is not None:
             self._send(connection)
         else:
@@ -132,6 +135,7 @@ class ProxiedExchange:
         timeout_s = self._service.connect_timeout / 1000
         made: list[UpstreamConnection] = []
         before_ns = runloop.time_ns()
+        self._try.latency_ns = before_ns - self._try.start_ns
 
         async def connect() -> None:
             made.append(await runloop.pool.connect(self._address, timeout_s))
@@ -154,7 +158,7 @@ class ProxiedExchange:
     def _send(self, connection: UpstreamConnection) -> None:
         request = self._request
         self._connection = connection
-        out = [self._head()]
+        out = self._head()
         if request.body:
             self._body_sent = True
             out += map(self._framed, request.body)
@@ -174,7 +178,8 @@ class ProxiedExchange:
                 request.expects_continue = False
                 request.connection.ask_for_body()
 
-    def _head(self) -> bytes:
+    def _head(self) -> list[bytes]:
+        """The head of the request to the upstream, in pieces."""
         request = self._request
         match = request.match
         assert match is not None
@@ -187,11 +192,10 @@ class ProxiedExchange:
                 query, mark = changed.query, b"?" if changed.query else b""
         out = [method, b" ", path, mark, query, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
         lines = request.forwarded_lines()
-        named = _connection_options(lines)
+        if not request.is_plain:
+            lines = _without_options(lines)
         for name, value in lines:
             if len(name) in _DROPPED_SIZES and name.lower() in _DROPPED:
-                continue
-            if named and name.lower() in named:
                 continue
             out += (name, b": ", value, b"\r\n")
         if request.content_length is None:
@@ -199,9 +203,8 @@ class ProxiedExchange:
         elif request.content_length or request.method in ("POST", "PUT", "PATCH"):
             out.append(b"Content-Length: %d\r\n" % request.content_length)
         out.append(self._runloop.forwarding.lines(request))
-        out += (b"X-Kong-Request-Id: ", request.id, b"\r\nVia: ", request.version.encode(), b" ", SERVER)
-        out.append(b"\r\nConnection: keep-alive\r\n\r\n")
-        return b"".join(out)
+        out += (b"X-Kong-Request-Id: ", request.id, _VIA_OF[request.version])
+        return out
 
     def _framed(self, data: bytes) -> bytes:
         return data if self._request.content_length is not None else b"%x\r\n%b\r\n" % (len(data), data)
@@ -235,8 +238,7 @@ class ProxiedExchange:
         request.upstream_response = (status, lines)
         now_ns = self._runloop.time_ns()
         request.upstream_ns = now_ns - self._try.start_ns
-        named = _connection_options(lines)
-        has_length = False
+        has_length = has_options = False
         # What plugins have set before stands first.
         kept = request.response_lines
         for line in lines:
@@ -244,14 +246,20 @@ class ProxiedExchange:
             if len(name) in _ANSWER_SIZES:
                 lower = name.lower()
                 if lower in _ANSWER_DROPPED or (lower == _LENGTH and status == NO_CONTENT):
+                    has_options = has_options or (lower == _CONNECTION and line[1].lower() not in USUAL_OPTIONS)
                     continue
                 has_length = has_length or lower == _LENGTH
-            if named and name.lower() in named:
-                continue
             kept.append(line)
-        kept.append((b"X-Kong-Upstream-Latency", b"%d" % (request.upstream_ns // _NS_PER_MS)))
-        kept.append((b"X-Kong-Proxy-Latency", b"%d" % ((self._try.start_ns - request.started_ns) // _NS_PER_MS)))
-        kept.append((b"Via", VIA))
+        if has_options:
+            options = _connection_options(lines)
+            request.response_lines = kept = [line for line in kept if line[0].lower() not in options]
+            has_length = has_length and _LENGTH not in options
+        proxy_ns = self._try.start_ns - request.started_ns
+        kept += (
+            (b"X-Kong-Upstream-Latency", b"%d" % (request.upstream_ns // _NS_PER_MS)),
+            (b"X-Kong-Proxy-Latency", b"%d" % (proxy_ns // _NS_PER_MS)),
+            _VIA_LINE,
+        )
         return has_length
 
     def on_body(self, data: bytes) -> None:
@@ -298,6 +306,7 @@ class ProxiedExchange:
         if request.done:
             return
         if request.header_sent:
+            self._runloop.execution.enter(BALANCER, request.ctx)
             self._runloop.execution.enter(BALANCER, request.ctx)
             self._runloop.log_line("error", f"{reason} while reading upstream")
             request.connection.abort()
@@ -381,13 +390,12 @@ class BufferedExchange(ProxiedExchange):
         self._runloop.respond(request, 504 if timeout else 502)
 
 
-def _connection_options(lines: HeaderLines) -> frozenset[bytes]:
+def _connection_options(lines: HeaderLines) -> set[bytes]:
     """The headers that the Connection header names as its own (RFC 9110 7.6.1)."""
-    named: frozenset[bytes] = _NO_OPTIONS
-    for name, value in lines:
-        if len(name) == 10 and name.lower() == _CONNECTION and value.lower() not in (b"keep-alive", b"close"):
-            named |= {option.strip().lower() for option in value.split(b",")}
-    return named
+    values = [value for name, value in lines if name.lower() == _CONNECTION]
+    return {option.strip().lower() for value in values for option in value.split(b",")}
 
 
-_NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
+def _without_options(lines: HeaderLines) -> HeaderLines:
+    options = _connection_options(lines)
+    return [line for line in lines if line[0].lower() not in options]

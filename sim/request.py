@@ -5,10 +5,12 @@ A `Request` lives from the end of its header section to the end of its log phase
 """
 
 import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kongtrace import ApiError
+from kongtrace.context import KONG_PHASE
 from kongtrace.propagation import Headers
 from sim.access_log import escaped
 from sim.framing import CONTENT_LENGTH_MAX, HeaderLines, Refusal, check_transfer_coding, host_of, split_absolute
@@ -46,6 +48,9 @@ VERSIONS: Final = ("1.1", "1.0")
 
 NOT_SERVED: Final = frozenset({"CONNECT", "TRACE"})
 """Methods that nginx answers with 405."""
+
+USUAL_OPTIONS: Final = frozenset({b"keep-alive", b"close"})
+"""Values of the Connection header that name no other header."""
 
 HOP_BY_HOP: Final = frozenset(
     {
@@ -144,6 +149,9 @@ class Request:
         host: the same in lower case, without port; "" when HTTP/1.0 names none.
         content_length: of the body; None when it is chunked; 0 when there is none.
         asks_upgrade: it would rather speak another protocol.
+        names_host: it has a Host header.
+        is_plain: nothing among its header lines needs a second look when they are passed on: no Connection header
+            that names others, no X-Forwarded-*.
         expects_continue: the client waits for leave to send its body.
         keep_alive: whether the client wants to go on after the answer.
         id: 32 hexadecimal digits (`X-Kong-Request-Id`).
@@ -198,10 +206,12 @@ class Request:
         "host",
         "hostname",
         "id",
+        "is_plain",
         "keep_alive",
         "lines",
         "match",
         "method",
+        "names_host",
         "outgoing",
         "path",
         "phase_index",
@@ -241,10 +251,12 @@ class Request:
         self.content_length: int | None = 0
         self.expects_continue = False
         self.asks_upgrade = False
+        self.is_plain = True
+        self.names_host = False
         self._read_lines()
         self._read_target()
         self._headers: Headers | None = None
-        self.ctx: dict[str, Any] = {REQUEST: self}
+        self.ctx: dict[str, Any] = {REQUEST: self, KONG_PHASE: "rewrite"}
         self.phase_index = 0
         self.match: Match | None = None
         self.plan: Plan | None = None
@@ -330,25 +342,13 @@ class Request:
     def _read_lines(self) -> None:
         if self.version not in VERSIONS:
             raise Refusal(505 if self.version > "1.1" else 400, f"client sent version {self.version}")
-        authorities = 0
         for name, value in self.lines:
-            size = len(name)
-            if size == 4 and name.lower() == b"host":
-                authorities += 1
-                self.authority = value.rstrip(b" \t")
-            elif size == 14 and name.lower() == b"content-length":
-                self.content_length = int(value)
-            elif size == 17 and name.lower() == b"transfer-encoding":
-                check_transfer_coding(value, self.version)
-                self.content_length = None
-            elif size == 6 and name.lower() == b"expect":
-                self.expects_continue = self.version == "1.1" and value.rstrip(b" \t").lower() == b"100-continue"
-            elif size == 7 and name.lower() == b"upgrade":
-                self.asks_upgrade = True
-        if authorities != 1 and (authorities or self.version == "1.1"):
-            raise Refusal(400, "client sent duplicate host header" if authorities else "client sent no host header")
-        if self.content_length is not None and self.content_length > CONTENT_LENGTH_MAX:
-            raise Refusal(400, "client sent invalid Content-Length header")
+            if len(name) in _NOTED_SIZES:
+                note = _NOTED.get(name.lower())
+                if note is not None:
+                    note(self, value)
+        if not self.names_host and self.version == "1.1":
+            raise Refusal(400, "client sent no host header")
 
     def _read_target(self) -> None:
         if self.method in NOT_SERVED:
@@ -360,6 +360,52 @@ class Request:
         if self.authority or self.version == "1.1":
             self.host = host_of(self.authority)
         self.path = self.target.partition(b"?")[0].decode("latin-1")
+
+
+def _note_host(request: Request, value: bytes) -> None:
+    if request.names_host:
+        raise Refusal(400, "client sent duplicate host header")
+    request.names_host = True
+    request.authority = value.rstrip(b" \t")
+
+
+def _note_length(request: Request, value: bytes) -> None:
+    request.content_length = int(value)
+    if request.content_length > CONTENT_LENGTH_MAX:
+        raise Refusal(400, "client sent invalid Content-Length header")
+
+
+def _note_coding(request: Request, value: bytes) -> None:
+    check_transfer_coding(value, request.version)
+    request.content_length = None
+
+
+def _note_expectation(request: Request, value: bytes) -> None:
+    request.expects_continue = request.version == "1.1" and value.rstrip(b" \t").lower() == b"100-continue"
+
+
+def _note_upgrade(request: Request, _value: bytes) -> None:
+    request.asks_upgrade = True
+
+
+def _note_options(request: Request, value: bytes) -> None:
+    request.is_plain = request.is_plain and value.lower() in USUAL_OPTIONS
+
+
+def _note_proxy(request: Request, _value: bytes) -> None:
+    request.is_plain = False
+
+
+_NOTED: Final[Mapping[bytes, Callable[[Request, bytes], None]]] = {
+    b"host": _note_host,
+    b"content-length": _note_length,
+    b"transfer-encoding": _note_coding,
+    b"expect": _note_expectation,
+    b"upgrade": _note_upgrade,
+    b"connection": _note_options,
+    **{b"x-forwarded-" + key: _note_proxy for key in (b"for", b"proto", b"host", b"port", b"path", b"prefix")},
+}
+_NOTED_SIZES: Final = frozenset(map(len, _NOTED))
 
 
 def header_line(name: str, value: object) -> tuple[bytes, bytes]:

@@ -32,11 +32,11 @@ from sim.pdk import Exit, Kong
 from sim.pdk.response import JSON
 from sim.phases import AGAIN, DONE, Handler, LightThread, PhaseEngine
 from sim.plugin import Handler as PluginHandler
-from sim.plugin import Plans
+from sim.plugin import Plan, Plans
 from sim.proxy import SERVER, BufferedExchange, ProxiedExchange
 from sim.request import ARG, EXITED, SERVICE_BODY, Part, Request, without
 from sim.resolver import Resolver, is_address
-from sim.router import Router
+from sim.router import Match, Router
 from sim.upstream import Pool
 
 if TYPE_CHECKING:
@@ -197,10 +197,12 @@ class Runloop:
         }
         self.instrumentation = instrumentation
         self._suspended: dict[Request, bool] = {}
+        # Without plugins and without instrumentation there is nobody who could make a span.
+        self._makes_spans = instrumentation.enabled or bool(gateway.plugins)
         handlers: list[tuple[Phase, Handler]] = [
             (REWRITE, self._rewrite),
-            (ACCESS, self._route),
-            (ACCESS, self._access),
+            (ACCESS, self._traced_route if instrumentation.enabled else self._route),
+            *([(ACCESS, self._access)] if gateway.plugins else []),
             (ACCESS, self._target),
             (CONTENT, self._proxy),
         ]
@@ -318,19 +320,25 @@ class Runloop:
 
     def _rewrite(self, request: Request) -> int | None:
         request.id = self._provider.trace_ids.draw().hex().encode()
-        request.ctx[KONG_PHASE] = "rewrite"
         self.instrumentation.request(request)
         plan = request.plan = self._plans.everywhere
         return self._run_plugins(request, REWRITE, plan.rewrite) if plan.rewrite else None
 
     def _route(self, request: Request) -> int | None:
-        request.ctx[KONG_PHASE] = "access"
+        return self._routed(request, self._router.match(request))
+
+    def _traced_route(self, request: Request) -> int | None:
         self.instrumentation.precreate_balancer(request)
         span = self.instrumentation.router()
-        match = request.match = self._router.match(request)
+        match = self._router.match(request)
         if match is None:
             span.set_status(STATUS_ERROR)
         span.finish()
+        return self._routed(request, match)
+
+    def _routed(self, request: Request, match: Match | None) -> int | None:
+        request.ctx[KONG_PHASE] = "access"
+        request.match = match
         if match is None:
             return 404
         if match.route.protocols == ("https",):
@@ -606,13 +614,16 @@ class Runloop:
 
     def header_filter(self, request: Request) -> bool:
         """Run the header_filter phase; False when it failed and the connection was closed (R6)."""
-        self.execution.enter(HEADER_FILTER, request.ctx)
-        request.ctx[KONG_PHASE] = "header_filter"
         self.instrumentation.status(request)
         if request.choice is not None and request.choice.cookie is not None:
             request.response_lines.append((b"Set-Cookie", request.choice.cookie))
-        kong = self._kong
         plan = request.plan or self._plans.everywhere
+        return not plan.header_filter or self._filter_header(request, plan)
+
+    def _filter_header(self, request: Request, plan: Plan) -> bool:
+        self.execution.enter(HEADER_FILTER, request.ctx)
+        request.ctx[KONG_PHASE] = "header_filter"
+        kong = self._kong
         for handler in plan.header_filter:
             span = self.instrumentation.plugin_header_filter(handler.name)
             request.handler = handler
@@ -646,24 +657,27 @@ class Runloop:
 
         None: a handler failed, and the connection was closed (R6).
         """
+        if last:
+            request.body_ended_ns = self.time_ns()
+        plan = request.plan or self._plans.everywhere
+        return self._filter_body(request, plan, data, last=last) if plan.body_filter else data
+
+    def _filter_body(self, request: Request, plan: Plan, data: bytes, *, last: bool) -> bytes | None:
         ctx = request.ctx
         self.execution.enter(BODY_FILTER, ctx)
         ctx[KONG_PHASE] = "body_filter"
-        plan = request.plan or self._plans.everywhere
-        if plan.body_filter:
-            kong = self._kong
-            part = ctx[ARG] = Part(data, last)
-            for handler in plan.body_filter:
-                request.handler = handler
-                try:
-                    handler.call(kong, handler.conf)
-                except Exception as error:  # noqa: BLE001 - see above
-                    self._filter_failed(request, error, "body_filter")
-                    return None
-            data = part.chunk or b""
+        kong = self._kong
+        part = ctx[ARG] = Part(data, last)
+        for handler in plan.body_filter:
+            request.handler = handler
+            try:
+                handler.call(kong, handler.conf)
+            except Exception as error:  # noqa: BLE001 - see above
+                self._filter_failed(request, error, "body_filter")
+                return None
         if last:
             request.body_ended_ns = self.time_ns()
-        return data
+        return part.chunk or b""
 
     def write_head(self, request: Request) -> None:
         """Write status line and headers."""
@@ -691,22 +705,16 @@ class Runloop:
             return
         request.done = True
         request.exchange = None
-        ctx = request.ctx
-        self.execution.enter(LOG, ctx)
-        ctx[KONG_PHASE] = "log"
-        completed = self._log(request)
         counts = self.counts
         counts.requests += 1
         counts.active -= 1
         counts.responses[min(request.status // 100, 5)] += 1
+        completed = not self._makes_spans or self._log(request)
         if self._on_logged is not None:
             self._on_logged(request)
-        self._book(ctx, request.handled)
-        if completed or self._releases_always:
-            self._provider.end_request(ctx)
-        else:
-            self._provider.abandon_request(ctx)
-        ctx.clear()
+        if self._makes_spans:
+            self._end_spans(request, completed=completed)
+        request.ctx.clear()
         if request.choice is not None:
             request.choice.ended(request.status)
         self._on_change()
@@ -714,7 +722,17 @@ class Runloop:
         if not counts.active:
             self._on_idle()
 
+    def _end_spans(self, request: Request, *, completed: bool) -> None:
+        ctx = request.ctx
+        self._book(ctx, request.handled)
+        if completed or self._releases_always:
+            self._provider.end_request(ctx)
+        else:
+            self._provider.abandon_request(ctx)
+
     def _log(self, request: Request) -> bool:
+        self.execution.enter(LOG, request.ctx)
+        request.ctx[KONG_PHASE] = "log"
         kong = self._kong
         plan = request.plan or self._plans.everywhere
         try:

@@ -150,7 +150,6 @@ class UpstreamConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Give the exchange up; nobody is told."""
         self.exchange = None
-        self._pool.unwatch(self)
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -168,7 +167,6 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self.answered = True
         self._framing_bytes += len(data)
-        self._pool.watch(self, self._timeout_s)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -189,6 +187,7 @@ class UpstreamConnection(asyncio.Protocol):
         elif self._framing_bytes > HEAD_BYTES_MAX:
             self._fail("upstream sent too big header")
         else:
+            self._pool.watch(self, self._timeout_s)
             exchange.on_flush()
 
     def eof_received(self) -> None:
@@ -203,9 +202,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if self._in_body and not self._framed and error is None:
             self.exchange = None
-            self._pool.unwatch(self)
             exchange.on_end()
-            exchange.on_flush()
             return
         self._fail("upstream prematurely closed connection" if error is None else str(error))
 
@@ -225,7 +222,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _fail(self, reason: str, *, timeout: bool = False) -> None:
         exchange, self.exchange = self.exchange, None
-        self._pool.unwatch(self)
         self._pool.forget(self)
         self.transport.abort()
         if exchange is not None:
@@ -283,7 +279,6 @@ class UpstreamConnection(asyncio.Protocol):
         """End the exchange, and keep the connection if both sides are done and want it."""
         exchange, self.exchange = self.exchange, None
         self._in_body = False
-        self._pool.unwatch(self)
         if self._keep_alive and self._framed and self.whole_request_sent and not self._overrun:
             if self._bodiless:
                 self._parser = httptools.HttpResponseParser(self)
@@ -314,7 +309,6 @@ class Pool:
         self._connecting = 0
         self._tls = tls
         self._idle: defaultdict[tuple[str, int], list[UpstreamConnection]] = defaultdict(list)
-        self._watched: dict[UpstreamConnection, None] = {}
         self._sweeping = False
         self._trimming = False
         self.open: dict[UpstreamConnection, None] = {}
@@ -382,25 +376,21 @@ class Pool:
             connection.abort()
 
     def watch(self, connection: UpstreamConnection, timeout_s: float) -> None:
-        """Give `connection` up in `timeout_s` from now."""
+        """Give the exchange of `connection` up in `timeout_s` from now, unless it has ended or is watched anew."""
         connection.deadline_s = self._runtime.now() + timeout_s
-        self._watched[connection] = None
         if not self._sweeping:
             self._sweeping = True
             self._runtime.call_later(SWEEP_S, self._sweep)
 
-    def unwatch(self, connection: UpstreamConnection) -> None:
-        """The wait of `connection` is over."""
-        self._watched.pop(connection, None)
-
     def _sweep(self) -> None:
         now = self._runtime.now()
-        for connection in [connection for connection in self._watched if connection.deadline_s <= now]:
-            connection.timed_out()
-        if self._watched:
+        watched = [connection for connection in self.open if connection.exchange is not None]
+        for connection in watched:
+            if connection.deadline_s <= now and connection.exchange is not None:
+                connection.timed_out()
+        self._sweeping = bool(watched)
+        if self._sweeping:
             self._runtime.call_later(SWEEP_S, self._sweep)
-        else:
-            self._sweeping = False
 
     def _trim(self) -> None:
         """Close what has been idle for too long."""

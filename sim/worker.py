@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 TICK_S: Final = 0.25
 """How often the CPU clock, memory and the pools beside that of the spans are looked at."""
 
+GC_THRESHOLD: Final = 20_000
+"""Objects more than before, after which the worker looks for garbage that refers to itself."""
+
 _STATM_BYTES: Final = 128
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _NS_PER_S: Final = 1_000_000_000
@@ -58,6 +61,8 @@ def main(
     """
     # The master's objects are never garbage here: walking them would stall the loop for milliseconds.
     gc.freeze()
+    # Requests leave no cycles behind; what a few plugins may leave is worth looking for more rarely.
+    gc.set_threshold(GC_THRESHOLD, 20, 20)
     uvloop.run(_run(args, classes, make_provider))
 
 
