@@ -614,15 +614,16 @@ class Runloop:
 
     def header_filter(self, request: Request) -> bool:
         """Run the header_filter phase; False when it failed and the connection was closed (R6)."""
-        self.instrumentation.status(request)
+        if self._makes_spans:
+            self.execution.enter(HEADER_FILTER, request.ctx)
+            request.ctx[KONG_PHASE] = "header_filter"
+            self.instrumentation.status(request)
         if request.choice is not None and request.choice.cookie is not None:
             request.response_lines.append((b"Set-Cookie", request.choice.cookie))
         plan = request.plan or self._plans.everywhere
         return not plan.header_filter or self._filter_header(request, plan)
 
     def _filter_header(self, request: Request, plan: Plan) -> bool:
-        self.execution.enter(HEADER_FILTER, request.ctx)
-        request.ctx[KONG_PHASE] = "header_filter"
         kong = self._kong
         for handler in plan.header_filter:
             span = self.instrumentation.plugin_header_filter(handler.name)
