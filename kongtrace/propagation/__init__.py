@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kongtrace.context import TracingContext
 
 __all__ = [
+    "CARRIERS",
     "EXTRACTORS",
     "INJECTORS",
     "KONG",
@@ -82,6 +83,16 @@ INJECTORS: Final[dict[str, Injector]] = {
     "gcp": gcp.inject,
     "instana": instana.inject,
 }
+
+CARRIERS: Final = frozenset(
+    {
+        *("traceparent", "uber-trace-id", "x-amzn-trace-id", "x-cloud-trace-context", "x-instana-t"),
+        *(datadog.TRACE_ID, datadog.PARENT_ID, datadog.PRIORITY),
+        *b3.TRIGGERS,
+        *ot.TRIGGERS,
+    }
+)
+"""Headers without which no format has anything to read."""
 
 PRESERVE: Final = "preserve"
 DEFAULT_FORMAT: Final = "w3c"
@@ -189,7 +200,11 @@ def extract(
         ApiError: a format that does not exist.
         UnguardedError: profile ``kong`` only.
     """
-    for name in params.get("extract") or ():
+    names = params.get("extract") or ()
+    if isinstance(headers, Headers) and headers.lacks(CARRIERS) and all(map(EXTRACTORS.__contains__, names)):
+        # Most requests begin a trace: no need to ask each format.
+        return PropagationContext()
+    for name in names:
         try:
             context = extract_format(name, headers, log)
         except profile.guarded as error:

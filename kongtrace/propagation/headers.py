@@ -7,6 +7,7 @@ that is not UTF-8 is a lone surrogate (``errors="surrogateescape"``), so that ev
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Protocol
 
@@ -74,6 +75,10 @@ class Headers:
         """The value of the header, or None; case does not matter, and a ``_`` finds ``-``."""
         value = self._seen.get(name)
         return value if value is not None else self._seen.get(_key(name))
+
+    def lacks(self, names: AbstractSet[str], /) -> bool:
+        """Whether none of these headers can be seen; names in lower case, with dashes."""
+        return self._seen.keys().isdisjoint(names)
 
     def items(self) -> Iterable[tuple[str, HeaderValue]]:
         """The headers that can be seen."""

@@ -8,6 +8,7 @@ import pytest
 from kongtrace.context import TracingContext
 from kongtrace.errors import ApiError
 from kongtrace.propagation import (
+    CARRIERS,
     EXTRACTORS,
     INJECTORS,
     KONG,
@@ -206,6 +207,19 @@ def test_repeated_baggage_header_is_joined():
 
 
 # The order of things
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_format_looks_first_for_a_header_that_is_known_to_carry_it(name):
+    """Where none of these headers is there no format is asked, so each must have nothing to say without them."""
+    asked = []
+
+    class Asked(Headers):
+        def get(self, name, /):
+            asked.append(name)
+
+    assert extract_format(name, Asked({"host": "a"}), pytest.fail) is None
+    assert set(asked) <= CARRIERS
 
 
 def test_first_format_that_yields_something_wins():
