@@ -657,6 +657,9 @@ class CheckedProvider(TracerProvider):
         tracer, record = span.tracer, span.record
         if tracer is None or tracer is self.global_tracer or tracer.name in asked:
             return
+        if (span.attributes or {}).get(PROPAGATION_ONLY):
+            # It carries ids to the headers, and is not meant to be exported (O12).
+            return
         if asked:
             message = f"exporters asked for {', '.join(sorted(asked))} and not for tracer {tracer.name!r}"
             yield self._finding(Code.TRACER_NOT_EXPORTED, message, record, record.creation)

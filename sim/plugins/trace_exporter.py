@@ -48,23 +48,30 @@ class TraceExporter:
     VERSION: ClassVar[str] = __version__
     Config = TraceExporterConfig
 
+    def __init__(self) -> None:
+        self._tracer: Any
+
+    def init_worker(self, kong: Kong) -> None:
+        """Make the tracer, once (H46)."""
+        self._tracer = kong.tracing(TRACER)
+
     def rewrite(self, kong: Kong, conf: TraceExporterConfig) -> None:
         """Start a span below the root."""
         if conf.custom_spans:
-            tracer = kong.tracing(TRACER)
+            tracer = self._tracer
             tracer.set_active_span(tracer.start_span("rewrite", {"parent": kong.tracing.active_span()}))
 
-    def access(self, kong: Kong, conf: TraceExporterConfig) -> None:
+    def access(self, _kong: Kong, conf: TraceExporterConfig) -> None:
         """End that span and start the next."""
-        self._next(kong, conf, "access")
+        self._next(conf, "access")
 
-    def header_filter(self, kong: Kong, conf: TraceExporterConfig) -> None:
+    def header_filter(self, _kong: Kong, conf: TraceExporterConfig) -> None:
         """End that span and start the next."""
-        self._next(kong, conf, "header_filter")
+        self._next(conf, "header_filter")
 
     def log(self, kong: Kong, conf: TraceExporterConfig) -> None:
         """Copy, encode, and let a timer send."""
-        tracer = kong.tracing(TRACER)
+        tracer = self._tracer
         if conf.custom_spans and (span := tracer.active_span()) is not None:
             span.finish()
         copies: list[dict[str, Any]] = []
@@ -79,10 +86,10 @@ class TraceExporter:
         if not created:
             kong.log.err(f"failed to create timer: {error}")
 
-    def _next(self, kong: Kong, conf: TraceExporterConfig, name: str) -> None:
+    def _next(self, conf: TraceExporterConfig, name: str) -> None:
         if not conf.custom_spans:
             return
-        tracer = kong.tracing(TRACER)
+        tracer = self._tracer
         before: Any = tracer.active_span()
         if before is not None and before.is_recording and before.tracer.name == TRACER:
             before.finish()

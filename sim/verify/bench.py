@@ -4,7 +4,8 @@
     bench.use("greeter.py", greeting="howdy")
     answer = bench.get("/orders?name=Ada")
 
-Plugins are told before the first request. Everything that `kongsim verify` looks for is looked for here too.
+Plugins are told before the first request. What `kongsim verify` looks for is looked for here too, but for stalls, which
+take a second look.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """The command `kongsim verify`: from its options to a report on standard output and an exit code."""
 
 import json
+import linecache
 import sys
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ def run(
     Raises:
         UserError: an option or a plugin is not as it should be.
     """
+    linecache.checkcache()
     if form not in FORMATS:
         raise UserError(f"there is no format {form}", field="--format", cure=nearest(form, FORMATS))
     selected, ignored = _codes("--select", select), _codes("--ignore", ignore)

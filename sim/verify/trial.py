@@ -286,9 +286,9 @@ class Trial:
 
     async def pause(self, delay_s: float) -> None:
         """Let time pass."""
-        over = asyncio.get_running_loop().create_future()
-        self.runtime.call_later(delay_s, over.set_result, None)
-        await over
+        over = asyncio.Event()
+        self.runtime.call_later(delay_s, over.set)
+        await over.wait()
 
     # The worker.
 

@@ -1,0 +1,3 @@
+"""The example project is run by its own tests, in a process of its own."""
+
+collect_ignore = ["example"]

@@ -1,0 +1,379 @@
+"""`kongsim verify`: its report, its options, its programs."""
+
+import json
+import shlex
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+
+from sim.cli import commands
+from sim.errors import UserError
+from sim.plugins import BUNDLED
+from sim.verify import program as programs_of_all_kinds
+from sim.verify import search, trial
+from sim.verify.mistakes import GATEWAY_RULES
+from sim.verify.program import Program, Reload, Visit, parse, plain_programs, programs
+from sim.verify.search import Search
+from sim.verify.trial import Suspects
+from tests.conformance import test_docs
+from tests.kongtrace.test_checked import TRUE_OF_SAMPLES
+from tests.verify.pairs import PAIRS
+
+WRONG = """
+class Shop:
+    PRIORITY = 1000
+    VERSION = "1"
+
+    def access(self, kong, conf):
+        span = kong.tracing.start_span("load order")
+        if kong.request.get_method() == "PUT":
+            return
+        span.finish()
+        span.finish()
+"""
+
+RIGHT = """
+class Shop:
+    PRIORITY = 1000
+    VERSION = "1"
+
+    def access(self, kong, conf):
+        kong.tracing.start_span("load order").finish()
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Few programs are drawn, of few requests."""
+    monkeypatch.setattr(search, "PROGRAMS", 10)
+    monkeypatch.setattr(programs_of_all_kinds, "TIMES", (1, 1, 1, 2, 5))
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """Write a plugin; the working directory is where it is."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(source, name="shop.py"):
+        (tmp_path / name).write_text(source)
+        return name
+
+    return write
+
+
+@pytest.fixture
+def verify(capsys):
+    """Run the command; return exit code and what it printed."""
+
+    def run(*arguments):
+        code = commands.main(["verify", *arguments], prog_name="kongsim", standalone_mode=False)
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def test_report_tells_all_there_is_to_say(shop, verify):
+    """Place, code, severity, message, stacks with source, why, fix, page, the smallest program and how to run it."""
+    code, out = verify(shop(WRONG))
+    assert code == 97
+    first, second = out.split("\n\n")[:2]
+    assert first.splitlines()[:5] == [
+        "shop.py:7: KT005 warning: span never finished",
+        "  the request ended first (plugin shop, phase access, span 'load order')",
+        "  where:",
+        "    shop.py:7, in access",
+        '      span = kong.tracing.start_span("load order")',
+    ]
+    assert [line.split(":")[0].strip() for line in first.splitlines()[5:8]] == ["why", "fix", "see"]
+    assert first.splitlines()[8:] == [
+        "  the smallest program that shows it:",
+        "    sampling rate 1, instrumentations all",
+        "    PUT /orders; the upstream answers",
+        """  replay: kongsim verify shop.py --seed 0 --replay '{"steps":[{"method":"PUT"}]}'""",
+    ]
+    assert second.startswith("shop.py:11: KT015 note: span finished twice\n")
+    assert "  the span was made here:\n    shop.py:7, in access\n" in second
+    assert "\n\n2 mistakes (1 warning, 1 note): " in out
+
+
+def test_silence_is_told_in_one_line(shop, verify):
+    """A plugin without mistakes gets its figures and exit code 0."""
+    code, out = verify(shop(RIGHT))
+    assert code == 0
+    assert out.startswith("no mistakes: ")
+    assert out.count("\n") == 1
+
+
+def test_replay_runs_what_the_report_says(shop, verify):
+    """The line of the report runs one program, and shows the mistake again."""
+    _code, out = verify(shop(WRONG), "--select", "KT005")
+    line = next(line for line in out.splitlines() if "replay: " in line)
+    code, again = verify(*shlex.split(line.partition("kongsim verify ")[2]))
+    assert code == 97
+    assert again.splitlines()[0] == out.splitlines()[0]
+    assert "1 program, 1 request" in again
+
+
+def test_same_seed_gives_the_same_report(shop, verify):
+    """But for the time that it took."""
+    file = shop(WRONG)
+    first, second = (verify(file, "--seed", "5")[1].rpartition(",")[0] for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("options", "codes"),
+    [
+        ((), ["KT005", "KT015"]),
+        (("--select", "KT015"), ["KT015"]),
+        (("--select", "KG,KT01"), ["KT015"]),
+        (("--ignore", "KT"), []),
+        (("--select", "KT", "--ignore", "KT005"), ["KT015"]),
+    ],
+)
+def test_codes_are_selected_and_ignored(shop, verify, options, codes):
+    """By their whole name, or by how they begin; what does not count does not decide the exit code."""
+    code, out = verify(shop(WRONG), "--format", "json", *options)
+    assert [mistake["code"] for mistake in json.loads(out)["mistakes"]] == codes
+    assert code == (97 if codes else 0)
+
+
+def test_json_has_every_field(shop, verify):
+    """Whatever the text says stands in a field."""
+    _code, out = verify(shop(WRONG), "--format", "json", "--select", "KT015")
+    told = json.loads(out)
+    assert (told["schema"], told["plugins"], told["seed"]) == ("kongsim-verify/1", ["shop.py"], 0)
+    (mistake,) = told["mistakes"]
+    assert (mistake["file"], mistake["line"], mistake["plugin"], mistake["phase"]) == ("shop.py", 11, "shop", "access")
+    assert mistake["stack"][0] == {"file": "shop.py", "line": 11, "function": "access"}
+    assert mistake["creation"][0]["line"] == 7
+    assert all(mistake[field] for field in ("why", "fix", "title", "severity", "source", "program", "replay"))
+
+
+def test_sarif_has_rules_results_and_stacks(shop, verify):
+    """The log is of version 2.1.0: each result points to its rule and its line."""
+    _code, out = verify(shop(WRONG), "--format", "sarif")
+    log = json.loads(out)
+    assert log["version"] == "2.1.0"
+    (run,) = log["runs"]
+    rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
+    assert rules == ["KT005", "KT015"]
+    for result in run["results"]:
+        assert rules[result["ruleIndex"]] == result["ruleId"]
+        place = result["locations"][0]["physicalLocation"]
+        assert place["artifactLocation"]["uri"] == "shop.py"
+    assert [result["level"] for result in run["results"]] == ["warning", "note"]
+    assert len(run["results"][1]["stacks"]) == 2
+
+
+def test_github_gets_annotations(shop, verify):
+    """One workflow command for each mistake, on one line."""
+    _code, out = verify(shop(WRONG), "--format", "github")
+    lines = out.splitlines()
+    assert lines[0].startswith(
+        "::warning file=shop.py,line=7,title=KT005 span never finished::the request ended first%0A"
+    )
+    assert lines[1].startswith("::notice file=shop.py,line=11,title=KT015 span finished twice::")
+    assert len(lines) == 3
+
+
+def test_baseline_keeps_old_mistakes_quiet(shop, verify):
+    """What is in it is not reported, also when its line has moved; what is new is."""
+    assert verify(shop(WRONG), "--write-baseline", "known.json")[0] == 0
+    moved = "# a comment\n" + WRONG
+    assert verify(shop(moved), "--baseline", "known.json")[0] == 0
+    worse = moved + "        span.set_attribute('rows', 3)\n"
+    code, out = verify(shop(worse), "--baseline", "known.json", "--format", "json")
+    assert code == 97
+    assert [mistake["code"] for mistake in json.loads(out)["mistakes"]] == ["KT016"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--format", "xml"), "--format: there is no format xml; known here: text, json, sarif, github"),
+        (("--select", "KT999"), "--select: there is no code KT999; did you mean KT"),
+        (("--baseline", "none.json"), "none.json: cannot be read: No such file or directory; write it with"),
+        (("--replay", "{}"), "--replay: is no program: 'steps'; give the line as it was printed"),
+        (("--config", "[]"), "--config: must be a mapping by plugin"),
+        (("--config", '{"chop": {}}'), "--config: there is no plugin chop here; these are: shop"),
+    ],
+)
+def test_wrong_option_is_told_in_one_line(shop, verify, arguments, message):
+    """Which one, what was expected, what to do."""
+    with pytest.raises(UserError) as raised:
+        verify(shop(RIGHT), *arguments)
+    assert str(raised.value).startswith(message)
+
+
+def test_configuration_is_checked_and_given(shop, verify):
+    """A plugin with a model needs what the model needs."""
+    source = RIGHT.replace("class Shop:", "from pydantic import BaseModel\n\n\nclass Shop:").replace(
+        "    def access", "    class Config(BaseModel):\n        limit: int\n\n    def access"
+    )
+    with pytest.raises(UserError, match=r"^--config: shop\.limit: Field required; write --config"):
+        verify(shop(source))
+    assert verify(shop(source), "--config", '{"shop": {"limit": 3}}', "--replay", '{"steps":[{}]}')[0] == 0
+
+
+def test_several_plugins_run_together(shop, verify):
+    """Each mistake is told of the plugin that it is in."""
+    shop(RIGHT, "good.py")
+    shop(WRONG, "bad.py")
+    _code, out = verify("good.py", "bad.py", "--format", "json")
+    assert {mistake["plugin"] for mistake in json.loads(out)["mistakes"]} == {"bad"}
+
+
+def test_mistake_in_a_module_that_the_plugin_uses_is_told_where_it_is(shop, verify, tmp_path, monkeypatch):
+    """The place is the innermost line of the user's own code; what the gateway and libraries do is not."""
+    monkeypatch.syspath_prepend(tmp_path)
+    shop("def work(tracing):\n    tracing.start_span('load')\n", "shop_tracing.py")
+    file = shop(
+        RIGHT.replace('kong.tracing.start_span("load order").finish()', "work(kong.tracing)").replace(
+            "\nclass", "from shop_tracing import work\n\n\nclass"
+        )
+    )
+    _code, out = verify(file, "--format", "json", "--replay", '{"steps":[{}]}')
+    (mistake,) = json.loads(out)["mistakes"]
+    assert (mistake["code"], mistake["file"], mistake["line"], mistake["plugin"]) == (
+        "KT005",
+        "shop_tracing.py",
+        2,
+        "shop",
+    )
+
+
+def test_failure_shrinks_to_the_smallest_program(shop, monkeypatch):
+    """What takes a retried POST and a reload is found, and nothing else is left in the program that shows it."""
+    monkeypatch.setattr(search, "PROGRAMS", 60)
+    file = shop(
+        textwrap.dedent("""
+        class Shop:
+            PRIORITY = 1000
+            VERSION = "1"
+
+            def log(self, kong, conf):
+                if kong.request.get_method() == "POST" and kong.response.get_status() >= 500:
+                    kong.tracing.start_span("failed")
+        """)
+    )
+    verdict = Search(Suspects((file,)), 3).run()
+    (shown,) = verdict.shown
+    (visit,) = shown.program.steps
+    assert shown.program.sampling_rate == 1.0
+    assert (visit.method, visit.times, visit.body, visit.abort_ms, visit.trace) == ("POST", 1, 0, None, "none")
+    assert shown.program.requests == 1
+
+
+@given(program=programs())
+def test_program_survives_its_line(program):
+    """What is printed can be read again."""
+    assert parse(program.line()) == program
+
+
+def test_plain_programs_differ_from_the_usual_in_one_thing():
+    """The first is one request; each of the others has one thing more."""
+    first, *others = plain_programs()
+    assert first == Program((Visit(),))
+    assert len(set(others)) == len(others) > 45
+    for program in others:
+        words = program.text()
+        assert parse(program.line()).text() == words
+
+
+def test_trial_is_the_same_each_time(shop):
+    """The same program has the same outcome; nothing is drawn, and no clock is read."""
+    suspects = Suspects((shop(WRONG),))
+    program = Program((Visit(times=20, gap_ms=0, upstream="is slow", abort_ms=4), Reload(), Visit(method="PUT")))
+    assert trial.run(suspects, program) == trial.run(suspects, program)
+
+
+def test_requests_of_a_program_all_end(shop):
+    """Whatever happens to a request, its log phase runs once."""
+    program = Program(
+        tuple(
+            step for plain in plain_programs() for step in plain.steps if isinstance(step, Visit) and step.times < 100
+        )
+    )
+    outcome = trial.run(Suspects((shop(RIGHT),)), program)
+    assert outcome.mistakes == ()
+    gone_at_once = sum(step.times for step in program.steps if step.abort_ms == 0)
+    assert program.requests - gone_at_once <= outcome.requests <= program.requests
+
+
+CONFIGS = {
+    "trace-exporter": {"host": "127.0.0.1", "port": 9},
+    "synthetic": {
+        "access": {"spans": {"count": 3, "attributes": 4, "events": 1, "nesting": "deep"}, "wait": "3ms"},
+        "log": {"spans": {"count": 2}},
+    },
+    "correlation-id": {"echo_downstream": True},
+}
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_plugins_are_silent(name):
+    """No false alarm among the plugins that come with the gateway."""
+    configs = {name: CONFIGS[name]} if name in CONFIGS else {}
+    verdict = Search(Suspects((name,), configs), 0).run()
+    assert [(shown.mistake.code, shown.mistake.place, shown.mistake.message) for shown in verdict.shown] == []
+
+
+def test_bundled_plugins_are_silent_together():
+    """Nor when all of them run."""
+    names = tuple(name for name in BUNDLED if name != "request-termination")
+    verdict = Search(Suspects(names, CONFIGS), 0).run()
+    assert [(shown.mistake.code, shown.mistake.place, shown.mistake.message) for shown in verdict.shown] == []
+
+
+@pytest.mark.parametrize("sample", test_docs.SAMPLES)
+def test_samples_of_the_documentation_give_no_false_alarm(shop, sample):
+    """The samples of the customer's documentation, in a plugin that ends what they leave open, give what is true."""
+    phase = "log" if sample is test_docs.gather_the_spans else "access"
+    file = shop(
+        textwrap.dedent(f"""
+        from tests.conformance.test_docs import {sample.__name__} as sample
+
+
+        class Docs:
+            PRIORITY = 1000
+            VERSION = "1"
+
+            def {phase}(self, kong, conf):
+                before = list(kong.tracing.get_spans() or ())
+                sample(kong.tracing, kong.ngx)
+                if "{sample.__name__}" != "release_a_span":
+                    for span in reversed(kong.tracing.get_spans() or ()):
+                        if all(span is not old for old in before) and span.end_time_ns is None:
+                            span.finish()
+        """)
+    )
+    outcomes = [trial.run(Suspects((file,)), Program((visit,))) for visit in (Visit(), Visit(times=30))]
+    found = {mistake.code for outcome in outcomes for mistake in outcome.mistakes}
+    name = sample.__name__
+    assert found <= {str(code) for code in TRUE_OF_SAMPLES.get(name, ())} | TRUE_IN_A_GATEWAY.get(name, set())
+
+
+TRUE_IN_A_GATEWAY = {
+    "create_a_tracer": {"KT028"},  # H46
+    "sample_traces": {"KT028"},
+    "start_below_the_global_active_span": {"KT023", "KT028"},  # H12: nobody exports its tracer's spans
+    "release_a_span": {"KT029"},
+}
+"""What else is rightly said of samples when many requests run them beside an exporter."""
+
+
+def test_page_has_every_code_of_the_gateway():
+    """The table of `docs/verify.md` is the table of the program."""
+    page = (Path(__file__).parents[2] / "docs/verify.md").read_text()
+    told = [(code, rule.title, rule.severity.name.lower(), rule.source) for code, rule in GATEWAY_RULES.items()]
+    rows = [line for line in page.splitlines() if line.startswith("| KG")]
+    assert rows == [f"| {' | '.join(row)} |" for row in told]
+
+
+def test_every_code_of_the_gateway_has_a_wrong_and_a_right_plugin():
+    """No rule is without an example."""
+    marked = "\n".join(wrong for wrong, _right in PAIRS.values())
+    assert [code for code in GATEWAY_RULES if f"# {code}" not in marked] == []
