@@ -369,7 +369,7 @@ class ClientConnection(asyncio.Protocol):
         self.request = request
         self.sent_bytes = 0
         self._requests += 1
-        if self._requests >= self.runloop.nginx.keepalive_requests:
+        if self._requests >= self.runloop.keepalive_requests:
             request.keep_alive = False
         self.runloop.begin(request, body)
 

@@ -15,6 +15,7 @@ from sim.request import HOP_BY_HOP, USUAL_OPTIONS, Request, Try, without
 from sim.upstream import ConnectTimeoutError, NoConnectionLeftError, UpstreamConnection
 
 if TYPE_CHECKING:
+    from sim.router import Match
     from sim.runloop import Runloop
 
 BALANCER: Final = PHASES["balancer"]
@@ -157,8 +158,10 @@ class ProxiedExchange:
 
     def _send(self, connection: UpstreamConnection) -> None:
         request = self._request
+        match = request.match
+        assert match is not None
         self._connection = connection
-        out = self._head()
+        out = self._head(match)
         if request.body:
             self._body_sent = True
             out += map(self._framed, request.body)
@@ -168,7 +171,7 @@ class ProxiedExchange:
         connection.send(
             self,
             b"".join(out),
-            timeout_s=self._service.read_timeout / 1000,
+            timeout_s=match.terms.read_timeout_s,
             bodiless=request.method == "HEAD",
             whole=request.complete,
         )
@@ -178,14 +181,12 @@ class ProxiedExchange:
                 request.expects_continue = False
                 request.connection.ask_for_body()
 
-    def _head(self) -> list[bytes]:
+    def _head(self, match: "Match") -> list[bytes]:
         """The head of the request to the upstream, in pieces."""
         request = self._request
-        match = request.match
-        assert match is not None
         _path, mark, query = request.target.partition(b"?")
         method, path = request.method.encode(), match.upstream_path
-        host = request.authority if match.route.preserve_host and request.authority else request.upstream_host
+        host = request.authority if match.terms.preserve_host and request.authority else request.upstream_host
         if (changed := request.outgoing) is not None:
             method, path, host = changed.method or method, changed.path or path, changed.host or host
             if changed.query is not None:

@@ -62,6 +62,36 @@ class Captures(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What each request needs to know of its route and service, as plain attributes: a model's cost more to read.
+
+    Attributes:
+        route: name of the route.
+        https_only: plain requests are told to come again over TLS.
+        preserve_host: the service gets the client's Host.
+        strip_path: it does not get the part of the path that matched.
+        host: of the service; "" without one.
+        port: of the service.
+        read_timeout_s: of the service.
+    """
+
+    route: str
+    https_only: bool
+    preserve_host: bool
+    strip_path: bool
+    host: str
+    port: int
+    read_timeout_s: float
+
+    @classmethod
+    def of(cls, route: Route, service: Service | None) -> "Terms":
+        """Return those of a route and its service."""
+        host, port, read_timeout = (service.host, service.port, service.read_timeout) if service else ("", 0, 0)
+        https_only = route.protocols == ("https",)
+        return cls(route.name, https_only, route.preserve_host, route.strip_path, host, port, read_timeout / 1000)
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """A route that a request matches.
 
@@ -73,6 +103,7 @@ class Match:
         captures: of a path that is a regular expression.
         address: of the service, when its host is one and no name.
         upstream_host: host of the service and its port, unless it is the usual one.
+        terms: see `Terms`.
     """
 
     route: Route
@@ -82,6 +113,7 @@ class Match:
     captures: Captures | None
     address: tuple[str, int] | None
     upstream_host: bytes
+    terms: Terms
 
 
 class _Candidate:
@@ -101,6 +133,7 @@ class _Candidate:
         self.headers = tuple((name.lower().encode(), _header_test(values)) for name, values in route.headers.items())
         self.address = (service.host, service.port) if service is not None and is_address(service.host) else None
         self.upstream_host = _host_of(service) if service is not None else b""
+        self.terms = Terms.of(route, service)
         self.position = 0
 
     def matches(self, method: str, host: str, port: str, lines: "HeaderLines") -> bool:
@@ -123,7 +156,8 @@ class _Candidate:
 
     def _found(self, path: str, end: int, captures: Captures | None) -> Match:
         upstream_path = self._upstream_path(path, end)
-        return Match(self.route, self.service, path[:end], upstream_path, captures, self.address, self.upstream_host)
+        asked = path[:end], upstream_path, captures
+        return Match(self.route, self.service, *asked, self.address, self.upstream_host, self.terms)
 
     def _upstream_path(self, path: str, end: int) -> bytes:
         route, base = self.route, (self.service.path if self.service is not None else None) or "/"

@@ -149,6 +149,7 @@ class Runloop:
         resolver: of the worker.
         balancers: by name of the upstream.
         nginx: limits and times of clients.
+        keepalive_requests: of it, which every request asks for.
         forwarding: what upstreams are told of clients.
     """
 
@@ -180,6 +181,7 @@ class Runloop:
         self._kong = kong
         self.now = runtime.now
         self.nginx = gateway.nginx
+        self.keepalive_requests = gateway.nginx.keepalive_requests
         self.forwarding = Forwarding(gateway)
         self._sweep_s = min(SWEEP_S_MAX, _shortest_timeout_s(gateway.nginx) / 10)
         self._sweeping = False
@@ -341,9 +343,9 @@ class Runloop:
         request.match = match
         if match is None:
             return 404
-        if match.route.protocols == ("https",):
+        if match.terms.https_only:
             return self._require_https(request, match.route.https_redirect_status_code)
-        request.plan = self._plans.of_route(match.route.name)
+        request.plan = self._plans.of_route(match.terms.route)
         return None
 
     def _require_https(self, request: Request, status: int) -> int:
@@ -466,12 +468,13 @@ class Runloop:
         if match.address is not None:
             request.address = match.address
             return None
-        if service.host in self.balancers:
-            return self._balance(request, self.balancers[service.host])
-        request.hostname = service.host
+        host, port = match.terms.host, match.terms.port
+        if host in self.balancers:
+            return self._balance(request, self.balancers[host])
+        request.hostname = host
         span = self.instrumentation.dns_query()
         try:
-            known = self.resolver.known(service.host, service.port)
+            known = self.resolver.known(host, port)
         except OSError as error:
             return self._resolved(request, span, error)
         if known is not None:
@@ -479,7 +482,7 @@ class Runloop:
         found: list[tuple[str, int]] = []
 
         async def ask() -> None:
-            found.append(await self.resolver.resolve(service.host, service.port))
+            found.append(await self.resolver.resolve(host, port))
 
         def go_on(error: BaseException | None) -> None:
             if request.done:
@@ -494,8 +497,7 @@ class Runloop:
 
     def _resolved(self, request: Request, span: Any, found: tuple[str, int] | BaseException) -> int | None:
         assert request.match is not None
-        assert request.match.service is not None
-        self.instrumentation.dns_answer(span, request.hostname, request.match.service.port, found)
+        self.instrumentation.dns_answer(span, request.hostname, request.match.terms.port, found)
         if isinstance(found, BaseException):
             self.log_line("error", f"{request.hostname} could not be resolved: {found}")
             self.respond(request, 503, "name resolution failed")
