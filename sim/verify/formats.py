@@ -6,6 +6,7 @@ Paths are as the user gave them, relative to the working directory where they li
 import json
 import linecache
 import shlex
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any, Final
 
 from kongtrace.findings import Frame, Severity, Stack
 from sim import __version__
+from sim.verify import watch
 from sim.verify.mistakes import RULES, Mistake
 from sim.verify.program import Program
 from sim.verify.search import Shown, Verdict
 from sim.verify.trial import Suspects
+
+TEXT_WIDTH: Final = 118
 
 JSON_SCHEMA: Final = "kongsim-verify/1"
 
@@ -147,7 +151,15 @@ def explained(mistake: Mistake) -> str:
     ]
     for what, stack in _stacks(mistake):
         lines += [f"  {what}:", *_lines_of(stack)]
-    lines += [f"  why:  {rule.why}", f"  fix:  {rule.fix}", f"  see:  {mistake.page}, {mistake.code}"]
+    for word, said in (("why", rule.why), ("fix", rule.fix), ("see", f"{mistake.page}, {mistake.code}")):
+        lines += textwrap.wrap(
+            said,
+            TEXT_WIDTH,
+            initial_indent=f"  {word}:  ",
+            subsequent_indent=" " * 8,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -168,7 +180,9 @@ def _stacks(mistake: Mistake) -> Iterator[tuple[str, Stack]]:
 
 
 def _inner(stack: Stack, place: Frame) -> Stack:
-    last = max((index for index, frame in enumerate(stack) if frame.filename == place.filename), default=0)
+    """The part of a stack that lies within the handler: what called that is the gateway."""
+    entry = next((index for index, frame in enumerate(stack) if frame.filename == watch.__file__), len(stack))
+    last = max((index for index, frame in enumerate(stack[:entry]) if frame.filename == place.filename), default=0)
     return stack[: last + 1]
 
 

@@ -24,7 +24,7 @@ WAITS_FOR_EVER: Final = "KG008"
 
 GATEWAY_RULES: Final[dict[str, Rule]] = {
     FORBIDDEN_CALL: Rule(
-        "call that the phase forbids: a socket, a sleep, another function of the gateway, or a handler that awaits",
+        "socket, wait or other call that the phase forbids",
         Severity.ERROR,
         "header_filter, body_filter and log run to their end without a pause, so nginx refuses whatever waits. The call"
         " raises and ends the handler, and with it the rest of the phase for all plugins; in log the request's spans do"
