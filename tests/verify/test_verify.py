@@ -1,6 +1,7 @@
 """`kongsim verify`: its report, its options, its programs."""
 
 import json
+import re
 import shlex
 import textwrap
 from pathlib import Path
@@ -377,3 +378,24 @@ def test_every_code_of_the_gateway_has_a_wrong_and_a_right_plugin():
     """No rule is without an example."""
     marked = "\n".join(wrong for wrong, _right in PAIRS.values())
     assert [code for code in GATEWAY_RULES if f"# {code}" not in marked] == []
+
+
+PAGE = (Path(__file__).parents[2] / "docs/plugins.md").read_text()
+SAMPLES = {
+    block.splitlines()[0].removeprefix("# "): block
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    if "PRIORITY" in block
+}
+"""The plugins of the page on plugins, by the name of their file."""
+
+CONFIGS_OF_SAMPLES = {
+    "quota.py": {"quota": {"url": "http://127.0.0.1:9/"}},
+    "redact.py": {"redact": {"word": "secret"}},
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_samples_of_the_page_on_plugins_are_silent(shop, name):
+    """What the page shows is right."""
+    verdict = Search(Suspects((shop(SAMPLES[name], name),), CONFIGS_OF_SAMPLES.get(name, {})), 0).run()
+    assert [(shown.mistake.code, shown.mistake.place, shown.mistake.message) for shown in verdict.shown] == []
