@@ -257,6 +257,7 @@ CpuMasks = Annotated[Many[str], BeforeValidator(_cpu_masks)]
 LogLevel = Literal["debug", "info", "notice", "warn", "error", "crit", "alert", "emerg"]
 FilePath = Annotated[str, Field(min_length=1)]
 FileOrOff = Annotated[FilePath | None, BeforeValidator(lambda value: None if value == "off" else value)]
+RealIpHeader = Literal["X-Real-IP", "X-Forwarded-For"]
 IpBlock = Annotated[str, BeforeValidator(_ip_block)]
 Workers = Annotated[int, BeforeValidator(_workers)]
 Timeout = Annotated[Seconds, Field(gt=0)]
@@ -583,7 +584,7 @@ class Gateway(Model):
     tracing: Tracing = Tracing()
     nginx: Nginx = Nginx()
     trusted_ips: Many[IpBlock] = ()
-    real_ip_header: Literal["X-Real-IP", "X-Forwarded-For"] = "X-Real-IP"
+    real_ip_header: RealIpHeader = "X-Real-IP"
     real_ip_recursive: bool = False
     hosts: dict[str, tuple[str, int]] = Field(default_factory=dict)
     upstreams: tuple[Upstream, ...] = ()

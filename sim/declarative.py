@@ -24,11 +24,14 @@ from sim.config import (
     FileOrOff,
     FilePath,
     Gateway,
+    IpBlock,
     Listen,
     LogLevel,
+    Many,
     Nginx,
     Plugin,
     ProfileName,
+    RealIpHeader,
     Route,
     Service,
     Target,
@@ -158,6 +161,9 @@ class _Settings(Model):
     profile: ProfileName = "kong"
     tracing: Tracing = Tracing()
     nginx: Nginx = Nginx()
+    trusted_ips: Many[IpBlock] = ()
+    real_ip_header: RealIpHeader = "X-Real-IP"
+    real_ip_recursive: bool = False
     collector: Url | None = None
     stand_ins: dict[str, SyntheticConfig] = Field(default_factory=dict)
 

@@ -121,6 +121,12 @@ class _Reader:
         """Read words divided by commas."""
         return [word.strip() for word in text.split(",")]
 
+    def switch(self, text: str, _name: str) -> bool:
+        """Read `on` or `off`."""
+        if text not in {"on", "off"}:
+            raise FieldError(f"expected on or off, not {shown(text)}")
+        return text == "on"
+
     def duration(self, text: str, _name: str) -> str:
         """Read a time as nginx does: a number without a unit is in seconds."""
         return f"{text}s" if text.isdecimal() else text.replace(" ", "")
@@ -183,6 +189,14 @@ _SETTINGS: Final[Mapping[str, tuple[str, _Convert]]] = {
     "LUA_MAX_PENDING_TIMERS": ("nginx.lua_max_pending_timers", _Reader.number),
     "NGINX_HTTP_LUA_MAX_RUNNING_TIMERS": ("nginx.lua_max_running_timers", _Reader.number),
     "LUA_MAX_RUNNING_TIMERS": ("nginx.lua_max_running_timers", _Reader.number),
+    "NGINX_HTTP_CLIENT_HEADER_TIMEOUT": ("nginx.client_header_timeout", _Reader.duration),
+    "NGINX_HTTP_CLIENT_BODY_TIMEOUT": ("nginx.client_body_timeout", _Reader.duration),
+    "NGINX_HTTP_SEND_TIMEOUT": ("nginx.send_timeout", _Reader.duration),
+    "NGINX_HTTP_KEEPALIVE_TIMEOUT": ("nginx.keepalive_timeout", _Reader.duration),
+    "NGINX_HTTP_KEEPALIVE_REQUESTS": ("nginx.keepalive_requests", _Reader.number),
+    "TRUSTED_IPS": ("trusted_ips", _Reader.words),
+    "REAL_IP_HEADER": ("real_ip_header", _Reader.text),
+    "REAL_IP_RECURSIVE": ("real_ip_recursive", _Reader.switch),
     "LUA_SSL_TRUSTED_CERTIFICATE": ("nginx.lua_ssl_trusted_certificate", _Reader.authorities),
     "TRACING_INSTRUMENTATIONS": ("tracing.instrumentations", _Reader.words),
     "OPENTELEMETRY_TRACING": ("tracing.instrumentations", _Reader.words),
