@@ -148,7 +148,7 @@ class Bench:
         if self._trial is None:
             suspects = Suspects(tuple(self._places), self._configs)
             classes = suspects.load()
-            self._watch = Watch(files_of(classes), locates=False)
+            self._watch = Watch(files_of(classes), locates=False, breaks_off=False)
             self._trial = Trial(
                 suspects,
                 classes,

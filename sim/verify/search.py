@@ -98,8 +98,6 @@ class Search:
         gc.collect()
         gc.freeze()
         try:
-            for program in self._plain:
-                self._try(program)
             self._explore(began_s + SEARCH_S)
             end_s = time.monotonic() + SEARCH_S
             verdict.shown = [self._smallest(key, end_s) for key in list(self._first)[:KEPT_MAX]]
@@ -136,6 +134,8 @@ class Search:
                 self._try(program)
             return False
 
+        for program in self._plain:
+            enough(program)
         self._find(enough, shrinks=False)
 
     def _smallest(self, key: Key, end_s: float) -> Shown:

@@ -50,6 +50,9 @@ BLOCKED_MS: Final = 10
 COMPUTED_MS: Final = 50
 """A step that computes has when it takes this long, of CPU time."""
 
+STUCK_S: Final = 5.0
+"""A step that has not come back after so many s of the real clock never will: it is broken off."""
+
 TIMERS_MAX: Final = 20
 """Timers that one request may set off, descendants included."""
 
@@ -75,6 +78,10 @@ _NOT_THE_USERS: Final = (
 )
 
 
+class StuckError(BaseException):
+    """Raised in a handler that does not come back; no handler catches it by mistake."""
+
+
 class Lineage:
     """All timers that descend from one request, or from the worker.
 
@@ -96,6 +103,7 @@ class Watch:
     Args:
         files: of the plugins, each with the plugin's name.
         locates: stalls are told with their line; else only that there was one.
+        breaks_off: a step that does not come back is broken off, by the alarm clock of the process (SIGALRM).
 
     Attributes:
         mistakes: what was found, by what makes them the same.
@@ -105,9 +113,10 @@ class Watch:
         execution: of the gateway that runs now.
     """
 
-    def __init__(self, files: Mapping[str, str], *, locates: bool) -> None:
+    def __init__(self, files: Mapping[str, str], *, locates: bool, breaks_off: bool = True) -> None:
         self._files = files
         self._locates = locates
+        self._breaks_off = breaks_off
         self._worker = Lineage(of_request=False)
         self.mistakes: dict[Key, Mistake] = {}
         self.stalled: set[Frame] = set()
@@ -252,9 +261,10 @@ class Step:
         self._caught: Stack = ()
 
     def __enter__(self) -> Self:
-        if self._watch._locates:  # noqa: SLF001 - the two are one
+        if self._watch._breaks_off:  # noqa: SLF001 - the two are one
             self._previous = signal.signal(signal.SIGALRM, self._note)
-            signal.setitimer(signal.ITIMER_REAL, BLOCKED_MS / 1000)
+            first_s = BLOCKED_MS / 1000 if self._watch._locates else STUCK_S  # noqa: SLF001 - the same
+            signal.setitimer(signal.ITIMER_REAL, first_s, STUCK_S)
         self._gave_away = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         self._cpu_ns = time.thread_time_ns()
         self._wall_ns = time.perf_counter_ns()
@@ -262,19 +272,24 @@ class Step:
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: TracebackType | None) -> None:
         wall_ns = time.perf_counter_ns() - self._wall_ns
+        if self._watch._breaks_off:  # noqa: SLF001 - see above
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._previous)
+        if isinstance(error, StuckError):
+            self._watch.tell(STALL, f"the handler had not come back after {STUCK_S:g} s", self._caught)
+            return
         if wall_ns >= BLOCKED_MS * _NS_PER_MS:
             cpu_ns = time.thread_time_ns() - self._cpu_ns
             gave_away = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw > self._gave_away
             if (gave_away and 2 * cpu_ns < wall_ns) or cpu_ns >= COMPUTED_MS * _NS_PER_MS:
                 self._watch.stall(wall_ns / _NS_PER_MS, (*self._caught, self._first))
-        if self._watch._locates:  # noqa: SLF001 - see above
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, self._previous)
         if isinstance(error, Exception) and not isinstance(error, StopIteration):
             self._watch.raised(error)
 
     def _note(self, _signum: int, frame: FrameType | None) -> None:
-        self._caught = stack_of(frame)
+        before, self._caught = self._caught, self._caught or stack_of(frame)
+        if before or not self._watch._locates:  # noqa: SLF001 - see above
+            raise StuckError
 
 
 class Steps:

@@ -13,7 +13,7 @@ from sim.cli import commands
 from sim.errors import UserError
 from sim.plugins import BUNDLED
 from sim.verify import program as programs_of_all_kinds
-from sim.verify import search, trial
+from sim.verify import search, trial, watch
 from sim.verify.mistakes import GATEWAY_RULES
 from sim.verify.program import Program, Reload, Visit, parse, plain_programs, programs
 from sim.verify.search import Search
@@ -399,3 +399,19 @@ def test_samples_of_the_page_on_plugins_are_silent(shop, name):
     """What the page shows is right."""
     verdict = Search(Suspects((shop(SAMPLES[name], name),), CONFIGS_OF_SAMPLES.get(name, {})), 0).run()
     assert [(shown.mistake.code, shown.mistake.place, shown.mistake.message) for shown in verdict.shown] == []
+
+
+def test_handler_that_never_comes_back_is_broken_off_and_told(shop, monkeypatch):
+    """An endless loop is a mistake with its line, and no end of the verification either."""
+    monkeypatch.setattr(watch, "STUCK_S", 0.2)
+    monkeypatch.setattr(search, "SEARCH_S", 2.0)
+    file = shop(
+        RIGHT.replace(
+            '        kong.tracing.start_span("load order").finish()',
+            "        while True:\n            try:\n                len('')\n            except Exception: pass",
+        )
+    )
+    verdict = Search(Suspects((file,)), 0).run()
+    codes = {(shown.mistake.code, shown.mistake.message) for shown in verdict.shown}
+    assert ("KG002", "the handler had not come back after 0.2 s") in codes
+    assert verdict.seconds < 60
