@@ -322,7 +322,7 @@ class Tracer:
         name = self.name
         for span in self.get_spans():
             tracer = span.tracer
-            if tracer is not None and tracer.name == name:
+            if tracer is self or (tracer is not None and tracer.name == name):
                 processor(span, *extra)
 
     def init_spans(self) -> list[Span]:

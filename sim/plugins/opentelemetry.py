@@ -7,7 +7,7 @@ exporter's timers do the rest.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal
 from uuid import NAMESPACE_URL, uuid5
 
@@ -208,8 +208,6 @@ class _Entity:
 
     def _render(self, kong: Kong, request: Request) -> None:
         """Fill the resource attributes' templates in, with the first request that exports (O19, L6)."""
-        if not self._templates:
-            return
         self._templates = False
         try:
             attributes = rendered(self._config.resource_attributes, request)
@@ -244,32 +242,39 @@ class _Entity:
             self._export(kong, request)
         finally:
             # What another exporter has taken care of before is what this one saw first.
-            self._counts.copied_again += min(others, request.handled)
-            request.handled = max(others, request.handled)
+            if others:
+                self._counts.copied_again += min(others, request.handled)
+                request.handled = max(others, request.handled)
 
     def _export(self, kong: Kong, request: Request) -> None:
         spans: list[Span] = []
         kong.tracing.process_span(spans.append)
         sampled = [span for span in spans if span.should_sample is not False]
         refusals: list[ApiError] = []
+        encoded: Sequence[object]
         encoded = self._encoder.encode_spans(sampled, tracing_context(request.ctx).raw_trace_id, refusals)
-        self._counts.unsampled += len(spans) - len(sampled)
-        self._counts.rejected += len(refusals)
-        request.handled += len(spans) - len(encoded)
-        for refusal in refusals:
-            kong.log.err(f"Failed to enqueue span to log server: {refusal}")
-        if encoded:
+        if len(encoded) < len(spans):
+            self._counts.unsampled += len(spans) - len(sampled)
+            self._counts.rejected += len(refusals)
+            request.handled += len(spans) - len(encoded)
+            self._tell_refused(kong, refusals)
+            if not encoded:
+                return
+        if self._templates:
             self._render(kong, request)
-            self._enqueue(kong, request, [memoryview(span) for span in encoded] if self._sizeless else encoded)
-
-    def _enqueue(self, kong: Kong, request: Request, encoded: Sequence[object]) -> None:
+        if self._sizeless:
+            encoded = list(map(memoryview, encoded))  # type: ignore[arg-type]  # bytes, each
         queue = self._spans
         before = queue.enqueued + queue.rejected
         try:
             refused = queue.enqueue_many(encoded, self._spans_binding, self._now(), log_phase=True)
         finally:
             request.handled += queue.enqueued + queue.rejected - before
-        for error in refused:
+        if refused:
+            self._tell_refused(kong, refused)
+
+    def _tell_refused(self, kong: Kong, errors: Iterable[object]) -> None:
+        for error in errors:
             kong.log.err(f"Failed to enqueue span to log server: {error}")
 
     def enqueue_logs(self, kong: Kong, request: Request) -> None:
@@ -281,7 +286,8 @@ class _Entity:
         of_request, of_worker = kong.records.take(request.ctx)
         if not (of_request or of_worker):
             return
-        self._render(kong, request)
+        if self._templates:
+            self._render(kong, request)
         records = self._encoder.prepare_logs(of_request, tracing.raw_trace_id, tracing.flags)
         records += self._encoder.prepare_logs(of_worker, None, None)
         queue = self._logs
