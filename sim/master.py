@@ -19,6 +19,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -193,6 +194,8 @@ class Master:
         """Close this process's copies of what the master holds, where another process runs it or none will."""
         for listener in self.sockets:
             listener.close()
+        if self._access_log is not None:
+            self._access_log.close()
         self._ready.close()
         self._ready_workers.close()
 
@@ -285,29 +288,37 @@ class Master:
         self._log("notice", "logs reopened")
 
     def _reconfigure(self) -> None:
-        try:
-            gateway = self._reread()
-            error_log, access_log = self._logs_of(gateway)
-            bound = _bind(gateway, self._bound)
-        except UserError as error:
-            self._log("emerg", str(error))
-            return
+        with ExitStack() as opened:
+            try:
+                gateway = self._reread()
+                error_log, access_log = self._logs_of(gateway, opened)
+                bound = _bind(gateway, self._bound)
+            except UserError as error:
+                self._log("emerg", str(error))
+                return
+            opened.pop_all()
         slots = _slots(gateway)
         for place in self._bound.keys() - bound.keys():
             self._bound[place].close()
+        for log in (self._log, self._access_log):
+            if log is not None and log not in (error_log, access_log):
+                log.close()  # the workers that still write there have their own
         self.gateway, self._bound, self._log, self._access_log = gateway, bound, error_log, access_log
         self._compare_masks()
         for action in self._cycle.reconfigured(slots, gateway.profile):
             self._do(action)
 
-    def _logs_of(self, gateway: Gateway) -> tuple[ErrorLog, AccessLog | None]:
-        """Open the logs that a configuration names, where it names others than the one in force."""
+    def _logs_of(self, gateway: Gateway, opened: ExitStack) -> tuple[ErrorLog, AccessLog | None]:
+        """Open the logs that a configuration names, where it names others than the one in force; `opened` ends them."""
         told, now = gateway, self.gateway
         error_log, access_log = self._log, self._access_log
         if told.access_log != now.access_log:
             access_log = _access_log(told)
+            if access_log is not None:
+                opened.callback(access_log.close)
         if (told.error_log, told.log_level) != (now.error_log, now.log_level):
             error_log = _error_log(told)
+            opened.callback(error_log.close)
         return error_log, access_log
 
     def _compare_masks(self) -> None:

@@ -43,6 +43,7 @@ class LiveGateway:
         )
         theirs.close()
         master.close()
+        error_log.close()
 
     def wait_announced(self):
         """Wait until it serves."""
@@ -56,12 +57,16 @@ class LiveGateway:
 
     def wait_logged(self, text):
         """Wait for a line of the error log that holds a text; return the line."""
+        return self.wait_written(self.log, text)
+
+    def wait_written(self, path, text):
+        """Wait for a line of a file that holds a text; return the line."""
         for _ in range(int(TIMEOUT_S * 100)):
-            for line in self.log.read_text().splitlines():
+            for line in path.read_text().splitlines():
                 if text in line:
                     return line
             process.wait([self.process.sentinel], 0.01)
-        raise AssertionError(f"{text!r} is not in the log: {self.log.read_text()}")
+        raise AssertionError(f"{text!r} is not in {path}: {path.read_text()}")
 
     def connect(self):
         """Open a connection to it."""

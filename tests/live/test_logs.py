@@ -7,6 +7,7 @@ import signal
 import socket
 from signal import SIGTERM, SIGUSR1
 
+import psutil
 import pytest
 
 from tests import peers
@@ -50,6 +51,31 @@ def test_each_request_has_its_line(tmp_path):
     told = [(line["request"].split()[0], int(line["status"]), int(line["bytes"])) for line in lines[1:3]]
     assert told == [("HEAD", second.status, 0), ("GET", 404, len(third.content))]
     assert int(lines[3]["bytes"]) > len(fourth.content)  # with the framing of chunks, as nginx counts
+
+
+def test_reloads_that_name_other_logs_leave_no_descriptor_behind(tmp_path):
+    """The master closes what it writes to no more, and what it had opened for a configuration that it cannot take."""
+    with echo() as upstream, socket.create_server(("127.0.0.1", 0)) as taken:
+        first = gateway_to(upstream, access_log=str(tmp_path / "0.log"))
+        busy = f"127.0.0.1:{taken.getsockname()[1]}"
+        turns = [
+            first.model_copy(update={"access_log": str(tmp_path / f"{n}.log"), "error_log": str(tmp_path / f"{n}.err")})
+            for n in range(1, 5)
+        ]
+        bad = turns[0].model_copy(update={"listen": (*first.listen, busy)})
+        coming = iter([turns[0], bad, *turns[1:]])
+        with live(tmp_path, first, reread=lambda: next(coming)) as running:
+            master = psutil.Process(running.process.pid)
+
+            def reload():
+                running.reload()
+                running.wait_until(lambda reading: len(reading.alive) == 1)
+                return master.num_fds()
+
+            before = reload()
+            os.kill(master.pid, signal.SIGHUP)
+            running.wait_written(tmp_path / "1.err", "Address already in use")
+            assert [reload() for _ in range(3)] == [before] * 3
 
 
 def test_client_that_leaves_is_499_in_the_log(tmp_path):
@@ -123,22 +149,25 @@ def test_log_level_decides_what_is_told(tmp_path, level, told):
 
 
 def test_connections_beyond_the_limit_are_closed_with_an_alert(tmp_path):
-    """`worker_connections` counts the listening socket and the master's too; who holds one keeps it."""
+    """`worker_connections` counts the listening socket and the master's too; who has begun to ask keeps a place."""
+    request = b"GET / HTTP/1.1\r\nHost: g\r\n\r\n"
     with echo() as upstream:
         gateway = gateway_to(upstream, nginx={"worker_connections": 6, "worker_shutdown_timeout": "30s"})
         with live(tmp_path, gateway) as running:
             clients = [running.connect() for _ in range(4)]
-            running.wait_until(lambda reading: reading.sum("connections_active") == 4)
+            for client in clients:
+                client.sendall(request[:-2])
+            running.wait_until(lambda reading: reading.sum("connections_reading") == 4)
             with running.connect() as refused:
                 assert refused.recv(1) == b""
             assert running.wait_logged("[alert]").endswith(": 6 worker_connections are not enough")
 
-            clients[0].sendall(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n")  # there is none left for the upstream
+            clients[0].sendall(request[-2:])  # there is none left for the upstream
             with clients[0].makefile("rb") as answer:
                 assert answer.readline() == b"HTTP/1.1 500 Internal Server Error\r\n"
             clients.pop().close()
             running.wait_until(lambda reading: reading.sum("connections_active") == 3)
-            clients[1].sendall(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n")
+            clients[1].sendall(request[-2:])
             with clients[1].makefile("rb") as answer:
                 assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
             for client in clients:

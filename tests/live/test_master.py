@@ -28,10 +28,11 @@ class Running:
         self.scoreboard = Scoreboard(gateway.workers)
         self.log = directory / "error.log"
         self.control, theirs = process.pipe()
+        error_log = ErrorLog(self.log)
         master = Master(
             gateway,
             self.scoreboard,
-            error_log=ErrorLog(self.log),
+            error_log=error_log,
             reread=reread,
             worker_main=worker_main,
         )
@@ -41,6 +42,7 @@ class Running:
         )
         theirs.close()
         master.close()
+        error_log.close()
 
     def wait_announced(self):
         assert self.control.poll(TIMEOUT_S)
@@ -119,7 +121,7 @@ def serving(count, generation=None):
     """Build the condition that so many workers serve; with a generation, also that all others have left."""
 
     def condition(reading):
-        served = [w.generation for w in reading.alive if w.state is State.SERVING]
+        served = [w.generation for w in reading.alive if w.state is State.SERVING and w.pid]
         left = generation is None or {w.generation for w in reading.alive} == {generation}
         return len(served) == count and left
 
