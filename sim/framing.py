@@ -21,6 +21,8 @@ HEAD_BYTES_MAX: Final = 32 * 1024
 CONTENT_LENGTH_MAX: Final = 2**63 - 1
 """Largest Content-Length, nginx's."""
 
+_LENGTH_DIGITS_MAX: Final = 19
+
 HOSTS_MAX: Final = 1024
 """Values of Host that are remembered."""
 
@@ -44,6 +46,18 @@ class Refusal(Exception):  # noqa: N818 - what a client did, not an error of the
 
 class InvalidResponseError(Exception):
     """A response that no client may take."""
+
+
+def length_of(value: bytes) -> int:
+    """Return what a Content-Length says, whose grammar has been checked.
+
+    Raises:
+        Refusal: it is larger than any body, or has so many zeros in front that it looks so.
+    """
+    digits = value.strip(b" \t")
+    if len(digits) > _LENGTH_DIGITS_MAX or int(digits) > CONTENT_LENGTH_MAX:
+        raise Refusal(400, "client sent invalid Content-Length header")
+    return int(digits)
 
 
 @lru_cache(HOSTS_MAX)

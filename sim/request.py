@@ -13,7 +13,7 @@ from kongtrace import ApiError
 from kongtrace.context import KONG_PHASE
 from kongtrace.propagation import Headers
 from sim.access_log import escaped
-from sim.framing import CONTENT_LENGTH_MAX, HeaderLines, Refusal, check_transfer_coding, host_of, split_absolute
+from sim.framing import HeaderLines, Refusal, check_transfer_coding, host_of, length_of, split_absolute
 
 if TYPE_CHECKING:
     from sim.balancer import Choice
@@ -294,7 +294,9 @@ class Request:
         if self.tries:
             address, port = self.tries[-1].address, self.tries[-1].port
             host = f"[{address}]" if ":" in address else address
-            target = f', upstream: "http://{host}:{port}{_shown(self.target)}"'
+            path = self.match.upstream_path if self.match else b""
+            query = b"".join(self.target.partition(b"?")[1:])
+            target = f', upstream: "http://{host}:{port}{_shown(path)}{_shown(query)}"'
         asked = f'client: {self.client_ip}, server: kong, request: "{_shown(self.request_line)}"'
         return f', {asked}{target}, host: "{_shown(self.authority)}"'
 
@@ -370,9 +372,7 @@ def _note_host(request: Request, value: bytes) -> None:
 
 
 def _note_length(request: Request, value: bytes) -> None:
-    request.content_length = int(value)
-    if request.content_length > CONTENT_LENGTH_MAX:
-        raise Refusal(400, "client sent invalid Content-Length header")
+    request.content_length = length_of(value)
 
 
 def _note_coding(request: Request, value: bytes) -> None:

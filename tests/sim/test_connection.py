@@ -103,6 +103,7 @@ REFUSED = {
     "Content-Length 5 5": (post(b"Content-Length: 5 5\r\n", b"hello"), 400),
     "Content-Length, empty": (post(b"Content-Length:\r\n", b"hello"), 400),
     "Content-Length of 2^63": (post(b"Content-Length: 9223372036854775808\r\n", b"hello"), 400),
+    "Content-Length of 5000 digits": (post(b"Content-Length: " + b"0" * 4999 + b"5\r\n", b"hello"), 400),
     "Content-Length of 2^64": (post(b"Content-Length: 18446744073709551616\r\n", b"hello"), 400),
     "two equal Content-Lengths": (post(b"Content-Length: 5\r\nContent-Length: 5\r\n", b"hello"), 400),
     "two different Content-Lengths": (post(b"Content-Length: 5\r\nContent-Length: 6\r\n", b"hello!"), 400),
