@@ -207,7 +207,12 @@ class ClientConnection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Whether it has been answered, and has sent nothing since."""
-        return bool(self.sent_bytes) and self.request is None and not self._head_bytes and not self._closing
+        return bool(self.sent_bytes) and self.reusable
+
+    @property
+    def reusable(self) -> bool:
+        """Whether its place may go to another client: nothing of a request has come (nginx, `c->reusable`)."""
+        return self.request is None and not self._head_bytes and not self._closing
 
     @property
     def reading_head(self) -> bool:

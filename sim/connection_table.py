@@ -1,10 +1,10 @@
-"""nginx's table of a worker's connections: how many may be open, and which idle ones go when few are left.
+"""nginx's table of a worker's connections: how many may be open, and which go when few are left.
 
 Everything that a worker keeps open takes a place: listening sockets, clients, connections to upstreams and collectors,
-running timers (kong-semantics N5). When no more than a sixteenth is free, idle clients are closed to make room, those
-that have been there longest first, and an eighth of them at a time, at most 32; when none is free, whatever asked for
-one is refused: a client is closed unanswered, a request gets 500, a timer is lost (nginx, `ngx_get_connection`,
-`ngx_drain_connections`).
+running timers (kong-semantics N5). When no more than a sixteenth is free, clients of whom no part of a request has come
+are closed to make room, answered before or not, those that have been there longest first, and an eighth of them at a
+time, at most 32; when none is free, whatever asked for one is refused: a client is closed unanswered, a request gets
+500, a timer is lost (nginx, `ngx_get_connection`, `ngx_drain_connections`).
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Final, Protocol
 
 REUSED_MAX: Final = 32
-"""Idle clients that are closed at once."""
+"""Clients that are closed at once."""
 
 _WARN_S: Final = 1.0
 

@@ -21,6 +21,7 @@ from sim.health_check import HealthChecks
 from sim.instrumentation import Instrumentation
 from sim.ngx import Network, Ngx
 from sim.pdk import Kong
+from sim.phase_times import TimedRunloop
 from sim.plugin import Plans, PluginClass
 from sim.plugins import BUNDLED
 from sim.plugins.opentelemetry import node_id
@@ -92,7 +93,7 @@ class WorkerGateway:
         self.draining = self._leaving = False
         execution = Execution()
         self.table = ConnectionTable(
-            gateway.nginx.worker_connections, self._connections_used, self._idle_clients, runtime.now, log
+            gateway.nginx.worker_connections, self._connections_used, self._reusable_clients, runtime.now, log
         )
         self.profile = gateway.profile
         self.runtime = runtime
@@ -151,7 +152,8 @@ class WorkerGateway:
         )
         self.plans = Plans(gateway, {**classes, **gateway.plugin_classes})
         self.plans.start(self.kong)
-        self.runloop = Runloop(
+        has_foreign = any(plugin.name not in BUNDLED for plugin in gateway.plugins)
+        self.runloop = (TimedRunloop if has_foreign else Runloop)(
             gateway,
             self.provider,
             runtime,
@@ -250,8 +252,8 @@ class WorkerGateway:
         clients = self.runloop.connections
         return self._held + sum(arrival not in clients for arrival in self.arriving) + len(clients) + own
 
-    def _idle_clients(self) -> list[ClientConnection]:
-        return [connection for connection in self.runloop.connections if connection.idle]
+    def _reusable_clients(self) -> list[ClientConnection]:
+        return [connection for connection in self.runloop.connections if connection.reusable]
 
     def _end_timer(self, ctx: dict[str, object]) -> None:
         self.runloop.end_timer(ctx)

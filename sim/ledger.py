@@ -33,7 +33,7 @@ ACCOUNTS: Final = {
     "created": "made by a tracer of the worker",
     "copied_again": "copies of a span beyond its first: it was linked twice, or two exporters saw it",
     "unsampled": "released unsampled, never meant for the exporter",
-    "unprocessed": "sampled, but handed to no exporter: none there, or it failed before it saw them",
+    "unprocessed": "sampled, but handed to no queue: no exporter, or it failed before, or a plugin sends by itself",
     "enqueued": "copied to the exporter's queue",
     "rejected": "refused by the queue: too large",
     "lost_in_request": "open, or finished but not yet handed on, when the worker died or was terminated",

@@ -12,7 +12,7 @@ from kongtrace import PHASES
 from sim.framing import HeaderLines
 from sim.phases import LightThread
 from sim.request import HOP_BY_HOP, USUAL_OPTIONS, Request, Try, without
-from sim.upstream import ConnectTimeoutError, NoConnectionLeftError, UpstreamConnection
+from sim.upstream import TIMED_OUT, ConnectTimeoutError, NoConnectionLeftError, UpstreamConnection, system_error
 
 if TYPE_CHECKING:
     from sim.router import Match
@@ -152,7 +152,9 @@ class ProxiedExchange:
                 self._try.state, self._try.code = "failed", 500
                 runloop.respond(request, 500)
             else:
-                self._failed(f"connect() failed: {error}", timeout=isinstance(error, ConnectTimeoutError), sent=False)
+                timeout = isinstance(error, ConnectTimeoutError)
+                reason = TIMED_OUT if timeout else system_error("connect()", error)
+                self._failed(f"{reason} while connecting to upstream", timeout=timeout, sent=False)
 
         runloop.runtime.run(LightThread(connect(), runloop.execution, BALANCER, request.ctx), go_on)
 
@@ -316,7 +318,7 @@ class ProxiedExchange:
             request.tries.pop()
             self.begin()
         else:
-            self._failed(reason, timeout=timeout, sent=True)
+            self._failed(f"{reason} while reading response header from upstream", timeout=timeout, sent=True)
 
     def pause(self) -> None:
         """The upstream does not read."""

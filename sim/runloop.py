@@ -208,7 +208,11 @@ class Runloop:
             (ACCESS, self._target),
             (CONTENT, self._proxy),
         ]
-        self._engine = PhaseEngine(self.execution, tuple(handlers), self.respond)
+        self._engine = PhaseEngine(self.execution, self._walked(handlers), self.respond)
+
+    def _walked(self, handlers: list[tuple[Phase, Handler]]) -> tuple[tuple[Phase, Handler], ...]:
+        """Return the handlers as a request meets them."""
+        return tuple(handlers)
 
     # What the connection calls.
 
@@ -514,10 +518,17 @@ class Runloop:
 
         async def ask() -> None:
             for address in unresolved:
+                span = self.instrumentation.dns_query()
+                found: tuple[str, int] | OSError
                 try:
-                    address.endpoint = await self.resolver.resolve(address.name, address.port)
+                    found = address.endpoint = await self.resolver.resolve(address.name, address.port)
                 except OSError as error:
                     self.log_line("error", f"{address.name} could not be resolved: {error}")
+                    found = error
+                if request.done:
+                    # The client has gone, and its spans with it.
+                    return
+                self.instrumentation.dns_answer(span, address.name, address.port, found)
 
         def go_on(error: BaseException | None) -> None:
             if request.done:

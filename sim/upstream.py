@@ -12,6 +12,8 @@ exchange: the whole request was sent, and nothing came after the response. So no
 """
 
 import asyncio
+import errno
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -47,6 +49,16 @@ SWITCHING_PROTOCOLS: Final = 101
 
 BODILESS: Final = frozenset({204, 304})
 """Statuses whose responses have no body (RFC 9112 6.3)."""
+
+
+TIMED_OUT: Final = f"upstream timed out ({errno.ETIMEDOUT}: {os.strerror(errno.ETIMEDOUT)})"
+"""nginx's words of a wait that was in vain."""
+
+
+def system_error(call: str, error: BaseException) -> str:
+    """Say in nginx's words that a call of the system failed."""
+    number = error.errno if isinstance(error, OSError) else None
+    return f"{call} failed ({number}: {os.strerror(number)})" if number else f"{call} failed: {error}"
 
 
 class ConnectTimeoutError(OSError):
@@ -204,7 +216,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.exchange = None
             exchange.on_end()
             return
-        self._fail("upstream prematurely closed connection" if error is None else str(error))
+        self._fail("upstream prematurely closed connection" if error is None else system_error("recv()", error))
 
     def pause_writing(self) -> None:
         """The upstream does not read."""
@@ -218,7 +230,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def timed_out(self) -> None:
         """The deadline has passed."""
-        self._fail("upstream timed out", timeout=True)
+        self._fail(TIMED_OUT, timeout=True)
 
     def _fail(self, reason: str, *, timeout: bool = False) -> None:
         exchange, self.exchange = self.exchange, None

@@ -133,7 +133,8 @@ LAYERS = {
         "worker | cycle | declarative | otlp_environment | kong_environment | peer | trace_tree | status",
         "gateway",
         "plugins | http_server | traces",
-        "runloop | health_check | exporter",
+        "phase_times | health_check | exporter",
+        "runloop",
         "instrumentation | pdk ngx | plugin | proxy | router balancer | connection",
         "timers | upstream http_client | forwarding",
         "phases | request | resolver | config | faults",
@@ -195,7 +196,16 @@ def imports_have_no_cycle(tree: Tree) -> Iterator[str]:
 
 GATEWAY = (
     *("sim.connection", "sim.exporter", "sim.forwarding", "sim.framing", "sim.gateway", "sim.http_client"),
-    *("sim.instrumentation", "sim.ngx", "sim.pdk", "sim.phases", "sim.plugin", "sim.plugins", "sim.proxy"),
+    *(
+        "sim.instrumentation",
+        "sim.ngx",
+        "sim.pdk",
+        "sim.phase_times",
+        "sim.phases",
+        "sim.plugin",
+        "sim.plugins",
+        "sim.proxy",
+    ),
     *("sim.request", "sim.resolver", "sim.router"),
     *("sim.runloop", "sim.timers", "sim.upstream"),
 )

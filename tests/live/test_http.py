@@ -463,6 +463,20 @@ def test_slow_client_is_408(tmp_path):
 # Hostile input.
 
 
+def test_clients_that_never_ask_make_room_for_those_that_do(tmp_path):
+    """With `worker_connections` taken by silent clients the oldest of them are closed, and nobody is turned away."""
+    nginx = Nginx(worker_connections=24)
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(echo())
+        gateway = stack.enter_context(live(tmp_path, gateway_to(upstream, nginx=nginx, **OFF)))
+        silent = [stack.enter_context(gateway.connect()) for _ in range(60)]
+        assert [gateway.request().status for _ in range(5)] == [200] * 5
+        assert silent[0].recv(1) == b""
+        reading = gateway.scoreboard.read()
+        gateway.wait_logged("24 worker_connections are not enough, reusing connections")
+    assert reading.sum("connections_refused") == 0
+
+
 def test_hostile_clients_harm_nobody_else(tmp_path):
     """A steady client is served all the while, and the worker is as it was: no growth, no crash, nothing open."""
     generator = random.Random(3)

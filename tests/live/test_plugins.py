@@ -197,6 +197,79 @@ def test_cached_time_moves_with_the_event_loop_or_on_demand(tmp_path):
     assert moved["now"] == round(moved["now"], 3)
 
 
+class Times(Base):
+    """Answers a path by itself, raises in another, and tells in log which times its request has."""
+
+    async def access(self, kong, _conf):
+        """Take a while."""
+        await kong.ngx.sleep(0.02)
+        if kong.request.get_path() == "/own":
+            kong.response.exit(200, {})
+
+    def header_filter(self, kong, _conf):
+        """Compute, so that the phase takes a while."""
+        kong.ngx.spend_cpu(0.01)
+        if kong.request.get_path() == "/raise":
+            raise RuntimeError("boom")
+
+    def log(self, kong, _conf):
+        """Tell."""
+        times = {key: value for key, value in kong.ngx.ctx.items() if isinstance(value, int)}
+        kong.log.notice(f"times {json.dumps(times)}")
+
+
+def times_of(gateway, path):
+    """The times of one request."""
+    before = gateway.log.read_text().count("times {")
+    gateway.request(path=path)
+    gateway.wait_until(lambda _reading: gateway.log.read_text().count("times {") > before)
+    line = [line for line in gateway.log.read_text().splitlines() if "times {" in line][-1]
+    return json.JSONDecoder().raw_decode(line[line.index("{") :])[0]
+
+
+def test_context_has_the_times_of_the_phases(tmp_path):
+    """In ms and in order: each phase begins when the one before has ended, and the latencies are their differences."""
+    with served(tmp_path, Times) as gateway:  # R10
+        times = times_of(gateway, "/")
+
+    order = ["PROCESSING_START", "REWRITE_START", "REWRITE_ENDED_AT", "ACCESS_START", "ACCESS_ENDED_AT"]
+    order += ["BALANCER_START", "BALANCER_ENDED_AT", "HEADER_FILTER_START", "HEADER_FILTER_ENDED_AT"]
+    order += ["BODY_FILTER_START", "BODY_FILTER_ENDED_AT", "LOG_START"]
+    moments = [times[f"KONG_{name}"] for name in order]
+    assert moments == sorted(moments)
+    for phase in ("REWRITE", "ACCESS", "BALANCER", "HEADER_FILTER", "BODY_FILTER"):
+        assert times[f"KONG_{phase}_TIME"] == times[f"KONG_{phase}_ENDED_AT"] - times[f"KONG_{phase}_START"]
+    assert times["KONG_ACCESS_TIME"] >= 20
+    assert times["KONG_HEADER_FILTER_TIME"] >= 9
+    assert times["KONG_PROXIED"] is True
+    assert times["KONG_PROXY_LATENCY"] == times["KONG_BALANCER_ENDED_AT"] - times["KONG_PROCESSING_START"]
+    assert times["KONG_WAITING_TIME"] == times["KONG_HEADER_FILTER_START"] - times["KONG_BALANCER_ENDED_AT"]
+    assert times["KONG_RECEIVE_TIME"] == times["KONG_BODY_FILTER_ENDED_AT"] - times["KONG_HEADER_FILTER_ENDED_AT"]
+    assert times["KONG_BODY_FILTER_ENDED_AT_NS"] <= times["KONG_LOG_START_NS"]
+    assert "KONG_RESPONSE_LATENCY" not in times
+
+
+def test_context_of_an_answer_of_a_plugins_own_has_its_latency(tmp_path):
+    """It is not proxied; the access phase that was left early ends where the next begins."""  # R10
+    with served(tmp_path, Times) as gateway:
+        times = times_of(gateway, "/own")
+
+    assert times["KONG_RESPONSE_LATENCY"] == times["KONG_HEADER_FILTER_START"] - times["KONG_PROCESSING_START"] >= 20
+    assert times["KONG_ACCESS_ENDED_AT"] <= times["KONG_HEADER_FILTER_START"]
+    assert {"KONG_PROXIED", "KONG_PROXY_LATENCY", "KONG_WAITING_TIME", "KONG_RECEIVE_TIME"} & times.keys() == set()
+
+
+def test_phase_that_raised_gets_its_end_from_the_next(tmp_path):
+    """A header filter that raises is ended by the log phase; no body was filtered."""  # R6, R10
+    with served(tmp_path, Times) as gateway:
+        gateway.exchange(b"GET /raise HTTP/1.1\r\nHost: g\r\n\r\n")
+        line = gateway.wait_logged("times {")
+        times = json.JSONDecoder().raw_decode(line[line.index("{") :])[0]
+
+    assert times["KONG_HEADER_FILTER_ENDED_AT"] <= times["KONG_LOG_START"]
+    assert "KONG_BODY_FILTER_ENDED_AT" not in times
+
+
 # Early exit and errors.
 
 

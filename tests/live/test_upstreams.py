@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import struct
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 
@@ -133,6 +134,60 @@ def test_target_that_is_a_name_is_resolved(tmp_path):
         with live(tmp_path, gateway_to(port, upstreams=(upstream,), **POOL)) as gateway:
             told = json.loads(gateway.request().content)
     assert dict(told["headers"])["Host"] == f"localhost:{port}"
+
+
+def test_names_of_targets_are_looked_up_under_spans(tmp_path):
+    """Each lookup has one, good or failed, below the root; a name that is known is not looked up again."""  # I9, I17
+    with recording_collector() as collector, echo() as port:
+        targets = [{"target": f"localhost:{port}"}, {"target": "nowhere.invalid:81"}]
+        upstream = Upstream.model_validate({"name": "pool", "targets": targets})
+        gateway = gateway_to(port, collector=collector.port, upstreams=(upstream,), **POOL)
+        with live(tmp_path, gateway) as running:
+            assert [running.request().status, running.request().status] == [200, 200]
+            running.wait_requests(2)
+            running.stop()
+        spans = collector.wait_spans(12)
+
+    (first, again) = sorted((s for s in spans if s.name == "kong"), key=lambda span: span.start_time_unix_nano)
+    lookups = sorted((s for s in spans if s.name == "kong.dns"), key=lambda span: span.start_time_unix_nano)
+    assert {span.parent_span_id for span in lookups} == {first.span_id} != {again.span_id}
+    good, bad = lookups
+    assert attributes(good) == {
+        "dns.record.domain": "localhost",
+        "dns.record.port": port,
+        "dns.record.ip": "127.0.0.1",
+    }
+    assert attributes(bad) == {"dns.record.domain": "nowhere.invalid", "dns.record.port": 81}
+    assert (good.status.code, bad.status.code) == (0, 2)
+    assert [event.name for event in bad.events] == ["exception"]
+
+
+def test_client_that_leaves_during_a_lookup_leaves_nothing_behind(tmp_path):
+    """Its request ends with 499 at once, its spans go back, and the next one finds the name."""  # H23
+    with echo() as port:
+        upstream = Upstream.model_validate({"name": "pool", "targets": [{"target": f"localhost:{port}"}]})
+        with live(tmp_path, gateway_to(port, upstreams=(upstream,), **POOL)) as gateway:
+            with gateway.connect() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sendall(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n")
+            gateway.wait_requests(1)
+            assert gateway.request().status == 200
+            gateway.wait_requests(2)
+            reading = gateway.stop()
+        assert (reading.ledger.open, reading.ledger.unaccounted) == (0, 0)
+        assert "Error" not in gateway.log.read_text()
+
+
+def test_log_says_in_nginx_words_how_an_upstream_failed(tmp_path):
+    """Number and name of the error, what was being done, and where to: the path as the upstream is asked for it."""
+    dead = peers.free_port()
+    route = {"paths": ("/shop",), "strip_path": True}
+    service = {"path": "/api", "retries": 0}
+    with live(tmp_path, gateway_to(dead, route=route, service=service)) as gateway:
+        assert gateway.request(path="/shop/a?b=c").status == 502
+        line = gateway.wait_logged("connect() failed")
+    assert "connect() failed (111: Connection refused) while connecting to upstream, client: 127.0.0.1" in line
+    assert f'request: "GET /shop/a?b=c HTTP/1.1", upstream: "http://127.0.0.1:{dead}/api/a?b=c", host:' in line
 
 
 def test_target_without_address_gets_nothing(tmp_path):

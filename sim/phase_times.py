@@ -1,0 +1,128 @@
+"""Times of the phases, which Kong keeps in a request's `ngx.ctx` and plugins read there (kong-semantics R10).
+
+Wall clock in ms unless a name ends with `_NS`:
+
+    KONG_PROCESSING_START                    when the first byte of the request was read
+    KONG_<PHASE>_START, _ENDED_AT, _TIME     of rewrite, access, balancer, response, header_filter, body_filter; of log
+                                             the start alone
+    KONG_BODY_FILTER_ENDED_AT_NS             when the last part of the body had passed
+    KONG_LOG_START_NS                        when the log phase began
+    KONG_PROXIED                             true once access has ended with a target
+    KONG_PROXY_LATENCY                       from the first byte until the last target was chosen; proxied requests
+    KONG_WAITING_TIME, KONG_RECEIVE_TIME     from then to the answer's head, and on to its last part; the same
+    KONG_RESPONSE_LATENCY                    from the first byte to the head of an answer of the gateway's own
+
+A start is the cached time, an end is read after `ngx.update_time()` (R8). A phase that has begun and not ended gets its
+end from the next that begins, and a body filter from the log phase.
+
+Only plugins that do not come with the program can read all that, so a worker without any runs the plain `Runloop`.
+"""
+
+from functools import partial
+from typing import Any, Final
+
+from kongtrace import Phase
+from sim.phases import Handler
+from sim.request import Request
+from sim.runloop import ACCESS, CONTENT, REWRITE, Runloop
+
+_NS_PER_MS: Final = 1_000_000
+_ENDING: Final = ("REWRITE", "ACCESS", "RESPONSE", "HEADER_FILTER", "BODY_FILTER")
+"""Phases that have an end, in order."""
+
+
+class TimedRunloop(Runloop):
+    """A runloop that writes down when phases begin and end."""
+
+    def _walked(self, handlers: list[tuple[Phase, Handler]]) -> tuple[tuple[Phase, Handler], ...]:
+        begins: dict[Phase, Handler] = {
+            REWRITE: self._begin_rewrite,
+            ACCESS: partial(self._begin, "ACCESS"),
+            CONTENT: self._begin_content,
+        }
+        timed: list[tuple[Phase, Handler]] = []
+        for phase, handler in handlers:
+            if phase in begins:
+                timed.append((phase, begins.pop(phase)))
+            timed.append((phase, handler))
+        return tuple(timed)
+
+    def _begin_rewrite(self, request: Request) -> None:
+        request.ctx["KONG_PROCESSING_START"] = request.started_ns // _NS_PER_MS
+        self._begin("REWRITE", request)
+
+    def _begin_content(self, request: Request) -> None:
+        self._end_open(request.ctx)
+        request.ctx["KONG_PROXIED"] = True
+
+    def respond_buffered(self, request: Request, body: bytes) -> None:
+        """Note the start of the response phase."""
+        self._begin("RESPONSE", request)
+        super().respond_buffered(request, body)
+
+    def header_filter(self, request: Request) -> bool:
+        """Note start and end of the phase, and what has passed until then."""
+        ctx = request.ctx
+        self._begin("HEADER_FILTER", request)
+        start_ms, began_ms = ctx["KONG_HEADER_FILTER_START"], ctx["KONG_PROCESSING_START"]
+        if request.tries:
+            last = request.tries[-1]
+            chosen_ms = (last.start_ns + last.latency_ns) // _NS_PER_MS
+            ctx["KONG_BALANCER_START"] = last.start_ns // _NS_PER_MS
+            _end(ctx, "BALANCER", chosen_ms)
+            ctx["KONG_PROXY_LATENCY"] = chosen_ms - began_ms
+            ctx["KONG_WAITING_TIME"] = start_ms - chosen_ms
+        else:
+            ctx["KONG_RESPONSE_LATENCY"] = start_ms - began_ms
+        completed = super().header_filter(request)
+        if completed:
+            _end(ctx, "HEADER_FILTER", self._updated_ms())
+        return completed
+
+    def body_filter(self, request: Request, data: bytes, *, last: bool) -> bytes | None:
+        """Note start and end of the phase."""
+        ctx = request.ctx
+        if "KONG_BODY_FILTER_START" not in ctx:
+            self._begin("BODY_FILTER", request)
+        filtered = super().body_filter(request, data, last=last)
+        if last and filtered is not None:
+            self._end_body(ctx, self._updated_ms(), request.body_ended_ns)
+        return filtered
+
+    def _log(self, request: Request) -> bool:
+        ctx = request.ctx
+        now_ns = ctx["KONG_LOG_START_NS"] = self.time_ns()
+        now_ms = ctx["KONG_LOG_START"] = self._updated_ms()
+        if _is_open(ctx, "BODY_FILTER"):
+            self._end_body(ctx, now_ms, now_ns)
+        self._end_open(ctx)
+        return super()._log(request)
+
+    def _begin(self, phase: str, request: Request) -> None:
+        self._end_open(request.ctx)
+        request.ctx[f"KONG_{phase}_START"] = round(self._kong.ngx.now() * 1000)
+
+    def _end_open(self, ctx: dict[str, Any]) -> None:
+        for phase in _ENDING:
+            if _is_open(ctx, phase):
+                _end(ctx, phase, self._updated_ms())
+
+    def _end_body(self, ctx: dict[str, Any], at_ms: int, at_ns: int) -> None:
+        _end(ctx, "BODY_FILTER", at_ms)
+        ctx["KONG_BODY_FILTER_ENDED_AT_NS"] = at_ns
+        if "KONG_PROXIED" in ctx:
+            ctx["KONG_RECEIVE_TIME"] = at_ms - ctx["KONG_HEADER_FILTER_ENDED_AT"]
+
+    def _updated_ms(self) -> int:
+        ngx = self._kong.ngx
+        ngx.update_time()
+        return round(ngx.now() * 1000)
+
+
+def _is_open(ctx: dict[str, Any], phase: str) -> bool:
+    return f"KONG_{phase}_START" in ctx and f"KONG_{phase}_ENDED_AT" not in ctx
+
+
+def _end(ctx: dict[str, Any], phase: str, at_ms: int) -> None:
+    ctx[f"KONG_{phase}_ENDED_AT"] = at_ms
+    ctx[f"KONG_{phase}_TIME"] = at_ms - ctx[f"KONG_{phase}_START"]
