@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sim import cli
 from sim.config import Gateway, Plugin, Tracing
 from sim.errors import UserError
+from sim.overhead import measurement
 from sim.overhead.arms import OPENTELEMETRY, PARTS, Arm
 from sim.overhead.bench import Bench, MeasurementError, Plan
 from sim.overhead.blocks import Block, Load, Reading
@@ -357,17 +359,20 @@ def test_failing_requests_end_a_measurement(tmp_path):
         bench.turn(launch, "paced", arms)
 
 
-def test_command_measures_and_keeps_everything(scenario_file, tmp_path):
+def test_command_measures_and_keeps_everything(scenario_file, tmp_path, monkeypatch, capsys):
     """Tables on stdout; figures, raw blocks, scenario and page in the folder."""
+    monkeypatch.setattr(measurement, "MEMORY_LAUNCHES", 1)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "sim", "overhead", str(scenario_file), "--arms", "off,1.0"]
-    run = subprocess.run(
-        [*command, "--time", "3s", "--precision", "50%", "--out", str(out)], capture_output=True, text=True, check=False
-    )
+    command = ["kongsim", "overhead", str(scenario_file), "--arms", "off,1.0", "--time", "2s", "--precision", "50%"]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(out)])
 
-    assert run.returncode == 0, run.stderr
-    assert "off again (A/A)" in run.stdout
-    assert "where 1.0 goes" in run.stdout
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    shown = capsys.readouterr()
+    assert ended.value.code == 0, shown.err
+    assert "off again (A/A)" in shown.out
+    assert "where 1.0 goes" in shown.out
     told = json.loads((out / "overhead.json").read_text())
     assert [arm["arm"] for arm in told["arms"]] == ["off", "off again", "1.0"]
     with (out / "blocks.csv").open(newline="") as file:

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 
 import pytest
@@ -213,8 +214,9 @@ def test_signals_come_as_messages_with_their_sender():
     before = signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
     try:
         with process.Signals(signal.SIGUSR1, signal.SIGINT) as signals:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGUSR1)
+            # To this thread: one that a library has left behind would take them where they are not blocked.
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
 
             assert process.wait([signals], TIMEOUT_S) == [signals]
             assert sorted(signals.take()) == [(signal.SIGINT, os.getpid()), (signal.SIGUSR1, os.getpid())]
@@ -228,7 +230,7 @@ def test_signals_not_taken_are_forgotten_at_the_end():
     """Closing leaves no signal pending that would end the process afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with process.Signals(signal.SIGUSR1):
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
 
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
     assert signal.sigpending() == set()
