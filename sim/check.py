@@ -37,8 +37,11 @@ ROUND_TRIP_S: Final = 0.005
 ENTRY_BYTES: Final = 115
 """An encoded span with one attribute or two, as Kong's instrumentations make them."""
 
-LINE_BYTES: Final = 390
-"""A line of Kong's error log about one span (reference figures of a real nginx)."""
+FULL_LINE_BYTES: Final = 390
+"""A line of Kong's error log about a span that a full queue drops (reference figures of a real nginx)."""
+
+UNTYPED_LINE_BYTES: Final = 290
+"""A line about a span whose bytes the queue does not know; the text is that much shorter."""
 
 ENTRIES_MAX: Final = 1_000_000
 """The largest `max_entries` (kong-semantics Q3)."""
@@ -169,7 +172,7 @@ def max_bytes_has_no_effect(plugin: Exporting) -> Iterator[Risk]:
     if max_bytes <= 0:
         consequence = "no span is taken at all: the queue is full from the start"
     else:
-        storm = f", {_rate(rate)} lines/s or {_size(rate * LINE_BYTES)}/s of log" if rate else ""
+        storm = f", {_rate(rate)} lines/s or {_size(rate * UNTYPED_LINE_BYTES)}/s of log" if rate else ""
         consequence = f"bounds nothing, since a span has no bytes for Kong; each costs an error line{storm}"
     yield Risk(("queue", "max_bytes"), consequence, "remove it; max_entries is what bounds this queue")
 
@@ -230,7 +233,7 @@ def outage_is_longer_than_the_queue(plugin: Exporting) -> Iterator[Risk]:
         return
     held_s = (queue.max_entries + queue.max_batch_size) / rate
     if held_s < outage_s:
-        line = f", each with an error line, {_size(rate * LINE_BYTES)}/s of log" if plugin.is_kong else ""
+        line = f", each with an error line, {_size(rate * FULL_LINE_BYTES)}/s of log" if plugin.is_kong else ""
         needed = _round_up(rate * outage_s)
         yield Risk(
             ("queue", "max_entries"),
