@@ -37,17 +37,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import uvloop
-from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import SpanKind
 
 from kongtrace import PHASES, TracerProvider
 from kongtrace.context import KONG_PHASE
-from kongtrace.span import SERVER
 from sim import peer
 from sim.config import Gateway, Plugin, Tracing
 from sim.cycle import WorkerArgs
@@ -58,27 +55,16 @@ from sim.request import Request
 from sim.scoreboard import Scoreboard
 from sim.worker import Worker
 from tests import peers
+from tests.bench.bench_span import CHILDREN, explicit, trace_request
 
 ROUNDS = 15
 REQUESTS = 150  # a round: 1200 spans, which are whole batches of 200, and fit into the sdk's queue of 2048
-CHILDREN = 7
 SPANS = 1 + CHILDREN
 FULL = 1_000  # entries of a full queue
 SDK = "opentelemetry-sdk: BatchSpanProcessor and OTLP/HTTP exporter, the same receiver"
 
 ACCESS, LOG = PHASES["access"], PHASES["log"]
 CLIENT = SimpleNamespace(peer="192.0.2.7")
-
-
-def root_attributes() -> dict[str, Any]:
-    return {
-        "http.method": "GET",
-        "http.url": "http://example.test/orders/17",
-        "http.host": "example.test",
-        "http.scheme": "http",
-        "http.flavor": "1.1",
-        "net.peer.ip": "192.0.2.7",
-    }
 
 
 class _Worker(Worker):
@@ -205,16 +191,7 @@ class Ours:
         self.worker._changed()
 
     def spans(self) -> None:
-        tracer = self.tracer
-        root = tracer.start_span("kong", span_kind=SERVER, attributes=root_attributes())
-        tracer.set_active_span(root)
-        root.set_attribute("http.status_code", 200)
-        for i in range(CHILDREN):
-            span = tracer.start_span("kong.router")
-            tracer.set_active_span(span)
-            span.set_attribute("plugin", i)
-            span.finish()
-        root.finish()
+        trace_request(self.tracer)
 
     @property
     def exported(self) -> int:
@@ -247,14 +224,7 @@ class Sdk:
 
     def requests(self, tracer: Any) -> None:
         for _ in range(REQUESTS):
-            root = tracer.start_span("kong", kind=SpanKind.SERVER, attributes=root_attributes())
-            context = trace.set_span_in_context(root)
-            root.set_attribute("http.status_code", 200)
-            for i in range(CHILDREN):
-                span = tracer.start_span("kong.router", context)
-                span.set_attribute("plugin", i)
-                span.end()
-            root.end()
+            explicit(tracer)
 
     def close(self) -> None:
         self.exporting.shutdown()

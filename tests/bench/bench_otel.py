@@ -10,36 +10,13 @@ import random
 from time import time_ns
 from typing import Any
 
-from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
-from opentelemetry.trace import SpanKind
 
 from kongtrace import PHASES, GlobalTracer, TracerProvider, otel
-from tests.bench.bench_span import CHILDREN, SDK, faster, root_attributes
+from tests.bench.bench_span import SDK, current, explicit, faster
 
 ACCESS = PHASES["access"]
-
-
-def current(tracer: trace.Tracer) -> None:
-    """One request, each span made current."""
-    with tracer.start_as_current_span("kong", kind=SpanKind.SERVER, attributes=root_attributes()) as root:
-        root.set_attribute("http.status_code", 200)
-        for i in range(CHILDREN):
-            with tracer.start_as_current_span("kong.router") as span:
-                span.set_attribute("plugin", i)
-
-
-def explicit(tracer: trace.Tracer) -> None:
-    """One request, each child below the root's context."""
-    root = tracer.start_span("kong", kind=SpanKind.SERVER, attributes=root_attributes())
-    context = trace.set_span_in_context(root)
-    root.set_attribute("http.status_code", 200)
-    for i in range(CHILDREN):
-        span = tracer.start_span("kong.router", context)
-        span.set_attribute("plugin", i)
-        span.end()
-    root.end()
 
 
 class Pooled:

@@ -58,6 +58,40 @@ def root_attributes() -> dict[str, Any]:
     }
 
 
+def trace_request(tracer: Any) -> None:
+    """The spans of one request, by this project's tracer."""
+    root = tracer.start_span("kong", span_kind=SERVER, attributes=root_attributes())
+    tracer.set_active_span(root)
+    root.set_attribute("http.status_code", 200)
+    for i in range(CHILDREN):
+        span = tracer.start_span("kong.router")
+        tracer.set_active_span(span)
+        span.set_attribute("plugin", i)
+        span.finish()
+    root.finish()
+
+
+def explicit(tracer: trace.Tracer) -> None:
+    """The same by opentelemetry-api, each child below the root's context."""
+    root = tracer.start_span("kong", kind=SpanKind.SERVER, attributes=root_attributes())
+    context = trace.set_span_in_context(root)
+    root.set_attribute("http.status_code", 200)
+    for i in range(CHILDREN):
+        span = tracer.start_span("kong.router", context)
+        span.set_attribute("plugin", i)
+        span.end()
+    root.end()
+
+
+def current(tracer: trace.Tracer) -> None:
+    """The same by opentelemetry-api, each span made current."""
+    with tracer.start_as_current_span("kong", kind=SpanKind.SERVER, attributes=root_attributes()) as root:
+        root.set_attribute("http.status_code", 200)
+        for i in range(CHILDREN):
+            with tracer.start_as_current_span("kong.router") as span:
+                span.set_attribute("plugin", i)
+
+
 class Ours:
     """Requests of this project's tracer."""
 
@@ -86,16 +120,7 @@ class Ours:
             copies.append(self.encoder.encode_span(span))
 
     def spans(self) -> None:
-        tracer = self.tracer
-        root = tracer.start_span("kong", span_kind=SERVER, attributes=root_attributes())
-        tracer.set_active_span(root)
-        root.set_attribute("http.status_code", 200)
-        for i in range(CHILDREN):
-            span = tracer.start_span("kong.router")
-            tracer.set_active_span(span)
-            span.set_attribute("plugin", i)
-            span.finish()
-        root.finish()
+        trace_request(self.tracer)
 
 
 class NullExporter(SpanExporter):
@@ -118,24 +143,11 @@ class Sdk:
         self.tracer = self.provider.get_tracer("bench")
 
     def request(self) -> None:
-        tracer = self.tracer
-        root = tracer.start_span("kong", kind=SpanKind.SERVER, attributes=root_attributes())
-        context = trace.set_span_in_context(root)
-        root.set_attribute("http.status_code", 200)
-        for i in range(CHILDREN):
-            span = tracer.start_span("kong.router", context)
-            span.set_attribute("plugin", i)
-            span.end()
-        root.end()
+        explicit(self.tracer)
 
     def current(self) -> None:
         """The same, with each span made current."""
-        tracer = self.tracer
-        with tracer.start_as_current_span("kong", kind=SpanKind.SERVER, attributes=root_attributes()) as root:
-            root.set_attribute("http.status_code", 200)
-            for i in range(CHILDREN):
-                with tracer.start_as_current_span("kong.router") as span:
-                    span.set_attribute("plugin", i)
+        current(self.tracer)
 
 
 class Plain:
