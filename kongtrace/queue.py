@@ -64,6 +64,9 @@ BATCH_BYTES_MAX: Final = 16 * 1024 * 1024
 LEGACY_WARNING_INTERVAL_S: Final = 60.0
 """A legacy parameter is warned about at most once in this time (Q27)."""
 
+SIZED_ENTRIES_MAX: Final = 10_000
+"""Entries whose bytes are added up; of a longer queue the oldest so many stand for the others. Some 100 us."""
+
 UTF8_BYTES_MAX: Final = 4
 """Bytes of one character at most."""
 
@@ -671,6 +674,13 @@ class Queue:
             self.bytes,
         )
 
+    def backlog_bytes(self) -> int:
+        """Bytes of the entries that wait, which must be bytes: exact up to `SIZED_ENTRIES_MAX` of them, then about."""
+        waiting = len(self._entries)
+        if waiting <= SIZED_ENTRIES_MAX:
+            return sum(map(len, self._entries))
+        return waiting * sum(map(len, islice(self._entries, SIZED_ENTRIES_MAX))) // SIZED_ENTRIES_MAX
+
     # Enqueueing, in the order of Q14.
 
     def _enqueue(self, entry: object, binding: Binding, now: float, *, log_phase: bool) -> Result:
@@ -1032,6 +1042,10 @@ class Queues:
     def counters(self) -> Counters:
         """The accounts of all queues together."""
         return Counters(*map(sum, zip(*(queue.counters() for queue in self._queues.values()), strict=True)))
+
+    def backlog_bytes(self) -> int:
+        """Bytes that wait in all queues (:meth:`Queue.backlog_bytes`)."""
+        return sum(queue.backlog_bytes() for queue in self._queues.values())
 
     def get_plugin_params(
         self,

@@ -87,6 +87,8 @@ FIELDS: Final = (
     Field("spans_open", "spans created and not yet in an account", "gauge"),
     Field("queue_depth", "spans enqueued and not yet in a batch", "gauge"),
     Field("queue_depth_max", "spans", "peak"),
+    Field("queue_bytes", "bytes of these spans, as encoded", "gauge"),
+    Field("queue_bytes_max", "bytes", "peak"),
     Field("in_flight", "spans in a batch that is being sent or waits for a retry", "gauge"),
     Field("timers_pending", "timers", "gauge"),
     Field("timers_running", "timers", "gauge"),

@@ -2,7 +2,7 @@
 
 It is answered by a process of its own that reads the scoreboard. No worker notices, and one that hangs or has died is
 seen like any other. What is counted is what the workers have published: counters and queues as of their last turn,
-memory, CPU and pools as of the last quarter of a second.
+memory, bytes of the queues, CPU and pools as of the last quarter of a second.
 
 | path | answer |
 |---|---|
@@ -342,12 +342,13 @@ def _workers(reading: Reading) -> Iterator[Metric]:
     classes = {(f"{hundreds}xx",): reading.sum(f"responses_{hundreds}xx") for hundreds in (2, 3, 4, 5)}
     yield _counter("kongsim_http_responses", "Responses by class of their status", classes, "class")
     slots = sorted({account.slot for account in reading.accounts})
-    cpu, started, lag = dict.fromkeys(slots, 0), dict.fromkeys(slots, 0), dict.fromkeys(slots, 0)
+    cpu, started, lag, waiting = (dict.fromkeys(slots, 0) for _ in range(4))
     for account in reading.accounts:
         cpu[account.slot] += account.values["cpu_ns"]
         started[account.slot] += getattr(account, "incarnations", 1)
     for worker in reading.alive:
         lag[worker.slot] = max(lag[worker.slot], worker.values["loop_lag_ns_max"])
+        waiting[worker.slot] += worker.values["queue_bytes"]
     about = "CPU time of all workers that the slot has had"
     yield _counter("kongsim_worker_cpu_seconds", about, {(str(s),): ns / _NS_PER_S for s, ns in cpu.items()}, "slot")
     about = "Worker processes that the slot has had"
@@ -355,6 +356,8 @@ def _workers(reading: Reading) -> Iterator[Metric]:
     about = "The latest that a turn of the event loop came, over the life of the worker"
     lags = {(str(slot),): ns / _NS_PER_S for slot, ns in lag.items()}
     yield _gauge("kongsim_worker_loop_lag_max_seconds", about, lags, "slot")
+    about = "Bytes of the spans in the queues of the slot's workers, as encoded"
+    yield _gauge("kongsim_worker_queue_bytes", about, {(str(slot),): size for slot, size in waiting.items()}, "slot")
 
 
 def _pools(reading: Reading) -> Iterator[Metric]:

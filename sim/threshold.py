@@ -32,7 +32,7 @@ _NAMES: Final = {
     ),
     ("workers", "totals"): (
         *("requests", "spans", "deaths", "cpu_s"),
-        *("cpu_us_per_request", "rss_mib", "loop_lag_ms_max", "queue_depth_max"),
+        *("cpu_us_per_request", "rss_mib", "loop_lag_ms_max", "queue_depth_max", "queue_bytes_max"),
     ),
     ("fault_window", "fault_window"): ("requests", "outside_requests", "p99_ratio"),
     ("sampling", "sampling"): ("traces", "gateway", "upstream", "both"),

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sim.cycle import WorkerArgs
 
 TICK_S: Final = 0.25
-"""How often the CPU clock, memory and the pools beside that of the spans are looked at."""
+"""How often the CPU clock, memory, the bytes of the queues and the pools beside that of the spans are looked at."""
 
 GC_THRESHOLD: Final = 20_000
 """Objects more than before, after which the worker looks for garbage that refers to itself."""
@@ -257,6 +257,8 @@ class Worker:
         resident = os.pread(self._statm, _STATM_BYTES, 0).split()[1]
         row[FIELD_INDEX["rss_bytes"]] = int(resident) * _PAGE_BYTES
         row[FIELD_INDEX["loop_lag_ns_max"]] = self._lag_ns_max
+        row[_BYTES] = self._gateway.exporter.queues.backlog_bytes()
+        row[_BYTES_MAX] = max(row[_BYTES_MAX], row[_BYTES])
         row[_READING] = sum(connection.reading_head for connection in self._gateway.runloop.connections)
         for tag, balance in self._gateway.provider.balances().items():
             _book_pool(row, FIELD_INDEX[f"{tag}.fetched"], balance)
@@ -289,6 +291,7 @@ _ENQUEUED, _ACKNOWLEDGED, _DROPPED_OVERFLOW, _DROPPED_RETRIES, _DROPPED_REFUSED,
     )
 )
 _QUEUED, _QUEUED_MAX, _IN_FLIGHT = (FIELD_INDEX[name] for name in ("queue_depth", "queue_depth_max", "in_flight"))
+_BYTES, _BYTES_MAX = (FIELD_INDEX[name] for name in ("queue_bytes", "queue_bytes_max"))
 _SPAN_POOL: Final = FIELD_INDEX["KONG_SPAN.fetched"]
 
 

@@ -183,6 +183,7 @@ class Worker(_Section):
     rss_mib: float | None
     loop_lag_ms_max: float
     queue_depth_max: int
+    queue_bytes_max: int
     ledger: dict[str, int]
     pools: dict[str, Pool]
 
@@ -198,6 +199,7 @@ class Totals(_Section):
     rss_mib: float | None
     loop_lag_ms_max: float
     queue_depth_max: int
+    queue_bytes_max: int
     pools: dict[str, Pool]
 
 
@@ -404,6 +406,7 @@ def _worker(account: Snapshot | Retired) -> dict[str, Any]:
         "cpu_us_per_request": _cpu_us_per_request([account]),
         "loop_lag_ms_max": values["loop_lag_ns_max"] / _NS_PER_MS,
         "queue_depth_max": values["queue_depth_max"],
+        "queue_bytes_max": values["queue_bytes_max"],
         "ledger": asdict(account.ledger),
         "pools": {tag: _pool(balance) for tag, balance in account.pools.items()},
     }
@@ -433,6 +436,7 @@ def _totals(workers: Reading) -> dict[str, Any]:
         "rss_mib": max((worker.values["rss_bytes"] / _MIB for worker in workers.workers), default=None),
         "loop_lag_ms_max": max(account.values["loop_lag_ns_max"] for account in accounts) / _NS_PER_MS,
         "queue_depth_max": max(account.values["queue_depth_max"] for account in accounts),
+        "queue_bytes_max": max(account.values["queue_bytes_max"] for account in accounts),
         "pools": {tag: _pool(sum((a.pools[tag] for a in accounts), start=PoolBalance())) for tag in POOLS},
     }
 

@@ -9,6 +9,7 @@ from kongtrace.queue import (
     ACCEPTED,
     KONG,
     SAFE,
+    SIZED_ENTRIES_MAX,
     Binding,
     BookkeepingError,
     Counters,
@@ -852,6 +853,26 @@ def test_accounts_of_a_worker_are_the_sum_of_its_queues():
     worker.put(1, 2)
     worker.queues.queue("another").enqueue(3, worker.binding, 0)
     assert worker.queues.counters() == Counters(enqueued=3, queued=3)
+
+
+def test_bytes_of_a_backlog_are_added_up():
+    """Of all queues; what is being sent has left them."""
+    worker = Worker(KONG, max_batch_size=2, max_coalescing_delay=0)
+    assert worker.queues.backlog_bytes() == 0
+    worker.put(b"a", b"bb", b"ccc", memoryview(b"dddd"))
+    worker.queues.queue("another").enqueue(b"eeeee", worker.binding, 0)
+    assert worker.queues.backlog_bytes() == 15
+    worker.queue.poll(0)
+    assert worker.queues.backlog_bytes() == 14
+
+
+def test_bytes_of_a_long_backlog_are_reckoned_from_its_oldest_entries():
+    """So that a queue of a million costs no more to look at than one of ten thousand."""
+    worker = Worker(KONG, max_entries=1_000_000)
+    worker.put(*[b"aaaa"] * SIZED_ENTRIES_MAX)
+    assert worker.queue.backlog_bytes() == 4 * SIZED_ENTRIES_MAX
+    worker.put(*[b"bb"] * SIZED_ENTRIES_MAX)
+    assert worker.queue.backlog_bytes() == 4 * 2 * SIZED_ENTRIES_MAX
 
 
 def test_the_documentation_gives_a_source_for_every_difference():

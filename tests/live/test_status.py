@@ -4,13 +4,13 @@ import http.client
 import json
 import os
 from contextlib import closing
-from signal import SIGCONT, SIGKILL, SIGSTOP, SIGUSR1
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
 
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sim.config import Gateway
+from sim.config import Gateway, Plugin
 from tests.gateway import TIMEOUT_S, echo, gateway_to, live, traced_gateway
 
 
@@ -124,6 +124,25 @@ def test_metrics_of_a_traced_gateway_balance(tmp_path):
     assert accounts["unaccounted"] == 0
     assert families["otel_sdk_span_started"].samples[0].value == accounts["created"]
     assert families["kong_nginx_requests_total"].samples[0].value == 5
+
+
+def test_backlog_of_a_worker_is_told_in_spans_and_in_bytes(tmp_path):
+    """What waits in its queue, here for more to make a batch."""
+    waiting = {"traces_endpoint": "http://127.0.0.1:9/v1/traces", "queue": {"max_coalescing_delay": 3600}}
+    plugin = Plugin(name="opentelemetry", config=waiting)
+    with echo() as upstream:
+        configuration = gateway_to(upstream, plugins=(plugin,), status_listen="127.0.0.1:0")
+        with live(tmp_path, configuration) as gateway:
+            gateway.request()
+            reading = gateway.wait_until(lambda reading: reading.sum("queue_bytes"))
+            told = ask(gateway.status_ports[0], "/metrics")[2].decode()
+            ended = gateway.stop(SIGTERM)
+
+    spans, size = reading.sum("queue_depth"), reading.sum("queue_bytes")
+    assert 50 < size / spans < 500  # two ids, two times, a name, some attributes
+    assert f'kongsim_worker_queue_bytes{{slot="0"}} {size}.0' in told
+    assert f'name="batching_span_processor/0",otel_component_type="batching_span_processor"}} {spans}.0' in told
+    assert (ended.sum("queue_bytes"), ended.accounts[0].values["queue_bytes_max"]) == (0, size)
 
 
 def test_status_process_reopens_the_log_too(gateway):

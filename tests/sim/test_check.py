@@ -109,7 +109,7 @@ def test_a_finding_tells_the_consequence_in_numbers(findings):
         "at 300 spans/s this queue holds 4s of outage, and 5s are to be survived; from then on the oldest spans are "
         "dropped, each with an error line, 117 kB/s of log"
     )
-    assert found.cure == "set it to 1500, about 172 kB for each worker"
+    assert found.cure == "set it to 1500, about 300 kB for each worker"
 
 
 def test_the_cure_cures(findings):

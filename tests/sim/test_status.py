@@ -45,6 +45,7 @@ class World:
             dropped_overflow=5,
             dropped_retries=8,
             queue_depth=10,
+            queue_bytes=1_150,
             in_flight=7,
         )
         self.publish(self.records[1], state=State.SERVING, rss_bytes=1 << 20)
@@ -196,6 +197,7 @@ def test_workers_are_told_by_slot(world):
     assert (told["kongsim_worker_starts_total", "0"], told["kongsim_worker_starts_total", "1"]) == (2, 1)
     assert told["kongsim_workers", "serving"] == 2
     assert told["kongsim_http_responses_total", "5xx"] == 1
+    assert (told["kongsim_worker_queue_bytes", "0"], told["kongsim_worker_queue_bytes", "1"]) == (1_150, 0)
 
 
 @pytest.mark.parametrize(
