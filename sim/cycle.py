@@ -31,7 +31,7 @@ import hashlib
 import signal
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from sim.access_log import AccessLog
@@ -159,6 +159,11 @@ class Reconfigure:
 
 
 @dataclass(frozen=True, slots=True)
+class Restore:
+    """Take the configuration that was in force before the last `Reconfigure` again."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReopenLogs:
     """Open the log files again under their names."""
 
@@ -177,7 +182,7 @@ class Exit:
     code: int
 
 
-Action = Spawn | Kill | Log | CloseListeners | Reconfigure | ReopenLogs | Announce | Exit
+Action = Spawn | Kill | Log | CloseListeners | Reconfigure | Restore | ReopenLogs | Announce | Exit
 
 
 @dataclass(slots=True)
@@ -192,6 +197,30 @@ class _Child:
     exiting: bool = False
 
 
+@dataclass(slots=True)
+class _Generation:
+    """What a configuration asks for.
+
+    Attributes:
+        number: From 1, raised by each reload.
+        slots: That its processes have.
+        respawn_rule: Of its profile.
+        fatal: Slots of which no process can start.
+        resting: Its workers were told to quit, after no-accept.
+    """
+
+    number: int
+    slots: tuple[int, ...]
+    respawn_rule: Respawn
+    fatal: set[int] = field(default_factory=set)
+    resting: bool = False
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether no worker of it can start."""
+        return self.fatal.issuperset(slot for slot in self.slots if slot != STATUS)
+
+
 class Cycle:
     """The state of a master, and its decisions.
 
@@ -200,17 +229,16 @@ class Cycle:
     """
 
     def __init__(self, *, daemon: bool = False) -> None:
-        self.generation = 0
         self.signals = SIGNALS.keys() if daemon else SIGNALS.keys() - {signal.SIGWINCH}
-        self._slots: tuple[int, ...] = ()
-        self._respawn_rule = RESPAWN["kong"]
+        self._generations = 0  # that have been started
+        self._current = _Generation(0, (), RESPAWN["kong"])
+        self._former: _Generation | None = None  # that serves until the current one does
         self._children: dict[int, _Child] = {}
         self._early_deaths: dict[int, int] = {}  # in a row
         self._due_ns: dict[int, int] = {}  # when the next process of a slot shall start
         self._unready: set[int] = set()  # slots of this generation whose first process is awaited
         self._stop_signum: signal.Signals | None = None
         self._quitting = False
-        self._resting = False  # without workers, after no-accept
         self._flags: set[str] = set()
         self._alarm_interval_s = ALARM_S_FIRST
         self._alarm_ns: int | None = None
@@ -223,6 +251,11 @@ class Cycle:
         return min(self._due_ns.values(), default=None)
 
     @property
+    def generation(self) -> int:
+        """The number of the generation whose workers are started again."""
+        return self._current.number
+
+    @property
     def _leaving(self) -> bool:
         return self._quitting or self._stop_signum is not None
 
@@ -232,14 +265,17 @@ class Cycle:
 
     def reconfigured(self, slots: Iterable[int], profile: str) -> list[Action]:
         """Start a generation from the configuration that was just read."""
-        self.generation += 1
-        self._slots = tuple(slots)
-        self._respawn_rule = RESPAWN[profile]
-        self._unready = set(self._slots)
-        self._early_deaths = dict.fromkeys(self._slots, 0)
+        if self._generations and not (self._unready or self._current.is_hopeless):
+            self._former = self._current
+        self._generations += 1
+        self._current = _Generation(self._generations, tuple(slots), RESPAWN[profile])
+        self._unready = set(self._current.slots)
+        return self._start(self._current.slots)
+
+    def _start(self, slots: Iterable[int]) -> list[Action]:
+        self._early_deaths = dict.fromkeys(self._current.slots, 0)
         self._due_ns = {}
-        self._resting = False
-        return [Spawn(slot, self.generation) for slot in self._slots]
+        return [Spawn(slot, self.generation) for slot in slots]
 
     def started(self, spawn: Spawn, pid: int, now_ns: int) -> None:
         """Note the worker that a `Spawn` has become."""
@@ -266,7 +302,7 @@ class Cycle:
             actions += self._reap(self._children.pop(pid), code, now_ns)
         for pid in ready:
             actions += self._welcome(pid)
-        return actions + self._act(now_ns, spawning=any(isinstance(a, Spawn) and a.slot != STATUS for a in actions))
+        return actions + self._act(now_ns)
 
     def _hear(self, signals: Iterable[tuple[signal.Signals, int]]) -> list[Action]:
         logs: list[Action] = []
@@ -281,10 +317,10 @@ class Cycle:
                 self._quitting = True
         return logs
 
-    def _act(self, now_ns: int, *, spawning: bool) -> list[Action]:
+    def _act(self, now_ns: int) -> list[Action]:
         if self._leaving and not self._children:
             return [Log("notice", "exit"), Exit(0)]
-        if not (self._leaving or self._resting or spawning or self._workers or self._due_ns.keys() - {STATUS}):
+        if self._current.is_hopeless and not (self._leaving or self._current.resting or self._workers):
             return [Log("emerg", "no worker process is left that may be respawned"), Exit(EXIT_FATAL)]
         if self._stop_signum:
             return self._terminate(now_ns)
@@ -297,7 +333,8 @@ class Cycle:
             actions.append(ReopenLogs())
             actions += [Kill(pid, signal.SIGUSR1) for pid, child in self._children.items() if child.ready]
         if "no_accept" in self._flags:
-            self._resting = True
+            for generation in filter(None, (self._current, self._former)):
+                generation.resting = True
             self._due_ns = {slot: due_ns for slot, due_ns in self._due_ns.items() if slot == STATUS}
             actions += self._quit(self._workers)
         return actions + self._respawn_due(now_ns)
@@ -310,7 +347,7 @@ class Cycle:
         generations = len({child.generation for child in self._children.values()})
         if generations >= GENERATIONS_ALIVE_MAX:
             return Log("alert", f"not reconfiguring: workers of {generations} generations are still alive")
-        if len(self._children) + len(self._slots) > PROCESSES_MAX:
+        if len(self._children) + len(self._current.slots) > PROCESSES_MAX:
             return Log("alert", f"not reconfiguring: no more than {PROCESSES_MAX} processes can be spawned")
         return Reconfigure()
 
@@ -318,15 +355,17 @@ class Cycle:
         who = f"{process_name(child.slot)} {child.pid} exited"
         log = Log("alert", f"{who} on signal {-code}") if code < 0 else Log("notice", f"{who} with code {code}")
         outdated = child.generation != self.generation
-        if child.exiting or outdated or self._leaving or (self._resting and child.slot != STATUS):
+        if child.exiting or outdated or self._leaving or (self._current.resting and child.slot != STATUS):
             return [log]
         if code == EXIT_FATAL:
+            self._current.fatal.add(child.slot)
             fatal = Log("alert", f"{who} with fatal code {code} and cannot be respawned")
-            return [fatal, *self._complete(child.slot)]
+            hopeless = self._current.is_hopeless and self._former is not None
+            return [fatal, *(self._give_up() if hopeless else self._complete(child.slot))]
         return [log, *self._respawn(child, now_ns)]
 
     def _respawn(self, child: _Child, now_ns: int) -> list[Action]:
-        calm_life_s = self._respawn_rule.calm_life_s
+        calm_life_s = self._current.respawn_rule.calm_life_s
         early = not child.ready or now_ns - child.started_ns < calm_life_s * _NS_PER_S
         deaths = self._early_deaths[child.slot] = self._early_deaths[child.slot] + 1 if early else 0
         if deaths <= DEATHS_AT_ONCE_MAX:
@@ -358,10 +397,24 @@ class Cycle:
         if slot not in self._unready:
             return []
         self._unready.remove(slot)
-        if self._unready or not any(child.generation == self.generation for child in self._children.values()):
+        if self._unready or self._current.is_hopeless:
             return []
+        self._former = None
         old = [child for child in self._children.values() if child.generation != self.generation]
         return [Announce(self.generation), *self._quit(old)]
+
+    def _give_up(self) -> list[Action]:
+        """Go back to the generation that still serves."""
+        assert self._former is not None
+        given_up = self.generation
+        self._current, self._former = self._former, None
+        self._unready = set()
+        log = Log("alert", f"no worker of generation {given_up} can start: generation {self.generation} goes on")
+        theirs = [child for child in self._children.values() if child.generation != self.generation]
+        kept = {child.slot for child in self._children.values() if child.generation == self.generation}
+        wanted = {STATUS} if self._current.resting else set(self._current.slots)
+        missing = [slot for slot in self._current.slots if slot in wanted - kept - self._current.fatal]
+        return [log, Restore(), *self._quit(theirs), *self._start(missing)]
 
     def _quit(self, children: Iterable[_Child]) -> list[Action]:
         staying = [child for child in children if not child.exiting]

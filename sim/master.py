@@ -5,8 +5,8 @@ workers say that they are ready and on the decision's next deadline, then one tu
 come as messages (`sim.process.Signals`).
 
 Sockets are bound when a `Master` is made, so that a busy port is an error of whoever made it, before anything runs. A
-reload binds what is new, keeps what stays, so that no connection in line is lost, and closes what is gone; workers of
-the old generation accept on their copies until they are told to quit.
+reload binds what is new and keeps what stays, so that no connection in line is lost; what is gone is closed when the
+new generation serves, since until then the configuration before it may come back into force.
 
 The Status API is answered by a process of its own (`sim.status`), which reads the scoreboard: neither master nor
 workers are disturbed by who asks.
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final, NamedTuple, TextIO
 
 from sim import status, worker
 from sim.access_log import AccessLog
@@ -38,14 +38,15 @@ from sim.cycle import (
     Log,
     Reconfigure,
     ReopenLogs,
+    Restore,
     Spawn,
     WorkerArgs,
     child_seed,
     process_name,
 )
-from sim.error_log import ErrorLog
+from sim.error_log import ErrorLog, LogFile
 from sim.errors import UserError
-from sim.process import Connection, PidFile, Process, Signals, has_terminal, kill, pipe, reap, start, wait
+from sim.process import PidFile, Process, Signals, has_terminal, kill, pipe, reap, start, wait
 from sim.scoreboard import Record, Scoreboard
 from sim.status import StatusArgs
 
@@ -123,6 +124,24 @@ def _access_log(gateway: Gateway) -> AccessLog | None:
     return AccessLog(Path(gateway.access_log)) if gateway.access_log else None
 
 
+class _Setting(NamedTuple):
+    """A configuration, with what the master holds open for it."""
+
+    gateway: Gateway
+    bound: Mapping[Place, socket.socket]
+    error_log: ErrorLog
+    access_log: AccessLog | None
+
+    @property
+    def held(self) -> "set[socket.socket | LogFile]":
+        return {*self.bound.values(), self.error_log, *([self.access_log] if self.access_log else [])}
+
+    def close(self, *others: "_Setting") -> None:
+        """Close what none of the others holds."""
+        for held in self.held.difference(*(other.held for other in others)):
+            held.close()  # of a log, the workers that still write there have their own
+
+
 class Master:
     """A master with its listening sockets, bound; `cycle` runs it.
 
@@ -132,9 +151,6 @@ class Master:
         error_log: Its own and its workers'.
         reread: Reads the configuration again, at HUP; a `UserError` leaves the old one in place.
         worker_main: What a worker runs.
-
-    Attributes:
-        gateway: The configuration in force.
 
     Raises:
         UserError: An address cannot be bound, or the access log not be opened.
@@ -151,30 +167,37 @@ class Master:
         reread: Callable[[], Gateway] | None = None,
         worker_main: Callable[[WorkerArgs], None] = worker.main,
     ) -> None:
-        self.gateway = gateway
-        self._access_log = _access_log(gateway)
-        self._bound = _bind(gateway, {})
+        access_log = _access_log(gateway)
+        self._setting = _Setting(gateway, _bind(gateway, {}), error_log, access_log)
+        self._former: _Setting | None = None  # until a generation with the present one serves
         self._scoreboard = scoreboard
-        self._log = error_log
         self._reread = reread or (lambda: gateway)
         self._worker_main = worker_main
         self._children: dict[int, tuple[Process, Record | None]] = {}
         self._ready, self._ready_workers = pipe()
 
     @property
+    def gateway(self) -> Gateway:
+        """The configuration in force."""
+        return self._setting.gateway
+
+    def _log(self, level: str, message: str) -> None:
+        self._setting.error_log(level, message)
+
+    @property
     def listeners(self) -> list[socket.socket]:
         """The sockets on which the workers accept, in the order of the configuration."""
-        return [listener for (field, _address), listener in self._bound.items() if field == "listen"]
+        return [listener for (field, _address), listener in self._setting.bound.items() if field == "listen"]
 
     @property
     def status_listeners(self) -> list[socket.socket]:
         """The sockets on which the Status API is answered."""
-        return [listener for (field, _address), listener in self._bound.items() if field == "status_listen"]
+        return [listener for (field, _address), listener in self._setting.bound.items() if field == "status_listen"]
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
         """All its listening sockets."""
-        return tuple(self._bound.values())
+        return tuple(self._setting.bound.values())
 
     def cycle(self, announce: Callable[[], None]) -> int:
         """Run until told to leave and no worker is left; return the exit code: 0, or 2 when no worker could be started.
@@ -194,8 +217,8 @@ class Master:
         """Close this process's copies of what the master holds, where another process runs it or none will."""
         for listener in self.sockets:
             listener.close()
-        if self._access_log is not None:
-            self._access_log.close()
+        if self._setting.access_log is not None:
+            self._setting.access_log.close()
         self._ready.close()
         self._ready_workers.close()
 
@@ -206,9 +229,9 @@ class Master:
             for action in actions:
                 if isinstance(action, Exit):
                     return action.code
+                self._do(action)
                 if isinstance(action, Announce):
                     announce()
-                self._do(action)
             deadline_ns = self._cycle.deadline_ns
             timeout_s = None if deadline_ns is None else max(0, deadline_ns - time.monotonic_ns()) / _NS_PER_S
             wait([signals, self._ready], timeout_s)
@@ -226,12 +249,27 @@ class Master:
             case Kill(pid, signum):
                 kill(self._children[pid][0], signum)
             case CloseListeners():
-                for listener in self._bound.values():
-                    listener.close()
+                self._close_listeners()
             case ReopenLogs():
                 self._reopen_logs()
             case Reconfigure():
                 self._reconfigure()
+            case Announce():
+                self._settle(self._setting)
+            case Restore():
+                assert self._former is not None
+                self._settle(self._former)
+
+    def _settle(self, setting: _Setting) -> None:
+        """Let a setting be the only one."""
+        for other in filter(None, (self._setting, self._former)):
+            other.close(setting)
+        self._setting, self._former = setting, None
+
+    def _close_listeners(self) -> None:
+        for setting in filter(None, (self._setting, self._former)):
+            for listener in setting.bound.values():
+                listener.close()
 
     def _spawn(self, spawn: Spawn) -> None:
         name = process_name(spawn.slot)
@@ -257,16 +295,21 @@ class Master:
             record=record,
             ready=self._ready_workers,
             seed=child_seed(self.gateway.seed, "worker", spawn.slot, record.serial),
-            error_log=self._log,
-            access_log=self._access_log,
+            error_log=self._setting.error_log,
+            access_log=self._setting.access_log,
         )
-        foreign: list[socket.socket | Connection] = [*self.status_listeners, self._ready]
-        name = f"worker {spawn.slot}"
+        name, foreign = f"worker {spawn.slot}", [*self.status_listeners, *self._former_alone(), self._ready]
         return start(_run_worker, self._worker_main, args, name=name, closing=foreign, ignoring=IGNORED)
 
     def _start_status(self) -> Process:
-        args = StatusArgs(self.gateway, self._scoreboard, self.status_listeners, self._ready_workers, self._log)
-        return start(status.main, args, name="status", closing=(*self.listeners, self._ready), ignoring=IGNORED)
+        error_log = self._setting.error_log
+        args = StatusArgs(self.gateway, self._scoreboard, self.status_listeners, self._ready_workers, error_log)
+        foreign = [*self.listeners, *self._former_alone(), self._ready]
+        return start(status.main, args, name="status", closing=foreign, ignoring=IGNORED)
+
+    def _former_alone(self) -> "set[socket.socket | LogFile]":
+        """Return what is held for the former configuration alone."""
+        return self._former.held - self._setting.held if self._former is not None else set()
 
     def _reap(self) -> list[tuple[int, int]]:
         exits = [(pid, process.exitcode) for pid, (process, _record) in self._children.items()]
@@ -282,36 +325,33 @@ class Master:
         return pids
 
     def _reopen_logs(self) -> None:
-        for log in (self._log, self._access_log):
+        for log in (self._setting.error_log, self._setting.access_log):
             if log is not None and (error := log.reopen()):
                 self._log("emerg", f'open() "{log.path}" failed ({error.errno}: {error.strerror})')
         self._log("notice", "logs reopened")
 
     def _reconfigure(self) -> None:
+        former = self._former or self._setting
         with ExitStack() as opened:
             try:
                 gateway = self._reread()
-                error_log, access_log = self._logs_of(gateway, opened)
-                bound = _bind(gateway, self._bound)
+                logs = self._logs_of(gateway, opened)
+                bound = _bind(gateway, {**former.bound, **self._setting.bound})
             except UserError as error:
                 self._log("emerg", str(error))
                 return
             opened.pop_all()
-        slots = _slots(gateway)
-        for place in self._bound.keys() - bound.keys():
-            self._bound[place].close()
-        for log in (self._log, self._access_log):
-            if log is not None and log not in (error_log, access_log):
-                log.close()  # the workers that still write there have their own
-        self.gateway, self._bound, self._log, self._access_log = gateway, bound, error_log, access_log
+        setting = _Setting(gateway, bound, *logs)
+        self._setting.close(former, setting)
+        self._setting, self._former = setting, former
         self._compare_masks()
-        for action in self._cycle.reconfigured(slots, gateway.profile):
+        for action in self._cycle.reconfigured(_slots(gateway), gateway.profile):
             self._do(action)
 
     def _logs_of(self, gateway: Gateway, opened: ExitStack) -> tuple[ErrorLog, AccessLog | None]:
         """Open the logs that a configuration names, where it names others than the one in force; `opened` ends them."""
         told, now = gateway, self.gateway
-        error_log, access_log = self._log, self._access_log
+        error_log, access_log = self._setting.error_log, self._setting.access_log
         if told.access_log != now.access_log:
             access_log = _access_log(told)
             if access_log is not None:

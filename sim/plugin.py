@@ -105,12 +105,16 @@ class Plans:
 
     Attributes:
         everywhere: the plan where no route is known.
+
+    Raises:
+        UserError: a plugin's instance cannot be made.
     """
 
     def __init__(self, gateway: Gateway, classes: Classes) -> None:
         enabled = [entity for entity in gateway.plugins if entity.enabled]
         enabled.sort(key=lambda entity: (classes[entity.name].PRIORITY, entity.name), reverse=True)
-        self._instances = {name: classes[name]() for name in dict.fromkeys(entity.name for entity in enabled)}
+        names = dict.fromkeys(entity.name for entity in enabled)
+        self._instances = {name: _instance(name, classes[name]) for name in names}
         self._made = [(entity, configuration(classes[entity.name], entity.config)) for entity in enabled]
         self.everywhere = self._plan(route=None, service=None)
         self._by_route = {route.name: self._plan(route.name, route.service) for route in gateway.routes}
@@ -151,6 +155,15 @@ class Plans:
             for entity, conf, method in methods
             if method is not None
         )
+
+
+def _instance(name: str, plugin: PluginClass) -> Any:
+    try:
+        return plugin()
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"plugin {name} cannot be made: {type(error).__name__}: {error}"
+        raise UserError(message, file=last.filename, line=last.lineno) from error
 
 
 def _begin(kong: Any, name: str, handler: Callable[..., object], *arguments: object) -> None:

@@ -348,6 +348,32 @@ def test_reload_opens_new_addresses_closes_removed_ones_and_keeps_the_others(tmp
             master.connect(removed)
 
 
+def test_reload_with_which_no_worker_can_start_leaves_all_as_it_was(tmp_path):
+    """The old workers go on and are respawned again; an address that was to go is open, one that was to come is not."""
+    removed, added = free_address(), free_address()
+
+    def finicky(args):
+        if args.gateway.profile == "safe":
+            raise UserError("the plugin cannot be loaded", field="plugins[0]")
+        tiny_worker.serve(args)
+
+    now, later = Gateway(workers=2, listen=removed), Gateway(workers=2, listen=added, profile="safe")
+    with running(tmp_path, finicky, gateway=now, reread=lambda: later) as master:
+        old = master.alive()
+
+        for generation in (2, 3):
+            master.signal(SIGHUP)
+            master.wait_logged(f"alert: no worker of generation {generation} can start: generation 1 goes on")
+
+        assert master.logged().count("emerg: plugins[0]: the plugin cannot be loaded") == 4
+        assert master.alive() == old
+        with pytest.raises(ConnectionRefusedError):
+            master.connect(added)
+        os.kill(killed := master.connect(removed), SIGKILL)
+        reading = master.wait_until(lambda r: killed not in {w.pid for w in r.alive} and serving(2, generation=1)(r))
+        assert master.connect(removed) in {worker.pid for worker in reading.alive}
+
+
 def test_reload_to_a_busy_address_keeps_the_old_generation(tmp_path):
     """What cannot be bound is one line of the log; the old workers go on, and nothing else was opened."""  # W10
     free = free_address()

@@ -6,12 +6,12 @@ import os
 import threading
 import time
 from functools import partial
-from signal import SIGKILL, SIGQUIT, SIGTERM
+from signal import SIGHUP, SIGKILL, SIGQUIT, SIGTERM
 
 import pytest
 
 from sim import origin, process
-from sim.config import Nginx
+from sim.config import Nginx, Plugin
 from sim.scoreboard import State
 from tests import peers
 from tests.gateway import TIMEOUT_S, echo, gateway_to, live, recording_collector, traced_gateway
@@ -114,6 +114,38 @@ def test_ten_reloads_under_a_steady_stream_fail_no_request(tmp_path, kept):
         assert len({span.span_id for span in collector.spans()}) == ledger.created
         if kept:
             assert sum(client.connections for client in clients) >= 10  # connections did not outlive their generation
+
+
+class Unlicensed:
+    """A plugin that cannot be made."""
+
+    PRIORITY = 1
+    VERSION = "1"
+
+    def __init__(self):
+        raise RuntimeError("no licence")
+
+    def log(self, kong, conf):
+        """Never run."""
+
+
+def test_reload_with_a_plugin_that_cannot_be_made_changes_nothing(tmp_path):
+    """The log says why in a line for each worker; the old generation serves, and is respawned."""  # W10, W11
+    classes = {"unlicensed": Unlicensed}
+    with echo() as upstream:
+        later = gateway_to(upstream, plugins=[Plugin(name="unlicensed")], status_listen="127.0.0.1:0")
+        now = gateway_to(upstream, status_listen="127.0.0.1:0")
+        with live(tmp_path, now, classes, reread=lambda: later) as gateway:
+            os.kill(gateway.process.pid, SIGHUP)
+            gateway.wait_logged("plugin unlicensed cannot be made: RuntimeError: no licence")
+            gateway.wait_logged("no worker of generation 2 can start: generation 1 goes on")
+            assert gateway.request().status == 200
+
+            [worker] = gateway.wait_until(lambda reading: len(reading.alive) == 1).alive
+            os.kill(worker.pid, SIGKILL)
+            gateway.wait_until(lambda r: [w.serial for w in r.alive if w.state is State.SERVING] == [3])
+            assert gateway.request().status == 200
+            assert "Traceback" not in gateway.log.read_text()
 
 
 def test_client_that_has_not_asked_yet_is_served_by_the_worker_that_leaves(tmp_path):

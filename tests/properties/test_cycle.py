@@ -5,7 +5,7 @@ from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGWINCH
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sim.cycle import RESPAWN_DELAY_S_MAX, STATUS, Announce, Cycle, Exit, Kill, Reconfigure, Spawn
+from sim.cycle import RESPAWN_DELAY_S_MAX, STATUS, Announce, Cycle, Exit, Kill, Reconfigure, Restore, Spawn
 
 SLOTS = 3
 NS_PER_S = 1_000_000_000
@@ -29,6 +29,7 @@ class CycleMachine(RuleBasedStateMachine):
         self.resting = False
         self.slots = SLOTS
         self.announced = []
+        self.former = None
         self.do(self.cycle.begin([*range(SLOTS), STATUS], "kong"))
 
     def do(self, actions):
@@ -47,19 +48,36 @@ class CycleMachine(RuleBasedStateMachine):
                         assert self.stopping_ns is not None, "KILL is for those who were asked before"
                 case Announce(generation):
                     self.announced.append(generation)
+                case Restore():
+                    self.restore()
                 case Reconfigure():
-                    self.fatal.clear()
-                    self.resting = False
-                    self.slots = 1 + self.cycle.generation % SLOTS
-                    self.do(self.cycle.reconfigured([*range(self.slots), STATUS], "safe"))
+                    self.reconfigure()
                 case Exit(code):
-                    if self.leaving:
-                        assert not self.workers, "the master leaves last"
-                    else:
-                        assert {worker["slot"] for worker in self.workers.values()} <= {STATUS}
-                        assert not self.resting
-                    assert code == (0 if self.leaving else 2)
-                    self.exited = True
+                    self.exit(code)
+
+    def exit(self, code):
+        if self.leaving:
+            assert not self.workers, "the master leaves last"
+        else:
+            assert {worker["slot"] for worker in self.workers.values()} <= {STATUS}
+            assert self.fatal >= set(range(self.slots))
+            assert not self.resting
+        assert code == (0 if self.leaving else 2)
+        self.exited = True
+
+    def reconfigure(self):
+        if self.cycle.generation in self.announced:
+            self.former = self.cycle.generation, self.slots, self.fatal, self.resting
+        self.fatal = set()
+        self.resting = False
+        self.slots = 1 + self.cycle.generation % SLOTS
+        self.do(self.cycle.reconfigured([*range(self.slots), STATUS], "safe"))
+
+    def restore(self):
+        assert self.fatal >= set(range(self.slots)), "a generation that can start is not given up"
+        generation, self.slots, self.fatal, resting = self.former
+        self.resting = self.resting or resting
+        assert self.cycle.generation == generation, "what goes on is what served"
 
     def spawn(self, action, slot, generation):
         assert not self.leaving, "nobody is started by a master that leaves"

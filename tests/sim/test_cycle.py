@@ -18,6 +18,7 @@ from sim.cycle import (
     Log,
     Reconfigure,
     ReopenLogs,
+    Restore,
     Spawn,
     child_seed,
 )
@@ -352,13 +353,64 @@ def test_old_worker_that_dies_during_a_reload_is_not_replaced():
     assert world.turn(exits=[(1001, -SIGKILL)]) == []
 
 
-def test_old_workers_serve_on_while_the_new_generation_cannot_start():
-    """A configuration with which no worker can live costs no service."""
+def test_generation_of_which_no_worker_can_start_is_given_up():
+    """A configuration with which no worker can live costs no service: the former one is in force again."""
     world = serving()
     world.turn(SIGHUP)
     world.reconfigured()
 
-    assert world.turn(exits=[(1003, 2), (1004, 2)]) == []
+    assert world.turn(exits=[(1003, 2)]) == []
+    assert world.turn(exits=[(1004, 2)]) == [Restore()]
+
+    assert world.logs[-1] == ("alert", "no worker of generation 2 can start: generation 1 goes on")
+    assert world.turn(exits=[(1001, -SIGKILL)]) == [Spawn(0, 1)]
+
+
+def test_workers_that_died_during_a_vain_reload_are_started_again():
+    """Those that nobody replaced, since their successors were on their way, are missing now."""
+    world = serving()
+    world.turn(SIGHUP)
+    world.reconfigured()
+    world.turn(exits=[(1002, -SIGKILL)])
+
+    assert world.turn(exits=[(1003, 2), (1004, 2)]) == [Restore(), Spawn(1, 1)]
+
+
+def test_status_process_of_a_generation_that_is_given_up_leaves():
+    """It does not make a generation: without workers there is nobody to take the place of the old ones."""
+    world = World(slots=1, status=True)
+    world.turn(ready=[1001, 1002])
+    world.turn(SIGHUP)
+    world.do(world.cycle.reconfigured([0, STATUS], "kong"))
+    world.turn(ready=[1004])
+
+    assert world.turn(exits=[(1003, 2)]) == [Restore(), Kill(1004, SIGQUIT)]
+    assert world.turn(exits=[(1004, 0)]) == []
+
+
+def test_reload_after_a_vain_one_begins_a_generation_of_its_own():
+    """A number is not given twice; what failed is nobody's to wait for."""
+    world = serving()
+    world.turn(SIGHUP)
+    world.reconfigured()
+    world.turn(exits=[(1003, 2), (1004, 2)])
+    world.turn(SIGHUP)
+
+    assert world.reconfigured() == [Spawn(0, 3), Spawn(1, 3)]
+    assert world.turn(ready=[1005, 1006]) == [Announce(3), Kill(1001, SIGQUIT), Kill(1002, SIGQUIT)]
+
+
+def test_daemon_without_workers_has_none_after_a_vain_reload():
+    """What rested goes on resting."""  # W6
+    world = World(slots=1, daemon=True)
+    world.turn(ready=[1001])
+    world.turn(SIGWINCH)
+    world.turn(exits=[(1001, 0)])
+    world.turn(SIGHUP)
+    world.reconfigured(slots=1)
+
+    assert world.turn(exits=[(1002, 2)]) == [Restore()]
+    assert world.turn(SIGCHLD) == []
 
 
 def test_reload_is_refused_while_too_many_generations_drain():

@@ -195,6 +195,18 @@ def planned(*entities):
     return Plans(gateway, CLASSES)
 
 
+def test_plugin_that_cannot_be_made_is_a_mistake_of_its_author():
+    """What its constructor raises is told with the place, and no worker can start with it."""
+
+    class Unlicensed(Recorder):
+        def __init__(self):
+            raise RuntimeError("no licence")
+
+    entity = Plugin(name="unlicensed")
+    with pytest.raises(UserError, match=r"test_plugin\.py:[0-9]+: plugin unlicensed cannot be made: RuntimeError: no"):
+        Plans(Gateway(plugins=(entity,)), {"unlicensed": Unlicensed})
+
+
 def test_handlers_run_by_priority_and_equal_ones_by_name_downwards():
     """Descending priority, then descending name, whatever the order of the file."""  # R5
     for names in itertools.permutations("abc"):
