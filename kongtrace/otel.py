@@ -61,6 +61,7 @@ from kongtrace.span import Span as KongSpan
 try:
     from opentelemetry import context as context_api
     from opentelemetry import trace
+    from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
     from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 except ImportError as error:
     raise KongTraceError("kongtrace.otel needs opentelemetry-api: install kongsim[otel]") from error
@@ -94,6 +95,26 @@ _SPAN_KEY = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, context_api.
 """Where a context keeps its span: reading and writing it here saves six of the API's calls for each span."""
 
 _SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
+_NO_STATE = TraceState()
+
+
+def _context_calls() -> tuple[
+    Callable[[], context_api.Context], Callable[[context_api.Context], Any], Callable[[Any], None]
+]:
+    """What reads, attaches and detaches the current context.
+
+    That is the context variable itself, at half the cost of the API's functions, unless the user has chosen another
+    implementation of the context.
+    """
+    if type(getattr(context_api, "_RUNTIME_CONTEXT", None)) is not ContextVarsRuntimeContext:
+        return context_api.get_current, context_api.attach, context_api.detach
+    token = context_api.attach(context_api.Context())
+    context_api.detach(token)
+    variable = token.var
+    return variable.get, variable.set, variable.reset
+
+
+_current_context, _attach, _detach = _context_calls()
 
 
 class TracerProvider(trace.TracerProvider):
@@ -195,29 +216,32 @@ class Tracer(trace.Tracer):
         # One frame, as in the tracer below: this is the way of every span of a request.
         handle = self._handle
         provider = handle.provider
-        parent: Any = (context_api.get_current() if context is None else context).get(_SPAN_KEY)
+        parent: Any = (_current_context() if context is None else context).get(_SPAN_KEY)
         table = _without_none({**self._scope, **attributes}) if attributes else {**self._scope}
         number = INTERNAL if kind is _INTERNAL else _KINDS.get(kind, INTERNAL)
         if type(name) is not str or not name:
             name = str(name or _NAMELESS)
         span = Span() if into is None else into
+        below = type(parent)
         if (
-            type(parent) in _SPANS
+            (below is Span or below is CurrentSpan)
             and parent.span.span_id is parent.id
             and parent.home.ctx is provider.execution.ctx
             and parent.home.provider is provider
         ):
-            home = span.home = parent.home
-            made: Any = handle.start_span(name, None, start_time, number, None, table, parent.span)
+            span.home = parent.home
+            # An attribute that is a bound method is called faster from a variable.
+            start_span = handle.start_span
+            made: Any = start_span(name, None, start_time, number, None, table, parent.span)
         else:
             made = self._start_elsewhere(span, parent, context, (name, None, start_time, number, None, table))
-            home = span.home
         if made is NOOP_SPAN:
+            span.home = _NOWHERE
             return NonRecordingSpan(trace.get_current_span(context).get_span_context())
         span.span = made
         span.id = made.span_id
-        if home.local is not None:
-            home.local.open += 1
+        if span.home.local is not None:
+            span.home.local.open += 1
         if links or not (record_exception and set_status_on_exception):
             span.on_exception(record_exception, set_status_on_exception)
             self._note_links(name, links)
@@ -237,7 +261,9 @@ class Tracer(trace.Tracer):
     ) -> CurrentSpan:
         """A span that starts when entered, and is the current one until left; also decorates functions."""
         arguments = name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
-        return CurrentSpan(self, arguments, end_on_exit)
+        span = CurrentSpan()
+        span.tracer, span.arguments, span.end_on_exit = self, arguments, end_on_exit
+        return span
 
     def _start_elsewhere(
         self, span: Span, parent: Any, context: context_api.Context | None, fields: tuple[Any, ...]
@@ -246,15 +272,13 @@ class Tracer(trace.Tracer):
         handle = self._handle
         provider = handle.provider
         execution = provider.execution
-        span.home = _NOWHERE
-        if type(parent) in _SPANS and parent.home.provider is provider:
+        if isinstance(parent, Span) and parent.home.provider is provider:
             if parent.span.span_id is not parent.id:
                 parent.late("start_span")
                 return NOOP_SPAN
             span.home = parent.home
             with running(execution, parent.home.ctx):
                 return handle.start_span(*fields, parent.span)
-        received = trace.get_current_span(context).get_span_context()
         ctx, local = execution.span_ctx, None
         if (ctx is None or _LOCAL in ctx) and self._provider.process is not None:
             local = LocalTrace(self._provider.process, provider)
@@ -262,10 +286,16 @@ class Tracer(trace.Tracer):
             execution.enter(CONTENT, ctx)
         if ctx is None:
             return NOOP_SPAN
-        apart = received.is_valid or context is not None
-        made = _start_apart(handle, fields, received) if apart else handle.start_span(*fields)
+        state = _NO_STATE
+        if parent is None and context is None:
+            made = handle.start_span(*fields)
+        else:
+            received = trace.get_current_span(context).get_span_context()
+            state = received.trace_state
+            apart = received.is_valid or context is not None
+            made = _start_apart(handle, fields, received) if apart else handle.start_span(*fields)
         if isinstance(made, KongSpan):
-            span.home = Home(provider, ctx, local, received.trace_state, made.trace_id, made.should_sample)
+            span.home = Home(provider, ctx, local, state, made.trace_id, made.should_sample)
         return made
 
     def _note_links(self, name: str, links: Sequence[trace.Link] | None) -> None:
@@ -494,29 +524,29 @@ class CurrentSpan(Span):
 
     The block and its span are one object: to make two would cost as much as the span itself.
 
-    Args:
+    Attributes:
         tracer: starts it.
         arguments: of :meth:`Tracer.start_span`.
         end_on_exit: it ends with the block.
     """
 
-    __slots__ = ("_arguments", "_end_on_exit", "_records", "_token", "_tracer")
+    __slots__ = ("_token", "arguments", "end_on_exit", "tracer")
 
-    def __init__(self, tracer: Tracer, arguments: Arguments, end_on_exit: bool) -> None:
-        self._tracer = tracer
-        self._arguments = arguments
-        self._end_on_exit = end_on_exit
+    tracer: Tracer
+    arguments: Arguments
+    end_on_exit: bool
 
     def __enter__(self) -> trace.Span:
         """Start it and make it current; where it cannot record, a non-recording one."""
-        made = self._tracer.start_span(*self._arguments, self)
-        self._token = context_api.attach(context_api.Context({**context_api.get_current(), _SPAN_KEY: made}))
-        self._records = made is self
-        if self._records:
-            span = self.span
+        # Each by its name: a call with `*` costs a third of the span.
+        name, context, kind, attributes, links, start_time, records, sets = self.arguments
+        made = self.tracer.start_span(name, context, kind, attributes, links, start_time, records, sets, self)
+        self._token = _attach(context_api.Context({**_current_context(), _SPAN_KEY: made}))
+        if made is self:
+            span, home = self.span, self.home
             tracer = span.tracer
             # Kong's own spans go below it too.
-            if tracer is not None and self.home.provider.execution.ctx is self.home.ctx:  # type: ignore[union-attr]
+            if tracer is not None and home.provider.execution.ctx is home.ctx:  # type: ignore[union-attr]
                 tracer.set_active_span(span)
         return made
 
@@ -524,12 +554,16 @@ class CurrentSpan(Span):
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         """Make current what was so before, and end."""
-        context_api.detach(self._token)
-        if not self._records:
+        try:
+            _detach(self._token)
+        except (ValueError, RuntimeError):
+            # Left in another context than it was entered in, or twice: the API logs it.
+            context_api.detach(self._token)
+        if self.home is _NOWHERE:
             return
         if error is not None and isinstance(error, Exception):
             self.failed(error)
-        if self._end_on_exit:
+        if self.end_on_exit:
             self.end()
 
     def __call__(self, function: F) -> F:
@@ -551,10 +585,9 @@ class CurrentSpan(Span):
         return called  # type: ignore[return-value]
 
     def _again(self) -> CurrentSpan:
-        return CurrentSpan(self._tracer, self._arguments, self._end_on_exit)
-
-
-_SPANS = frozenset((Span, CurrentSpan))
+        span = CurrentSpan()
+        span.tracer, span.arguments, span.end_on_exit = self.tracer, self.arguments, self.end_on_exit
+        return span
 
 
 @contextmanager

@@ -1,7 +1,11 @@
 """Instrumentation made for OpenTelemetry's API runs on the worker's pooled spans."""
 
 import asyncio
+import contextvars
 import logging
+import os
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -380,6 +384,49 @@ def test_span_of_this_api_can_be_made_current_by_the_apis_own_function(worker):
     worker.end(ctx)
 
 
+def test_block_left_in_another_context_is_logged_by_the_api(worker, caplog):
+    """As with any implementation: the context cannot be put back there, and the span ends all the same."""
+    ctx = worker.begin()
+    block = worker.tracer.start_as_current_span("work")
+
+    contextvars.Context().run(block.__enter__)
+    block.__exit__(None, None, None)
+
+    assert [record.message for record in caplog.records] == ["Failed to detach context"]
+    assert span_list(ctx)[1].end_time_ns is not None
+    worker.end(ctx)
+
+
+def test_context_that_the_user_has_chosen_is_used(tmp_path):
+    """OTEL_PYTHON_CONTEXT names another implementation: each block is attached to it and detached from it."""
+    (tmp_path / "told.py").write_text(
+        "from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext\n"
+        "class Told(ContextVarsRuntimeContext):\n"
+        "    def attach(self, context):\n"
+        "        print('attach', bool(context))\n"
+        "        return super().attach(context)\n"
+        "    def detach(self, token):\n"
+        "        super().detach(token)\n"
+        "        print('detach')\n"
+    )
+    (tmp_path / "told-1.dist-info").mkdir()
+    (tmp_path / "told-1.dist-info/METADATA").write_text("Name: told\nVersion: 1\n")
+    (tmp_path / "told-1.dist-info/entry_points.txt").write_text("[opentelemetry_context]\ntold = told:Told\n")
+    program = (
+        "from kongtrace import otel\n"
+        "print('block')\n"
+        "with otel.TracerProvider().get_tracer('lib').start_as_current_span('work'):\n"
+        "    pass\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OTEL_PYTHON_CONTEXT": "told"}
+
+    printed = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+
+    assert printed.partition("block\n")[2].split("\n") == ["attach True", "detach", ""]
+
+
 # The end.
 
 
@@ -464,6 +511,21 @@ def test_unrecorded_span_carries_its_parent_on(worker):
         assert trace.get_current_span().get_span_context() == REMOTE
 
     assert not span.is_recording()
+    worker.end(ctx)
+
+
+def test_tracing_turned_off_within_a_block(worker):
+    """What begins from then on is not recorded, and what is open ends."""
+    ctx = worker.begin()
+
+    with worker.tracer.start_as_current_span("outer") as outer:
+        worker.provider.set_global_tracer(worker.provider.noop_tracer)
+        with worker.tracer.start_as_current_span("inner") as inner:
+            assert not inner.is_recording()
+            assert inner.get_span_context() == outer.get_span_context()
+
+    assert [span.name for span in span_list(ctx)] == ["kong", "outer"]
+    assert span_list(ctx)[1].end_time_ns is not None
     worker.end(ctx)
 
 
