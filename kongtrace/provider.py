@@ -26,7 +26,6 @@ from kongtrace.context import (
     Execution,
     Trace,
     count,
-    span_list,
 )
 from kongtrace.errors import ApiError, ReleasedSpanError
 from kongtrace.ids import SPAN_ID_BYTES, TRACE_ID_BYTES, IdSupply
@@ -275,7 +274,11 @@ class TracerProvider:
             The number of its spans, where one that is listed several times counts as often (T7), and how often that is
             more than once.
         """
-        listed = sum([len(span_list(ctx, namespace.name)) for namespace in self.execution.namespaces])
+        listed = 0
+        for namespace in self.execution.namespaces:
+            trace: Trace | None = ctx.get(namespace.spans_key)
+            if trace is not None and trace.spans is not None:
+                listed += len(trace.spans)
         if UNLINKED in ctx:
             listed += sum(1 for span in ctx[UNLINKED] if not span.linked)
         return listed + ctx.get(UNLISTED, 0), ctx.get(LISTED_AGAIN, 0)

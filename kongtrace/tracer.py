@@ -232,14 +232,14 @@ class Tracer:
         Raises:
             ApiError: an argument of the wrong type.
         """
-        fields = _merged(options, given)
-        _check_options(*map(fields.get, _CHECKED))
-        span = self._create(tracer, fields)
+        span = self._create(tracer, _checked(options, given))
         ctx = self._execution.ctx
         if ctx is None:
             self._provider.give_up([span])
+        elif UNLINKED in ctx:
+            ctx[UNLINKED].append(span)
         else:
-            ctx.setdefault(UNLINKED, []).append(span)
+            ctx[UNLINKED] = [span]
         return span
 
     def link_span(self, *arguments: Any, **given: Any) -> AnySpan:
@@ -257,17 +257,22 @@ class Tracer:
         tracer, span, name, options = (*arguments, None, None, None, None)[:4]
         if is_given(tracer) and not isinstance(tracer, (Tracer, NoopTracer)) and not is_table(tracer):
             raise ApiError("invalid tracer")
-        fields = _merged(options, given)
-        _check_options(*map(fields.get, _CHECKED))
+        fields = _checked(options, given)
         is_linked = span is not None and span.linked
         self._fill(tracer, span, name, fields)
         if not isinstance(tracer, Tracer):
             raise TypeError("link_span needs a tracer: its span list takes the span")
         tracer.get_spans().append(span)
+        ctx = self._context()
+        unlinked = ctx.get(UNLINKED)
         if is_linked:
-            count(self._context(), LISTED_AGAIN, 1)
+            count(ctx, LISTED_AGAIN, 1)
+        elif unlinked is not None and span is unlinked[-1]:
+            del unlinked[-1]
+            if not unlinked:
+                del ctx[UNLINKED]
         elif span is NOOP_SPAN:
-            count(self._context(), UNLISTED, -1)
+            count(ctx, UNLISTED, -1)
         return span  # type: ignore[no-any-return]  # what is not a span has failed above
 
     def new_span(self, *arguments: Any, **given: Any) -> AnySpan | None:
@@ -394,8 +399,11 @@ class Tracer:
 
     def trace(self) -> Trace:
         """The trace of the running request; made when there is none."""
+        trace = self.namespace.trace
+        if trace is not None:
+            return trace
         ctx = self._context()
-        trace: Trace | None = ctx.get(self.namespace.spans_key)
+        trace = ctx.get(self.namespace.spans_key)
         return self._new_trace(ctx, None) if trace is None else trace
 
     def list_of(self, trace: Trace) -> list[Span]:
@@ -407,8 +415,7 @@ class Tracer:
     def _start_with(self, options: object, name: str, *given: Any) -> Span:
         """Start a span with options in a mapping; arguments go first."""
         named = zip((*_CHECKED, "parent"), given, strict=True)
-        fields = _merged(options, {option: value for option, value in named if value is not None})
-        _check_options(*map(fields.get, _CHECKED))
+        fields = _checked(options, {option: value for option, value in named if value is not None})
         span = self._create(self, fields)
         self._fill(self, span, name, fields)
         self.list_of(self.trace()).append(span)
@@ -418,23 +425,26 @@ class Tracer:
         get = options.get
         provider = self._provider
         parent: Any = get("parent")
-        if not is_given(parent):
-            parent = tracer.active_span() if is_given(tracer) else None
-        inherited, sampled, inherited_id = _identity(parent)
-        trace_id = next((given for given in (inherited, get("trace_id")) if is_given(given)), None)
-        if trace_id is None:
-            trace_id = provider.trace_ids.draw()
+        has_tracer = is_given(tracer)
+        if parent is None or parent is False:
+            parent = tracer.active_span() if has_tracer else None
+        trace_id: Any
+        trace_id, sampled, inherited_id = _identity(parent)
+        if trace_id is None or trace_id is False:
+            trace_id = get("trace_id")
+            if trace_id is None or trace_id is False:
+                trace_id = provider.trace_ids.draw()
         if sampled is None:
             sampled = get("should_sample")
         if sampled is None:
-            sampled = is_given(tracer) and tracer.decide(trace_id)
+            sampled = has_tracer and tracer.decide(trace_id)
         span = provider.spans.fetch()
         span.name = span.start_time_ns = None  # type: ignore[assignment]  # until it is linked
         span.parent = parent
         span.trace_id = trace_id
         span.parent_id = get("parent_id") if inherited_id is None else inherited_id
         span.should_sample = sampled
-        span.tracer = tracer if is_given(tracer) else None
+        span.tracer = tracer if has_tracer else None
         span.span_id = provider.span_ids.draw()
         kind = get("span_kind")
         span.kind = INTERNAL if kind is None else kind
@@ -492,24 +502,26 @@ _CHECKED = ("start_time_ns", "span_kind", "should_sample", "attributes")
 
 def _check_options(start_time_ns: object, span_kind: object, should_sample: object, attributes: object) -> None:
     """Check the types of the options in Kong's order (S3)."""
-    if start_time_ns is not None and not is_number(start_time_ns):
+    if start_time_ns is not None and type(start_time_ns) is not int and not is_number(start_time_ns):
         raise ApiError("invalid start time")
-    if span_kind is not None and not is_number(span_kind):
+    if span_kind is not None and type(span_kind) is not int and not is_number(span_kind):
         raise ApiError("invalid start kind")
     if should_sample is not None and not isinstance(should_sample, bool):
         raise ApiError("invalid sampled")
-    if attributes is not None and not is_table(attributes):
+    if attributes is not None and type(attributes) is not dict and not is_table(attributes):
         raise ApiError("invalid attributes")
 
 
-def _merged(options: object, given: dict[str, Any]) -> Mapping[str, Any]:
-    """Options in a mapping, and those given by name, which go first."""
-    if options is None:
-        return given
-    if not is_table(options):
-        raise ApiError("invalid options type")
+def _checked(options: object, given: dict[str, Any]) -> Mapping[str, Any]:
+    """Options in a mapping, and those given by name, which go first; their types have been checked."""
+    fields = given
     # A table without named fields has no options.
-    return {**options, **given} if isinstance(options, dict) else given
+    if isinstance(options, dict):
+        fields = {**options, **given} if given else options
+    elif options is not None and not is_table(options):
+        raise ApiError("invalid options type")
+    _check_options(*map(fields.get, _CHECKED))
+    return fields
 
 
 _Identity = tuple[bytes | None, bool | None, bytes | None]
@@ -517,14 +529,17 @@ _Identity = tuple[bytes | None, bool | None, bytes | None]
 
 def _identity(parent: Any) -> _Identity:
     """Trace id, sampling flag and span id of a parent, which may be any object with fields (T11)."""
-    match parent:
-        case None | False | str() | bytes() | list():
-            return None, None, None
-        case dict():
-            return parent.get("trace_id"), parent.get("should_sample"), parent.get("span_id")
-        case bool() | int() | float():
-            raise TypeError(f"a parent must be a span, not {type(parent).__name__}")
-    return parent.trace_id, parent.should_sample, parent.span_id
+    try:
+        return parent.trace_id, parent.should_sample, parent.span_id
+    except AttributeError:
+        match parent:
+            case None | False | str() | bytes() | list():
+                return None, None, None
+            case dict():
+                return parent.get("trace_id"), parent.get("should_sample"), parent.get("span_id")
+            case bool() | int() | float():
+                raise TypeError(f"a parent must be a span, not {type(parent).__name__}") from None
+        raise
 
 
 def _plain_parent(parent: Any, active: Any) -> tuple[Any, bytes | None, bool | None, bytes | None]:

@@ -184,7 +184,7 @@ class Instrumentation:
 
     def balancer(self, request: Request) -> None:
         """Make the spans of the tries (I14)."""
-        ahead = tracing_context(request.ctx).unlinked_spans.get(BALANCER)
+        ahead = tracing_context(request.ctx).unlinked_spans.pop(BALANCER, None)
         last = len(request.tries)
         for number, attempt in enumerate(request.tries, 1):
             options = {
