@@ -22,7 +22,10 @@ again some :data:`SWEEP_REQUESTS` requests later (:mod:`kongtrace.custody`), and
 
 *Stacks* begin with the first caller outside this package. Mode ``count`` takes one line of them.
 
-Not seen are spans of requests that never end, and what is done with a table of a span behind the span's back.
+*Tables.* Of a table that a caller gave, a copy is kept that the span's own methods change too: whoever else changes the
+table is found out when the span ends, and when its request does.
+
+Not seen are spans of requests that never end, and what is done behind a span's back with a table that it made itself.
 """
 
 from __future__ import annotations
@@ -138,6 +141,7 @@ class _Record:
         name: of the span, once it is linked.
         table: its attribute table, while it is live, when the caller gave one.
         has_callers_table: the caller gave one.
+        written: what stands in that table by right; None when nobody has an eye on it.
         activated: where it was last made active.
         flagged: where its sampling flag was last written by hand.
         error: where an error was last recorded on it.
@@ -167,6 +171,7 @@ class _Record:
         "request",
         "shown",
         "table",
+        "written",
     )
 
     def __init__(self, request: _Request | None, phase: str, creation: Stack) -> None:
@@ -175,6 +180,7 @@ class _Record:
         self.creation = creation
         self.name: str | None = None
         self.table: dict[str, Any] | None = None
+        self.written: dict[str, Any] | None = None
         self.activated: Stack | None = None
         self.flagged: Stack | None = None
         self.error: Stack | None = None
@@ -192,8 +198,38 @@ class _Record:
             if table is not None:
                 self.request.tables[id(table)] = self
         self.table = table
+        self.written = None if table is None else {**table}
         self.has_callers_table |= table is not None
 
+    def write(self, key: str, value: object) -> None:
+        """The span has changed its table by :meth:`Span.set_attribute`."""
+        if self.written is not None:
+            self.written[key] = value
+            if value is None:
+                del self.written[key]
+
+    def changes(self) -> list[str]:
+        """The keys of the caller's table that another hand has changed since it was given, or since the last call."""
+        table, written = self.table, self.written
+        if table is None or written is None:
+            return []
+        self.written = {**table}
+        return [str(key) for key in {**table, **written} if table.get(key) is not written.get(key)]
+
+    def is_table_held(self) -> bool:
+        """Whether anybody but the span has its table."""
+        return getrefcount(self.table) > _UNHELD
+
+
+def _references_of_the_unheld() -> int:
+    record = _Record(None, "", ())
+    record.table = {}
+    span = [record.table]
+    return getrefcount(record.table) if span else 0
+
+
+_UNHELD = _references_of_the_unheld()
+"""What :func:`getrefcount` counts of a table that a span and its record refer to."""
 
 _NOBODY = _Record(None, "", ())
 """Stands for what is known of a span that waits in the pool, or that is none of a checked tracer's."""
@@ -233,6 +269,7 @@ class CheckedSpan(Span):
         """See :meth:`Span.set_attribute`."""
         self._provider.changing(self, "set_attribute", {key: value})
         super().set_attribute(key, value)
+        self.record.write(key, value)
 
     def add_event(self, name: Any = None, attributes: Any = None, time_ns: Any = None) -> None:
         """See :meth:`Span.add_event`."""
@@ -453,7 +490,12 @@ class CheckedProvider(TracerProvider):
                 # The gateway ends what was left active, whatever it is.
                 return
             self._report(Code.FINISHED_TWICE, "finish() was called again", record)
-        elif record.shown:
+            return
+        keys = record.changes()
+        if keys and record.is_table_held():
+            message = f"its caller has changed {_listed(keys)} in the table that it gave"
+            self.findings.add(self._finding(Code.CALLERS_TABLE, message, record, record.creation))
+        if record.shown:
             self._report(Code.FINISHED_AFTER_EXPORT, "finish() was called after process_span()", record)
         elif is_number(end_time_ns) and span.linked and not start_time_ns <= end_time_ns < _BEYOND_NS:
             record.mistimed = True
@@ -637,6 +679,9 @@ class CheckedProvider(TracerProvider):
         elif span.end_time_ns - span.start_time_ns > _DAY_NS:
             message = f"the span lasts from {span.start_time_ns!r} to {span.end_time_ns!r}, more than a day"
             yield self._finding(Code.WRONG_UNIT, message, record, record.creation)
+        if span.end_time_ns is not None and (keys := record.changes()):
+            message = f"{_listed(keys)} in the table that the caller gave was changed after finish()"
+            yield self._finding(Code.CHANGED_AFTER_FINISH, message, record, record.creation)
         if record.error is not None and span.status is None:
             message = "record_error() was called and set_status() was not"
             yield self._finding(Code.ERROR_WITHOUT_STATUS, message, record, record.error)
@@ -685,6 +730,8 @@ class CheckedProvider(TracerProvider):
             self._report(Code.CALLERS_TABLE, f"the table was that of span {earlier.name!r}, now released", record)
         other = record.request.tables.get(id(table)) if record.request is not None else None
         if other is not None and other is not record:
+            # What either sets shows on both.
+            other.written = None
             self._report(Code.SHARED_TABLE, f"the table is that of span {other.name!r} too", record)
 
     def _check_values(self, record: _Record, attributes: object) -> None:
@@ -836,6 +883,10 @@ def _keeper(known: tuple[Stack, int] | None, before: int, after: int, where: Sta
 def _references(span: CheckedSpan) -> int:
     """How many references there are to the tables of a span."""
     return sum(getrefcount(table) for table in (span.attributes, span.events) if table is not None)
+
+
+def _listed(keys: list[str]) -> str:
+    return ", ".join(map(repr, keys[:3])) + (", ..." if len(keys) > 3 else "")
 
 
 def _is_ours(frame: FrameType) -> bool:

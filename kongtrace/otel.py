@@ -451,8 +451,8 @@ class Span(trace.Span):
         span.set_status(STATUS_OK if code is StatusCode.OK else STATUS_ERROR)
         if code is StatusCode.ERROR and description:
             span.set_attribute(OTEL_STATUS_DESCRIPTION, description)
-        elif span.attributes is not None:
-            span.attributes.pop(OTEL_STATUS_DESCRIPTION, None)
+        else:
+            span.set_attribute(OTEL_STATUS_DESCRIPTION, None)
 
     def record_exception(
         self,

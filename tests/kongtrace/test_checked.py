@@ -263,6 +263,36 @@ def keeps_a_table_in_an_object(worker):
     worker.provider.sweep()
 
 
+def changes_the_table_that_it_gave(worker):
+    def access():
+        labels = {"team": "orders"}
+        span = worker.tracer.start_span("work", attributes=labels)  # found
+        span.set_attribute("weight", 2)
+        labels["rows"] = 3
+        span.finish()
+
+    worker.serve(access)
+
+
+def takes_out_of_the_table_that_it_gave(worker):
+    def access():
+        labels = {"team": "orders"}
+        span = worker.tracer.start_span("work", attributes=labels)  # found
+        del labels["team"]
+        span.finish()
+
+    worker.serve(access)
+
+
+def changes_the_table_that_it_gave_after_the_end(worker):
+    def access():
+        labels = {"team": "orders"}
+        worker.tracer.start_span("work", attributes=labels).finish()  # found
+        labels["rows"] = 3
+
+    worker.serve(access)
+
+
 def keeps_a_table_that_was_given_when_linking(worker):
     tables = []
 
@@ -563,6 +593,9 @@ WRONG = {
     starts_below_a_span_of_another_request: {Code.FOREIGN_REQUEST},
     uses_a_span_in_a_timer_while_its_request_lives: {Code.FOREIGN_REQUEST},
     keeps_a_table_in_an_object: {Code.CALLERS_TABLE},
+    changes_the_table_that_it_gave: {Code.CALLERS_TABLE},
+    takes_out_of_the_table_that_it_gave: {Code.CALLERS_TABLE},
+    changes_the_table_that_it_gave_after_the_end: {Code.CHANGED_AFTER_FINISH},
     keeps_a_table_that_was_given_when_linking: {Code.CALLERS_TABLE},
     keeps_a_table_while_an_exporter_copies_rightly: {Code.CALLERS_TABLE},
     releases_one_after_the_other: {Code.LISTED_TWICE},
@@ -619,6 +652,27 @@ def restores_the_active_span_by_hand(worker):
         span = worker.tracer.start_span("work")
         worker.tracer.set_active_span(span)
         worker.tracer.set_active_span(root)
+        span.finish()
+
+    worker.serve(access)
+
+
+def sets_attributes_beside_those_that_it_gave(worker):
+    def access():
+        labels = {"team": "orders", "rows": 1}
+        span = worker.tracer.start_span("work", attributes=labels)
+        span.set_attribute("weight", 2)
+        span.set_attribute("rows", None)
+        span.set_attribute("team", "stock")
+        span.finish()
+
+    worker.serve(access)
+
+
+def writes_into_the_attributes_of_its_span(worker):
+    def access():
+        span = worker.tracer.start_span("work", attributes={"team": "orders"})
+        span.attributes["rows"] = 3
         span.finish()
 
     worker.serve(access)
@@ -785,6 +839,8 @@ def asks_for_the_active_span_in_a_timer(worker):
 
 RIGHT = (
     restores_the_active_span_by_hand,
+    sets_attributes_beside_those_that_it_gave,
+    writes_into_the_attributes_of_its_span,
     releases_a_leaf,
     abandons_a_span_made_ahead,
     links_a_span_made_ahead_in_log,

@@ -184,6 +184,36 @@ def access(self, kong, conf):
     kong.tracing.start_span("load order", attributes=dict(LABELS)).finish()
 """,
     ),
+    "caller-owned attribute table mutated": (
+        """
+def access(self, kong, conf):
+    labels = {"team": "orders"}
+    span = kong.tracing.start_span("load order", attributes=labels)  # KT008
+    labels["rows"] = 3
+    span.finish()
+""",
+        """
+def access(self, kong, conf):
+    labels = {"team": "orders"}
+    span = kong.tracing.start_span("load order", attributes=labels)
+    span.set_attribute("rows", 3)
+    span.finish()
+""",
+    ),
+    "caller-owned attribute table mutated after finish": (
+        """
+def access(self, kong, conf):
+    labels = {"team": "orders"}
+    kong.tracing.start_span("load order", attributes=labels).finish()  # KT016
+    labels["rows"] = 3
+""",
+        """
+def access(self, kong, conf):
+    labels = {"team": "orders"}
+    kong.tracing.start_span("load order", attributes=labels).finish()
+    labels = {"rows": 3}
+""",
+    ),
     "one attribute table on two spans": (
         """
 def access(self, kong, conf):
