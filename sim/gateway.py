@@ -231,7 +231,7 @@ class WorkerGateway:
 
     def rest(self) -> None:
         """Look whether it has come to rest; called whenever something has ended."""
-        if self._is_at_rest() and not self._leaving:
+        if self.draining and not self._leaving and self._is_at_rest():
             self._leaving = True
             # What this turn still brings, such as a timer without delay, is waited for too.
             self.runtime.call_soon(self._leave)

@@ -68,6 +68,7 @@ class Field:
 
 
 FIELDS: Final = (
+    # What a worker publishes with each request stands together: one call writes it.
     Field("state", "State", "gauge"),
     Field("requests", "requests whose log phase has run", "counter"),
     Field("responses_2xx", "responses", "counter"),
@@ -75,28 +76,30 @@ FIELDS: Final = (
     Field("responses_4xx", "responses", "counter"),
     Field("responses_5xx", "responses", "counter"),
     Field("connections", "connections accepted", "counter"),
-    Field("connections_refused", "connections closed at once, since worker_connections were in use", "counter"),
-    Field("cpu_ns", "ns of the process CPU clock", "counter"),
-    Field("cpu_ns_at_ready", "ns of the process CPU clock when it began to serve", "counter"),
-    Field("rss_bytes", "bytes", "gauge"),
-    Field("loop_lag_ns_max", "ns that a turn of the event loop came late", "peak"),
-    *(Field(account, "spans", "counter") for account in ledger.ACCOUNTS),
     Field("requests_active", "requests", "gauge"),
     Field("connections_active", "connections of clients", "gauge"),
-    Field("connections_reading", "connections on which a part of a request head has come", "gauge"),
+    Field("timers_pending", "timers", "gauge"),
+    Field("timers_running", "timers", "gauge"),
+    # The same, with each request that makes spans.
+    *(Field(account, "spans", "counter") for account in ledger.ACCOUNTS),
     Field("spans_open", "spans created and not yet in an account", "gauge"),
     Field("queue_depth", "spans enqueued and not yet in a batch", "gauge"),
     Field("queue_depth_max", "spans", "peak"),
-    Field("queue_bytes", "bytes of these spans, as encoded", "gauge"),
-    Field("queue_bytes_max", "bytes", "peak"),
     Field("in_flight", "spans in a batch that is being sent or waits for a retry", "gauge"),
-    Field("timers_pending", "timers", "gauge"),
-    Field("timers_running", "timers", "gauge"),
     *(
         Field(f"{tag}.{name}", "objects", "gauge" if name == "free" else "counter")
         for tag in POOLS
         for name in PoolBalance.__slots__
     ),
+    # From time to time.
+    Field("connections_refused", "connections closed at once, since worker_connections were in use", "counter"),
+    Field("connections_reading", "connections on which a part of a request head has come", "gauge"),
+    Field("queue_bytes", "bytes of the spans enqueued and not yet in a batch, as encoded", "gauge"),
+    Field("queue_bytes_max", "bytes", "peak"),
+    Field("cpu_ns", "ns of the process CPU clock", "counter"),
+    Field("cpu_ns_at_ready", "ns of the process CPU clock when it began to serve", "counter"),
+    Field("rss_bytes", "bytes", "gauge"),
+    Field("loop_lag_ns_max", "ns that a turn of the event loop came late", "peak"),
 )
 """The numbers of a row, in order."""
 

@@ -20,6 +20,7 @@ import time
 from array import array
 from collections.abc import Callable, Mapping
 from functools import partial
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
@@ -114,6 +115,10 @@ class Worker:
             on_logged=args.access_log.note if args.access_log else None,
         )
         self._counts = self._gateway.counts
+        self._clients = self._gateway.runloop.connections
+        self._timers = self._gateway.timers
+        self._queues = self._gateway.exporter.queues
+        self._spans = self._gateway.provider.spans
         self._books_spans = gateway.tracing.instrumentations[0] != "off" or bool(gateway.plugins)
         self._listeners: list[socket.socket] = list(args.listeners)
         self._accepting: set[asyncio.Task[Any]] = set()
@@ -206,44 +211,61 @@ class Worker:
         self._publishing = False
         if self._books_closed:
             return
-        row = self._row
         counts = self._counts
-        row[_STATE] = self._state
-        row[_REQUESTS] = counts.requests
-        _, _, row[_2XX], row[_3XX], row[_4XX], row[_5XX] = counts.responses
-        row[_CONNECTIONS] = counts.connections
-        row[_ACTIVE] = counts.active
-        row[_CLIENTS] = len(self._gateway.runloop.connections)
-        row[_PENDING] = self._gateway.timers.pending
-        row[_RUNNING] = self._gateway.timers.running
+        responses = counts.responses
+        _TURN.pack_into(
+            self._row,
+            0,
+            self._state,
+            counts.requests,
+            responses[2],
+            responses[3],
+            responses[4],
+            responses[5],
+            counts.connections,
+            counts.active,
+            len(self._clients),
+            self._timers.pending,
+            self._timers.running,
+        )
         if self._books_spans:
-            self._book_spans(row)
-        self._args.record.publish(row)
+            self._book_spans()
+        self._args.record.publish(self._row)
         if self._args.access_log is not None:
             self._args.access_log.flush()
 
-    def _book_spans(self, row: "array[int]") -> None:
-        counts = self._counts
-        queues = self._gateway.exporter.queues.counters()
-        spans = self._gateway.provider.spans.balance()
-        row[_CREATED] = spans.fetched
-        row[_OPEN] = 0 if self._terminated and self._state is State.EXITED else spans.live
-        row[_COPIED_AGAIN] = counts.copied_again
-        row[_UNSAMPLED] = counts.unsampled
-        row[_UNPROCESSED] = counts.unprocessed
-        row[_REJECTED] = counts.rejected + queues.rejected
-        row[_LOST] = counts.lost_in_request
-        row[_ENQUEUED] = queues.enqueued
-        row[_ACKNOWLEDGED] = queues.acknowledged
-        row[_DROPPED_OVERFLOW] = queues.dropped_overflow
-        row[_DROPPED_RETRIES] = queues.dropped_retries - queues.refused
-        row[_DROPPED_REFUSED] = queues.refused
-        row[_DROPPED_SHUTDOWN] = queues.dropped_shutdown
-        row[_SWALLOWED] = queues.swallowed
-        row[_QUEUED] = queues.queued
-        row[_QUEUED_MAX] = max(row[_QUEUED_MAX], queues.queued)
-        row[_IN_FLIGHT] = queues.in_flight
-        _book_pool(row, _SPAN_POOL, spans)
+    def _book_spans(self) -> None:
+        row, counts = self._row, self._counts
+        queues = self._queues.counters()
+        fetched, hits, misses, released, discarded, live, free = self._spans.balance()
+        queued = queues.queued
+        _SPANS.pack_into(
+            row,
+            _TURN.size,
+            fetched,
+            counts.copied_again,
+            counts.unsampled,
+            counts.unprocessed,
+            queues.enqueued,
+            counts.rejected + queues.rejected,
+            counts.lost_in_request,
+            queues.acknowledged,
+            queues.dropped_overflow,
+            queues.dropped_retries - queues.refused,
+            queues.refused,
+            queues.dropped_shutdown,
+            queues.swallowed,
+            0 if self._terminated and self._state is State.EXITED else live,
+            queued,
+            max(row[_QUEUED_MAX], queued),
+            queues.in_flight,
+            fetched,
+            released,
+            discarded,
+            hits,
+            misses,
+            free,
+        )
 
     def _tick(self, due_s: float) -> None:
         self._lag_ns_max = max(self._lag_ns_max, int((self._gateway.runtime.now() - due_s) * _NS_PER_S))
@@ -259,40 +281,19 @@ class Worker:
         row[FIELD_INDEX["loop_lag_ns_max"]] = self._lag_ns_max
         row[_BYTES] = self._gateway.exporter.queues.backlog_bytes()
         row[_BYTES_MAX] = max(row[_BYTES_MAX], row[_BYTES])
-        row[_READING] = sum(connection.reading_head for connection in self._gateway.runloop.connections)
+        row[_READING] = sum(connection.reading_head for connection in self._clients)
         for tag, balance in self._gateway.provider.balances().items():
             _book_pool(row, FIELD_INDEX[f"{tag}.fetched"], balance)
 
 
-_STATE, _REQUESTS, _CONNECTIONS, _REFUSED, _ACTIVE = (
-    FIELD_INDEX[name] for name in ("state", "requests", "connections", "connections_refused", "requests_active")
-)
-_CLIENTS, _READING, _PENDING, _RUNNING = (
-    FIELD_INDEX[name] for name in ("connections_active", "connections_reading", "timers_pending", "timers_running")
-)
-_2XX, _3XX, _4XX, _5XX = (FIELD_INDEX[f"responses_{hundreds}xx"] for hundreds in (2, 3, 4, 5))
-_CREATED, _COPIED_AGAIN, _OPEN, _UNSAMPLED, _UNPROCESSED, _REJECTED, _LOST = (
-    FIELD_INDEX[name]
-    for name in (
-        *("created", "copied_again", "spans_open"),
-        *("unsampled", "unprocessed", "rejected", "lost_in_request"),
-    )
-)
-_ENQUEUED, _ACKNOWLEDGED, _DROPPED_OVERFLOW, _DROPPED_RETRIES, _DROPPED_REFUSED, _DROPPED_SHUTDOWN, _SWALLOWED = (
-    FIELD_INDEX[name]
-    for name in (
-        "enqueued",
-        "acknowledged",
-        "dropped_overflow",
-        "dropped_retries",
-        "dropped_refused",
-        "dropped_shutdown",
-        "swallowed",
-    )
-)
-_QUEUED, _QUEUED_MAX, _IN_FLIGHT = (FIELD_INDEX[name] for name in ("queue_depth", "queue_depth_max", "in_flight"))
-_BYTES, _BYTES_MAX = (FIELD_INDEX[name] for name in ("queue_bytes", "queue_bytes_max"))
-_SPAN_POOL: Final = FIELD_INDEX["KONG_SPAN.fetched"]
+_QUEUED_MAX: Final = FIELD_INDEX["queue_depth_max"]
+_BYTES, _BYTES_MAX = FIELD_INDEX["queue_bytes"], FIELD_INDEX["queue_bytes_max"]
+_REFUSED, _READING = FIELD_INDEX["connections_refused"], FIELD_INDEX["connections_reading"]
+_TURN: Final = Struct(f"{FIELD_INDEX['created']}q")
+"""The part of a row, its beginning, that is written whenever anything has changed."""
+
+_SPANS: Final = Struct(f"{FIELD_INDEX['KONG_SPAN.free'] + 1 - FIELD_INDEX['created']}q")
+"""The next part, which is written where spans are made."""
 
 
 def _book_pool(row: "array[int]", first: int, balance: Balance) -> None:

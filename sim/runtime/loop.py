@@ -18,10 +18,7 @@ class LoopRuntime:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.now = loop.time
-
-    def call_soon(self, callback: Callable[..., object], *arguments: object) -> Cancelable:
-        """Call back after the current turn of the event loop, before it waits again."""
-        return self._loop.call_soon(callback, *arguments)
+        self.call_soon = loop.call_soon
 
     def call_later(self, delay_s: float, callback: Callable[..., object], *arguments: object) -> Cancelable:
         """Call back in `delay_s` s."""
