@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from sim.error_log import LogFile
 
 if TYPE_CHECKING:
-    from sim.request import Request
+    from sim.request import RefusedRequest, Request
 
 _ESCAPED: Final = re.compile(rb'["\\\x00-\x1f\x7f-\xff]')
 _NS_PER_S: Final = 1_000_000_000
@@ -43,8 +43,8 @@ class AccessLog(LogFile):
         self._second = 0
         self._stamp = b""
 
-    def note(self, request: "Request") -> None:
-        """Add the line of a request that has ended; `flush` writes it."""
+    def note(self, request: "Request | RefusedRequest") -> None:
+        """Add the line of a request that has ended, or was refused; `flush` writes it."""
         second = request.connection.runloop.time_ns() // _NS_PER_S
         if second != self._second:
             self._second = second
@@ -64,7 +64,7 @@ class AccessLog(LogFile):
                 request.client_ip.encode() or b"unix:",
                 user,
                 self._stamp,
-                escaped(request.request_line),
+                escaped(request.request_line) or b"-",
                 request.status,
                 request.body_bytes_sent,
                 referer,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 import httptools
 
 from sim.framing import HEAD_BYTES_MAX, LINE_BYTES_MAX, HeaderLines, Refusal, check_head_size
-from sim.request import Request
+from sim.request import RefusedRequest, Request
 
 if TYPE_CHECKING:
     from sim.runloop import Runloop
@@ -32,6 +32,7 @@ class ClientConnection(asyncio.Protocol):
     Attributes:
         request: the one that is being answered, or None.
         peer: the client's address.
+        number: that it has among those of the worker.
         sent_bytes: of the answer that is being given, or was last.
         port: of the gateway, to which the client has connected.
     """
@@ -42,6 +43,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.peer = ""
         self.port = 0
+        self.number = 0
         self.request: Request | None = None
         self._waiting: deque[tuple[Request, list[bytes]]] = deque()
         self._parser = httptools.HttpRequestParser(self)
@@ -56,6 +58,7 @@ class ClientConnection(asyncio.Protocol):
         self._since_s = 0.0  # when what is being waited for began
         # The lifetime of the request that is being read.
         self._incoming: Request | None = None
+        self._first_line = b""  # of a head that is not complete, as far as it is known
         self._url = b""
         self._lines: HeaderLines = []
         self._read_bytes = 0  # that the last read has brought
@@ -65,7 +68,7 @@ class ClientConnection(asyncio.Protocol):
         self._started_ns = 0
         self.sent_bytes = 0  # in the lifetime of the request that is being answered
         self._rereading = False
-        self._refusal: Refusal | None = None  # of what came after the requests in line
+        self._refused: RefusedRequest | None = None  # of what came after the requests in line
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Enter it into the worker's books."""
@@ -75,7 +78,7 @@ class ClientConnection(asyncio.Protocol):
         self.port = own[1] if own else 0
         self._since_s = self.runloop.now()
         self.runloop.connections[self] = None
-        self.runloop.accepted()
+        self.number = self.runloop.accepted()
 
     def connection_lost(self, _error: Exception | None) -> None:
         """The client has gone: what was being answered ends with 499."""
@@ -84,11 +87,13 @@ class ClientConnection(asyncio.Protocol):
         self._waiting.clear()
         if self.request is not None:
             self.runloop.client_gone(self.request)
+        elif self._head_bytes:
+            self.runloop.given_up(self._unserved(400, "client prematurely closed connection"))
         self.runloop.closed()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived."""
-        if self._closing or self._refusal is not None:
+        if self._closing or self._refused is not None:
             return
         begun = self._head_bytes
         self._read_bytes = len(data)
@@ -101,13 +106,31 @@ class ClientConnection(asyncio.Protocol):
             self._head_bytes = begun + len(data)
         interruption = self._feed(data)
         if interruption is not None:
+            self._keep_first_line(begun, data)
             self._interrupted(interruption, data)
         if self._waiting and not self._paused and not self._closing:
             self._pause_reading()
         if self._head_bytes or self._url:
+            self._keep_first_line(begun, data)
             self._await_head(begun)
         elif self._framing_bytes > 2 * HEAD_BYTES_MAX:
             self._refuse(Refusal(431, "client sent too large trailer"))
+
+    def _keep_first_line(self, begun: int, data: bytes) -> None:
+        """Keep what is known of the first line of a head of which `begun` bytes were there before `data`."""
+        if self._head_bytes != begun + len(data):  # it begins somewhere within
+            self._first_line = b""
+        elif not begun:
+            self._first_line = data[:LINE_BYTES_MAX]
+        elif b"\n" not in self._first_line:
+            self._first_line = (self._first_line + data)[:LINE_BYTES_MAX]
+
+    def _unserved(self, status: int, reason: str) -> RefusedRequest:
+        """Return what is known of the request whose head is being read."""
+        line = self._first_line.partition(b"\n")[0].rstrip(b"\r")
+        if not line and self._url:
+            line = b"%b %b" % (self._parser.get_method(), self._url)
+        return RefusedRequest(self, status, reason, line, self._lines)
 
     def _feed(self, data: bytes) -> Exception | None:
         """Parse, and return what has stopped the parser: raised, it would lose what a callback has raised."""
@@ -388,8 +411,8 @@ class ClientConnection(asyncio.Protocol):
             request.started_ns = self.runloop.time_ns()
             self._begin(request, body)
         self._advancing = False
-        if self.request is None and not self._waiting and self._refusal is not None:
-            self._answer_refusal(self._refusal)
+        if self.request is None and not self._waiting and self._refused is not None:
+            self._answer_refusal(self._refused)
         self._resume_reading()
 
     def _pause_reading(self) -> None:
@@ -397,28 +420,30 @@ class ClientConnection(asyncio.Protocol):
         self.transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if self._paused and (self._closing or not (self._waiting or self._body_held or self._refusal)):
+        if self._paused and (self._closing or not (self._waiting or self._body_held or self._refused)):
             self._paused = False
             self._since_s = self.runloop.now()
             self.transport.resume_reading()
 
     def _refuse(self, refusal: Refusal) -> None:
         """Read no more, and refuse when what came before is answered."""
-        self._refusal = refusal
+        self._refused = self._unserved(refusal.status, refusal.reason)
         self._head_bytes = 0
         self._url = b""
         broken, self._incoming = self._incoming, None
         if broken is not None and broken is self.request:
             self.runloop.refuse_body(broken, refusal)
             return
-        if broken is not None and self._waiting:
-            self._waiting.pop()
+        if broken is not None:
+            self._refused = RefusedRequest(self, refusal.status, refusal.reason, broken.request_line, broken.lines)
+            if self._waiting and self._waiting[-1][0] is broken:
+                self._waiting.pop()
         if self.request is None and not self._waiting:
-            self._answer_refusal(refusal)
+            self._answer_refusal(self._refused)
         elif not self._paused:
             self._pause_reading()
 
-    def _answer_refusal(self, refusal: Refusal) -> None:
+    def _answer_refusal(self, refused: RefusedRequest) -> None:
         if not self._closing:
-            self.write(self.runloop.refuse(self, refusal))
+            self.write(self.runloop.refuse(refused))
             self.close(lingering=True)

@@ -25,7 +25,7 @@ from sim.phase_times import TimedRunloop
 from sim.plugin import Plans, PluginClass
 from sim.plugins import BUNDLED
 from sim.plugins.opentelemetry import node_id
-from sim.request import REQUEST, Request
+from sim.request import REQUEST, RefusedRequest, Request
 from sim.resolver import Resolver
 from sim.runloop import Counts, Runloop
 from sim.runtime import Runtime
@@ -48,7 +48,7 @@ class WorkerGateway:
         make_provider: makes the tracer provider, such as a checked one (`kongtrace.checked.tracer_provider`).
         make_exporter: makes the exporter, such as one that only counts.
         make_timers: makes the timers, such as watched ones (`sim.verify`).
-        on_logged: called with each request after its log phase, such as the access log.
+        on_logged: called with each request after its log phase, and each that was refused, such as the access log.
 
     Attributes:
         configuration: as given.
@@ -82,7 +82,7 @@ class WorkerGateway:
         make_provider: Callable[..., TracerProvider] = TracerProvider,
         make_exporter: Callable[..., Exporter] = Exporter,
         make_timers: Callable[..., Timers] = Timers,
-        on_logged: Callable[[Request], None] | None = None,
+        on_logged: Callable[[Request | RefusedRequest], None] | None = None,
     ) -> None:
         self.configuration = gateway
         self._log = log
@@ -260,7 +260,7 @@ class WorkerGateway:
 
 
 def _log_of_request(log: Callable[[str, str], None], execution: Execution, level: str, message: str) -> None:
-    """Log; a line that is written while a request is handled names that, as nginx's do."""
+    """Log; a line that is written while a request is handled names that and its connection, as nginx's do."""
     ctx = execution.ctx
     request = ctx.get(REQUEST) if ctx else None
-    log(level, f"{message}{request.named}" if request is not None else message)
+    log(level, f"*{request.connection.number} {message}{request.named}" if request is not None else message)

@@ -310,7 +310,6 @@ class ProxiedExchange:
             return
         if request.header_sent:
             self._runloop.execution.enter(BALANCER, request.ctx)
-            self._runloop.execution.enter(BALANCER, request.ctx)
             self._runloop.log_line("error", f"{reason} while reading upstream")
             request.connection.abort()
             self._runloop.end(request)

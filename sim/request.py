@@ -297,8 +297,8 @@ class Request:
             path = self.match.upstream_path if self.match else b""
             query = b"".join(self.target.partition(b"?")[1:])
             target = f', upstream: "http://{host}:{port}{_shown(path)}{_shown(query)}"'
-        asked = f'client: {self.client_ip}, server: kong, request: "{_shown(self.request_line)}"'
-        return f', {asked}{target}, host: "{_shown(self.authority)}"'
+        named = _named(self.client_ip, self.request_line, target, self.authority)
+        return f'{named}, request_id: "{self.id.decode()}"' if self.id else named
 
     @property
     def body_bytes_sent(self) -> int:
@@ -362,6 +362,44 @@ class Request:
         if self.authority or self.version == "1.1":
             self.host = host_of(self.authority)
         self.path = self.target.partition(b"?")[0].decode("latin-1")
+
+
+def _named(client_ip: str, request_line: bytes, target: str, authority: bytes) -> str:
+    asked = f', request: "{_shown(request_line)}"' if request_line else ""
+    host = f', host: "{_shown(authority)}"' if authority else ""
+    return f", client: {client_ip}, server: kong{asked}{target}{host}"
+
+
+@dataclass(slots=True)
+class RefusedRequest:
+    """A request that is not served, with what has been read of its head.
+
+    Attributes:
+        connection: the client's.
+        status: that it is refused with; 400 when its client has gone in the midst of it.
+        reason: for the error log.
+        request_line: its first line as far as it has come; empty when that is not known any more.
+        lines: its header lines, as far as they have come.
+        body_bytes_sent: of the answer, without its head.
+    """
+
+    connection: "ClientConnection"
+    status: int
+    reason: str
+    request_line: bytes
+    lines: HeaderLines
+    body_bytes_sent: int = 0
+
+    @property
+    def client_ip(self) -> str:
+        """The address that the connection comes from."""
+        return self.connection.peer
+
+    @property
+    def named(self) -> str:
+        """What a line of the error log says of it (`Request.named`)."""
+        host = next((value for name, value in self.lines if name.lower() == b"host"), b"")
+        return _named(self.client_ip, self.request_line, "", host)
 
 
 def _note_host(request: Request, value: bytes) -> None:

@@ -34,7 +34,7 @@ from sim.phases import AGAIN, DONE, Handler, LightThread, PhaseEngine
 from sim.plugin import Handler as PluginHandler
 from sim.plugin import Plan, Plans
 from sim.proxy import SERVER, BufferedExchange, ProxiedExchange
-from sim.request import ARG, EXITED, SERVICE_BODY, Part, Request, without
+from sim.request import ARG, EXITED, SERVICE_BODY, Part, RefusedRequest, Request, without
 from sim.resolver import Resolver, is_address
 from sim.router import Match, Router
 from sim.upstream import Pool
@@ -140,7 +140,7 @@ class Runloop:
         counts: what it counts.
         on_change: called when a count has changed.
         on_idle: called when no request is being served any more, and while draining when a connection was closed.
-        on_logged: called with each request after its log phase; None for nobody.
+        on_logged: called with each request after its log phase, and each that was refused; None for nobody.
 
     Attributes:
         connections: of clients.
@@ -166,7 +166,7 @@ class Runloop:
         counts: "Counts",
         on_change: Callable[[], None],
         on_idle: Callable[[], None],
-        on_logged: Callable[[Request], None] | None = None,
+        on_logged: Callable[[Request | RefusedRequest], None] | None = None,
     ) -> None:
         self.connections: dict[ClientConnection, None] = {}
         self.draining = False
@@ -216,13 +216,14 @@ class Runloop:
 
     # What the connection calls.
 
-    def accepted(self) -> None:
-        """A connection was accepted."""
+    def accepted(self) -> int:
+        """A connection was accepted; return its number."""
         self.counts.connections += 1
         if not self._sweeping:
             self._sweeping = True
             self.runtime.call_later(self._sweep_s, self._sweep)
         self._on_change()
+        return self.counts.connections
 
     def closed(self) -> None:
         """A connection was closed."""
@@ -247,24 +248,33 @@ class Runloop:
             request.client_ip = self.forwarding.client_ip(request)
         self._engine.run(request)
 
-    def refuse(self, connection: "ClientConnection", refusal: Refusal) -> bytes:
+    def refuse(self, refused: RefusedRequest) -> bytes:
         """Book a request that is not served, since its header section is refused; return the answer."""
-        counts = self.counts
-        counts.requests += 1
-        counts.responses[refusal.status // 100] += 1
-        self.log_line("info", f"{refusal.reason}, client: {connection.peer}")
-        self._on_change()
         request_id = self._provider.trace_ids.draw().hex().encode()
-        body = _message(_usual_message(refusal.status), request_id)
+        body = _message(_usual_message(refused.status), request_id)
+        refused.body_bytes_sent = len(body)
+        self.given_up(refused)
         head = b"%bContent-Type: application/json; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n" % (
-            status_line(refusal.status),
+            status_line(refused.status),
             len(body),
         )
         return head + b"Server: %b\r\nX-Kong-Request-Id: %b\r\n\r\n%b" % (SERVER, request_id, body)
 
+    def given_up(self, refused: RefusedRequest) -> None:
+        """Book a request that is not served."""
+        counts = self.counts
+        counts.requests += 1
+        counts.responses[refused.status // 100] += 1
+        self.execution.enter(CONTENT, None)  # whatever was handled last is not meant
+        self.log_line("info", f"*{refused.connection.number} {refused.reason}{refused.named}")
+        if self._on_logged is not None:
+            self._on_logged(refused)
+        self._on_change()
+
     def refuse_body(self, request: Request, refusal: Refusal) -> None:
         """End a request whose body is refused: with its status, unless the answer has begun."""
-        self.log_line("info", f"{refusal.reason}, client: {request.connection.peer}")
+        self.execution.enter(CONTENT, request.ctx)
+        self.log_line("info", refusal.reason)
         exchange = request.exchange
         if exchange is not None:
             exchange.cancel()

@@ -200,18 +200,24 @@ class Wired:
         )
         self.runtime = Calendar()
         self.lines = []
+        self.logged = []  # requests, as the access log gets them
         self.worker = WorkerGateway(
             gateway,
             self.runtime,
             lambda level, message: self.lines.append((level, message)),
             on_change=lambda: None,
             on_rest=lambda: None,
+            on_logged=self.note,
             **({"classes": classes} if classes else {}),
         )
         self.upstreams = []
         self.understood = []
         for _ in range(kept):
             self.add_upstream()
+
+    def note(self, request):
+        agents = [value for name, value in request.lines if name.lower() == b"user-agent"]
+        self.logged.append((request.request_line, request.status, request.body_bytes_sent, *agents))
 
     def add_upstream(self):
         upstream = Upstream(self, len(self.upstreams))

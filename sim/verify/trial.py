@@ -34,13 +34,13 @@ from sim.http_server import HttpConnection, HttpServer, response
 from sim.pdk import Kong
 from sim.plugin import PluginClass, configuration, load
 from sim.plugins import BUNDLED
+from sim.request import RefusedRequest, Request
 from sim.runtime.virtual import EverybodyWaitsError, TimeStandsStillError, VirtualWorld
 from sim.verify.mistakes import STALL
 from sim.verify.program import Program, Reload, Visit
 from sim.verify.watch import Watch, WatchedTimers, stack_of
 
 if TYPE_CHECKING:
-    from sim.request import Request
     from sim.runtime import Listener, Runtime
     from sim.verify.mistakes import Mistake
 
@@ -369,8 +369,10 @@ class Trial:
             ),
         )
 
-    def _logged(self, request: "Request") -> None:
+    def _logged(self, request: Request | RefusedRequest) -> None:
         """Look whether the upstream was told a parent that it will never see (kong-semantics H18)."""
+        if isinstance(request, RefusedRequest):
+            return
         stack = request.ctx.get(_INJECTED)
         if stack is None or not request.tries or request.tries[-1].state is not None:
             return

@@ -136,8 +136,24 @@ def test_error_of_a_request_names_it(tmp_path):
 
         line = running.wait_logged("[error]")
     asked = 'client: 127.0.0.1, server: kong, request: "GET /x?y HTTP/1.1"'
-    assert line.endswith(f', {asked}, upstream: "http://127.0.0.1:{port}/x?y", host: "api.example.com"')
-    assert "connect() failed" in line
+    where = f'upstream: "http://127.0.0.1:{port}/x?y", host: "api.example.com"'
+    assert re.search(rf'{re.escape(f", {asked}, {where}")}, request_id: "[0-9a-f]{{32}}"$', line)
+    assert re.search(r": \*1 connect\(\) failed \(111: Connection refused\) while connecting to upstream, ", line)
+
+
+def test_refused_request_has_its_line_in_both_logs(tmp_path):
+    """What is no HTTP stands there as it came, escaped, with the status of the answer."""
+    path = tmp_path / "access.log"
+    with (
+        echo() as upstream,
+        live(tmp_path, gateway_to(upstream, access_log=str(path), log_level="info")) as running,
+    ):
+        assert running.exchange(b'GET /"x HTTP/1.1\r\nbad\r\n\r\n').startswith(b"HTTP/1.1 400 ")
+        running.wait_logged('request: "GET /\\x22x HTTP/1.1"')
+        reading = running.stop()
+
+    assert [(line["request"], line["status"]) for line in parsed(path)] == [("GET /\\x22x HTTP/1.1", "400")]
+    assert reading.sum("requests") == reading.sum("responses_4xx") == 1
 
 
 @pytest.mark.parametrize(("level", "told"), [("warn", False), ("notice", True)])

@@ -232,6 +232,97 @@ def test_request_in_line_whose_body_is_malformed_is_refused_in_its_turn():
     assert [request.target for request, _, _ in wired.understood] == [b"/1"]
 
 
+def test_request_in_line_is_answered_though_the_next_one_is_too_large():
+    """What is refused before it stands in line takes nobody's place there."""
+    wired = Wired(nginx=Nginx(client_max_body_size="1KiB"))
+    client = wired.client()
+    gets = b"".join(b"GET /%d HTTP/1.1\r\nHost: g\r\n\r\n" % number for number in (1, 2))
+    client.send(gets + post(b"Content-Length: 5000\r\n"))
+
+    assert [status for status, _, _ in answers(client.received(), "GET", "GET", "POST")] == [200, 200, 413]
+    assert [request.target for request, _, _ in wired.understood] == [b"/1", b"/2"]
+
+
+# What is told of the refused.
+
+
+def refused(*parts, client_timeout_s=0.0, leaving=False, **options):
+    """What the access log gets of requests that are not served, and what the error log says of them."""
+    wired = Wired(**options)
+    client = wired.client()
+    client.send(*parts)
+    if client_timeout_s:
+        wired.runtime.advance(client_timeout_s)
+    if leaving:
+        client.leave()
+    return [entry for entry in wired.logged if entry[1] != 200], [
+        text for level, text in wired.lines if level == "info"
+    ]
+
+
+FIRST_LINES = {
+    "of a method that is none": ([b"FROB /x?y HTTP/1.1\r\nHost: g\r\n\r\n"], b"FROB /x?y HTTP/1.1"),
+    "of TLS": ([b"\x16\x03\x01\x02\x00"], b"\x16\x03\x01\x02\x00"),
+    "before a bad header": ([b"GET /x HTTP/1.1\r\nHost : g\r\n\r\n"], b"GET /x HTTP/1.1"),
+    "of a head without Host": ([b"GET /x HTTP/1.1\r\n\r\n"], b"GET /x HTTP/1.1"),
+    "that comes byte by byte": ([bytes([b]) for b in b"GET /x HTTP/1.1\r\nHost : g\r\n"], b"GET /x HTTP/1.1"),
+    "of a head in two reads": ([b"GET /x HTTP/1.1\r\nA: b\r\n", b"Host : g\r\n\r\n"], b"GET /x HTTP/1.1"),
+    "after another request": ([b"GET /a HTTP/1.1\r\nHost: g\r\n\r\nGET /x HTTP/1.1\r\n\r\n"], b"GET /x"),
+    "that is not known any more": ([b"GET /a HTTP/1.1\r\nHost: g\r\n\r\n\x16\x03"], b""),
+}
+
+
+@pytest.mark.parametrize(("parts", "line"), FIRST_LINES.values(), ids=FIRST_LINES)
+def test_refused_request_has_a_line_in_the_access_log(parts, line):
+    """Its first line as it came, as far as it is known; the status, and the bytes of the answer's body."""
+    [(request_line, status, sent)], _ = refused(*parts)
+
+    assert (request_line, status) == (line, 400)
+    assert sent > 0
+
+
+def test_refused_request_is_named_in_the_error_log():
+    """Connection, client, request and host, in nginx's words, as far as they are known."""
+    _, told = refused(b"GET /x HTTP/1.1\r\nHost: g\r\nUser-Agent: probe\r\nContent-Length: x\r\n\r\n")
+
+    asked = 'client: 192.0.2.1, server: kong, request: "GET /x HTTP/1.1", host: "g"'
+    assert told == [f"*1 client sent invalid request: Invalid character in Content-Length, {asked}"]
+
+
+def test_refused_request_is_not_blamed_on_another_client():
+    """What is under way for others has no part in it."""
+    wired = Wired(kept=1)
+    wired.upstreams[0].turn = list  # it does not answer
+    wired.client("192.0.2.8").send(b"GET /theirs HTTP/1.1\r\nHost: g\r\n\r\n")
+    wired.client("192.0.2.9").send(b"garbage\r\n\r\n")
+
+    [line] = [text for level, text in wired.lines if level == "info"]
+    assert line.startswith("*2 client sent invalid request: ")
+    assert line.endswith(', client: 192.0.2.9, server: kong, request: "garbage"')
+
+
+def test_client_that_goes_away_in_the_midst_of_a_head_is_400_in_the_log():
+    """Nothing is sent to it. One that has sent nothing is nobody's request."""
+    head = b"GET /x HTTP/1.1\r\nUser-Agent: probe\r\nA"
+    assert refused(head, leaving=True) == (
+        [(b"GET /x HTTP/1.1", 400, 0, b"probe")],
+        ['*1 client prematurely closed connection, client: 192.0.2.1, server: kong, request: "GET /x HTTP/1.1"'],
+    )
+    assert refused(leaving=True) == ([], [])
+    assert refused(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n", leaving=True) == ([], [])
+
+
+def test_statuses_of_refusals_are_those_of_their_answers():
+    """408, 413, 414, 417 and 431 like any other."""
+    slow = refused(b"GET /x HTTP/1.1\r\n", nginx=Nginx(client_header_timeout="1s"), client_timeout_s=5)
+    large = refused(post(b"Content-Length: 5000\r\n"), nginx=Nginx(client_max_body_size="1KiB"))
+    long = refused(b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: g\r\n\r\n")
+    fat = refused(b"GET /x HTTP/1.1\r\nHost: g\r\nA: " + b"b" * 9000 + b"\r\n\r\n")
+
+    told = [(line[:8], status) for [(line, status, *_)], _ in (slow, large, long, fat)]
+    assert told == [(b"GET /x H", 408), (b"POST / H", 413), (b"GET /aaa", 414), (b"GET /x H", 431)]
+
+
 # What is understood.
 
 
