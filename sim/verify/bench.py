@@ -4,13 +4,15 @@
     bench.use("greeter.py", greeting="howdy")
     answer = bench.get("/orders?name=Ada")
 
-Plugins are told before the first request. What `kongsim verify` looks for is looked for here too, but for stalls, which
-take a second look.
+Plugins are told before the first request. What `kongsim verify` looks for is looked for here too. When a handler has
+stalled, all that the test did is done again at its end, in two more worlds: what stalls there on the same line counts.
 """
 
 import asyncio
+import contextlib
+import io
 import warnings
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kongtrace import tracing
 from sim.collector import CollectorServer
 from sim.errors import UserError, nearest
-from sim.verify.mistakes import Mistake
+from sim.runtime.virtual import EverybodyWaitsError, TimeStandsStillError
+from sim.verify.mistakes import STALL, Key, Mistake
 from sim.verify.program import UPSTREAMS, Program, Visit
 from sim.verify.trial import Suspects, Trial, files_of
 from sim.verify.watch import Watch
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 T = TypeVar("T")
+
+Deed = Callable[[Trial], Coroutine[Any, Any, T]]
+"""Something that a test has done in a world, and that can be done in another."""
 
 EXPORT_S = 5.0
 """More than an exporter coalesces."""
@@ -63,6 +69,7 @@ class Bench:
         self._watch: Watch
         self._runner: asyncio.Runner
         self._spans: list[Span] = []
+        self._deeds: list[Deed[Any]] = []
         self.mistakes: list[Mistake] = []
         self.log: list[tuple[str, str]] = []
 
@@ -114,11 +121,14 @@ class Bench:
         """
         if upstream not in UPSTREAMS:
             raise UserError(f"no service {upstream}", field="upstream", cure=nearest(upstream, UPSTREAMS))
-        return self._run(self._request(method, path, dict(headers or {}), body, upstream, abort_s))
+        told = dict(headers or {})
+        return self._run(
+            lambda trial: _request(trial, Visit(method=method, upstream=upstream), path, told, body, abort_s)
+        )
 
     def advance(self, seconds: float) -> None:
         """Let time pass: timers go off, queues send."""
-        self._run(self._started().pause(seconds))
+        self._run(lambda trial: trial.pause(seconds))
 
     @property
     def spans(self) -> "list[Span]":
@@ -135,6 +145,9 @@ class Bench:
                 self._runner.run(trial.end())
             tracing.use(None)
             self._note(trial)
+            if self._watch.stalled:
+                first, second = self._stalls_again(), self._stalls_again()
+                self.mistakes += [mistake for key, mistake in second.items() if key in first]
         return self.mistakes
 
     def close(self) -> None:
@@ -159,16 +172,35 @@ class Bench:
             )
             loop = self._trial.world.loop
             self._runner = asyncio.Runner(loop_factory=lambda: loop)
-            self._run(self._trial.begin())
+            self._run(Trial.begin)
         return self._trial
 
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        trial = self._started() if self._trial is None else self._trial
+    def _run(self, deed: Deed[T]) -> T:
+        trial = self._started()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            given = self._runner.run(coroutine)
+            given = self._runner.run(deed(trial))
         self._note(trial)
+        self._deeds.append(deed)
         return given
+
+    def _stalls_again(self) -> dict[Key, Mistake]:
+        """Do it all again, and return the stalls with their lines."""
+        suspects = Suspects(tuple(self._places), self._configs)
+        classes = suspects.load()
+        watch = Watch(files_of(classes), locates=True)
+        trial = Trial(suspects, classes, self._program, watch, collector=CollectorServer(0.0, lambda _span: None))
+
+        async def play() -> None:
+            for deed in (*self._deeds, Trial.end):
+                await deed(trial)
+
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            with suppress(TimeStandsStillError, EverybodyWaitsError):
+                trial.world.run(play())
+        tracing.use(None)
+        return {key: mistake for key, mistake in watch.mistakes.items() if mistake.code == STALL}
 
     def _note(self, trial: Trial) -> None:
         known = {mistake.key for mistake in self.mistakes}
@@ -176,15 +208,15 @@ class Bench:
         if trial.crashes:
             raise trial.crashes[0]
 
-    async def _request(
-        self, method: str, path: str, headers: dict[str, str], body: bytes, upstream: str, abort_s: float | None
-    ) -> Answer:
-        trial = self._started()
-        client = await trial.send(Visit(method=method, upstream=upstream), path, headers, body)
-        if abort_s is not None:
-            trial.runtime.call_later(abort_s, client.transport.abort)
-        await client.over
-        return _parsed(b"".join(client.received))
+
+async def _request(
+    trial: Trial, visit: Visit, path: str, headers: Mapping[str, str], body: bytes, abort_s: float | None
+) -> Answer:
+    client = await trial.send(visit, path, headers, body)
+    if abort_s is not None:
+        trial.runtime.call_later(abort_s, client.transport.abort)
+    await client.over
+    return _parsed(b"".join(client.received))
 
 
 def _parsed(data: bytes) -> Answer:

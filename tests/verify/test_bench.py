@@ -1,0 +1,80 @@
+"""The gateway of pytest's fixture: what blocks it is found by a second look, which disturbs nobody."""
+
+import os
+import signal
+
+import pytest
+
+from sim.verify.bench import Bench
+
+BLOCKING = """
+import os
+import time
+
+
+class Shop:
+    PRIORITY = 1000
+    VERSION = "1"
+
+    def access(self, kong, conf):
+        if {condition}:
+            time.sleep(0.03)
+"""
+
+
+@pytest.fixture
+def bench():
+    bench = Bench()
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """Write a plugin that blocks under a condition."""
+
+    def write(condition):
+        file = tmp_path / "shop.py"
+        file.write_text(BLOCKING.format(condition=condition))
+        return str(file)
+
+    return write
+
+
+def test_handler_that_blocks_is_found(bench, shop):
+    """The requests of the test are made again, and the line that stalls again is told, once."""
+    place = shop("kong.request.get_path() == '/slow'")
+    bench.use(place)
+    bench.get("/quick")
+    bench.advance(3.0)
+    bench.get("/slow")
+
+    assert [(m.code, m.place.filename, m.place.line) for m in bench.finish()] == [("KG002", place, 12)]
+
+
+def test_stall_that_does_not_come_again_is_no_mistake(bench, shop, monkeypatch):
+    """What happens once in a process, such as the import of a module, or a busy machine, causes no alarm."""
+    monkeypatch.setenv("COLD", "1")
+    bench.use(shop("os.environ.pop('COLD', None)"))
+    bench.get("/slow")
+
+    assert "COLD" not in os.environ
+    assert bench.finish() == []
+
+
+def test_second_look_leaves_the_alarm_clock_as_it_was(bench, shop):
+    """It may be set to end a test that takes too long."""
+    heard = []
+    before = signal.signal(signal.SIGALRM, lambda *_: heard.append("alarm"))
+    signal.setitimer(signal.ITIMER_REAL, 1000.0, 500.0)
+    try:
+        bench.use(shop("True"))
+        bench.get("/slow")
+        assert [mistake.code for mistake in bench.finish()] == ["KG002"]
+        delay_s, interval_s = signal.getitimer(signal.ITIMER_REAL)
+        assert 0 < delay_s < 1000
+        assert interval_s == 500
+        assert heard == []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
