@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from kongtrace.findings import Frame, Severity, Stack
 from sim import __version__
@@ -118,10 +119,10 @@ def github(suspects: Suspects, verdict: Verdict) -> str:
     for shown in verdict.shown:
         mistake = shown.mistake
         level = _GITHUB_LEVELS[mistake.rule.severity]
-        title = _escaped(f"{mistake.code} {mistake.rule.title}").replace(":", "%3A").replace(",", "%2C")
+        file, title = _property(path(mistake.place)), _property(f"{mistake.code} {mistake.rule.title}")
         again = replay(suspects, verdict.seed, shown.program)
         message = _escaped(f"{mistake.message}\n{mistake.rule.why}\nfix: {mistake.rule.fix}\n{again}")
-        lines.append(f"::{level} file={path(mistake.place)},line={mistake.place.line},title={title}::{message}\n")
+        lines.append(f"::{level} file={file},line={mistake.place.line},title={title}::{message}\n")
     return "".join(lines) + summary(verdict) + "\n"
 
 
@@ -226,9 +227,18 @@ def _frame(frame: Frame) -> dict[str, Any]:
 
 def _sarif_location(frame: Frame) -> dict[str, Any]:
     return {
-        "physicalLocation": {"artifactLocation": {"uri": path(frame)}, "region": {"startLine": frame.line}},
+        "physicalLocation": {"artifactLocation": {"uri": _uri(frame)}, "region": {"startLine": frame.line}},
         "logicalLocations": [{"name": frame.function}],
     }
+
+
+def _uri(frame: Frame) -> str:
+    told = path(frame)
+    return Path(told).as_uri() if Path(told).is_absolute() else quote(told)
+
+
+def _property(value: str) -> str:
+    return _escaped(value).replace(":", "%3A").replace(",", "%2C")
 
 
 def _escaped(message: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from pydantic_sarif import model as sarif
 
 from sim.cli import commands
 from sim.errors import UserError
@@ -169,6 +170,30 @@ def test_sarif_has_rules_results_and_stacks(shop, verify):
     assert len(run["results"][1]["stacks"]) == 2
 
 
+def test_sarif_is_what_the_standard_says(shop, verify, tmp_path):
+    """The log fits the schema of version 2.1.0, which knows no other property; places are URI references (3.4)."""
+    folder = "my plugins, 100%"
+    (tmp_path / folder).mkdir()
+    _code, out = verify(shop(WRONG, f"{folder}/shop.py"), "--format", "sarif")
+    log = sarif.StaticAnalysisResultsFormatSarifVersion210JsonSchema.model_validate_json(out, strict=True)
+    assert log.version.value == "2.1.0"
+    (run,) = log.runs
+    assert [rule.id for rule in run.tool.driver.rules] == [result.ruleId for result in run.results]
+    frames = [frame.location for result in run.results for stack in result.stacks for frame in stack.frames]
+    places = [*(result.locations[0] for result in run.results), *frames]
+    assert {place.physicalLocation.artifactLocation.uri for place in places} == {"my%20plugins%2C%20100%25/shop.py"}
+
+
+def test_sarif_names_what_lies_elsewhere_absolutely(shop, verify, tmp_path, monkeypatch):
+    """A file outside the working directory has a `file` URI."""
+    file = shop(WRONG)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    _code, out = verify(str(tmp_path / file), "--format", "sarif", "--select", "KT015")
+    place = json.loads(out)["runs"][0]["results"][0]["locations"][0]["physicalLocation"]
+    assert place["artifactLocation"]["uri"] == (tmp_path / file).as_uri()
+
+
 def test_github_gets_annotations(shop, verify):
     """One workflow command for each mistake, on one line."""
     _code, out = verify(shop(WRONG), "--format", "github")
@@ -178,6 +203,13 @@ def test_github_gets_annotations(shop, verify):
     )
     assert lines[1].startswith("::notice file=shop.py,line=11,title=KT015 span finished twice::")
     assert len(lines) == 3
+
+
+def test_github_gets_paths_that_do_not_end_early(shop, verify, tmp_path):
+    """What ends a property of a workflow command is escaped in a path too."""
+    (tmp_path / "a,b").mkdir()
+    _code, out = verify(shop(WRONG, "a,b/shop.py"), "--format", "github", "--select", "KT015")
+    assert out.startswith("::notice file=a%2Cb/shop.py,line=11,title=")
 
 
 def test_baseline_keeps_old_mistakes_quiet(shop, verify):
