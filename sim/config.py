@@ -287,8 +287,8 @@ class Nginx(Model):
         keepalive_requests: requests that one connection serves at most.
         lua_max_pending_timers: timers of a worker that wait at most (N4).
         lua_max_running_timers: timers of a worker that run at most (N4).
-        lua_ssl_trusted_certificate: file of the authorities that an https collector's certificate may come from; None:
-            those of the system, Kong's `system`.
+        lua_ssl_trusted_certificate: file of the authorities that the certificate of an https collector, or of a server
+            that a plugin asks, may come from; None: those of the system, Kong's `system`.
     """
 
     worker_shutdown_timeout: Seconds = 0.0

@@ -94,7 +94,7 @@ class Endpoint:
         resource: encoded resource.
         timeouts: of each attempt.
         gzip: the body is compressed.
-        pool: its connections.
+        tls: how its connections are secured; None: they are plain.
         encode: makes a request's body of entries and resource.
     """
 
@@ -104,7 +104,7 @@ class Endpoint:
     resource: bytes
     timeouts: Timeouts
     gzip: bool
-    pool: Pool
+    tls: Tls | None
     encode: Encode
 
 
@@ -147,9 +147,7 @@ class Exporter:
         self._trusted = export.certificate or trusted
         self._log = log
         self._on_change = on_change
-        self._admits = admits
-        self._plain = Pool(runtime, admits)
-        self._pools = [self._plain]
+        self._pool = Pool(runtime, admits)
         self.queues = Queues(profile, log, runtime.random, self._schedule)
         self.log_queues = Queues(profile, log, runtime.random, self._schedule)
 
@@ -195,29 +193,26 @@ class Exporter:
             resource,
             Timeouts(seconds(connect_timeout), seconds(send_timeout), seconds(read_timeout), self._export.timeout),
             gzip,
-            self._secure(host) if is_secure else self._plain,
+            self._secured(host) if is_secure else None,
             encode,
         )
 
-    def _secure(self, host: str) -> Pool:
-        pool = Pool(self._runtime, self._admits, Tls(ssl.create_default_context(cafile=self._trusted), host))
-        self._pools.append(pool)
-        return pool
+    def _secured(self, host: str) -> Tls:
+        return Tls(ssl.create_default_context(cafile=self._trusted), host)
 
     @property
     def connections(self) -> int:
         """Connections that are open or about to be."""
-        return sum(pool.size for pool in self._pools)
+        return self._pool.size
 
     @property
     def is_closed(self) -> bool:
         """Whether no connection is open."""
-        return not any(pool.open for pool in self._pools)
+        return not self._pool.open
 
     def close(self) -> None:
         """Close every connection; what is under way is given up, and nobody is told."""
-        for pool in self._pools:
-            pool.close()
+        self._pool.close()
 
     async def send(self, endpoint: Endpoint, spans: list[bytes]) -> Outcome:
         """Post one batch of encoded spans."""
@@ -242,9 +237,10 @@ class Exporter:
             body = await self._compress(body)
         host, port = endpoint.host, endpoint.port
         address = self._resolver.known(host, port) or await self._resolver.resolve(host, port)
-        connection = endpoint.pool.take(address)
+        place = address if endpoint.tls is None else (*address, endpoint.tls)
+        connection = self._pool.take(place)
         if connection is None:
-            connection = await endpoint.pool.connect(address, endpoint.timeouts.connect)
+            connection = await self._pool.connect(place, endpoint.timeouts.connect)
             connection.transport.set_write_buffer_limits(0)  # so that `pause` and `resume` tell what was taken
         post = _Post(connection)
         try:

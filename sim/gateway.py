@@ -141,7 +141,7 @@ class WorkerGateway:
                 runtime,
                 self.provider.execution,
                 self.timers,
-                Network(resolver, self.pool, instrumentation),
+                Network(resolver, self.pool, instrumentation, gateway.nginx.lua_ssl_trusted_certificate),
                 slot=slot,
                 workers=gateway.workers,
             ),

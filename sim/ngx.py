@@ -10,15 +10,17 @@ reading in a turn is the moment of that reading, where nginx takes the moment at
 
 import asyncio
 import os
-from collections.abc import Awaitable, Mapping
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
 
 from kongtrace import ApiError, Execution
 from sim import http_client
 from sim.request import ARG, Part
+from sim.runtime import Tls
 from sim.timers import Timers
-from sim.upstream import ConnectTimeoutError, Pool
+from sim.upstream import ConnectTimeoutError, Place, Pool
 
 if TYPE_CHECKING:
     import sqlite3
@@ -35,8 +37,12 @@ TIMEOUT_S: Final = 60.0
 ANSWER_BYTES_MAX: Final = 8 * 1024 * 1024
 """How much of an answer's body the HTTP client reads."""
 
+_MISMATCHES: Final = (62, 64)
+"""OpenSSL's codes of a certificate for another name, and for another address."""
+
 USER_AGENT: Final = "lua-resty-http/0.17.2 (Lua) ngx_lua/10028"
 
+_PORTS: Final = {"http": 80, "https": 443}
 _NS_PER_MS: Final = 1_000_000
 
 Result = tuple[T | None, str | None]
@@ -50,11 +56,13 @@ class Network(NamedTuple):
         resolver: of host names.
         pool: connections that HTTP exchanges share.
         instrumentation: makes spans of look-ups and exchanges.
+        trusted: file of the authorities whose certificates are taken; None: the system's.
     """
 
     resolver: "Resolver"
     pool: Pool
     instrumentation: "Instrumentation"
+    trusted: str | None = None
 
 
 class Ngx:
@@ -333,6 +341,9 @@ class TcpSocket:
 
 
 def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        mismatch = error.verify_code in _MISMATCHES
+        return "certificate host mismatch" if mismatch else f"{error.verify_code}: {error.verify_message}"
     if isinstance(error, TimeoutError | ConnectTimeoutError):
         return "timeout"
     if isinstance(error, ConnectionRefusedError):
@@ -360,6 +371,7 @@ class Http:
     def __init__(self, execution: Execution, network: Network) -> None:
         self._execution = execution
         self._network = network
+        self._contexts: dict[bool, ssl.SSLContext] = {}
 
     def new(self) -> "HttpClient":
         """Return a client.
@@ -368,15 +380,25 @@ class Http:
             ApiError: the phase must not wait.
         """
         check_waits(self._execution)
-        return HttpClient(self._execution, self._network)
+        return HttpClient(self._execution, self._network, self._context)
+
+    def _context(self, verify: bool) -> ssl.SSLContext:
+        """Return the context of connections whose certificates are checked, or of those where they are not."""
+        context = self._contexts.get(verify)
+        if context is None:
+            context = self._contexts[verify] = ssl.create_default_context(cafile=self._network.trusted)
+            if not verify:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
 
 
 class HttpClient:
     """An HTTP client for single requests."""
 
-    def __init__(self, execution: Execution, network: Network) -> None:
+    def __init__(self, execution: Execution, network: Network, make_context: Callable[[bool], ssl.SSLContext]) -> None:
         self._execution = execution
         self._network = network
+        self._context = make_context
         self._timeouts_s = (TIMEOUT_S, TIMEOUT_S)
 
     def set_timeout(self, milliseconds: float) -> None:
@@ -395,8 +417,9 @@ class HttpClient:
         """Make one request; the answer and None, or None and the reason (I11).
 
         Args:
-            uri: `http://host:port/path?query`.
-            params: `method`, `headers`, `body`, `query` (a mapping), all optional.
+            uri: `http://host:port/path?query`, or https.
+            params: `method`, `headers`, `body`, `query` (a mapping), `ssl_verify` (True), `ssl_server_name` (the host),
+                all optional.
 
         Raises:
             ApiError: the phase must not wait.
@@ -422,7 +445,7 @@ class HttpClient:
         self, uri: str, method: str, headers: dict[str, str], params: dict[str, Any]
     ) -> http_client.Answer:
         parts = urlsplit(uri)
-        if parts.scheme != "http" or not parts.hostname:
+        if parts.scheme not in _PORTS or not parts.hostname:
             raise ValueError(f"bad uri: {uri}")
         body = params.get("body") or b""
         body = body.encode() if isinstance(body, str) else body
@@ -434,8 +457,11 @@ class HttpClient:
         head = "".join((f"{method} {target} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in lines.items())))
         connect_s, read_s = self._timeouts_s
         pool = self._network.pool
-        address = await resolve(self._network, parts.hostname, parts.port or 80)
-        connection = pool.take(address) or await pool.connect(address, connect_s)
+        place: Place = await resolve(self._network, parts.hostname, parts.port or _PORTS[parts.scheme])
+        if parts.scheme == "https":
+            context = self._context(params.get("ssl_verify") is not False)
+            place = (*place[:2], Tls(context, params.get("ssl_server_name") or parts.hostname))
+        connection = pool.take(place) or await pool.connect(place, connect_s)
         return await http_client.exchange(
             connection,
             f"{head}\r\n".encode("latin-1") + body,

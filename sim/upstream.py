@@ -1,6 +1,7 @@
 """Connections to upstreams: kept alive, pooled by address, one exchange at a time.
 
-A `Pool` hands out `UpstreamConnection`s, idle ones first, the one used last before the others. An exchange is whoever
+A `Pool` hands out `UpstreamConnection`s, idle ones first, the one used last before the others; plain and secured ones,
+and those that were secured otherwise, never stand for each other. An exchange is whoever
 uses one now: the proxied request (`sim.proxy`) or the exporter (`sim.exporter`); it is called with the parts of the
 response as they arrive. Sizes in bytes, times in s.
 
@@ -25,6 +26,9 @@ from sim.framing import HeaderLines, InvalidResponseError, is_response_framed
 
 if TYPE_CHECKING:
     from sim.runtime import Runtime, Tls
+
+Place = tuple[str, int] | tuple[str, int, "Tls"]
+"""Where a connection goes to: address, port, and how it is secured, if it is."""
 
 IDLE_MAX: Final = 512
 """Idle connections kept per target; Kong's `upstream_keepalive_pool_size`."""
@@ -98,6 +102,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to a target.
 
     Attributes:
+        place: where it goes to.
         exchange: who uses it now; None when it is idle.
         reused: it has served an exchange before.
         answered: a byte of the present response has come.
@@ -106,9 +111,9 @@ class UpstreamConnection(asyncio.Protocol):
         deadline_s: when the present wait is given up, on the runtime's clock.
     """
 
-    def __init__(self, pool: "Pool", address: tuple[str, int]) -> None:
+    def __init__(self, pool: "Pool", place: Place) -> None:
         self._pool = pool
-        self.address = address
+        self.place = place
         self.transport: asyncio.Transport
         self.exchange: Exchange | None = None
         self.reused = False
@@ -309,25 +314,23 @@ class Pool:
     Args:
         runtime: opens connections and tells the time.
         admits: whether one more connection may be opened.
-        tls: how each is secured; None: plain.
 
     Attributes:
         open: every connection that has not been closed.
     """
 
-    def __init__(self, runtime: "Runtime", admits: Callable[[], bool] = unlimited, tls: "Tls | None" = None) -> None:
+    def __init__(self, runtime: "Runtime", admits: Callable[[], bool] = unlimited) -> None:
         self._runtime = runtime
         self._admits = admits
         self._connecting = 0
-        self._tls = tls
-        self._idle: defaultdict[tuple[str, int], list[UpstreamConnection]] = defaultdict(list)
+        self._idle: defaultdict[Place, list[UpstreamConnection]] = defaultdict(list)
         self._sweeping = False
         self._trimming = False
         self.open: dict[UpstreamConnection, None] = {}
 
-    def take(self, address: tuple[str, int]) -> UpstreamConnection | None:
+    def take(self, place: Place) -> UpstreamConnection | None:
         """Return an idle connection to a target, the one used last; None when there is none."""
-        idle = self._idle[address]
+        idle = self._idle[place]
         while idle:
             connection = idle.pop()
             if not connection.transport.is_closing():
@@ -335,7 +338,7 @@ class Pool:
                 return connection
         return None
 
-    async def connect(self, address: tuple[str, int], timeout_s: float) -> UpstreamConnection:
+    async def connect(self, place: Place, timeout_s: float) -> UpstreamConnection:
         """Open a connection to a target.
 
         Raises:
@@ -347,7 +350,9 @@ class Pool:
         self._connecting += 1
         try:
             async with asyncio.timeout(timeout_s):
-                made = await self._runtime.connect(*address, lambda: UpstreamConnection(self, address), self._tls)
+                made = await self._runtime.connect(
+                    place[0], place[1], lambda: UpstreamConnection(self, place), *place[2:]
+                )
         except TimeoutError:
             raise ConnectTimeoutError(f"no connection within {timeout_s:g} s") from None
         finally:
@@ -361,7 +366,7 @@ class Pool:
 
     def keep(self, connection: UpstreamConnection) -> None:
         """Take a connection back whose exchange has ended well."""
-        idle = self._idle[connection.address]
+        idle = self._idle[connection.place]
         if len(idle) < IDLE_MAX and connection.exchanges < EXCHANGES_MAX:
             idle.append(connection)
             connection.deadline_s = self._runtime.now() + IDLE_TIMEOUT_S
@@ -373,7 +378,7 @@ class Pool:
 
     def forget(self, connection: UpstreamConnection) -> None:
         """Drop a connection that is closing."""
-        idle = self._idle.get(connection.address)
+        idle = self._idle.get(connection.place)
         if idle and connection in idle:
             idle.remove(connection)
 

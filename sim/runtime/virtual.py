@@ -212,9 +212,10 @@ class VirtualRuntime(LoopRuntime):
         self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol], tls: Tls | None = None
     ) -> object:
         """Open a TCP connection to an address and return its protocol; raises OSError."""
-        if tls is not None:
+        made = await self._network.connect((host, port), protocol)
+        if tls is not None:  # only now: where nobody listens, the reason is the usual one
             _lacks("TLS")()
-        return await self._network.connect((host, port), protocol)
+        return made
 
     async def listen(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> Listener:
         """Accept TCP connections at an address, port 0 being any that is free; raises OSError."""

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from signal import SIGTERM
 
 import pytest
+import trustme
 
-from sim.config import Plugin
-from tests.gateway import TIMEOUT_S, attributes, echo, gateway_to, live, traced_gateway
+from sim.config import Nginx, Plugin
+from tests.gateway import TIMEOUT_S, attributes, echo, gateway_to, live, recording_collector, traced_gateway
 
 
 class Base:
@@ -769,6 +770,65 @@ class Works(Base):
         assert (error, answer.status, json.loads(answer.body)["path"]) == (None, 200, "/asked?a=b")
         answer, error = await client.request_uri(f"http://127.0.0.1:{conf['closed']}/", {"method": "POST", "body": "x"})
         assert (answer, error) == (None, "connection refused")
+
+
+class Calls(Base):
+    """Asks an https server, and tells what came of it."""
+
+    async def access(self, kong, conf):
+        """Ask as often as told."""
+        told = []
+        for _ in range(conf["times"]):
+            answer, error = await kong.ngx.http.new().request_uri(conf["uri"], {"method": "POST", **conf["params"]})
+            told.append(error or answer.body.decode())
+        kong.response.exit(200, {"told": told})
+
+
+@contextmanager
+def asking(directory, authority, name, *, trusts=True, times=1, **params):
+    """Run a gateway whose plugin asks a server with a certificate of this name; give what it is told."""
+    file = directory / "ca.pem"
+    authority.cert_pem.write_to_path(file)
+    with recording_collector(authority.issue_cert(name)) as server:
+        config = {"uri": f"https://localhost:{server.port}/", "times": times, "params": params}
+        nginx = Nginx(lua_ssl_trusted_certificate=str(file) if trusts else None)
+        with served(directory, Calls, configs={"calls": config}, nginx=nginx, log_level="info") as gateway:
+            yield gateway, lambda: json.loads(gateway.request().content)["told"]
+
+
+@pytest.fixture(scope="module")
+def authority():
+    """An authority that the system does not know."""
+    return trustme.CA()
+
+
+def test_plugins_ask_https_servers(tmp_path, authority):
+    """The certificate is checked against the configured authorities; the connection is kept for the next request."""
+    with asking(tmp_path, authority, "localhost", times=2) as (gateway, told):
+        assert told() == ["", ""]
+        reading = gateway.stop()
+        assert reading.sum("requests") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "trusts", "reason"),
+    [
+        ("localhost", False, "20: unable to get local issuer certificate"),
+        ("other.test", True, "certificate host mismatch"),
+    ],
+)
+def test_certificate_that_does_not_hold_is_refused(tmp_path, authority, name, trusts, reason):
+    """The reason is nginx's; nothing is sent."""
+    with asking(tmp_path, authority, name, trusts=trusts) as (_gateway, told):
+        assert told() == [reason]
+
+
+def test_certificate_is_not_checked_where_the_plugin_does_not_want_it(tmp_path, authority):
+    """`ssl_verify` false takes any; `ssl_server_name` names another server than the URI. Neither passes for checked."""
+    with asking(tmp_path, authority, "other.test", trusts=False, ssl_verify=False) as (_gateway, told):
+        assert told() == [""]
+    with asking(tmp_path, authority, "other.test", ssl_server_name="other.test") as (_gateway, told):
+        assert told() == [""]
 
 
 @contextmanager
