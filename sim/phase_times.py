@@ -95,17 +95,17 @@ class TimedRunloop(Runloop):
         now_ms = ctx["KONG_LOG_START"] = self._updated_ms()
         if _is_open(ctx, "BODY_FILTER"):
             self._end_body(ctx, now_ms, now_ns)
-        self._end_open(ctx)
+        self._end_open(ctx, now_ms)
         return super()._log(request)
 
     def _begin(self, phase: str, request: Request) -> None:
         self._end_open(request.ctx)
         request.ctx[f"KONG_{phase}_START"] = round(self._kong.ngx.now() * 1000)
 
-    def _end_open(self, ctx: dict[str, Any]) -> None:
+    def _end_open(self, ctx: dict[str, Any], at_ms: int | None = None) -> None:
         for phase in _ENDING:
             if _is_open(ctx, phase):
-                _end(ctx, phase, self._updated_ms())
+                _end(ctx, phase, self._updated_ms() if at_ms is None else at_ms)
 
     def _end_body(self, ctx: dict[str, Any], at_ms: int, at_ns: int) -> None:
         _end(ctx, "BODY_FILTER", at_ms)
