@@ -550,6 +550,7 @@ class Queue:
         # Entries may go straight to the back while fewer than this are there and it is not yet that time.
         self._capacity = self._quiet_below = 0
         self._quiet_until = inf
+        self._is_replacing = False  # each entry that comes costs the oldest, and no more is to be asked
 
     # What producers call.
 
@@ -588,15 +589,19 @@ class Queue:
         Returns:
             The errors of those that were refused.
         """
-        if (
-            len(self._entries) + len(entries) <= self._quiet_below
-            and now < self._quiet_until
-            and binding is self._binding
-            and None not in entries
-        ):
-            self._entries.extend(entries)
-            self.enqueued += len(entries)
-            return []
+        count, waiting = len(entries), len(self._entries)
+        if binding is self._binding and None not in entries:
+            if waiting + count <= self._quiet_below and now < self._quiet_until:
+                self._entries.extend(entries)
+                self.enqueued += count
+                return []
+            if self._is_replacing and count <= waiting:
+                self._replace(entries, now)
+                return []
+        room = self._quiet_below - waiting
+        if 0 < room < count:
+            errors = self.enqueue_many(entries[:room], binding, now, log_phase)
+            return errors + self.enqueue_many(entries[room:], binding, now, log_phase)
         errors = []
         for position, entry in enumerate(entries):
             woken = self._woken
@@ -718,7 +723,11 @@ class Queue:
         if entry is None:
             return _NIL
         self._catch_up()
-        error = self._admit(entry, now, log_phase=log_phase)
+        error = None
+        if len(self._entries) < self._capacity and not (self._warned or self._overtaken):  # no limit is near
+            self._append(entry)
+        else:
+            error = self._admit(entry, now, log_phase=log_phase)
         if error is None and self._waiting and not self._woken:
             self._woken = True
             self.wake()
@@ -815,6 +824,18 @@ class Queue:
             self.swallowed += 1
         else:
             self._entries.append(entry)
+
+    def _replace(self, entries: Sequence[object], now: float) -> None:
+        """Put entries in the place of the oldest ones of a full queue: as `_admit` for each."""
+        count = len(entries)
+        self._complain(now, "full", "error", _FULL, times=count)
+        waiting = self._entries
+        for _ in entries:
+            waiting.popleft()
+        waiting.extend(entries)
+        self.enqueued += count
+        self.dropped_overflow += count
+        self._resuming = True
 
     def _drop_oldest(self, *, log_phase: bool) -> None:
         if self.profile.has_permits:
@@ -952,10 +973,16 @@ class Queue:
         They can while no limit is near. While the job waits for them, they can until one fills the batch or comes so
         late that the job would leave at once, provided that the job need not look up before the batch's own end and
         that the batch is full before the queue is: else it matters which permits the job has seen.
+
+        A full queue that has said so replaces its oldest entries, unless there are permits or bytes to keep books of,
+        or the job waits for entries.
         """
         self._quiet_below, self._quiet_until = self._capacity, inf
+        self._is_replacing = False
         if self._warned or self._overtaken:
             self._quiet_below = 0
+            if not (self._waiting or self.profile.has_permits) and self._parameters.max_bytes is None:
+                self._is_replacing = len(self._entries) == self._parameters.max_entries
         elif self._waiting and not self._woken:
             end = self._started - self._step + self._coalescing_s
             is_steady = not self.exiting and abs(end - self._wake_at) < _INSTANT_S
@@ -983,13 +1010,13 @@ class Queue:
         else:
             self.log(level, prefix + template % arguments)
 
-    def _complain(self, now: float, kind: str, level: str, template: str, *arguments: object) -> None:
-        """Log what a single entry gives cause to, each kind no more often than the profile has it."""
+    def _complain(self, now: float, kind: str, level: str, template: str, *arguments: object, times: int = 1) -> None:
+        """Log what single entries give cause to, each kind no more often than the profile has it."""
         logged, unlogged = self._complaints.get(kind, (-inf, 0))
         if now - logged < self.profile.complaint_interval_s:
-            self._complaints[kind] = (logged, unlogged + 1)
+            self._complaints[kind] = (logged, unlogged + times)
             return
-        self._complaints[kind] = (now, 0)
+        self._complaints[kind] = (now, times - 1)
         if unlogged:
             template, arguments = template + " (and %d times since this was logged last)", (*arguments, unlogged)
         self.tell(self._parameters, level, template, *arguments)

@@ -283,6 +283,29 @@ def test_enqueue_many_into_a_full_queue_drops_as_many():
     assert worker.drain(0) == [[15, 16, 17, 18, 19]]
 
 
+@both_profiles
+@pytest.mark.parametrize("batch_is_out", [False, True])
+def test_enqueue_many_into_a_full_queue_is_the_same_as_one_by_one(profile, batch_is_out):
+    """Also once the queue has said that it is full: accounts, lines and what is left are the same."""
+    together, alone = (Worker(profile, max_batch_size=4, max_entries=10) for _ in range(2))
+    for now, entries in enumerate([range(14), range(14, 17), range(17, 29), range(29, 30), range(30, 33)]):
+        together.queue.enqueue_many(entries, together.binding, 60.0 * now)
+        alone.put(*entries, now=60.0 * now)
+        if batch_is_out and now == 0:
+            assert isinstance(together.queue.poll(0), Send)
+            assert isinstance(alone.queue.poll(0), Send)
+            together.queue.enqueue_many(range(4), together.binding, 0)
+            alone.put(*range(4))
+        assert together.queue.counters() == alone.queue.counters()
+        assert together.lines == alone.lines
+    if batch_is_out:
+        together.queue.done(TAKEN, 300.0)
+        alone.queue.done(TAKEN, 300.0)
+    assert together.drain(300.0) == alone.drain(300.0)
+    assert together.queue.counters() == alone.queue.counters()
+    assert together.lines == alone.lines
+
+
 # Retries.
 
 
