@@ -7,13 +7,15 @@ What a file does not say is not held against it. A kong.yml knows no load, so th
 when one is given; a scenario's own load, collector latency and longest outage are what is expected of it. Spans per
 request are counted from the instrumentations and the plugins: one for the request, the router, the balancer's try and a
 host name's resolution, and one for each phase of a plugin. Load is taken to be spread evenly over the workers, and at
-its highest rate.
+its highest rate. While the collector is away every attempt is taken to fail at once, as on a refused connection.
 
 Rates in 1/s, times in s, sizes in bytes. Source: kong-semantics sections 8, 10, 11, 13, 14, 15 and 17.
 """
 
 import math
 import pathlib
+import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -22,6 +24,7 @@ from kongtrace.queue import PROFILES
 from sim.config import INSTRUMENTATIONS, Gateway
 from sim.document import Document, FieldPath, written
 from sim.errors import FieldError, UserError
+from sim.faults import Fault
 from sim.plugins import BUNDLED
 from sim.plugins.opentelemetry import OpenTelemetryConfig
 from sim.resolver import is_address
@@ -46,8 +49,10 @@ UNTYPED_LINE_BYTES: Final = 290
 ENTRIES_MAX: Final = 1_000_000
 """The largest `max_entries` (kong-semantics Q3)."""
 
-GIVEN_UP_S: Final = 81.91
-"""When a batch is tried last with Kong's default delays (kong-semantics Q21)."""
+RETRY_DELAY_S: Final = 5.0
+"""A `max_retry_delay` that finds the collector soon when it is back, and lets it be while it is away."""
+
+_ATTEMPTS: Final = range(sys.maxsize)
 
 
 class Finding(NamedTuple):
@@ -130,6 +135,28 @@ class Exporting:
             return None
         requests_per_s = self.requests_per_s / self.gateway.workers
         return requests_per_s * spans_per_request(self.gateway, known=self.scenario is not None) * self.sampling_rate
+
+    def attempt_s(self, number: int) -> float:
+        """When a batch is tried after its first attempt, which has the number 0; with jitter it is earlier (Q20)."""
+        queue = self.config.queue
+        doublings = min(number, max(0, math.ceil(math.log2(queue.max_retry_delay / queue.initial_retry_delay))))
+        return queue.initial_retry_delay * (2.0**doublings - 1) + (number - doublings) * queue.max_retry_delay
+
+    @property
+    def patience_s(self) -> float:
+        """When a batch is given up after its first attempt: profile kong looks at the limit after the attempt (Q21)."""
+        limit_s = self.config.queue.max_retry_time
+        after = bisect_right(_ATTEMPTS, limit_s, key=self.attempt_s)
+        return self.attempt_s(max(0, after - PROFILES[self.gateway.profile].bounds_retry_time)) if limit_s >= 0 else 0.0
+
+    @property
+    def noticed_s(self) -> float:
+        """When the queue finds out that an outage is over, after its beginning: at the next attempt."""
+        if not self.patience_s:
+            return self.outage_s
+        given_up_s = self.outage_s // self.patience_s * self.patience_s
+        since_s = self.outage_s - given_up_s
+        return given_up_s + self.attempt_s(bisect_left(_ATTEMPTS, since_s, key=self.attempt_s))
 
 
 def expected_of(options: Mapping[str, str | None]) -> Expected:
@@ -218,31 +245,49 @@ def batches_are_slower_than_spans(plugin: Exporting) -> Iterator[Risk]:
 
 
 def outage_is_longer_than_the_queue(plugin: Exporting) -> Iterator[Risk]:
-    """The oldest are dropped when it is full, and a batch is given up after its time (Q14, Q20, H30)."""
-    rate, queue, outage_s = plugin.spans_per_s, plugin.config.queue, plugin.outage_s
-    if queue.max_retry_time < outage_s:
-        kept = (
-            "after its first failure" if queue.max_retry_time < 0 else f"after {format_duration(queue.max_retry_time)}"
+    """A batch is given up after its time, and the oldest are dropped when the queue is full (Q14, Q20-Q22, H30)."""
+    if plugin.patience_s < plugin.outage_s:
+        yield _batches_are_given_up(plugin)
+    if plugin.spans_per_s and plugin.patience_s and plugin.config.queue.concurrency_limit == 1:
+        yield from _queue_overflows(plugin, plugin.spans_per_s)
+
+
+def _batches_are_given_up(plugin: Exporting) -> Risk:
+    queue, outage_s, patience_s = plugin.config.queue, plugin.outage_s, plugin.patience_s
+    enough_s = outage_s if plugin.is_kong else outage_s + min(queue.max_retry_delay, 2 * outage_s)
+    outage, after = format_duration(outage_s), format_duration(_rounded(patience_s))
+    cure = f"set it to {_round_up(enough_s)}"
+    if not patience_s:
+        message = f"what fails is given up at once: of {outage} of outage every span is lost"
+    elif queue.concurrency_limit == -1:
+        message = f"each span is given up after {after}, and {outage} of outage are to be survived"
+    else:
+        batches = math.ceil(outage_s / patience_s) - 1
+        message = (
+            f"a batch is given up after {after}, in {outage} of outage {batches} of up to {queue.max_batch_size} spans"
         )
-        yield Risk(
-            ("queue", "max_retry_time"),
-            f"a batch is given up {kept}, and {format_duration(outage_s)} of outage are to be survived",
-            f"set it to {_round_up(outage_s)}",
-        )
-    if not rate or queue.concurrency_limit == -1:
+        cure += ", which saves these alone: the others wait behind them, as far as max_entries lets them"
+    return Risk(("queue", "max_retry_time"), message, cure)
+
+
+def _queue_overflows(plugin: Exporting, rate: float) -> Iterator[Risk]:
+    queue, outage_s, late_s = plugin.config.queue, plugin.outage_s, plugin.noticed_s - plugin.outage_s
+    given_up_per_s = queue.max_batch_size / plugin.patience_s if plugin.patience_s < outage_s else 0.0
+    if (rate - given_up_per_s) * plugin.noticed_s <= queue.max_entries + queue.max_batch_size:
         return
-    held_s = (queue.max_entries + queue.max_batch_size) / rate
-    if held_s < outage_s:
-        line = f", each with an error line, {_size(rate * FULL_LINE_BYTES)}/s of log" if plugin.is_kong else ""
-        needed = _round_up(rate * outage_s)
-        yield Risk(
-            ("queue", "max_entries"),
-            f"at {_rate(rate)} spans/s this queue holds {format_duration(_rounded(held_s))} of outage, and "
-            f"{format_duration(outage_s)} are to be survived; from then on the oldest spans are dropped{line}",
-            f"set it to {needed}, about {_size(needed * ENTRY_BYTES)} for each worker"
-            if needed <= ENTRIES_MAX
-            else f"sample less, or use more workers: not even {ENTRIES_MAX} entries are enough",
-        )
+    held_s = (queue.max_entries + queue.max_batch_size) / (rate - given_up_per_s)
+    late = f", {format_duration(_rounded(late_s))} more until the next attempt" if late_s >= 1 else ""
+    line = f", each with an error line, {_size(rate * FULL_LINE_BYTES)}/s of log" if plugin.is_kong else ""
+    needed = _round_up(rate * (outage_s + min(late_s, RETRY_DELAY_S)))
+    sooner = f", and max_retry_delay to {RETRY_DELAY_S:g}" if late_s > RETRY_DELAY_S else ""
+    yield Risk(
+        ("queue", "max_entries"),
+        f"at {_rate(rate)} spans/s this queue holds {format_duration(_rounded(held_s))} of outage, and "
+        f"{format_duration(outage_s)} are to be survived{late}; from then on the oldest spans are dropped{line}",
+        f"set it to {needed}{sooner}, about {_size(needed * ENTRY_BYTES)} for each worker"
+        if needed <= ENTRIES_MAX
+        else f"sample less, or use more workers: not even {ENTRIES_MAX} entries are enough",
+    )
 
 
 def every_span_is_a_job(plugin: Exporting) -> Iterator[Risk]:
@@ -264,7 +309,7 @@ def quitting_worker_has_no_limit(plugin: Exporting) -> Iterator[Risk]:
     faults = () if plugin.scenario is None else plugin.scenario.faults
     leaves = any(fault.target == "master" and fault.kind in ("reload", "quit") for fault in faults)
     if leaves and not plugin.gateway.nginx.worker_shutdown_timeout:
-        stay = f"; with the collector down, each batch keeps it another {GIVEN_UP_S:.0f} s" if plugin.is_kong else ""
+        stay = f"; with the collector down, each batch keeps it for {format_duration(_rounded(plugin.patience_s))} more"
         yield Risk(
             (TOP, "gateway", "nginx", "worker_shutdown_timeout"),
             "is 0, and workers are told to quit: each stays for as long as its slowest request, with its memory and "
@@ -388,10 +433,9 @@ def check_scenario(scenario: Scenario, expected: Expected) -> list[Finding]:
     Its own load is the rate; what nobody expected otherwise is its collector's latency, and its longest outage.
     """
     rate = max(max(first, last) for load in scenario.load for _, first, last in load.stages_per_s)
-    outages_s = [fault.lasts for fault in scenario.faults if fault.target == "collector" and fault.lasts is not None]
     expected = Expected(
         rate,
-        max(outages_s, default=None) if expected.outage_s is None else expected.outage_s,
+        _longest_outage_s(scenario) if expected.outage_s is None else expected.outage_s,
         (scenario.collector.latency or None) if expected.round_trip_s is None else expected.round_trip_s,
     )
     document: Document = scenario.document
@@ -405,6 +449,23 @@ def check_scenario(scenario: Scenario, expected: Expected) -> list[Finding]:
 def check_gateway(gateway: Gateway, document: Document, expected: Expected) -> list[Finding]:
     """Return what is risky in a kong.yml, in the order of its lines."""
     return _findings(gateway, None, expected, document, ())
+
+
+def _longest_outage_s(scenario: Scenario) -> float | None:
+    """Return how long what does not get through to the collector is tried again, at most; None: nothing is."""
+    profile = PROFILES[scenario.profile]
+
+    def is_outage(fault: Fault) -> bool:
+        if fault.kind == "status":
+            return fault.status not in profile.accepted and fault.status in (profile.retryable or (fault.status,))
+        return fault.kind in ("refuse", "down", "hang", "reset", "truncate")
+
+    lengths_s = (
+        scenario.duration_s - fault.at if fault.lasts is None else fault.lasts
+        for fault in scenario.faults
+        if fault.target == "collector" and is_outage(fault)
+    )
+    return max(lengths_s, default=None)
 
 
 _CONFIG: Final = ("gateway", "config")
