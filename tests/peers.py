@@ -99,6 +99,13 @@ def wait_accepting(port):
 
 
 def free_port():
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+    """Return a port that nobody listens on, and that nobody gets who asks for any while these tests run.
+
+    A socket stays bound to it. Who is told the number can bind it too (SO_REUSEADDR), and listen there.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    port = holder.getsockname()[1]
+    holder.detach()
+    return port

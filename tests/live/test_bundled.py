@@ -11,6 +11,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from sim.config import Plugin
 from sim.plugins.request_termination import RequestTerminationConfig
+from tests import peers
 from tests.gateway import (
     TIMEOUT_S,
     attributes,
@@ -247,9 +248,8 @@ def test_trace_exporter_sends_each_trace_as_one_line_of_json(tmp_path, profile):
 
 def test_trace_exporter_that_reaches_nobody_says_so(tmp_path):
     """The reason stands in the error log, and requests go on."""
-    with socket.create_server(("127.0.0.1", 0)) as closing:
-        port = closing.getsockname()[1]
-    with served(tmp_path, Plugin(name="trace-exporter", config={"host": "127.0.0.1", "port": port})) as gateway:
+    config = {"host": "127.0.0.1", "port": peers.free_port()}
+    with served(tmp_path, Plugin(name="trace-exporter", config=config)) as gateway:
         assert gateway.request().status == 200
         gateway.stop()
         assert "connect err: connection refused" in gateway.log.read_text()

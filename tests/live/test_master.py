@@ -16,7 +16,7 @@ from sim.error_log import ErrorLog
 from sim.errors import UserError
 from sim.master import Master, serve
 from sim.scoreboard import Scoreboard, State
-from tests import tiny_worker
+from tests import peers, tiny_worker
 
 TIMEOUT_S = 30.0
 
@@ -98,8 +98,7 @@ def _cycle(master, control, *, daemon):
 
 def free_address():
     """Return an address that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+    return f"127.0.0.1:{peers.free_port()}"
 
 
 @contextmanager

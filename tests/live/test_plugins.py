@@ -10,6 +10,7 @@ import pytest
 import trustme
 
 from sim.config import Nginx, Plugin
+from tests import peers
 from tests.gateway import TIMEOUT_S, attributes, echo, gateway_to, live, recording_collector, traced_gateway
 
 
@@ -846,8 +847,7 @@ def working(directory, closed, *words):
 
 def test_every_type_of_span_has_kongs_name_kind_parent_and_attributes(tmp_path):
     """Database, name resolution and HTTP client stand below the plugin's span."""  # I5-I11
-    with socket.create_server(("127.0.0.1", 0)) as closing:
-        closed = closing.getsockname()[1]
+    closed = peers.free_port()
     with working(tmp_path, closed, "all") as (gateway, collector, other):
         assert gateway.request().status == 200
         spans = collector.wait_spans(14)

@@ -18,6 +18,7 @@ from sim.config import Export
 from sim.exporter import PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _refused, _retry_after
 from sim.resolver import Resolver
 from sim.runtime.live import LiveRuntime
+from tests.peers import free_port
 
 NOW_S = 1_793_534_400.0  # 2026-11-01 12:00:00 GMT
 LONG_MS = 30_000
@@ -273,10 +274,8 @@ def test_a_refused_connection_is_told_in_the_words_of_nginx():
     """The reason is the system's, without its number."""
 
     async def scenario():
-        with socket.create_server(("127.0.0.1", 0)) as sock:
-            port = sock.getsockname()[1]
         made = exporter()
-        return (await made.send(endpoint(made, f"http://127.0.0.1:{port}/"), SPANS)).reason
+        return (await made.send(endpoint(made, f"http://127.0.0.1:{free_port()}/"), SPANS)).reason
 
     assert uvloop.run(scenario()) == "failed to send request: connection refused"
 
