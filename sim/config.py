@@ -160,6 +160,10 @@ def _url(value: object) -> object:
     return value
 
 
+SYSTEM: Final = "system"
+"""What stands for the authorities that the system trusts (Kong, `lua_ssl_trusted_certificate`)."""
+
+
 def _authorities(file: object) -> object:
     try:
         ssl.create_default_context(cafile=str(file))
@@ -250,6 +254,7 @@ Url = Annotated[str, BeforeValidator(_url)]
 HeaderValue = Annotated[str, matching(r"[^\x00-\x08\x0a-\x1f\x7f]*", "a header value, without line breaks")]
 Authorities = Annotated[str, AfterValidator(_authorities)]
 """The path of a file with the certificates of authorities, in PEM format."""
+AuthoritiesOrSystem = Annotated[Authorities | None, BeforeValidator(lambda value: None if value == SYSTEM else value)]
 Addresses = Annotated[Many[str], BeforeValidator(_addresses)]
 """``host:port``, several divided by commas, or ``off``."""
 Listen = Annotated[Addresses, NotEmpty]
@@ -302,7 +307,7 @@ class Nginx(Model):
     keepalive_requests: Annotated[int, Field(ge=1)] = 10_000
     lua_max_pending_timers: Annotated[int, Field(ge=1)] = 16_384
     lua_max_running_timers: Annotated[int, Field(ge=1)] = 4_096
-    lua_ssl_trusted_certificate: Authorities | None = None
+    lua_ssl_trusted_certificate: AuthoritiesOrSystem = None
 
 
 class Export(Model):

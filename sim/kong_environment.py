@@ -138,10 +138,6 @@ class _Reader:
             self.warnings.append(f"{name}: the format {form.strip()} is not simulated")
         return path if path == "off" else str(self.prefix / path)
 
-    def authorities(self, text: str, _name: str) -> str | None:
-        """Read the file of trusted authorities; `system` are those of the system."""
-        return None if text == "system" else text
-
     def addresses(self, text: str, name: str) -> list[str] | str:
         """Read addresses with flags; those for TLS are left out, with a line."""
         entries = [entry.strip() for entry in text.strip(", ").split(",")]
@@ -197,7 +193,7 @@ _SETTINGS: Final[Mapping[str, tuple[str, _Convert]]] = {
     "TRUSTED_IPS": ("trusted_ips", _Reader.words),
     "REAL_IP_HEADER": ("real_ip_header", _Reader.text),
     "REAL_IP_RECURSIVE": ("real_ip_recursive", _Reader.switch),
-    "LUA_SSL_TRUSTED_CERTIFICATE": ("nginx.lua_ssl_trusted_certificate", _Reader.authorities),
+    "LUA_SSL_TRUSTED_CERTIFICATE": ("nginx.lua_ssl_trusted_certificate", _Reader.text),
     "TRACING_INSTRUMENTATIONS": ("tracing.instrumentations", _Reader.words),
     "OPENTELEMETRY_TRACING": ("tracing.instrumentations", _Reader.words),
     "TRACING_SAMPLING_RATE": ("tracing.sampling_rate", _Reader.number),

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from sim import plugin as plugins
 from sim.config import (
+    SYSTEM,
     Addresses,
     Gateway,
     HeaderName,
@@ -326,6 +327,7 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
         document.set(override)
     if "seed" not in document.root:
         document.set(Override(("seed",), secrets.randbits(32), "drawn seed"))
+    _place_authorities(document)
     content = document.validate(_File, document.plain())
     loaded = plugins.load(_plugin_paths(document, content), BUNDLED)
     classes = with_stand_ins(loaded, content.gateway.stand_ins, document, _STAND_INS)
@@ -353,6 +355,16 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
 
 _CONFIG: Final = ("gateway", "config")
 _STAND_INS: Final = ("gateway", "stand_ins")
+_AUTHORITIES: Final = "lua_ssl_trusted_certificate"
+
+
+def _place_authorities(document: Document) -> None:
+    """Name the file of trusted authorities, which stands beside the scenario, so that it is found from anywhere."""
+    node: object = document.root
+    for step in ("gateway", "nginx"):
+        node = node.get(step) if isinstance(node, dict) else None
+    if isinstance(node, dict) and isinstance(file := node.get(_AUTHORITIES), str) and file != SYSTEM:
+        node[_AUTHORITIES] = str((pathlib.Path(document.file).parent / file).resolve())
 
 
 def _plugin_paths(document: Document, content: _File) -> tuple[str, ...]:

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import trustme
 
 from sim.config import Nginx, Plugin, Route, Service, Tracing
 from sim.document import Override, parse_override
@@ -439,3 +440,18 @@ def test_every_word_of_the_vocabulary_is_documented():
     for model in (Service, Route, Plugin, OpenTelemetryConfig, QueueConfig):
         assert set(model.model_fields) <= words
     assert {name for metric in METRICS for name in metric.split(".")} <= words
+
+
+def test_authorities_of_a_scenario_stand_beside_it(scenario, tmp_path, monkeypatch):
+    """Wherever it is run from, and also the copy of it that lies in the folder of a run."""
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    beside = FULL.replace("10s}\n  config", "10s, lua_ssl_trusted_certificate: ca.pem}\n  config")
+    monkeypatch.chdir("/")
+
+    loaded = scenario(beside)
+
+    assert loaded.gateway.nginx.lua_ssl_trusted_certificate == str(tmp_path / "ca.pem")
+    assert str(tmp_path / "ca.pem") in loaded.as_run
+    with pytest.raises(UserError, match=r"a.yaml:9: .*certificate: expected a file of certificates .* No such file"):
+        scenario(beside.replace("ca.pem", "none.pem"))
+    assert scenario(beside.replace("ca.pem", "system")).gateway.nginx.lua_ssl_trusted_certificate is None
