@@ -332,8 +332,8 @@ class ClientConnection(asyncio.Protocol):
             self._url,
             self._lines,
             parser.get_http_version(),
-            keep_alive=parser.should_keep_alive(),
-            started_ns=self._started_ns,
+            parser.should_keep_alive(),
+            self._started_ns,
         )
         self._url = b""
         self._lines = []

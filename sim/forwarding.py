@@ -59,18 +59,18 @@ class Forwarding:
         return client
 
     def lines(self, request: "Request") -> bytes:
-        """Return the header lines, each with its end."""
+        """Return the header lines, joined."""
         connection = request.connection
         match = request.match
         assert match is not None
-        path = request.target.partition(b"?")[0]
+        path = request.target[: len(request.path)]
         prefix = match.prefix if match.terms.strip_path and match.prefix != "/" else ""
         if self.trusts or not request.is_plain:
             return self._full_lines(request, path, prefix)
         told = _of_stranger(connection.peer, request.host, connection.port)
         if prefix:
-            return b"%b%b\r\nX-Forwarded-Prefix: %b\r\n" % (told, path, prefix.encode("latin-1"))
-        return b"%b%b\r\n" % (told, path)
+            return b"%b%b\r\nX-Forwarded-Prefix: %b" % (told, path, prefix.encode("latin-1"))
+        return told + path
 
     def _full_lines(self, request: "Request", path: bytes, prefix: str) -> bytes:
         """The same, where what others have written before counts."""
@@ -89,7 +89,7 @@ class Forwarding:
             for name in ("Proto", "Host", "Port", "Path", "Prefix"):
                 for value in _values(request, b"x-forwarded-" + name.lower().encode()):
                     told[f"X-Forwarded-{name}"] = value
-        return "".join(f"{name}: {value}\r\n" for name, value in told.items() if value).encode("latin-1")
+        return "\r\n".join(f"{name}: {value}" for name, value in told.items() if value).encode("latin-1")
 
 
 @lru_cache(PEERS_MAX)

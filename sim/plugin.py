@@ -105,6 +105,7 @@ class Plans:
 
     Attributes:
         everywhere: the plan where no route is known.
+        by_route: the plan of each route, by its name.
 
     Raises:
         UserError: a plugin's instance cannot be made.
@@ -117,7 +118,7 @@ class Plans:
         self._instances = {name: _instance(name, classes[name]) for name in names}
         self._made = [(entity, configuration(classes[entity.name], entity.config)) for entity in enabled]
         self.everywhere = self._plan(route=None, service=None)
-        self._by_route = {route.name: self._plan(route.name, route.service) for route in gateway.routes}
+        self.by_route = {route.name: self._plan(route.name, route.service) for route in gateway.routes}
 
     def start(self, kong: Any) -> None:
         """Run `init_worker` of every plugin and then `configure`, in order of priority; what fails is logged."""
@@ -128,10 +129,6 @@ class Plans:
             if (configure := getattr(instance, "configure", None)) is not None:
                 confs = {entity.id: conf for entity, conf in self._made if entity.name == name}
                 _begin(kong, name, configure, confs)
-
-    def of_route(self, name: str) -> Plan:
-        """Return the plan of a route."""
-        return self._by_route[name]
 
     def _plan(self, route: str | None, service: str | None) -> Plan:
         chosen: dict[str, tuple[int, Plugin, Any]] = {}

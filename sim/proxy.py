@@ -28,8 +28,7 @@ SERVER: Final = b"kong/3.9.1"
 VIA: Final = b"1.1 " + SERVER
 _VIA_LINE: Final = (b"Via", VIA)
 _VIA_OF: Final = {
-    version: b"\r\nVia: %b %b\r\nConnection: keep-alive\r\n\r\n" % (version.encode(), SERVER)
-    for version in ("1.0", "1.1")
+    version: b"Via: %b %b\r\nConnection: keep-alive\r\n\r\n" % (version.encode(), SERVER) for version in ("1.0", "1.1")
 }
 _NS_PER_MS: Final = 1_000_000
 NO_CONTENT: Final = 204
@@ -89,9 +88,10 @@ class ProxiedExchange:
         """Send the request to the target, on a kept connection if there is one."""
         runloop, request = self._runloop, self._request
         start_ns = runloop.time_ns()
-        self._try = Try(*self._address, start_ns)
-        request.tries.append(self._try)
-        connection = runloop.pool.take(self._address)
+        address = self._address
+        attempt = self._try = Try(address[0], address[1], start_ns)
+        request.tries.append(attempt)
+        connection = runloop.pool.take(address)
         if connection is not None:
             self._send(connection)
         else:
@@ -163,16 +163,16 @@ class ProxiedExchange:
         match = request.match
         assert match is not None
         self._connection = connection
-        out = self._head(match)
+        data = self._head(match)
         if request.body:
             self._body_sent = True
-            out += map(self._framed, request.body)
+            data = b"".join((data, *map(self._framed, request.body)))
             request.body = []
         if request.content_length is None and request.complete:
-            out.append(b"0\r\n\r\n")
+            data += b"0\r\n\r\n"
         connection.send(
             self,
-            b"".join(out),
+            data,
             timeout_s=match.terms.read_timeout_s,
             bodiless=request.method == "HEAD",
             whole=request.complete,
@@ -183,31 +183,31 @@ class ProxiedExchange:
                 request.expects_continue = False
                 request.connection.ask_for_body()
 
-    def _head(self, match: "Match") -> list[bytes]:
-        """The head of the request to the upstream, in pieces."""
+    def _head(self, match: "Match") -> bytes:
+        """The head of the request to the upstream."""
         request = self._request
-        _path, mark, query = request.target.partition(b"?")
-        method, path = request.method.encode(), match.upstream_path
+        # The path as text has as many characters as bytes.
+        method, path, query = request.method.encode(), match.upstream_path, request.target[len(request.path) :]
         host = request.authority if match.terms.preserve_host and request.authority else request.upstream_host
         if (changed := request.outgoing) is not None:
             method, path, host = changed.method or method, changed.path or path, changed.host or host
             if changed.query is not None:
-                query, mark = changed.query, b"?" if changed.query else b""
-        out = [method, b" ", path, mark, query, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
+                query = b"?" + changed.query if changed.query else b""
+        out = [b"%b %b%b HTTP/1.1\r\nHost: %b" % (method, path, query, host)]
         lines = request.forwarded_lines()
         if not request.is_plain:
             lines = _without_options(lines)
-        for name, value in lines:
-            if len(name) in _DROPPED_SIZES and name.lower() in _DROPPED:
-                continue
-            out += (name, b": ", value, b"\r\n")
+        for line in lines:
+            name = line[0]
+            if len(name) not in _DROPPED_SIZES or name.lower() not in _DROPPED:
+                out.append(b": ".join(line))
         if request.content_length is None:
-            out.append(b"Transfer-Encoding: chunked\r\n")
+            out.append(b"Transfer-Encoding: chunked")
         elif request.content_length or request.method in ("POST", "PUT", "PATCH"):
-            out.append(b"Content-Length: %d\r\n" % request.content_length)
-        out.append(self._runloop.forwarding.lines(request))
-        out += (b"X-Kong-Request-Id: ", request.id, _VIA_OF[request.version])
-        return out
+            out.append(b"Content-Length: %d" % request.content_length)
+        forwarded = self._runloop.forwarding.lines(request)
+        out += (forwarded, b"X-Kong-Request-Id: " + request.id, _VIA_OF[request.version])
+        return b"\r\n".join(out)
 
     def _framed(self, data: bytes) -> bytes:
         return data if self._request.content_length is not None else b"%x\r\n%b\r\n" % (len(data), data)

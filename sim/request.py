@@ -234,7 +234,6 @@ class Request:
         target: bytes,
         lines: HeaderLines,
         version: str,
-        *,
         keep_alive: bool,
         started_ns: int,
     ) -> None:
@@ -357,7 +356,7 @@ class Request:
             raise Refusal(405, f"client sent {self.method} method")
         if not self.target.startswith(b"/"):
             self.authority, self.target = split_absolute(self.target)
-        if b"#" in self.target:
+        if _NUMBER_SIGN in self.target:
             raise Refusal(400, "client sent a fragment in the request target")
         if self.authority or self.version == "1.1":
             self.host = host_of(self.authority)
@@ -444,6 +443,7 @@ _NOTED: Final[Mapping[bytes, Callable[[Request, bytes], None]]] = {
     **{b"x-forwarded-" + key: _note_proxy for key in (b"for", b"proto", b"host", b"port", b"path", b"prefix")},
 }
 _NOTED_SIZES: Final = frozenset(map(len, _NOTED))
+_NUMBER_SIGN: Final = ord("#")
 
 
 def header_line(name: str, value: object) -> tuple[bytes, bytes]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kongtrace import NOOP_SPAN, PHASES, NoopSpan, Phase, TracerProvider
 from kongtrace.context import KONG_PHASE
 from kongtrace.span import STATUS_ERROR
-from sim.balancer import Balancer
+from sim.balancer import Address, Balancer
 from sim.config import Gateway, Nginx
 from sim.forwarding import Forwarding
 from sim.framing import HeaderLines, Refusal
@@ -81,14 +81,17 @@ SWEEP_S_MAX: Final = 1.0
 
 _NS_PER_MS: Final = 1_000_000
 _STATUS_LINES: Final = {
-    status: b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode())
-    for status in (s.value for s in HTTPStatus)
+    status: b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()) for status in (s.value for s in HTTPStatus)
 }
+_KEPT_ALIVE: Final = b"Connection: keep-alive\r\n\r\n"
+_CLOSED: Final = b"Connection: close\r\n\r\n"
+_header: Final = b": ".join
+"""Makes a line, without its end, of a header's name and value."""
 
 
 def status_line(status: int) -> bytes:
-    """Return the first line of an answer."""
-    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    """Return the first line of an answer, without its end."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
 
 
 class Counts:
@@ -177,7 +180,8 @@ class Runloop:
         self.execution = provider.execution
         self.log_line = provider.log
         self._provider = provider
-        self._plans = plans
+        self._everywhere = plans.everywhere
+        self._plan_of = plans.by_route
         self._kong = kong
         self.now = runtime.now
         self.nginx = gateway.nginx
@@ -254,7 +258,7 @@ class Runloop:
         body = _message(_usual_message(refused.status), request_id)
         refused.body_bytes_sent = len(body)
         self.given_up(refused)
-        head = b"%bContent-Type: application/json; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n" % (
+        head = b"%b\r\nContent-Type: application/json; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n" % (
             status_line(refused.status),
             len(body),
         )
@@ -337,7 +341,7 @@ class Runloop:
     def _rewrite(self, request: Request) -> int | None:
         request.id = self._provider.trace_ids.draw().hex().encode()
         self.instrumentation.request(request)
-        plan = request.plan = self._plans.everywhere
+        plan = request.plan = self._everywhere
         return self._run_plugins(request, REWRITE, plan.rewrite) if plan.rewrite else None
 
     def _route(self, request: Request) -> int | None:
@@ -359,7 +363,7 @@ class Runloop:
             return 404
         if match.terms.https_only:
             return self._require_https(request, match.route.https_redirect_status_code)
-        request.plan = self._plans.of_route(match.terms.route)
+        request.plan = self._plan_of[match.terms.route]
         return None
 
     def _require_https(self, request: Request, status: int) -> int:
@@ -493,6 +497,9 @@ class Runloop:
             return self._resolved(request, span, error)
         if known is not None:
             return self._resolved(request, span, known)
+        return self._resolve(request, span, host, port)
+
+    def _resolve(self, request: Request, span: Any, host: str, port: int) -> int:
         found: list[tuple[str, int]] = []
 
         async def ask() -> None:
@@ -523,9 +530,9 @@ class Runloop:
         """Choose one of an upstream's targets, once their names are resolved."""
         request.choice = balancer.begin(request)
         unresolved = balancer.unresolved(self.resolver)
-        if not unresolved:
-            return self._choose(request)
+        return self._resolve_targets(request, unresolved) if unresolved else self._choose(request)
 
+    def _resolve_targets(self, request: Request, unresolved: list[Address]) -> int:
         async def ask() -> None:
             for address in unresolved:
                 span = self.instrumentation.dns_query()
@@ -643,7 +650,7 @@ class Runloop:
             self.instrumentation.status(request)
         if request.choice is not None and request.choice.cookie is not None:
             request.response_lines.append((b"Set-Cookie", request.choice.cookie))
-        plan = request.plan or self._plans.everywhere
+        plan = request.plan or self._everywhere
         return not plan.header_filter or self._filter_header(request, plan)
 
     def _filter_header(self, request: Request, plan: Plan) -> bool:
@@ -672,7 +679,7 @@ class Runloop:
         body = answer.body or b""
         kept = [line for line in request.response_lines if line[0].lower() not in names]
         request.response_lines = [*kept, *answer.headers, (b"Content-Length", b"%d" % len(body))]
-        plan = request.plan or self._plans.everywhere
+        plan = request.plan or self._everywhere
         replacing = PluginHandler("", "", _replace_body, body)
         request.plan = replace(plan, body_filter=(replacing, *plan.body_filter))
 
@@ -683,7 +690,7 @@ class Runloop:
         """
         if last:
             request.body_ended_ns = self.time_ns()
-        plan = request.plan or self._plans.everywhere
+        plan = request.plan or self._everywhere
         return self._filter_body(request, plan, data, last=last) if plan.body_filter else data
 
     def _filter_body(self, request: Request, plan: Plan, data: bytes, *, last: bool) -> bytes | None:
@@ -708,12 +715,14 @@ class Runloop:
         request.header_sent = True
         # What is still to come of the body is not waited for once the answer is complete.
         keep_alive = request.keep_alive = request.keep_alive and request.complete and not self.draining
-        out = [status_line(request.status)]
-        for name, value in request.response_lines:
-            out += (name, b": ", value, b"\r\n")
-        out += (b"X-Kong-Request-Id: ", request.id, b"\r\nConnection: ", b"keep-alive" if keep_alive else b"close")
-        out.append(b"\r\n\r\n")
-        head = b"".join(out)
+        head = b"\r\n".join(
+            (
+                _STATUS_LINES.get(request.status) or status_line(request.status),
+                *map(_header, request.response_lines),
+                b"X-Kong-Request-Id: " + request.id,
+                _KEPT_ALIVE if keep_alive else _CLOSED,
+            )
+        )
         request.head_bytes = len(head)
         request.connection.write(head)
 
@@ -732,7 +741,8 @@ class Runloop:
         counts = self.counts
         counts.requests += 1
         counts.active -= 1
-        counts.responses[min(request.status // 100, 5)] += 1
+        hundreds = request.status // 100
+        counts.responses[hundreds if hundreds < 5 else 5] += 1  # noqa: FURB136 - cheaper than a call
         completed = not self._makes_spans or self._log(request)
         if self._on_logged is not None:
             self._on_logged(request)
@@ -758,7 +768,7 @@ class Runloop:
         self.execution.enter(LOG, request.ctx)
         request.ctx[KONG_PHASE] = "log"
         kong = self._kong
-        plan = request.plan or self._plans.everywhere
+        plan = request.plan or self._everywhere
         try:
             self.instrumentation.log(request)
             for handler in plan.log:

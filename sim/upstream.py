@@ -321,6 +321,7 @@ class Pool:
 
     def __init__(self, runtime: "Runtime", admits: Callable[[], bool] = unlimited) -> None:
         self._runtime = runtime
+        self._now = runtime.now
         self._admits = admits
         self._connecting = 0
         self._idle: defaultdict[Place, list[UpstreamConnection]] = defaultdict(list)
@@ -369,7 +370,7 @@ class Pool:
         idle = self._idle[connection.place]
         if len(idle) < IDLE_MAX and connection.exchanges < EXCHANGES_MAX:
             idle.append(connection)
-            connection.deadline_s = self._runtime.now() + IDLE_TIMEOUT_S
+            connection.deadline_s = self._now() + IDLE_TIMEOUT_S
             if not self._trimming:
                 self._trimming = True
                 self._runtime.call_later(TRIM_S, self._trim)
@@ -394,13 +395,13 @@ class Pool:
 
     def watch(self, connection: UpstreamConnection, timeout_s: float) -> None:
         """Give the exchange of `connection` up in `timeout_s` from now, unless it has ended or is watched anew."""
-        connection.deadline_s = self._runtime.now() + timeout_s
+        connection.deadline_s = self._now() + timeout_s
         if not self._sweeping:
             self._sweeping = True
             self._runtime.call_later(SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
-        now = self._runtime.now()
+        now = self._now()
         watched = [connection for connection in self.open if connection.exchange is not None]
         for connection in watched:
             if connection.deadline_s <= now and connection.exchange is not None:
@@ -411,7 +412,7 @@ class Pool:
 
     def _trim(self) -> None:
         """Close what has been idle for too long."""
-        now = self._runtime.now()
+        now = self._now()
         for idle in self._idle.values():
             for connection in [connection for connection in idle if connection.deadline_s <= now]:
                 connection.transport.close()

@@ -211,7 +211,7 @@ def test_handlers_run_by_priority_and_equal_ones_by_name_downwards():
     """Descending priority, then descending name, whatever the order of the file."""  # R5
     for names in itertools.permutations("abc"):
         plans = planned(*(Plugin(name=name) for name in names))
-        assert [handler.name for handler in plans.of_route("r").access] == ["c", "b", "a"]
+        assert [handler.name for handler in plans.by_route["r"].access] == ["c", "b", "a"]
 
 
 def test_plugin_of_a_route_goes_before_that_of_its_service_and_the_global_one():
@@ -223,8 +223,8 @@ def test_plugin_of_a_route_goes_before_that_of_its_service_and_the_global_one():
         Plugin(name="a", route="r", config={"of": "route"}),
     )
 
-    assert [handler.conf["of"] for handler in plans.of_route("r").access] == ["both"]
-    assert [handler.conf["of"] for handler in plans.of_route("other").access] == ["service"]
+    assert [handler.conf["of"] for handler in plans.by_route["r"].access] == ["both"]
+    assert [handler.conf["of"] for handler in plans.by_route["other"].access] == ["service"]
     assert [handler.conf["of"] for handler in plans.everywhere.access] == ["all"]
 
 
@@ -237,7 +237,7 @@ def test_plan_knows_which_phases_wait():
 def test_plugin_is_one_instance_whatever_it_is_configured_for():
     """As in Kong, what a plugin keeps in itself is the worker's."""
     plans = planned(Plugin(name="a"), Plugin(name="a", route="r"))
-    of_all, of_route = plans.everywhere.access[0], plans.of_route("r").access[0]
+    of_all, of_route = plans.everywhere.access[0], plans.by_route["r"].access[0]
 
     assert of_all.call.__self__ is of_route.call.__self__
     assert of_all.entity_id != of_route.entity_id
