@@ -55,11 +55,14 @@ MARK: Final = "x-verify"
 
 TRACE_HEADERS: Final = {
     "traceparent": "w3c",
-    "b3": "b3-single",
+    "b3": "b3",
     "x-b3-spanid": "b3",
     "uber-trace-id": "jaeger",
     "ot-tracer-spanid": "ot",
     "x-datadog-parent-id": "datadog",
+    "x-amzn-trace-id": "aws",
+    "x-cloud-trace-context": "gcp",
+    "x-instana-s": "instana",
 }
 """Headers that name a parent, each with its format."""
 
@@ -382,13 +385,8 @@ class Trial:
                 if isinstance(span, CheckedSpan) and not span.record.released:
                     sampled[span.span_id] = span.should_sample
         for name, form in TRACE_HEADERS.items():
-            if request.headers.get(name) is None:
-                continue
-            told = propagation.extract_format(form, request.headers, _no_log)
-            parent = None if told is None else (told.span_id or told.parent_id)
-            if parent is None or told is None or told.should_sample is False or parent.hex() == _SPAN_ID:
-                continue
-            if not sampled.get(parent):
+            parent = None if request.headers.get(name) is None else _parent_named(form, request.headers)
+            if parent is not None and parent.hex() != _SPAN_ID and not sampled.get(parent):
                 self._watch.orphaned(name, parent.hex(), stack)
 
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -442,6 +440,15 @@ class Trial:
         ]
         client.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         return client
+
+
+def _parent_named(form: str, headers: Any) -> bytes | None:
+    """The parent that headers of a format name, unless they say that it is not sampled, or cannot be read."""
+    try:
+        told = propagation.extract_format(form, headers, _no_log)
+    except propagation.UnguardedError:
+        return None
+    return None if told is None or told.should_sample is False else (told.span_id or told.parent_id)
 
 
 class Client(asyncio.Protocol):

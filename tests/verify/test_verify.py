@@ -300,6 +300,56 @@ def test_failure_shrinks_to_the_smallest_program(shop, monkeypatch):
     assert shown.program.requests == 1
 
 
+INJECTED = {
+    "traceparent": {"traceparent": "00-{trace}-{parent}-01"},
+    "b3": {"b3": "{trace}-{parent}-1"},
+    "x-b3-spanid": {"x-b3-traceid": "{trace}", "x-b3-spanid": "{parent}", "x-b3-sampled": "1"},
+    "uber-trace-id": {"uber-trace-id": "{trace}:{parent}:0:1"},
+    "ot-tracer-spanid": {"ot-tracer-traceid": "{trace}", "ot-tracer-spanid": "{parent}", "ot-tracer-sampled": "1"},
+    "x-datadog-parent-id": {
+        "x-datadog-trace-id": "5",
+        "x-datadog-parent-id": "{number}",
+        "x-datadog-sampling-priority": "1",
+    },
+    "x-amzn-trace-id": {"x-amzn-trace-id": "Root=1-{trace:.8}-{trace:.24};Parent={parent};Sampled=1"},
+    "x-cloud-trace-context": {"x-cloud-trace-context": "{trace}/{number};o=1"},
+    "x-instana-s": {"x-instana-t": "{trace}", "x-instana-s": "{parent}", "x-instana-l": "1"},
+}
+"""For each header that names a parent, the headers of its format."""
+
+INJECTING = """
+class Shop:
+    PRIORITY = 1
+    VERSION = "1"
+
+    def access(self, kong, conf):
+        root = kong.tracing.get_root_span()
+        if root is not None and root.should_sample:
+            parent = {parent}
+            told = dict(trace=root.trace_id.hex(), parent=parent.hex(), number=int.from_bytes(parent))
+            for name, value in {headers}.items():
+                kong.service.request.set_header(name, value.format(**told))
+"""
+
+
+@pytest.mark.parametrize("header", trial.TRACE_HEADERS)
+def test_orphan_parent_is_found_in_every_format(shop, header):
+    """A parent that nobody exports is told of whichever header names it; the root span's id is none."""
+    file = shop(INJECTING.format(parent="b'orphaned'", headers=INJECTED[header]))
+    assert [(m.code, m.message.split()[0]) for m in trial.run(Suspects((file,)), Program((Visit(),))).mistakes] == [
+        ("KG006", header)
+    ]
+    file = shop(INJECTING.format(parent="root.span_id", headers=INJECTED[header]))
+    assert trial.run(Suspects((file,)), Program((Visit(),))).mistakes == ()
+
+
+def test_trace_header_that_cannot_be_read_names_no_parent(shop):
+    """What a plugin writes may be nonsense: the verification goes on."""
+    headers = dict.fromkeys(INJECTED, "nonsense") | {"x-datadog-trace-id": "5", "x-b3-traceid": "5"}
+    file = shop(INJECTING.format(parent="b''", headers=headers))
+    assert trial.run(Suspects((file,)), Program((Visit(),))).mistakes == ()
+
+
 @given(program=programs())
 def test_program_survives_its_line(program):
     """What is printed can be read again."""
