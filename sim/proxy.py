@@ -33,6 +33,8 @@ _VIA_OF: Final = {
 _NS_PER_MS: Final = 1_000_000
 NO_CONTENT: Final = 204
 _LENGTH: Final = b"content-length"
+_DATE: Final = b"date"
+_DATE_SIZE: Final = len(_DATE)
 _CONNECTION: Final = b"connection"
 _FORWARDING: Final = frozenset(
     b"x-forwarded-" + key for key in (b"for", b"proto", b"host", b"port", b"path", b"prefix")
@@ -241,18 +243,23 @@ class ProxiedExchange:
         request.upstream_response = (status, lines)
         now_ns = self._runloop.time_ns()
         request.upstream_ns = now_ns - self._try.start_ns
-        has_length = has_options = False
+        has_length = has_options = has_date = False
         # What plugins have set before stands first.
         kept = request.response_lines
         for line in lines:
             name = line[0]
-            if len(name) in _ANSWER_SIZES:
+            size = len(name)
+            if size in _ANSWER_SIZES:
                 lower = name.lower()
                 if lower in _ANSWER_DROPPED or (lower == _LENGTH and status == NO_CONTENT):
                     has_options = has_options or (lower == _CONNECTION and line[1].lower() not in USUAL_OPTIONS)
                     continue
                 has_length = has_length or lower == _LENGTH
+            elif size == _DATE_SIZE:
+                has_date = has_date or name.lower() == _DATE
             kept.append(line)
+        if not has_date:
+            kept.append(self._runloop.date_line())
         if has_options:
             options = _connection_options(lines)
             request.response_lines = kept = [line for line in kept if line[0].lower() not in options]

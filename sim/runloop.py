@@ -17,6 +17,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -80,6 +81,7 @@ SWEEP_S_MAX: Final = 1.0
 """How late a client's timeout may be at most."""
 
 _NS_PER_MS: Final = 1_000_000
+_NS_PER_S: Final = 1_000_000_000
 _STATUS_LINES: Final = {
     status: b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()) for status in (s.value for s in HTTPStatus)
 }
@@ -203,6 +205,8 @@ class Runloop:
         }
         self.instrumentation = instrumentation
         self._suspended: dict[Request, bool] = {}
+        self._date_second = -1
+        self._date_line = (b"", b"")
         # Without plugins and without instrumentation there is nobody who could make a span.
         self._makes_spans = instrumentation.enabled or bool(gateway.plugins)
         handlers: list[tuple[Phase, Handler]] = [
@@ -258,11 +262,15 @@ class Runloop:
         body = _message(_usual_message(refused.status), request_id)
         refused.body_bytes_sent = len(body)
         self.given_up(refused)
-        head = b"%b\r\nContent-Type: application/json; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n" % (
-            status_line(refused.status),
-            len(body),
+        lines = (
+            self.date_line(),
+            (b"Content-Type", JSON.encode()),
+            (b"Connection", b"close"),
+            (b"Content-Length", b"%d" % len(body)),
+            (b"Server", SERVER),
+            (b"X-Kong-Request-Id", request_id),
         )
-        return head + b"Server: %b\r\nX-Kong-Request-Id: %b\r\n\r\n%b" % (SERVER, request_id, body)
+        return b"\r\n".join((status_line(refused.status), *map(_header, lines), b"", body))
 
     def given_up(self, refused: RefusedRequest) -> None:
         """Book a request that is not served."""
@@ -626,21 +634,31 @@ class Runloop:
         self._answer(request, request.status, request.ctx[SERVICE_BODY], request.response_lines)
 
     def _answer(self, request: Request, status: int, body: bytes, lines: HeaderLines) -> None:
-        if not _tells_length(lines):
+        if not _has(lines, _LENGTH):
             lines.append((b"Content-Length", b"%d" % len(body)))
         if request.upstream_response is None:
+            if not _has(lines, _DATE):
+                lines.append(self.date_line())
             lines.append((b"X-Kong-Response-Latency", b"%d" % ((self.time_ns() - request.started_ns) // _NS_PER_MS)))
             lines.append((b"Server", SERVER))
         request.status = status
         request.response_lines = lines
         if self.header_filter(request) and (filtered := self.body_filter(request, body, last=True)) is not None:
-            if not _tells_length(request.response_lines):
+            if not _has(request.response_lines, _LENGTH):
                 request.response_lines.append((b"Content-Length", b"%d" % len(filtered)))
             self.write_head(request)
             if request.method != "HEAD":
                 request.connection.write(filtered)
             request.connection.flush()
         self.end(request)
+
+    def date_line(self) -> tuple[bytes, bytes]:
+        """Return the Date header of an answer that has none yet (RFC 9110 6.6.1)."""
+        second = self.time_ns() // _NS_PER_S
+        if second != self._date_second:
+            self._date_second = second
+            self._date_line = (b"Date", formatdate(second, usegmt=True).encode())
+        return self._date_line
 
     def header_filter(self, request: Request) -> bool:
         """Run the header_filter phase; False when it failed and the connection was closed (R6)."""
@@ -802,12 +820,16 @@ class Runloop:
         self.log_line("error", f"{how}: {what}")
 
 
+_DATE: Final = b"date"
+_LENGTH: Final = b"content-length"
+
 _EXITS: Final = frozenset({404})
 """Statuses of the gateway's own answers that are no failure of the service (`kong.response.get_source`)."""
 
 
-def _tells_length(lines: HeaderLines) -> bool:
-    return any(len(name) == 14 and name.lower() == b"content-length" for name, _value in lines)
+def _has(lines: HeaderLines, name: bytes) -> bool:
+    size = len(name)
+    return any(len(line[0]) == size and line[0].lower() == name for line in lines)
 
 
 def _no_span(_name: str) -> NoopSpan:

@@ -243,6 +243,23 @@ def test_request_in_line_is_answered_though_the_next_one_is_too_large():
     assert [request.target for request, _, _ in wired.understood] == [b"/1", b"/2"]
 
 
+def test_every_answer_has_a_date():
+    """The upstream's where it has one; else that of the gateway's clock (RFC 9110 6.6.1)."""
+    wired = Wired(routes=(Route(name="all", service="orders", paths=("/a",)),))
+    own = b"Thu, 01 Jan 1970 00:16:40 GMT"
+    for request in (b"GET /a HTTP/1.1\r\nHost: g\r\n\r\n", b"GET /b HTTP/1.1\r\nHost: g\r\n\r\n", b"x\r\n\r\n"):
+        [(_, headers, _)] = answers(wired.client().send(request).received(), "GET")
+        assert headers[b"date"] == own
+
+    theirs = b"Fri, 02 Jan 1970 00:00:00 GMT"
+    for upstream in wired.upstreams:
+        upstream.turn = list  # it does not answer by itself
+    client = wired.client().send(b"GET /a HTTP/1.1\r\nHost: g\r\n\r\n")
+    [asked] = [upstream for upstream in wired.upstreams if upstream.wire.written]
+    asked.protocol.data_received(b"HTTP/1.1 200 OK\r\nDATE: %b\r\nContent-Length: 0\r\n\r\n" % theirs)
+    assert client.received().lower().count(b"\r\ndate: ") == client.received().count(theirs) == 1
+
+
 # What is told of the refused.
 
 
