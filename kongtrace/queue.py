@@ -61,6 +61,9 @@ COALESCE_MIN_S: Final = 0.05
 BATCH_BYTES_MAX: Final = 16 * 1024 * 1024
 """What profile ``safe`` puts into a request at most: the OpenTelemetry collector takes 20 MiB, uncompressed."""
 
+ATTEMPT_S: Final = 10.0
+"""What profile ``safe`` gives a whole attempt: the default of ``OTEL_EXPORTER_OTLP_TIMEOUT``."""
+
 LEGACY_WARNING_INTERVAL_S: Final = 60.0
 """A legacy parameter is warned about at most once in this time (Q27)."""
 
@@ -108,6 +111,7 @@ class QueueProfile:
         complaint_interval_s: what concerns single entries is logged at most once in this time, s; 0: each time.
         compression: of what is sent, "gzip" or "none", unless the operator says otherwise.
         batch_bytes_max: strings of a batch are no longer together than this, B, a single one excepted; None: no limit.
+        attempt_s: s that an attempt may take as a whole, unless the operator says otherwise; None: no limit.
     """
 
     name: str
@@ -126,6 +130,7 @@ class QueueProfile:
     complaint_interval_s: float
     compression: str
     batch_bytes_max: int | None
+    attempt_s: float | None
 
     def outcome(self, status: int, body: str = "", *, retry_after_s: float | None = None, refused: int = 0) -> Outcome:
         """What an answer of the collector means for a batch (O18).
@@ -159,6 +164,7 @@ KONG = QueueProfile(
     complaint_interval_s=0.0,
     compression="none",
     batch_bytes_max=None,
+    attempt_s=None,
 )
 SAFE = QueueProfile(
     name="safe",
@@ -177,6 +183,7 @@ SAFE = QueueProfile(
     complaint_interval_s=60.0,
     compression="gzip",
     batch_bytes_max=BATCH_BYTES_MAX,
+    attempt_s=ATTEMPT_S,
 )
 PROFILES: Final = {profile.name: profile for profile in (KONG, SAFE)}
 

@@ -138,7 +138,7 @@ def serve(*, file: str | None, plugins: tuple[str, ...], stand_ins: tuple[str, .
     export = otlp_environment.read(os.environ)
     load = partial(declarative.load, path, settings, export, enabled=environment.plugins, plugin_paths=plugins)
     gateway = load()
-    for warning in (*environment.warnings, *gateway.warnings):
+    for warning in (*environment.warnings, *export.warnings, *gateway.warnings):
         click.echo(warning, err=True)
     from sim import master  # noqa: PLC0415 - the same
 
@@ -249,7 +249,7 @@ def check(
         export = otlp_environment.read(os.environ)
         settings = [*environment.settings, *map(_stand_in, stand_ins), *_overrides({"workers": "workers"}, options)]
         gateway = declarative.load(file, settings, export, enabled=environment.plugins, plugin_paths=plugins)
-        warnings, kind = (*environment.warnings, *gateway.warnings), "configuration"
+        warnings, kind = (*environment.warnings, *export.warnings, *gateway.warnings), "configuration"
         findings = checks.check_gateway(gateway, document, expected)
     else:
         loaded = scenario.load(file)

@@ -316,16 +316,39 @@ class Export(Model):
     Attributes:
         traces_endpoint: for plugins that name none.
         headers: added to each request, where the plugin does not say otherwise.
-        timeout: s that one attempt may take; None: no limit beside the plugin's.
+        timeout: s that one attempt may take; 0: no limit beside the plugin's; None: as the profile has it.
         compression: None: as the profile has it.
         certificate: goes before ``lua_ssl_trusted_certificate``.
+        client_certificate: file of the certificate that a secured collector is shown, PEM.
+        client_key: file of its key, PEM.
+        protocol: the only one that there is.
+        warnings: variables that are not followed, one line each.
     """
 
     traces_endpoint: Url | None = None
     headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
-    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     compression: Literal["gzip", "none"] | None = None
     certificate: Authorities | None = None
+    client_certificate: FilePath | None = None
+    client_key: FilePath | None = None
+    protocol: Literal["http/protobuf"] = "http/protobuf"
+    warnings: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _client_is_known_by_its_key(self) -> Self:
+        given = [name for name in ("client_certificate", "client_key") if getattr(self, name) is not None]
+        if len(given) == 1:
+            raise FieldError("certificate and key go together, and the other one is not set", field=given[0])
+        if self.client_certificate is None:
+            return self
+        try:
+            # Without a password it would be asked for on the terminal.
+            ssl.create_default_context().load_cert_chain(self.client_certificate, self.client_key, password="")
+        except OSError as error:
+            message = f"expected a certificate and its key, in PEM format and not encrypted: {error.strerror or error}"
+            raise FieldError(message, field="client_certificate") from None
+        return self
 
 
 class Service(Model):

@@ -9,7 +9,8 @@ A large body is compressed and written piece by piece: between two pieces the wo
 
 Timeouts: *connect* is for the connection and its TLS handshake; *send* for each piece to be taken by the collector's
 side; *read* for each wait for a part of the answer. What bounds the whole attempt comes from the environment
-(`sim.config.Export`). All in s here, in ms in the plugin's configuration, where 0 stands for nginx's 60 s.
+(`sim.config.Export`), else from the profile. All in s here, in ms in the plugin's configuration, where 0 stands for
+nginx's 60 s.
 
 Answers: what counts as success is the profile's (`kongtrace.queue.QueueProfile`).
 """
@@ -145,6 +146,7 @@ class Exporter:
         self._resolver = resolver
         self._export = export
         self._trusted = export.certificate or trusted
+        self._attempt_s = profile.attempt_s if export.timeout is None else export.timeout
         self._log = log
         self._on_change = on_change
         self._pool = Pool(runtime, admits)
@@ -191,14 +193,17 @@ class Exporter:
             parts.port or (443 if is_secure else 80),
             f"POST {path} HTTP/1.1\r\n{head}".encode(),
             resource,
-            Timeouts(seconds(connect_timeout), seconds(send_timeout), seconds(read_timeout), self._export.timeout),
+            Timeouts(seconds(connect_timeout), seconds(send_timeout), seconds(read_timeout), self._attempt_s or None),
             gzip,
             self._secured(host) if is_secure else None,
             encode,
         )
 
     def _secured(self, host: str) -> Tls:
-        return Tls(ssl.create_default_context(cafile=self._trusted), host)
+        context = ssl.create_default_context(cafile=self._trusted)
+        if self._export.client_certificate is not None:
+            context.load_cert_chain(self._export.client_certificate, self._export.client_key)
+        return Tls(context, host)
 
     @property
     def connections(self) -> int:

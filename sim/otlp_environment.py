@@ -3,18 +3,22 @@
 Read once, by the process that reads the configuration; workers get what came of it. A variable for traces goes before
 the one for all signals; an empty one counts as not set. What a plugin's configuration says goes before all of them.
 
-| variable, with `TRACES_` before its last word or without | |
+| variable, with `TRACES_` before `ENDPOINT` and so on, or without | |
 |---|---|
 | `OTEL_EXPORTER_OTLP_ENDPOINT` | base URL, to which `/v1/traces` is added; the one for traces is taken as it is |
 | `OTEL_EXPORTER_OTLP_HEADERS` | `name=value,name=value`, values percent-encoded |
-| `OTEL_EXPORTER_OTLP_TIMEOUT` | ms that one attempt may take |
+| `OTEL_EXPORTER_OTLP_TIMEOUT` | ms that one attempt may take; 0: no limit |
 | `OTEL_EXPORTER_OTLP_COMPRESSION` | `gzip` or `none` |
 | `OTEL_EXPORTER_OTLP_CERTIFICATE` | file of trusted authorities, PEM |
+| `OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE` | file of the certificate that a collector is shown, PEM |
+| `OTEL_EXPORTER_OTLP_CLIENT_KEY` | file of its key, PEM, not encrypted |
 | `OTEL_EXPORTER_OTLP_PROTOCOL` | `http/protobuf` alone |
 
-Errors: `UserError` names the variable.
+A number or a word that does not fit is warned about and counts as not set, as the specification has it. Errors:
+`UserError` names the variable; where to send, and as whom, is not guessed.
 
-Source: OpenTelemetry specification, "OpenTelemetry Protocol Exporter".
+Source: OpenTelemetry specification, "OpenTelemetry Protocol Exporter" and "Environment Variable Specification"
+(*Numeric*, *Timeout*, *Enum*).
 """
 
 from collections.abc import Callable, Mapping
@@ -29,62 +33,71 @@ from sim.errors import FieldError, UserError, shown
 
 PREFIX: Final = "OTEL_EXPORTER_OTLP_"
 TRACES_PATH: Final = "v1/traces"
-PROTOCOL: Final = "http/protobuf"
+
+
+class _UnfitError(FieldError):
+    """A number or a word that is to be warned about and passed over."""
 
 
 def read(environ: Mapping[str, str]) -> Export:
     """Return what the variables say; raises UserError."""
-    document = Document("environment", CommentedMap())
+    document, warnings = Document("environment", CommentedMap()), []
     for field, word, convert in _FIELDS:
-        name, value = _find(environ, word)
-        if not value:
-            continue
-        try:
-            document.set(Override((field,), convert(value, name), name))
-        except FieldError as error:
-            raise UserError(error.message, file=name, cure=error.cure) from None
-    name, protocol = _find(environ, "PROTOCOL")
-    if protocol and protocol != PROTOCOL:
-        raise UserError(f"expected {PROTOCOL}, not {shown(protocol)}", file=name, cure="unset it, or set that")
-    return document.validate(Export, document.plain())
+        for name in (f"{PREFIX}TRACES_{word}", f"{PREFIX}{word}"):
+            text = environ.get(name, "").strip()
+            if not text:
+                continue
+            try:
+                document.set(Override((field,), convert(text, name), name))
+                break
+            except _UnfitError as error:
+                warnings.append(f"{name}: {error.message}; it counts as not set")
+            except FieldError as error:
+                raise UserError(error.message, file=name, cure=error.cure) from None
+    return document.validate(Export, {**document.plain(), "warnings": tuple(warnings)})
 
 
-def _find(environ: Mapping[str, str], word: str) -> tuple[str, str]:
-    """Return name and value of the variable that counts."""
-    names = (f"{PREFIX}TRACES_{word}", f"{PREFIX}{word}")
-    return next(((name, value) for name in names if (value := environ.get(name, "").strip())), (names[-1], ""))
+def _endpoint(text: str, name: str) -> str:
+    return text if "TRACES_" in name else f"{text.rstrip('/')}/{TRACES_PATH}"
 
 
-def _endpoint(value: str, name: str) -> str:
-    return value if "TRACES_" in name else f"{value.rstrip('/')}/{TRACES_PATH}"
-
-
-def _headers(value: str, _name: str) -> dict[str, str]:
+def _headers(text: str, _name: str) -> dict[str, str]:
     headers = {}
-    for pair in filter(None, (part.strip() for part in value.split(","))):
-        key, equals, text = pair.partition("=")
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = pair.partition("=")
         if not equals:
             raise FieldError(f"expected name=value, not {shown(pair)}", cure="write api-key=secret,other=value")
-        headers[key.strip()] = unquote(text.strip())
+        headers[key.strip()] = unquote(value.strip())
     return headers
 
 
-def _seconds(value: str, _name: str) -> float:
-    try:
-        return int(value) / 1000
-    except ValueError:
-        raise FieldError(f"expected whole ms, not {shown(value)}", cure="write 10000") from None
+def _seconds(text: str, _name: str) -> float:
+    if not (text.isascii() and text.isdecimal()):
+        raise _UnfitError(f"expected whole ms such as 10000, not {shown(text)}")
+    return int(text) / 1000
 
 
-def _as_it_is(value: str, _name: str) -> str:
-    return value
+def _word(*known: str) -> Callable[[str, str], str]:
+    def convert(text: str, _name: str) -> str:
+        if text.lower() not in known:
+            raise _UnfitError(f"expected {' or '.join(known)}, not {shown(text)}")
+        return text.lower()
+
+    return convert
+
+
+def _as_it_is(text: str, _name: str) -> str:
+    return text
 
 
 _FIELDS: Final[tuple[tuple[str, str, Callable[[str, str], Any]], ...]] = (
     ("traces_endpoint", "ENDPOINT", _endpoint),
     ("headers", "HEADERS", _headers),
     ("timeout", "TIMEOUT", _seconds),
-    ("compression", "COMPRESSION", _as_it_is),
+    ("compression", "COMPRESSION", _word("gzip", "none")),
     ("certificate", "CERTIFICATE", _as_it_is),
+    ("client_certificate", "CLIENT_CERTIFICATE", _as_it_is),
+    ("client_key", "CLIENT_KEY", _as_it_is),
+    ("protocol", "PROTOCOL", _word("http/protobuf")),
 )
 """Field of `Export`, last word of the variable's name, and how its text becomes the field's value."""

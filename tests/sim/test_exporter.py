@@ -212,6 +212,30 @@ def test_the_certificate_of_the_environment_goes_first(authority, trusted, tmp_p
     outcomes(scenario)
 
 
+def test_a_collector_that_asks_who_is_there_is_shown_the_client_certificate(authority, trusted, tmp_path):
+    """`OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE` and its key; without them the collector sends the exporter away."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    issued = authority.issue_cert("client.test")
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    context = secured(authority, "127.0.0.1")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(trusted)
+
+    async def scenario():
+        async with collecting(context=context) as collector:
+            for export, is_taken in (
+                (Export(client_certificate=str(cert), client_key=str(key)), True),
+                (Export(), False),
+            ):
+                made = exporter(export=export, trusted=trusted)
+                outcome = await made.send(endpoint(made, f"https://127.0.0.1:{collector.port}/"), SPANS)
+                assert outcome.ok == is_taken, outcome
+                made.close()
+
+    outcomes(scenario)
+
+
 # How long it waits for what.
 
 
@@ -268,6 +292,21 @@ def test_timeout_of_the_attempt_ends_what_the_others_let_pass():
         raise ConnectionError
 
     assert failure(drip, export=Export(timeout=0.2)) == "timeout of the attempt"
+
+
+def test_an_attempt_of_safe_has_10_s_unless_the_environment_says_otherwise():
+    """Kong's has all the time that its parts take; 0 is no limit."""
+
+    async def scenario():
+        for profile, export, limit_s in (
+            ("safe", Export(), 10.0),
+            ("safe", Export(timeout=2.5), 2.5),
+            ("safe", Export(timeout=0), None),
+            ("kong", Export(), None),
+        ):
+            assert endpoint(exporter(profile, export), "http://c/").timeouts.attempt == limit_s
+
+    outcomes(scenario)
 
 
 def test_a_refused_connection_is_told_in_the_words_of_nginx():

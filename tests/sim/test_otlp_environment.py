@@ -2,6 +2,7 @@
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 from sim.config import Export
 from sim.errors import UserError
@@ -32,8 +33,10 @@ def test_headers_are_pairs_with_encoded_values():
 
 
 def test_timeout_is_in_milliseconds():
-    """The variable has ms, the setting s."""
+    """The variable has ms, the setting s; 0 is no limit, which is not the same as not set."""
     assert read(environment(TIMEOUT="2500")).timeout == 2.5
+    assert read(environment(TIMEOUT="0")).timeout == 0
+    assert read({}).timeout is None
 
 
 def test_a_variable_for_traces_goes_first():
@@ -55,11 +58,12 @@ def test_certificate_is_a_file_of_authorities(tmp_path):
         ({"ENDPOINT": "a:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: traces_endpoint: expected a URL such as "),
         ({"HEADERS": "key"}, "OTEL_EXPORTER_OTLP_HEADERS: expected name=value, not 'key'; write "),
         ({"HEADERS": "a=b%0d%0aInjected: x"}, "OTEL_EXPORTER_OTLP_HEADERS: headers.a: expected a header value"),
-        ({"TIMEOUT": "10s"}, "OTEL_EXPORTER_OTLP_TIMEOUT: expected whole ms, not '10s'; write 10000"),
-        ({"TRACES_TIMEOUT": "0"}, "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT: timeout: must be more than 0, not 0"),
-        ({"COMPRESSION": "zstd"}, "OTEL_EXPORTER_OTLP_COMPRESSION: compression: expected gzip or none, not 'zstd'"),
         ({"CERTIFICATE": "/none.pem"}, "OTEL_EXPORTER_OTLP_CERTIFICATE: certificate: expected a file of certificates"),
-        ({"PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL: expected http/protobuf, not 'grpc'; unset it"),
+        ({"CLIENT_KEY": "/none.pem"}, "OTEL_EXPORTER_OTLP_CLIENT_KEY: client_key: certificate and key go together"),
+        (
+            {"CLIENT_CERTIFICATE": "/none.pem", "CLIENT_KEY": "/none.pem"},
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: client_certificate: expected a certificate and its key, in PEM ",
+        ),
     ],
 )
 def test_a_mistake_names_its_variable(variables, message):
@@ -67,3 +71,46 @@ def test_a_mistake_names_its_variable(variables, message):
     with pytest.raises(UserError) as raised:
         read(environment(**variables))
     assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("TIMEOUT", "10s", "whole ms such as 10000, not '10s'"),
+        ("TIMEOUT", "-1", "whole ms such as 10000, not '-1'"),
+        ("TRACES_TIMEOUT", "0.5", "whole ms such as 10000, not '0.5'"),
+        ("COMPRESSION", "zstd", "gzip or none, not 'zstd'"),
+        ("PROTOCOL", "grpc", "http/protobuf, not 'grpc'"),
+    ],
+)
+def test_number_or_word_that_does_not_fit_counts_as_not_set(name, text, expected):
+    """All programs of a machine share the variables, so that one's word need not be another's; there is a warning."""
+    warning = f"{PREFIX}{name}: expected {expected}; it counts as not set"
+    assert read(environment(**{name: text})) == Export(warnings=(warning,))
+
+
+def test_variable_for_all_signals_takes_the_place_of_one_for_traces_that_does_not_fit():
+    """Which counts as not set."""
+    said = read(environment(TRACES_TIMEOUT="soon", TIMEOUT="100", COMPRESSION="GZIP"))
+    assert (said.timeout, said.compression, len(said.warnings)) == (0.1, "gzip", 1)
+
+
+def test_client_certificate_and_its_key_are_files(tmp_path):
+    """They are tried at once, and a key that is encrypted asks nobody for its password."""
+    issued = trustme.CA().issue_cert("client.test")
+    cert, key, locked = (tmp_path / name for name in ("cert.pem", "key.pem", "locked.pem"))
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    locked.write_bytes(encrypted(key.read_bytes()))
+
+    said = read(environment(CLIENT_CERTIFICATE=str(cert), CLIENT_KEY=str(key)))
+
+    assert (said.client_certificate, said.client_key) == (str(cert), str(key))
+    with pytest.raises(UserError, match="in PEM format and not encrypted"):
+        read(environment(CLIENT_CERTIFICATE=str(cert), CLIENT_KEY=str(locked)))
+
+
+def encrypted(pem):
+    key = serialization.load_pem_private_key(pem, None)
+    form = serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+    return key.private_bytes(serialization.Encoding.PEM, *form)
