@@ -161,7 +161,7 @@ class Bench:
         if self._trial is None:
             suspects = Suspects(tuple(self._places), self._configs)
             classes = suspects.load()
-            self._watch = Watch(files_of(classes), locates=False, breaks_off=False)
+            self._watch = Watch(files_of(classes), locates=False, breaks_off=False, isolates=False)
             self._trial = Trial(
                 suspects,
                 classes,
@@ -188,7 +188,7 @@ class Bench:
         """Do it all again, and return the stalls with their lines."""
         suspects = Suspects(tuple(self._places), self._configs)
         classes = suspects.load()
-        watch = Watch(files_of(classes), locates=True)
+        watch = Watch(files_of(classes), locates=True, isolates=False)
         trial = Trial(suspects, classes, self._program, watch, collector=CollectorServer(0.0, lambda _span: None))
 
         async def play() -> None:

@@ -244,7 +244,9 @@ class Trial:
 
     async def begin(self) -> None:
         """Start service, collector and worker."""
-        asyncio.get_running_loop().set_exception_handler(self._unhandled)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._unhandled)
+        loop.set_task_factory(self._watch.task)
         self.world.network.silence(_SILENT)
         self._upstream = self._receiver = await self._serve(ServiceServer(self.visits))
         if self._collector is not None:
@@ -391,11 +393,8 @@ class Trial:
 
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if isinstance(error, Exception):
-            before = len(self._watch.mistakes)
-            self._watch.raised(error)
-            if len(self._watch.mistakes) == before:
-                self.crashes.append(error)
+        if isinstance(error, Exception) and not self._watch.raised(error):
+            self.crashes.append(error)
 
     # Clients.
 

@@ -6,6 +6,9 @@ and in which the thread computed, or gave the processor away by itself, has stal
 interrupted by other programs has not. A stall counts when two trials that run again have it on the same line, which an
 interval timer tells.
 
+Whatever the virtual world has not got, but the operating system has, is asked for elsewhere: an audit hook hears of
+it (PEP 578). It stays for the life of the process, since none can be taken out, and is deaf outside steps.
+
 Every timer belongs to a *lineage*: that of the request, or of the worker, from which it descends over however many
 timers. So a storm and what is left behind are told of the request that began it.
 
@@ -13,13 +16,17 @@ The watch knows the plugins by their files. The place of a mistake is the first 
 stack; what has none is the gateway's own affair.
 """
 
+import asyncio
+import errno
 import inspect
 import resource
 import signal
+import sys
 import sysconfig
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from functools import cache
 from pathlib import Path
 from sys import _getframe
 from types import FrameType, TracebackType
@@ -66,6 +73,16 @@ STACK_DEPTH_MAX: Final = 24
 
 HANDLERS: Final = ("init_worker", "configure", *AWAITING_PHASES, *PLAIN_PHASES)
 
+_NETWORK: Final = ("connect", "sendto", "sendmsg", "getaddrinfo", "gethostbyname", "gethostbyaddr")
+_PROCESS: Final = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec")
+_THREAD: Final = ("_thread.start_new_thread", "_thread.start_joinable_thread")
+ELSEWHERE: Final = {
+    **{f"socket.{name}": "the network" for name in _NETWORK},
+    **dict.fromkeys(_PROCESS, "a process"),
+    **dict.fromkeys(_THREAD, "a thread"),
+}
+"""What a handler may ask the operating system for, by the audit event (PEP 578) that tells of it."""
+
 _LINEAGE: Final = "KONGSIM_LINEAGE"
 _NS_PER_MS: Final = 1_000_000
 _NS_PER_S: Final = 1_000_000_000
@@ -105,6 +122,7 @@ class Watch:
         files: of the plugins, each with the plugin's name.
         locates: stalls are told with their line; else only that there was one.
         breaks_off: a step that does not come back is broken off, by the alarm clock of the process (SIGALRM).
+        isolates: the operating system's network and processes fail, as if they were not there.
 
     Attributes:
         mistakes: what was found, by what makes them the same.
@@ -114,8 +132,12 @@ class Watch:
         execution: of the gateway that runs now.
     """
 
-    def __init__(self, files: Mapping[str, str], *, locates: bool, breaks_off: bool = True) -> None:
+    def __init__(
+        self, files: Mapping[str, str], *, locates: bool, breaks_off: bool = True, isolates: bool = True
+    ) -> None:
+        _listen()
         self._files = files
+        self._isolates = isolates
         self._locates = locates
         self._breaks_off = breaks_off
         self._worker = Lineage(of_request=False)
@@ -141,23 +163,27 @@ class Watch:
             phase = phase or self.execution.phase.name
             self._keep(Mistake(code, message, self._plugin(stack), phase, None, place, stack))
 
-    def raised(self, error: Exception) -> None:
-        """A handler has raised."""
+    def raised(self, error: Exception) -> bool:
+        """A handler has raised, or a task; whether that is a plugin's affair."""
         frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
         stack = tuple(Frame(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in reversed(frames))[
             :STACK_DEPTH_MAX
         ]
         place = self._place(stack)
-        if place is None or any(
-            key[1:] == (place.filename, place.line) and key[0].startswith("KT") for key in self.mistakes
+        if place is None:
+            return False
+        if any(
+            key[1:] == (place.filename, place.line) and key[0].startswith(("KT", BEHIND_THE_GATEWAY))
+            for key in self.mistakes
         ):
-            return  # the tracer has told already
+            return True  # that has been told already
         code = RAISES
         if isinstance(error, NotVirtualError):
             code = BEHIND_THE_GATEWAY
         elif isinstance(error, ApiError) and _is_forbidden(str(error)):
             code = FORBIDDEN_CALL
         self.tell(code, f"{type(error).__name__}: {error}", stack)
+        return True
 
     def orphaned(self, header: str, parent_id: str, stack: Stack) -> None:
         """A header for the upstream names a span that is none of the request's."""
@@ -168,6 +194,37 @@ class Watch:
         self.stalled.add(stack[-1])
         if self._locates:
             self.tell(STALL, f"the loop stood still for about {_rounded(milliseconds):g} ms", stack)
+
+    def asked_elsewhere(self, event: str) -> None:
+        """A handler asks the operating system for something.
+
+        Raises:
+            ConnectionRefusedError: it does not get it.
+        """
+        if self.execution.phase.name == "init_worker":
+            return
+        what = ELSEWHERE[event]
+        self.tell(BEHIND_THE_GATEWAY, f"the operating system is asked for {what} ({event})", stack_of(_getframe(2)))
+        if self._isolates and event not in _THREAD:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, f"the virtual world has not got {what}: {event}")
+
+    def task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
+        """Make a task of the loop, and note whose it is."""
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        if _running:
+            stack = stack_of(_getframe(1))
+            by = next(
+                (frame for frame in stack if self._is_users(frame.filename) or _is_gateways(frame.filename)), None
+            )
+            if by is not None and not _is_gateways(by.filename):
+                _running[-1].tasks.append((task, stack))
+        return task
+
+    def ended(self, tasks: "Tasks") -> None:
+        """A handler has ended that made these tasks."""
+        for task, stack in tasks:
+            if not task.done() and not task.cancelling():
+                self.tell(BEHIND_THE_GATEWAY, "a task of the event loop goes on after its handler", stack)
 
     # Timers.
 
@@ -240,8 +297,9 @@ class Watch:
             return awaiting
 
         def plain(*arguments: Any) -> Any:
-            with Step(self, first):
+            with Step(self, first) as step:
                 given = handler(*arguments)
+            self.ended(step.tasks)
             if name in PLAIN_PHASES and isinstance(given, Awaitable):
                 self.tell(FORBIDDEN_CALL, f"{name} returned something to await, which nobody awaits", (first,))
                 if isinstance(given, Coroutine):
@@ -251,21 +309,37 @@ class Watch:
         return plain
 
 
+Tasks = list[tuple["asyncio.Task[Any]", Stack]]
+"""Tasks that a handler has made, and where."""
+
+
 class Step:
-    """One step of a handler, from one wait to the next; a real clock runs meanwhile."""
+    """One step of a handler, from one wait to the next; a real clock runs meanwhile.
 
-    __slots__ = ("_alarm_s", "_caught", "_cpu_ns", "_first", "_gave_away", "_previous", "_wall_ns", "_watch")
+    Args:
+        watch: that looks at it.
+        first: line of the handler.
+        tasks: takes those that it makes.
 
-    def __init__(self, watch: Watch, first: Frame) -> None:
-        self._watch = watch
+    Attributes:
+        watch: the same.
+        tasks: the same.
+    """
+
+    __slots__ = ("_alarm_s", "_caught", "_cpu_ns", "_first", "_gave_away", "_previous", "_wall_ns", "tasks", "watch")
+
+    def __init__(self, watch: Watch, first: Frame, tasks: Tasks | None = None) -> None:
+        self.watch = watch
+        self.tasks: Tasks = [] if tasks is None else tasks
         self._first = first
         self._caught: Stack = ()
 
     def __enter__(self) -> Self:
-        if self._watch._breaks_off:  # noqa: SLF001 - the two are one
+        if self.watch._breaks_off:  # noqa: SLF001 - the two are one
             self._previous = signal.signal(signal.SIGALRM, self._note)
-            first_s = BLOCKED_MS / 1000 if self._watch._locates else STUCK_S  # noqa: SLF001 - the same
+            first_s = BLOCKED_MS / 1000 if self.watch._locates else STUCK_S  # noqa: SLF001 - the same
             self._alarm_s = signal.setitimer(signal.ITIMER_REAL, first_s, STUCK_S)
+        _running.append(self)
         self._gave_away = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         self._cpu_ns = time.thread_time_ns()
         self._wall_ns = time.perf_counter_ns()
@@ -273,7 +347,8 @@ class Step:
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: TracebackType | None) -> None:
         wall_ns = time.perf_counter_ns() - self._wall_ns
-        if self._watch._breaks_off:  # noqa: SLF001 - see above
+        _running.remove(self)
+        if self.watch._breaks_off:  # noqa: SLF001 - see above
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._previous)
             delay_s, interval_s = self._alarm_s
@@ -281,20 +356,33 @@ class Step:
                 # Somebody else's alarm, maybe of a test that takes too long.
                 signal.setitimer(signal.ITIMER_REAL, max(delay_s - wall_ns / _NS_PER_S, 1e-6), interval_s)
         if isinstance(error, StuckError):
-            self._watch.tell(STALL, f"the handler had not come back after {STUCK_S:g} s", self._caught)
+            self.watch.tell(STALL, f"the handler had not come back after {STUCK_S:g} s", self._caught)
             return
         if wall_ns >= BLOCKED_MS * _NS_PER_MS:
             cpu_ns = time.thread_time_ns() - self._cpu_ns
             gave_away = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw > self._gave_away
             if (gave_away and 2 * cpu_ns < wall_ns) or cpu_ns >= COMPUTED_MS * _NS_PER_MS:
-                self._watch.stall(wall_ns / _NS_PER_MS, (*self._caught, self._first))
+                self.watch.stall(wall_ns / _NS_PER_MS, (*self._caught, self._first))
         if isinstance(error, Exception) and not isinstance(error, StopIteration):
-            self._watch.raised(error)
+            self.watch.raised(error)
 
     def _note(self, _signum: int, frame: FrameType | None) -> None:
         before, self._caught = self._caught, self._caught or stack_of(frame)
-        if before or not self._watch._locates:  # noqa: SLF001 - see above
+        if before or not self.watch._locates:  # noqa: SLF001 - see above
             raise StuckError
+
+
+_running: Final[list[Step]] = []
+"""The step that runs now, if any."""
+
+
+@cache
+def _listen() -> None:
+    def heard(event: str, _arguments: object) -> None:
+        if event in ELSEWHERE and _running:
+            _running[-1].watch.asked_elsewhere(event)
+
+    sys.addaudithook(heard)
 
 
 class Steps:
@@ -310,11 +398,12 @@ class Steps:
         coroutine = self._coroutine if isinstance(self._coroutine, Coroutine) else self._coroutine.__await__()
         value: Any = None
         error: BaseException | None = None
+        tasks: Tasks = []
         self._watch.waiting[self] = self._first
         try:
             while True:
                 try:
-                    with Step(self._watch, self._first):
+                    with Step(self._watch, self._first, tasks):
                         waited = coroutine.send(value) if error is None else coroutine.throw(error)
                 except StopIteration as end:
                     return end.value
@@ -328,6 +417,7 @@ class Steps:
                     error = thrown
         finally:
             self._watch.waiting.pop(self, None)
+            self._watch.ended(tasks)
 
 
 class WatchedTimers(Timers):
@@ -395,8 +485,9 @@ class _WatchedCallback:
         watch = self._watch
         watch.adopt(self._lineage)
         try:
-            with Step(watch, self._first):
+            with Step(watch, self._first) as step:
                 given = self._callback(premature, *arguments)
+            watch.ended(step.tasks)
         except BaseException:
             self._end(premature)
             raise
@@ -414,6 +505,10 @@ class _WatchedCallback:
     def _end(self, premature: bool) -> None:
         if self._once or premature:
             self._watch.timers.pop(self._token, None)
+
+
+def _is_gateways(filename: str) -> bool:
+    return filename.startswith(_GATEWAY)
 
 
 def stack_of(frame: FrameType | None) -> Stack:

@@ -555,6 +555,78 @@ async def access(self, kong, conf):
         sock.close()
 """,
     ),
+    "blocking socket": (
+        """
+import socket
+
+def access(self, kong, conf):
+    try:
+        socket.create_connection(("127.0.0.1", 1), 0.1).close()  # KG007
+    except OSError:
+        kong.log.warn("no connection")
+""",
+        """
+async def access(self, kong, conf):
+    sock = kong.ngx.socket.tcp()
+    sock.settimeout(100)
+    connected, error = await sock.connect("127.0.0.1", 1)
+    if not connected:
+        kong.log.warn("no connection")
+""",
+    ),
+    "process of its own": (
+        """
+import subprocess
+
+def access(self, kong, conf):
+    try:
+        subprocess.run(["true"], check=True)  # KG007
+    except OSError:
+        kong.log.warn("no process")
+""",
+        """
+import subprocess
+
+def init_worker(self, kong):
+    subprocess.run(["true"], check=True)
+""",
+    ),
+    "thread of its own": (
+        """
+from threading import Thread
+
+def access(self, kong, conf):
+    Thread(target=kong.request.get_method).start()  # KG007
+""",
+        """
+def work(premature, method):
+    len(method)
+
+def access(self, kong, conf):
+    kong.timer.at(0, work, kong.request.get_method())
+""",
+    ),
+    "task that nobody waits for": (
+        """
+import asyncio
+
+async def send(kong):
+    await kong.ngx.sleep(1)
+
+def log(self, kong, conf):
+    asyncio.get_running_loop().create_task(send(kong))  # KG007
+""",
+        """
+import asyncio
+
+async def send(kong):
+    await kong.ngx.sleep(0.01)
+
+async def access(self, kong, conf):
+    await asyncio.gather(send(kong), send(kong))
+    await asyncio.wait_for(send(kong), 1)
+""",
+    ),
     "handler that waits for ever": (
         """
 import asyncio
