@@ -193,6 +193,24 @@ def test_one_and_true_do_not_share_a_memo():
             assert expected == attribute.value
 
 
+@pytest.mark.parametrize("value", [7, "text"])
+def test_keys_that_are_equal_in_python_alone_do_not_share_a_memo(value: object):
+    """Profile ``safe`` makes a key text, and 1, True and 1.0 are three texts, whichever comes first."""
+    encoder = Encoder(SAFE)
+    for key in [1, True, 1.0, "1"] * 2:
+        (attribute,) = decoded(encoder.encode_span(a_span(attributes={key: value}))).attributes
+        assert attribute.key == str(key)
+
+
+def test_spans_of_one_request_may_share_ids_of_unusual_length():
+    """Each gets them fitted, not only the first, and those after them get their own."""  # X1
+    shared = {"trace_id": b"\1" * 5, "parent_id": b"\2" * 9}
+    spans = [a_span(), a_span(**shared), a_span(**shared), a_span()]
+    together = Encoder(KONG).encode_spans(spans)
+    assert together == [Encoder(KONG).encode_span(span) for span in spans]
+    assert [decoded(span).trace_id for span in together[1:3]] == [bytes(11) + b"\1" * 5] * 2
+
+
 def test_integer_key_is_an_integer_at_any_depth_of_maps():
     """The rule for ``http.status_code`` holds in a map and for events, not in a list."""  # L3
     plain = Encoder(KONG).transform_span(
@@ -295,7 +313,8 @@ def test_memos_are_bounded():
     for i in range(3 * MEMO_ENTRIES_MAX):
         span = decoded(encoder.encode_span(a_span(name=f"n{i}", attributes={f"k{i}": "v", "k": "v" * i, "port": i})))
         assert (span.name, [a.key for a in span.attributes]) == (f"n{i}", [f"k{i}", "k", "port"])
-        memos = encoder._heads, encoder._integers, encoder._text_starts, *encoder._text_starts.values()
+        by_key = encoder._integers, encoder._text_starts
+        memos = encoder._heads, *by_key, *(memo for memos in by_key for memo in memos.values())
         assert max(map(len, memos)) <= MEMO_ENTRIES_MAX
 
 

@@ -192,7 +192,8 @@ def test_memos_never_change_what_is_written(pairs: list[tuple[str, object]]):
     for key, value in pairs:
         span = FakeSpan(name=key, attributes={key: value})
         assert encoder.encode_span(span) == ScopeSpans(spans=[expected(span)]).SerializeToString(deterministic=True)
-        memos = encoder._heads, encoder._integers, encoder._text_starts, *encoder._text_starts.values()
+        by_key = encoder._integers, encoder._text_starts
+        memos = encoder._heads, *by_key, *(memo for memos in by_key for memo in memos.values())
         assert max(map(len, memos)) <= MEMO_ENTRIES_MAX
 
 
