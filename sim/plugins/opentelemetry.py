@@ -8,13 +8,14 @@ exporter's timers do the rest.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Final, Literal
 from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import Field, model_validator
 
 from kongtrace import ApiError, NoopTracer, Span, Tracer, otlp, propagation, tracing_context
-from kongtrace.context import TracingContext, span_list
+from kongtrace.context import TRACING_CONTEXT, TracingContext, span_list
 from kongtrace.propagation import PropagationContext
 from kongtrace.queue import Binding, QueueParameters
 from kongtrace.tracer import PROPAGATION_ONLY
@@ -31,6 +32,8 @@ SPANS_QUEUE: Final = "traces"
 LOGS_QUEUE: Final = "logs"
 MARKED_UNSAMPLED: Final = "should_sample"
 """Key of the plugin's request table that propagation-only mode leaves (O12)."""
+
+_SHOULD_SAMPLE: Final = attrgetter("should_sample")
 
 ExtractFormat = Literal["w3c", "b3", "jaeger", "ot", "datadog", "aws", "gcp", "instana"]
 InjectFormat = Literal[ExtractFormat, "b3-single"]
@@ -237,41 +240,36 @@ class _Entity:
 
     def enqueue_spans(self, kong: Kong, request: Request) -> None:
         """Enqueue a copy of every sampled span (O17)."""
-        others, request.handled = request.handled, 0
-        try:
-            self._export(kong, request)
-        finally:
-            # What another exporter has taken care of before is what this one saw first.
-            if others:
-                self._counts.copied_again += min(others, request.handled)
-                request.handled = max(others, request.handled)
-
-    def _export(self, kong: Kong, request: Request) -> None:
         spans: list[Span] = []
         kong.tracing.process_span(spans.append)
-        sampled = [span for span in spans if span.should_sample is not False]
-        refusals: list[ApiError] = []
+        sampled = spans
+        if not all(map(_SHOULD_SAMPLE, spans)):
+            sampled = [span for span in spans if span.should_sample is not False]
+        tracing: TracingContext | None = request.ctx.get(TRACING_CONTEXT)
+        trace_id = tracing.raw_trace_id if tracing is not None else None
+        rejected: list[ApiError] = []
         encoded: Sequence[object]
-        encoded = self._encoder.encode_spans(sampled, tracing_context(request.ctx).raw_trace_id, refusals)
+        encoded = self._encoder.encode_spans(sampled, trace_id, rejected)
         if len(encoded) < len(spans):
             self._counts.unsampled += len(spans) - len(sampled)
-            self._counts.rejected += len(refusals)
-            request.handled += len(spans) - len(encoded)
-            self._tell_refused(kong, refusals)
-            if not encoded:
-                return
-        if self._templates:
-            self._render(kong, request)
-        if self._sizeless:
-            encoded = list(map(memoryview, encoded))  # type: ignore[arg-type]  # bytes, each
+            self._counts.rejected += len(rejected)
+            self._tell_refused(kong, rejected)
         queue = self._spans
         before = queue.enqueued + queue.rejected
         try:
-            refused = queue.enqueue_many(encoded, self._spans_binding, self._now(), log_phase=True)
+            if encoded:
+                if self._templates:
+                    self._render(kong, request)
+                if self._sizeless:
+                    encoded = list(map(memoryview, encoded))  # type: ignore[arg-type]  # bytes, each
+                refused = queue.enqueue_many(encoded, self._spans_binding, self._now(), log_phase=True)
+                if refused:
+                    self._tell_refused(kong, refused)
         finally:
-            request.handled += queue.enqueued + queue.rejected - before
-        if refused:
-            self._tell_refused(kong, refused)
+            handled = len(spans) - len(encoded) + queue.enqueued + queue.rejected - before
+            if request.handled:  # what another exporter has taken care of before is what this one saw first
+                self._counts.copied_again += min(request.handled, handled)
+            request.handled = max(request.handled, handled)
 
     def _tell_refused(self, kong: Kong, errors: Iterable[object]) -> None:
         for error in errors:
