@@ -8,6 +8,7 @@ per namespace, under the key ``<namespace>_SPANS``: the span list and the active
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kongtrace.phase import PHASES, Phase
@@ -27,6 +28,9 @@ TRACING_CONTEXT = "TRACING_CONTEXT"
 UNLINKED = "KONG_UNLINKED_SPANS"
 """Key of the spans that were created in this request and may never be linked (P13)."""
 
+NAMESPACES_MAX = 64
+"""Namespaces whose keys are remembered."""
+
 UNLISTED = "KONG_UNLISTED_SPANS"
 """Key of the number of spans that this request made and its lists do not tell of, less the no-op spans in them."""
 
@@ -34,6 +38,7 @@ LISTED_AGAIN = "KONG_SPANS_LISTED_AGAIN"
 """Key of how often a span was linked beyond its first time (T7)."""
 
 
+@lru_cache(NAMESPACES_MAX)
 def spans_key(namespace: str) -> str:
     """Where a namespace keeps its span list in the request context."""
     return f"{namespace}_SPANS"

@@ -7,7 +7,6 @@ root span is made whenever the list is not `off` (I3).
 Attribute names come from the published semantic conventions; those that Kong still uses are the older ones.
 """
 
-from functools import cache
 from typing import Any, Final
 
 from opentelemetry.semconv._incubating.attributes import db_attributes, http_attributes, net_attributes
@@ -116,25 +115,23 @@ class Instrumentation:
         return self._active("kong.router")
 
     def plugin_rewrite(self, name: str) -> Span | NoopSpan:
-        """Start the span of a plugin's rewrite handler (I7)."""
-        return self._active(_plugin_span("rewrite", name))
+        """Start the span of a plugin's rewrite handler, of this name (I7)."""
+        return self._active(name)
 
     def plugin_access(self, name: str) -> Span | NoopSpan:
-        """Start the span of a plugin's access handler (I7)."""
-        return self._active(_plugin_span("access", name))
+        """The same of its access handler."""
+        return self._active(name)
 
     def plugin_header_filter(self, name: str) -> Span | NoopSpan:
-        """Start the span of a plugin's header_filter handler (I7)."""
-        return self._active(_plugin_span("header_filter", name))
+        """The same of its header_filter handler."""
+        return self._active(name)
 
-    def dns_query(self) -> Span | NoopSpan:
+    def dns_query(self, name: str, port: int) -> Span | NoopSpan:
         """Start the span of resolving a host (I9)."""
-        return self._active("kong.dns", CLIENT)
+        return self._active("kong.dns", CLIENT, {DNS_DOMAIN: name, DNS_PORT: port})
 
-    def dns_answer(self, span: Span | NoopSpan, name: str, port: int, found: tuple[str, int] | BaseException) -> None:
+    def dns_answer(self, span: Span | NoopSpan, found: tuple[str, int] | BaseException) -> None:
         """End the span of resolving a host with what was found (I9)."""
-        span.set_attribute(DNS_DOMAIN, name)
-        span.set_attribute(DNS_PORT, port)
         if isinstance(found, BaseException):
             span.record_error(str(found))
             span.set_status(STATUS_ERROR)
@@ -144,10 +141,7 @@ class Instrumentation:
 
     def db_query(self, system: str, statement: str) -> Span | NoopSpan:
         """Start the span of a query of a database (I10)."""
-        span = self._active("kong.database.query")
-        span.set_attribute(DB_SYSTEM, system)
-        span.set_attribute(DB_STATEMENT, statement)
-        return span
+        return self._active("kong.database.query", None, {DB_SYSTEM: system, DB_STATEMENT: statement})
 
     def http_client(self, url: str, method: str, user_agent: str) -> Span | NoopSpan:
         """Start the span of a request that a plugin makes; it is not made active (I11)."""
@@ -178,9 +172,9 @@ class Instrumentation:
         """Write status and route into the root span (I5)."""
         spans = span_list(request.ctx)
         if spans:
-            spans[0].set_attribute(HTTP_STATUS_CODE, request.status)
-            paths = request.match.route.paths if request.match else ()
-            spans[0].set_attribute(HTTP_ROUTE, paths[0] if paths else "")
+            root = spans[0]
+            root.set_attribute(HTTP_STATUS_CODE, request.status)
+            root.set_attribute(HTTP_ROUTE, request.match.terms.path if request.match else "")
 
     def balancer(self, request: Request) -> None:
         """Make the spans of the tries (I14)."""
@@ -212,9 +206,9 @@ class Instrumentation:
         if active is not None:
             active.finish(request.body_ended_ns or None)
 
-    def _active(self, name: str, kind: int | None = None) -> Span | NoopSpan:
+    def _active(self, name: str, kind: int | None = None, attributes: dict[str, Any] | None = None) -> Span | NoopSpan:
         tracer = self._tracer
-        span: Span | NoopSpan = tracer.start_span(name) if kind is None else tracer.start_span(name, None, None, kind)
+        span: Span | NoopSpan = tracer.start_span(name, None, None, kind, None, attributes)
         tracer.set_active_span(span)
         return span
 
@@ -222,11 +216,6 @@ class Instrumentation:
         if request.hostname:
             span.set_attribute(NET_PEER_NAME, request.hostname)
             span.set_attribute(NET_PEER_PORT, attempt.port)
-
-
-@cache
-def _plugin_span(phase: str, name: str) -> str:
-    return f"kong.{phase}.plugin.{name}"
 
 
 def _noop(*_: object) -> NoopSpan:

@@ -216,13 +216,13 @@ async def _sleep(runtime: "Runtime", delay_s: float) -> None:
 
 async def resolve(network: Network, host: str, port: int) -> tuple[str, int]:
     """Return address and port of a host, under a span (I9); raises OSError."""
-    span = network.instrumentation.dns_query()
+    span = network.instrumentation.dns_query(host, port)
     try:
         address = await network.resolver.resolve(host, port)
     except OSError as error:
-        network.instrumentation.dns_answer(span, host, port, error)
+        network.instrumentation.dns_answer(span, error)
         raise
-    network.instrumentation.dns_answer(span, host, port, address)
+    network.instrumentation.dns_answer(span, address)
     return address
 
 

@@ -68,6 +68,7 @@ class Handler:
         call: the method; takes the PDK and `conf`.
         conf: the entity's configuration.
         awaits: it is a coroutine function.
+        span: name of the span that is made of each of its calls (kong-semantics I7).
     """
 
     name: str
@@ -75,6 +76,7 @@ class Handler:
     call: Callable[[Any, Any], Any]
     conf: Any
     awaits: bool = False
+    span: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,14 @@ class Plans:
             for _rank, entity, conf in chosen.values()
         )
         return tuple(
-            Handler(entity.name, entity.id, method, conf, inspect.iscoroutinefunction(method))
+            Handler(
+                entity.name,
+                entity.id,
+                method,
+                conf,
+                inspect.iscoroutinefunction(method),
+                f"kong.{phase}.plugin.{entity.name}",
+            )
             for entity, conf, method in methods
             if method is not None
         )

@@ -309,7 +309,7 @@ class Request:
         """The headers as plugins see and change them; what they leave is what the upstream gets."""
         if self._headers is None:
             self._headers = Headers(
-                (name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in self.lines
+                [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in self.lines]
             )
         return self._headers
 

@@ -73,6 +73,7 @@ class Terms:
         host: of the service; "" without one.
         port: of the service.
         read_timeout_s: of the service.
+        path: the first of the route's paths, as written; "" when it has none.
     """
 
     route: str
@@ -82,13 +83,15 @@ class Terms:
     host: str
     port: int
     read_timeout_s: float
+    path: str
 
     @classmethod
     def of(cls, route: Route, service: Service | None) -> "Terms":
         """Return those of a route and its service."""
         host, port, read_timeout = (service.host, service.port, service.read_timeout) if service else ("", 0, 0)
         https_only = route.protocols == ("https",)
-        return cls(route.name, https_only, route.preserve_host, route.strip_path, host, port, read_timeout / 1000)
+        path = route.paths[0] if route.paths else ""
+        return cls(route.name, https_only, route.preserve_host, route.strip_path, host, port, read_timeout / 1000, path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -397,7 +397,7 @@ class Runloop:
             return self._suspend(request, phase, self._run_waiting(request, handlers, start_span), self._engine.run)
         kong = self._kong
         for handler in handlers:
-            span = start_span(handler.name)
+            span = start_span(handler.span)
             request.handler = handler
             try:
                 handler.call(kong, handler.conf)
@@ -411,7 +411,7 @@ class Runloop:
     ) -> int | Exit | None:
         kong = self._kong
         for handler in handlers:
-            span = start_span(handler.name)
+            span = start_span(handler.span)
             request.handler = handler
             try:
                 given = handler.call(kong, handler.conf)
@@ -498,7 +498,7 @@ class Runloop:
         if host in self.balancers:
             return self._balance(request, self.balancers[host])
         request.hostname = host
-        span = self.instrumentation.dns_query()
+        span = self.instrumentation.dns_query(host, port)
         try:
             known = self.resolver.known(host, port)
         except OSError as error:
@@ -525,8 +525,7 @@ class Runloop:
         return AGAIN
 
     def _resolved(self, request: Request, span: Any, found: tuple[str, int] | BaseException) -> int | None:
-        assert request.match is not None
-        self.instrumentation.dns_answer(span, request.hostname, request.match.terms.port, found)
+        self.instrumentation.dns_answer(span, found)
         if isinstance(found, BaseException):
             self.log_line("error", f"{request.hostname} could not be resolved: {found}")
             self.respond(request, 503, "name resolution failed")
@@ -543,7 +542,7 @@ class Runloop:
     def _resolve_targets(self, request: Request, unresolved: list[Address]) -> int:
         async def ask() -> None:
             for address in unresolved:
-                span = self.instrumentation.dns_query()
+                span = self.instrumentation.dns_query(address.name, address.port)
                 found: tuple[str, int] | OSError
                 try:
                     found = address.endpoint = await self.resolver.resolve(address.name, address.port)
@@ -553,7 +552,7 @@ class Runloop:
                 if request.done:
                     # The client has gone, and its spans with it.
                     return
-                self.instrumentation.dns_answer(span, address.name, address.port, found)
+                self.instrumentation.dns_answer(span, found)
 
         def go_on(error: BaseException | None) -> None:
             if request.done:
@@ -674,7 +673,7 @@ class Runloop:
     def _filter_header(self, request: Request, plan: Plan) -> bool:
         kong = self._kong
         for handler in plan.header_filter:
-            span = self.instrumentation.plugin_header_filter(handler.name)
+            span = self.instrumentation.plugin_header_filter(handler.span)
             request.handler = handler
             try:
                 handler.call(kong, handler.conf)

@@ -79,11 +79,12 @@ class PropagationContext:
         Raises:
             MissingFieldError: one of them is not set; the trace id is named first (X24).
         """
-        trace_id = self.outgoing_trace_id(*sizes)
-        if trace_id is None or self.span_id is None:
+        trace_id, span_id = self.trace_id, self.span_id
+        if trace_id is None or span_id is None:
             field = "trace_id" if trace_id is None else "span_id"
             raise MissingFieldError(f"{injector} injector context is invalid: field {field} not found in context")
-        return trace_id, fit(self.span_id, SPAN_ID_BYTES)
+        received = self.trace_id_original_size
+        return fit(trace_id, received if received in sizes else sizes[0]), fit(span_id, SPAN_ID_BYTES)
 
 
 def fit(identifier: bytes, size: int) -> bytes:

@@ -6,7 +6,7 @@ that is not UTF-8 is a lone surrogate (``errors="surrogateescape"``), so that ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Protocol
@@ -54,11 +54,12 @@ class Headers:
     ) -> None:
         self._seen: dict[str, HeaderValue] = {}
         self._unseen: list[tuple[str, str]] = []
-        for position, (name, value) in enumerate(_lines(lines.items()) if isinstance(lines, Mapping) else lines):
-            if position < seen_max:
-                self.add(name, value)
-            else:
-                self._unseen.append((name.lower(), value))
+        if not isinstance(lines, list):
+            lines = list(_lines(lines.items()) if isinstance(lines, Mapping) else lines)
+        for name, value in lines[:seen_max]:
+            self.add(name, value)
+        for name, value in lines[seen_max:]:
+            self._unseen.append((name.lower(), value))
 
     def add(self, name: str, value: str, /) -> None:
         """Add a line, however often the header is there already; ``name`` in any case."""
@@ -86,22 +87,24 @@ class Headers:
 
     def set(self, name: str, value: str, /) -> None:
         """Replace the header; one that was not there comes last."""
-        self._seen[name.lower()] = value
-        self._forget_unseen(name.lower())
+        name = name.lower()
+        self._seen[name] = value
+        if self._unseen:
+            self._forget_unseen(name)
 
     def clear(self, name: str, /) -> None:
         """Remove the header."""
-        self._seen.pop(name.lower(), None)
-        self._forget_unseen(name.lower())
+        name = name.lower()
+        self._seen.pop(name, None)
+        if self._unseen:
+            self._forget_unseen(name)
 
-    def lines(self) -> Iterator[tuple[str, str]]:
+    def lines(self) -> list[tuple[str, str]]:
         """Every line to be passed on, names in lower case."""
-        yield from _lines(self._seen.items())
-        yield from self._unseen
+        return [*_lines(self._seen.items()), *self._unseen]
 
     def _forget_unseen(self, name: str) -> None:
-        if self._unseen:
-            self._unseen = [line for line in self._unseen if line[0] != name]
+        self._unseen = [line for line in self._unseen if line[0] != name]
 
 
 @lru_cache(maxsize=1024)
@@ -109,10 +112,14 @@ def _key(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-def _lines(items: Iterable[tuple[str, HeaderValue]]) -> Iterator[tuple[str, str]]:
+def _lines(items: Iterable[tuple[str, HeaderValue]]) -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
     for name, value in items:
-        for one in [value] if isinstance(value, str) else value:
-            yield name, one
+        if isinstance(value, str):
+            lines.append((name, value))
+        else:
+            lines += [(name, one) for one in value]
+    return lines
 
 
 def single(name: str, value: HeaderValue) -> str:

@@ -39,9 +39,9 @@ class Part:
     @property
     def _request(self) -> Request:
         ctx = self._execution.ctx
-        if ctx is None or REQUEST not in ctx:
+        request: Request | None = ctx.get(REQUEST) if ctx is not None else None
+        if request is None:
             raise ApiError("no request found")
-        request: Request = ctx[REQUEST]
         return request
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -15,6 +16,9 @@ from sim.request import SERVICE_BODY, Outgoing, Request
 from sim.resolver import is_address
 
 HTTP_PORT: Final = 80
+TOKENS_MAX: Final = 1024
+"""Names of headers, and methods, of which it is remembered that they may be written."""
+
 FORM: Final = "application/x-www-form-urlencoded"
 
 
@@ -220,6 +224,7 @@ def _text(value: object) -> str:
     return text
 
 
+@lru_cache(TOKENS_MAX)
 def _token(text: str) -> str:
     if not _TOKEN.fullmatch(text):
         raise ApiError(f"invalid name: {text!r}")

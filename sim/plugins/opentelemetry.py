@@ -224,7 +224,7 @@ class _Entity:
 
     def propagate(self, kong: Kong, request: Request) -> None:
         """Read, decide, write (O11)."""
-        tracing = tracing_context(request.ctx)
+        tracing, plugin = tracing_context(request.ctx), kong.ctx.plugin
         propagation.propagate(
             self._params,
             request.headers,
@@ -232,7 +232,8 @@ class _Entity:
             kong,
             request.ctx,
             tracing,
-            plugin=kong.ctx.plugin,
+            plugin,
+            plugin=plugin,
             tracing=tracing,
             log=kong.log.write,
             profile=self._propagation_profile,
@@ -296,14 +297,19 @@ class _Entity:
             queue.enqueue(otlp.encode_log(record), self._logs_binding, self._now(), log_phase=True)
 
     def _join(
-        self, received: PropagationContext, kong: Kong, ctx: dict[str, Any], tracing: TracingContext
+        self,
+        received: PropagationContext,
+        kong: Kong,
+        ctx: dict[str, Any],
+        tracing: TracingContext,
+        plugin: dict[str, Any],
     ) -> PropagationContext:
         """Join the client's trace and decide (O12-O15)."""
         tracer = self._tracer(kong)
         spans = span_list(ctx)
         if not spans:
             root = tracer.start_span("root", {"attributes": {PROPAGATION_ONLY: True}})
-            kong.ctx.plugin[MARKED_UNSAMPLED] = False
+            plugin[MARKED_UNSAMPLED] = False
         else:
             root = spans[0]
         injected = tracing.unlinked_spans.get(BALANCER) or root
@@ -313,7 +319,7 @@ class _Entity:
         parent_id = received.span_id if received.span_id is not None else received.parent_id
         if parent_id is not None:
             root.parent_id = parent_id
-        sampled = kong.ctx.plugin.get(MARKED_UNSAMPLED)
+        sampled = plugin.get(MARKED_UNSAMPLED)
         if sampled is None:
             sampled = tracer.get_sampling_decision(received.should_sample, self._config.sampling_rate)
         tracer.set_should_sample(sampled)

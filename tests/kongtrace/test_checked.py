@@ -1404,10 +1404,11 @@ def test_the_gateways_own_instrumentation_is_silent(profile):
         request = Request(Peer(), "GET", b"/", host, "1.1", keep_alive=True, started_ns=worker.time_ns())
         ctx = request.ctx
         worker.enter(ctx, "rewrite", lambda request=request: instrumentation.request(request))
-        instrumentation.plugin_rewrite("correlation-id").finish()
+        instrumentation.plugin_rewrite("kong.rewrite.plugin.correlation-id").finish()
         worker.enter(ctx, "access", lambda request=request: instrumentation.precreate_balancer(request))
-        for start in (instrumentation.router, lambda: instrumentation.plugin_access("cors"), instrumentation.dns_query):
-            start().finish()
+        instrumentation.router().finish()
+        instrumentation.plugin_access("kong.access.plugin.cors").finish()
+        instrumentation.dns_answer(instrumentation.dns_query("upstream", 80), ("127.0.0.1", 80))
         request.tries = [
             Try("127.0.0.1", 80, worker.time_ns(), 10, 10, "failed", 502),
             Try("127.0.0.1", 81, worker.time_ns()),
