@@ -58,7 +58,7 @@ CUSTODY_MAX = 10_000
 """Held objects that bring the next look forward."""
 
 NAMES_MAX = 200
-"""Names of spans that one tracer may have."""
+"""Names of spans that one tracer may have; of tracers that requests may make."""
 
 KEYS_MAX = 200
 """Names of attributes that spans of one name may have."""
@@ -119,15 +119,17 @@ class _Request:
         asked: key of the span list and name of each tracer that ``process_span`` was called on.
         tables: which span owns an attribute table that was given, by the table's id.
         in_log: the log phase has begun.
-        leaked: spans that were found active when they should not be.
+        leaked: spans that were found active when they should not be, or the root that was not when it should.
+        cleared: where it was last said that no span is active, and in which phase.
     """
 
-    __slots__ = ("asked", "in_log", "leaked", "tables")
+    __slots__ = ("asked", "cleared", "in_log", "leaked", "tables")
 
     def __init__(self) -> None:
         self.asked: set[tuple[str, str]] = set()
         self.tables: dict[int, _Record] = {}
         self.in_log = False
+        self.cleared: tuple[Stack, str] | None = None
         self.leaked: set[_Record] = set()
 
 
@@ -348,6 +350,8 @@ class CheckedTracer(Tracer):
         """See :meth:`Tracer.set_active_span`."""
         if isinstance(span, CheckedSpan):
             self._provider.activating(span)
+        elif span is None:
+            self._provider.clearing()
         super().set_active_span(span)
 
     def process_span(self, processor: Any = None, *extra: Any) -> None:
@@ -395,6 +399,8 @@ class CheckedProvider(TracerProvider):
             self._made[name] = made = self._made.get(name, 0) + 1
             if made > TRACERS_MAX:
                 self._report(Code.TRACER_PER_REQUEST, f"requests have made tracer {name!r} {made} times")
+            elif len(self._made) > NAMES_MAX:
+                self._report(Code.TRACER_PER_REQUEST, f"requests have made tracers of more than {NAMES_MAX} names")
         return tracer
 
     # What spans and tracers tell, before they do it or right after.
@@ -526,6 +532,12 @@ class CheckedProvider(TracerProvider):
         if self.execution.span_ctx is None:
             phase = self.execution.phase.name
             self._report(Code.FORBIDDEN_PHASE, f"set_active_span() has no effect in phase {phase}", span.record)
+
+    def clearing(self) -> None:
+        """No span is to be active."""
+        ctx = self.execution.span_ctx
+        if ctx is not None and _REQUEST in ctx:
+            ctx[_REQUEST].cleared = self.stack(), self.execution.phase.name
 
     def deciding(self, root: AnySpan | None) -> None:
         """The sampling decision is about to look at the root span."""
@@ -662,8 +674,12 @@ class CheckedProvider(TracerProvider):
 
     def _left_active(self, ctx: Context, request: _Request) -> Iterator[Finding]:
         for key, spans in self._lists(ctx):
-            active = ctx[key].active
-            if not _is_live(active) or not active.linked or active is spans[0] or active.record in request.leaked:
+            active, root = ctx[key].active, spans[0]
+            if active is None and request.cleared is not None and _is_live(root) and _is_abandoned(root):
+                request.leaked.add(root.record)
+                message = "the root span was active, and then no span was"
+                yield self._finding(Code.LEFT_ACTIVE, message, root.record, *request.cleared)
+            if not _is_live(active) or not active.linked or active is root or active.record in request.leaked:
                 continue
             request.leaked.add(active.record)
             message = "the span was made active and still is, when only the root span may be"
@@ -788,9 +804,9 @@ class CheckedProvider(TracerProvider):
         """What is still held though it was lent to a request long ago."""
         for held in self._custody.turn():
             record = held.of
-            code, where = _suspicion(held)
+            code, where, phase = _suspicion(held)
             if self.findings.knows(code, where[0]):
-                yield self._finding(code, f"{held.what} is still held after the request", record, where)
+                yield self._finding(code, f"{held.what} is still held after the request", record, where, phase)
                 continue
             by = holder(held.lent(), (CheckedSpan, Trace, _Record))
             if by is None:
@@ -798,23 +814,33 @@ class CheckedProvider(TracerProvider):
             if isinstance(by, Span):
                 code = Code.SHALLOW_COPY
             message = f"after the request {description(by, held.lent())} still holds {held.what}"
-            yield self._finding(code, message, record, where)
+            yield self._finding(code, message, record, where, phase)
 
     def _report(self, code: Code, message: str, record: _Record | None = None) -> None:
         self.findings.add(self._finding(code, message, record))
 
-    def _finding(self, code: Code, message: str, record: _Record | None, where: Stack | None = None) -> Finding:
-        phase = self.execution.phase.name
+    def _finding(
+        self, code: Code, message: str, record: _Record | None, where: Stack | None = None, phase: str | None = None
+    ) -> Finding:
+        """A finding of what happens now; or of what happened `where`, in the phase that the span was made in."""
+        now = self.execution.phase.name
         if record is None:
-            return Finding(code, message, None, phase, self.stack(), None)
+            return Finding(code, message, None, now, self.stack(), None)
         if where is None:
-            return Finding(code, message, record.name, phase, self.stack(), record.creation)
-        return Finding(code, message, record.name, record.phase, where, record.creation)
+            return Finding(code, message, record.name, now, self.stack(), record.creation)
+        return Finding(code, message, record.name, phase or record.phase, where, record.creation)
 
 
 def _is_live(span: AnySpan | None) -> TypeGuard[CheckedSpan]:
     """Whether it is a span that has not been released."""
     return type(span) is CheckedSpan and not span.record.released
+
+
+def _is_abandoned(root: CheckedSpan) -> bool:
+    """Whether a root span that was active is open, and has not been told of."""
+    record = root.record
+    is_told = record.request is None or record in record.request.leaked
+    return root.end_time_ns is None and record.activated is not None and not is_told
 
 
 def _lent(spans: list[Span]) -> Iterator[Held[_Record]]:
@@ -849,17 +875,17 @@ def _roles(span: CheckedSpan, trace: Trace | None) -> Iterator[str]:
             yield f"the parent of the open span {child.name!r}"
 
 
-def _suspicion(held: Held[_Record]) -> tuple[Code, Stack]:
-    """What it probably means that something is held, and where that began."""
+def _suspicion(held: Held[_Record]) -> tuple[Code, Stack, str]:
+    """What it probably means that something is held, where that began, and in which phase."""
     record = held.of
-    if held.what in {SPAN, LIST}:
-        return (
-            (Code.OUTLIVES_REQUEST, record.creation) if record.kept is None else (Code.LIVE_SPAN_KEPT, record.kept[0])
-        )
-    if record.copied is not None:
-        return Code.SHALLOW_COPY, record.copied[0]
+    is_span = held.what in {SPAN, LIST}
+    kept = record.kept if is_span else record.copied
+    if kept is not None:
+        return Code.LIVE_SPAN_KEPT if is_span else Code.SHALLOW_COPY, kept[0], "log"
+    if is_span:
+        return Code.OUTLIVES_REQUEST, record.creation, record.phase
     is_callers = held.what == ATTRIBUTES and record.has_callers_table
-    return Code.CALLERS_TABLE if is_callers else Code.SHALLOW_COPY, record.creation
+    return Code.CALLERS_TABLE if is_callers else Code.SHALLOW_COPY, record.creation, record.phase
 
 
 def _unsupported(value: object) -> str | None:

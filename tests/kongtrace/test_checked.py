@@ -223,6 +223,13 @@ def leaves_a_child_active_without_any_log_phase(worker):
     worker.provider.end_request(ctx)
 
 
+def leaves_no_span_active(worker):
+    ctx = worker.begin()
+    worker.tracer.set_active_span(None)  # found
+    worker.tracer.start_span("work").finish()
+    worker.end(ctx)
+
+
 def leaves_a_finished_span_active(worker):
     ctx = worker.begin()
     span = worker.tracer.start_span("work")
@@ -589,6 +596,7 @@ WRONG = {
     releases_the_root: {Code.RELEASED_NEEDED},
     releases_the_active_span: {Code.RELEASED_NEEDED},
     leaves_a_child_active_without_any_log_phase: {Code.LEFT_ACTIVE},
+    leaves_no_span_active: {Code.LEFT_ACTIVE},
     leaves_a_finished_span_active: {Code.LEFT_ACTIVE},
     starts_below_a_span_of_another_request: {Code.FOREIGN_REQUEST},
     uses_a_span_in_a_timer_while_its_request_lives: {Code.FOREIGN_REQUEST},
@@ -643,6 +651,24 @@ def test_misuse_is_found_where_it_happens(program, profile):
     assert finding.creation is None or finding.creation[0].filename == __file__
 
 
+@pytest.mark.parametrize(
+    ("program", "phase"),
+    [
+        (leaves_no_span_active, "access"),
+        (keeps_live_spans_for_a_timer, "log"),
+        (keeps_the_attributes_for_a_timer, "log"),
+        (keeps_a_span_while_an_exporter_copies_rightly, "access"),
+    ],
+    ids=lambda given: getattr(given, "__name__", given),
+)
+def test_finding_tells_the_phase_of_the_mistake(program, phase):
+    """Not that of the span, which may have been made long before."""
+    worker = Worker()
+    program(worker)
+    worker.provider.sweep()
+    assert {finding.phase for finding in worker.provider.findings.findings} == {phase}
+
+
 # Programs that look wrong and are right.
 
 
@@ -653,6 +679,23 @@ def restores_the_active_span_by_hand(worker):
         worker.tracer.set_active_span(span)
         worker.tracer.set_active_span(root)
         span.finish()
+
+    worker.serve(access)
+
+
+def has_no_span_active_for_a_while(worker):
+    def access():
+        root = worker.tracer.active_span()
+        worker.tracer.set_active_span(None)
+        worker.tracer.set_active_span(root)
+
+    worker.serve(access)
+
+
+def finishes_the_root_by_hand(worker):
+    def access():
+        worker.tracer.get_root_span().finish()
+        worker.tracer.set_active_span(None)
 
     worker.serve(access)
 
@@ -839,6 +882,8 @@ def asks_for_the_active_span_in_a_timer(worker):
 
 RIGHT = (
     restores_the_active_span_by_hand,
+    has_no_span_active_for_a_while,
+    finishes_the_root_by_hand,
     sets_attributes_beside_those_that_it_gave,
     writes_into_the_attributes_of_its_span,
     releases_a_leaf,

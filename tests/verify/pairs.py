@@ -170,6 +170,20 @@ def access(self, kong, conf):
         span.finish()
 """,
     ),
+    "no active span left": (
+        """
+def access(self, kong, conf):
+    kong.tracing.set_active_span(None)  # KT006
+    kong.tracing.start_span("apart").finish()
+""",
+        """
+def access(self, kong, conf):
+    active = kong.tracing.active_span()
+    kong.tracing.set_active_span(None)
+    kong.tracing.start_span("apart").finish()
+    kong.tracing.set_active_span(active)
+""",
+    ),
     "caller-owned attribute table reused": (
         """
 LABELS = {"team": "orders"}
