@@ -3,9 +3,14 @@
 import asyncio
 import http.client
 import os
+import re
+import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from signal import SIGHUP, SIGKILL, SIGQUIT, SIGTERM
 
 import pytest
@@ -177,6 +182,51 @@ def test_idle_kept_connection_is_closed_at_a_reload(tmp_path):
         gateway.wait_until(lambda reading: [worker.generation for worker in reading.alive] == [2])
 
 
+class Busy:
+    """A plugin that computes for as long as a file is not there."""
+
+    PRIORITY = 1
+    VERSION = "1"
+
+    def access(self, kong, conf):
+        """Let nobody else run."""
+        if kong.request.get_path() == "/busy":
+            Path(conf["begun"]).touch()
+            while not Path(conf["end"]).exists():
+                pass
+
+
+def test_request_that_has_come_when_the_worker_is_told_to_leave_is_answered(tmp_path):
+    """A kept connection is idle only when nothing waits in it to be read: to close it then would be a failed request."""
+    begun, end = tmp_path / "begun", tmp_path / "end"
+    plugin = Plugin(name="busy", config={"begun": str(begun), "end": str(end)})
+    ask = b"GET /%b HTTP/1.1\r\nHost: g\r\n\r\n"
+    with (
+        echo() as upstream,
+        live(tmp_path, gateway_to(upstream, plugins=[plugin]), {"busy": Busy}) as gateway,
+        ExitStack() as stack,
+    ):
+        kept = [stack.enter_context(gateway.connect()) for _ in range(20)]
+        for client in kept:
+            client.sendall(ask % b"first")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        [worker] = gateway.scoreboard.read().alive
+        with gateway.connect() as busy:
+            busy.sendall(ask % b"busy")
+            until(begun.exists)
+            os.kill(worker.pid, SIGQUIT)
+            for client in kept:
+                client.sendall(ask % b"second")
+            end.touch()
+            answers = []
+            for client in kept:
+                with client.makefile("rb") as answer:
+                    answers.append(answer.read())
+
+    assert [answer[:13] for answer in answers] == [b"HTTP/1.1 200 "] * 20
+    assert all(b"\r\nConnection: close\r\n" in answer for answer in answers)
+
+
 def test_answer_that_the_client_reads_slowly_is_complete_though_the_worker_leaves(tmp_path):
     """A worker that quits stays until the last byte of its last answer is on its way."""  # W12
     size = 32 << 20  # more than the kernel buffers
@@ -225,6 +275,44 @@ def test_worker_tells_of_its_end_in_the_words_of_nginx(tmp_path):
             told[signum] = [line.split(": ", 1)[1] for line in lines if f" {worker.pid}#{worker.pid}: " in line]
 
     assert told == {SIGQUIT: ["gracefully shutting down", "exiting", "exit"], SIGTERM: ["exiting", "exit"]}
+
+
+class Forgetful:
+    """A plugin that asks a server, and forgets that when the server has read the question."""
+
+    PRIORITY = 1
+    VERSION = "1"
+
+    async def access(self, kong, conf):
+        """Ask, and leave before there is an answer."""
+        asked = asyncio.ensure_future(kong.ngx.http.new().request_uri(f"http://127.0.0.1:{conf['port']}/"))
+        while not Path(conf["read"]).exists():  # noqa: ASYNC240 - it takes no time
+            await kong.ngx.sleep(0.001)
+        asked.cancel()
+        kong.response.exit(200)
+
+
+def test_connection_that_nobody_has_given_back_is_an_alert_at_the_end(tmp_path):
+    """A worker that leaves gracefully expects that none is open but those it keeps; nginx's words."""  # W12
+    read = tmp_path / "read"
+
+    def listen_only():
+        client, _ = silent.accept()
+        client.recv(1)
+        read.touch()
+        return client
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, echo() as upstream, ThreadPoolExecutor(1) as thread:
+        plugin = Plugin(name="forgetful", config={"port": silent.getsockname()[1], "read": str(read)})
+        with live(tmp_path, gateway_to(upstream, plugins=[plugin]), {"forgetful": Forgetful}) as gateway:
+            listening = thread.submit(listen_only)
+            assert gateway.request().status == 200
+            with listening.result(TIMEOUT_S):
+                gateway.stop()
+
+            lines = [line for line in gateway.log.read_text().splitlines() if "[alert]" in line]
+    assert len(lines) == 1
+    assert re.search(r" open socket #\d+ left in connection \d+$", lines[0])
 
 
 def test_generations_that_died_are_in_the_books_too(tmp_path):
