@@ -14,7 +14,6 @@ meanwhile is found gone when the handler has ended, and only then the log phase 
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from email.utils import formatdate
@@ -30,7 +29,7 @@ from sim.forwarding import Forwarding
 from sim.framing import HeaderLines, Refusal
 from sim.instrumentation import Instrumentation
 from sim.pdk import Exit, Kong
-from sim.pdk.response import JSON
+from sim.pdk.response import accepted, error_body, status_message
 from sim.phases import AGAIN, DONE, Handler, LightThread, PhaseEngine
 from sim.plugin import Handler as PluginHandler
 from sim.plugin import Plan, Plans
@@ -53,26 +52,14 @@ LOG: Final = PHASES["log"]
 
 UPGRADE_REQUIRED: Final = 426
 
+NO_ROUTE: Final = "no Route matched with those values"
+"""Kong's words when no route is the request's."""
+
 NO_PEER: Final = "failure to get a peer from the ring-balancer"
 """Kong's words when no target of an upstream is to be had."""
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """nginx's status of a request whose client has gone."""
-
-MESSAGES: Final = {
-    400: "Bad request",
-    404: "no Route matched with those values",
-    405: "Method not allowed",
-    408: "Request timeout",
-    413: "Payload too large",
-    414: "URI too long",
-    431: "Request header or cookie too large",
-    500: "An unexpected error occurred",
-    502: "An invalid response was received from the upstream server",
-    503: "Service unavailable",
-    504: "The upstream server is timing out",
-}
-"""What Kong tells the client."""
 
 BODY_BYTES_HELD_MAX: Final = 64 * 1024
 """How much of a body is read ahead of the upstream."""
@@ -259,12 +246,13 @@ class Runloop:
     def refuse(self, refused: RefusedRequest) -> bytes:
         """Book a request that is not served, since its header section is refused; return the answer."""
         request_id = self._provider.trace_ids.draw().hex().encode()
-        body = _message(_usual_message(refused.status), request_id)
+        accept = b",".join(value for name, value in refused.lines if name.lower() == b"accept").decode("latin-1")
+        content_type, body = error_body(accept, request_id, status_message(refused.status))
         refused.body_bytes_sent = len(body)
         self.given_up(refused)
         lines = (
             self.date_line(),
-            (b"Content-Type", JSON.encode()),
+            (b"Content-Type", content_type.encode()),
             (b"Connection", b"close"),
             (b"Content-Length", b"%d" % len(body)),
             (b"Server", SERVER),
@@ -368,7 +356,8 @@ class Runloop:
         request.ctx[KONG_PHASE] = "access"
         request.match = match
         if match is None:
-            return 404
+            self.respond(request, 404, NO_ROUTE)
+            return DONE
         if match.terms.https_only:
             return self._require_https(request, match.route.https_redirect_status_code)
         request.plan = self._plan_of[match.terms.route]
@@ -611,9 +600,9 @@ class Runloop:
         """Answer with a message of the gateway's own, by default the usual one of the status."""
         if status in _EXITS:
             request.ctx[EXITED] = True
-        body = _message(message or _usual_message(status), request.id)
+        content_type, body = error_body(accepted(request), request.id, message or status_message(status))
         kept = without(request.response_lines, "Content-Type") if request.response_lines else []
-        self._answer(request, status, body, [*kept, (b"Content-Type", JSON.encode()), *lines])
+        self._answer(request, status, body, [*kept, (b"Content-Type", content_type.encode()), *lines])
 
     def respond_buffered(self, request: Request, body: bytes) -> None:
         """Run the response phase of an answer that has been read as a whole, then send it (R1)."""
@@ -844,14 +833,6 @@ def _replace_body(kong: Kong, body: bytes) -> None:
 
 _REPLACEMENT: Final = "KONG_RESPONSE_BODY"
 """Key of what the next part of a replaced body is; nothing once the first has gone."""
-
-
-def _usual_message(status: int) -> str:
-    return MESSAGES.get(status) or HTTPStatus(status).phrase
-
-
-def _message(message: str, request_id: bytes) -> bytes:
-    return json.dumps({"message": message, "request_id": request_id.decode()}).encode()
 
 
 def _shortest_timeout_s(nginx: Nginx) -> float:

@@ -21,12 +21,14 @@ _STATUS_MIN, _STATUS_MAX, _ERROR_MIN = 100, 599, 400
 MESSAGES: Final = {
     400: "Bad request",
     404: "Not found",
+    405: "Method not allowed",
     408: "Request timeout",
     411: "Length required",
     412: "Precondition failed",
     413: "Payload too large",
     414: "URI too long",
     417: "Expectation failed",
+    431: "Request header or cookie too large",
     494: "Request header or cookie too large",
     500: "An unexpected error occurred",
     502: "An invalid response was received from the upstream server",
@@ -163,7 +165,7 @@ class Response(Part):
         if not _ERROR_MIN <= status <= _STATUS_MAX:
             raise ApiError(f"code must be a number between {_ERROR_MIN} and {_STATUS_MAX}")
         request = self._request
-        content_type, body = error_body(request, message or status_message(status))
+        content_type, body = error_body(accepted(request), request.id, message or status_message(status))
         lines = [*_lines(headers or {}), header_line("Content-Type", content_type)]
         self._check_not_sent()
         raise Exit(status, body, lines)
@@ -201,13 +203,17 @@ def status_message(status: int) -> str:
         return f"The upstream server responded with {status}"
 
 
-def error_body(request: Request, message: str) -> tuple[str, bytes]:
-    """Return content type and body of an error, as the client's Accept header asks, JSON unless it does."""
+def accepted(request: Request) -> str:
+    """Return what a client accepts, as far as it has said so."""
     accept = request.headers.get("accept")
-    wanted = ",".join(accept) if isinstance(accept, list) else accept or ""
-    content_type, form = _FORMS[_preferred(wanted)]
-    request_id = request.id.decode()
-    text = form.format(message=json.dumps(message), id=json.dumps(request_id), text=message, plain_id=request_id)
+    return ",".join(accept) if isinstance(accept, list) else accept or ""
+
+
+def error_body(accept: str, request_id: bytes, message: str) -> tuple[str, bytes]:
+    """Return content type and body of an error, as the client's Accept header asks, JSON unless it does."""
+    content_type, form = _FORMS[_preferred(accept)]
+    plain_id = request_id.decode()
+    text = form.format(message=json.dumps(message), id=json.dumps(plain_id), text=message, plain_id=plain_id)
     return content_type, text.encode()
 
 

@@ -197,7 +197,7 @@ class Busy:
 
 
 def test_request_that_has_come_when_the_worker_is_told_to_leave_is_answered(tmp_path):
-    """A kept connection is idle only when nothing waits in it to be read: to close it then would be a failed request."""
+    """A kept connection is idle only when nothing waits in it to be read: else to close it fails a request."""
     begun, end = tmp_path / "begun", tmp_path / "end"
     plugin = Plugin(name="busy", config={"begun": str(begun), "end": str(end)})
     ask = b"GET /%b HTTP/1.1\r\nHost: g\r\n\r\n"

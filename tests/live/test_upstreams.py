@@ -120,7 +120,10 @@ def test_without_any_target_the_client_is_told_in_kongs_words(tmp_path):
         retried, refused = gateway.request(), gateway.request()
         log = gateway.log.read_text()
 
-    assert (retried.status, json.loads(retried.content)["message"]) == (503, "Service unavailable")
+    assert (retried.status, json.loads(retried.content)["message"]) == (
+        503,
+        "The upstream server is currently unavailable",
+    )
     assert "failed to retry the dns/balancer resolver for pool' with: failure to get a peer" in log
     assert "[healthchecks] balancer pool reported health status changed to UNHEALTHY" in log
     told = json.loads(refused.content)

@@ -243,6 +243,32 @@ def test_request_in_line_is_answered_though_the_next_one_is_too_large():
     assert [request.target for request, _, _ in wired.understood] == [b"/1", b"/2"]
 
 
+@pytest.mark.parametrize(
+    ("accept", "content_type", "start"),
+    [
+        (b"*/*", b"application/json; charset=utf-8", b'{\n  "message":"%b",\n  "request_id":"'),
+        (
+            b"text/html,*/*;q=0.8",
+            b"text/html; charset=utf-8",
+            b"<!doctype html><title>Error</title><h1>Error</h1><p>%b.",
+        ),
+        (b"application/xml", b"application/xml; charset=utf-8", b'<?xml version="1.0"?><error><message>%b</message>'),
+        (b"text/plain", b"text/plain; charset=utf-8", b"%b\nrequest_id: "),
+    ],
+)
+def test_errors_of_the_gateways_own_are_told_as_the_client_accepts(accept, content_type, start):
+    """Kong's forms: JSON, HTML, XML or plain text, of a route that is not there and of what is no request."""
+    wired = Wired(routes=(Route(name="all", service="orders", paths=("/a",)),))
+    line = b"Host: g\r\nAccept: %b\r\n" % accept
+    nowhere = wired.client().send(b"GET /b HTTP/1.1\r\n" + line + b"\r\n").received()
+    malformed = wired.client().send(b"GET /a HTTP/1.1\r\n" + line + b"A: b\r\nContent-Length: x\r\n\r\n").received()
+
+    for received, message in ((nowhere, b"no Route matched with those values"), (malformed, b"Bad request")):
+        [(_, headers, body)] = answers(received, "GET")
+        assert headers[b"content-type"] == content_type
+        assert body.startswith(start % message)
+
+
 def test_every_answer_has_a_date():
     """The upstream's where it has one; else that of the gateway's clock (RFC 9110 6.6.1)."""
     wired = Wired(routes=(Route(name="all", service="orders", paths=("/a",)),))
