@@ -503,3 +503,8 @@ class Database:
         finally:
             span.finish()
         return [dict(row) for row in rows], None
+
+    def close(self) -> None:
+        """Give the connection back; the worker ends."""
+        if self._connection is not None:
+            self._connection.close()
