@@ -352,7 +352,7 @@ def _spans(upload: _Upload) -> "list[Span]":
 
 def _decompressed(upload: _Upload) -> bytes:
     body = upload.body
-    if body is not None and upload.coding == "gzip":
+    if body is not None and upload.coding in ("gzip", "x-gzip"):
         try:
             body = gzip.GzipFile(fileobj=io.BytesIO(body)).read(BODY_BYTES_MAX + 1)
         except (OSError, EOFError, zlib.error) as error:
@@ -386,7 +386,10 @@ def _decode_json(body: bytes) -> ExportTraceServiceRequest:
     decoded = json.loads(body, object_hook=_hex_to_base64)
     if not isinstance(decoded, dict):
         raise ValueError("it must be a JSON object")  # noqa: TRY004 - of the body's content, not of a program's types
-    return json_format.ParseDict(decoded, ExportTraceServiceRequest(), ignore_unknown_fields=True)
+    try:
+        return json_format.ParseDict(decoded, ExportTraceServiceRequest(), ignore_unknown_fields=True)
+    except (OverflowError, SystemError) as error:  # an infinite integer; a field whose name is half a surrogate pair
+        raise ValueError("a number or a name in it is none that can be") from error
 
 
 def _hex_to_base64(message: dict[str, Any]) -> dict[str, Any]:
@@ -402,7 +405,7 @@ def _hex_to_base64(message: dict[str, Any]) -> dict[str, Any]:
 
 def _status_message(message: str) -> TraceStatus:
     # `google.rpc.Status` is not among our dependencies; the message of the trace status is the same field, 2, a string.
-    return TraceStatus(message=message)
+    return TraceStatus(message=message.encode(errors="replace").decode())  # it may quote what is no Unicode
 
 
 def _encode_protobuf(message: "Message") -> bytes:

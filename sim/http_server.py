@@ -43,6 +43,7 @@ HEAD_BYTES_MAX: Final = 65_536
 
 _BACKLOG: Final = 511  # nginx's, NGX_LISTEN_BACKLOG
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NOTED_LENGTHS: Final = frozenset(map(len, ("expect", "content-length", "transfer-encoding")))
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _WITHOUT_BODY: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 _NS_PER_S: Final = 1_000_000_000
@@ -94,6 +95,7 @@ class HttpConnection(asyncio.Protocol, ABC):
         # The lifetime of the request that is being read.
         self._head_bytes = 0
         self._in_body = False
+        self._framing = b""  # of its body, as its head has it
 
     @abstractmethod
     def request(self) -> Any:
@@ -126,9 +128,8 @@ class HttpConnection(asyncio.Protocol, ABC):
         if not self._in_body:
             self._head_bytes += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self.data_received(data[upgrade.args[0] :])
+            while data:
+                data = self._feed(data)
         except httptools.HttpParserCallbackError:
             raise
         except httptools.HttpParserError:
@@ -137,10 +138,35 @@ class HttpConnection(asyncio.Protocol, ABC):
             if self._head_bytes > HEAD_BYTES_MAX:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
+    def _feed(self, data: bytes) -> bytes:
+        """Parse, and return what the parser has left over, which it does behind a request for an upgrade."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._framing:
+                self._read_body()
+            rest: bytes = data[upgrade.args[0] :]
+            return rest
+        return b""
+
+    def _read_body(self) -> None:
+        # The parser takes the body of a request that asks for an upgrade for bytes of the other protocol. Another one,
+        # given a head that does not ask, goes on.
+        keep_alive = b"" if self.parser.should_keep_alive() else b"Connection: close\r\n"
+        head = b"%b / HTTP/1.1\r\n%b%b\r\n" % (self.parser.get_method(), keep_alive, self._framing)
+        self._framing = b""
+        self.parser = httptools.HttpRequestParser(_BehindHead(self))
+        self.parser.feed_data(head)
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Note `Expect: 100-continue` (RFC 9110 10.1.1)."""
-        if len(name) == 6 and name.lower() == b"expect" and value.lower() == b"100-continue":
-            self._afterwards = _CONTINUE
+        """Note `Expect: 100-continue` (RFC 9110 10.1.1), and what says how long the body is."""
+        if len(name) not in _NOTED_LENGTHS:
+            return
+        match name.lower():
+            case b"expect" if value.lower() == b"100-continue":
+                self._afterwards = _CONTINUE
+            case b"content-length" | b"transfer-encoding":
+                self._framing = b"%b: %b\r\n" % (name, value)
 
     def on_headers_complete(self) -> None:
         """Ask for the body, if the client waits to be asked; one of HTTP/1.0 would take that for the answer."""
@@ -155,7 +181,9 @@ class HttpConnection(asyncio.Protocol, ABC):
 
     def on_message_complete(self) -> None:
         """Put the request in line."""
-        self._in_body = False
+        if self._framing and self.parser.should_upgrade():  # its body is still to come
+            return
+        self._in_body, self._framing = False, b""
         if self._last:
             return
         self._afterwards = b""
@@ -240,6 +268,29 @@ class HttpConnection(asyncio.Protocol, ABC):
             self._last = True
             self._afterwards = response(status, {}, b"", keep_alive=False)
             self.advance()
+
+
+class _BehindHead:
+    """What a parser tells a connection, from the end of the first head on."""
+
+    def __init__(self, connection: HttpConnection) -> None:
+        self._is_first = True
+        self._connection = connection
+        self.on_body = getattr(connection, "on_body", None)
+        self.on_message_complete = connection.on_message_complete
+
+    def on_url(self, part: bytes) -> None:
+        if not self._is_first and hasattr(self._connection, "on_url"):
+            self._connection.on_url(part)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_first:
+            self._connection.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self._is_first:
+            self._connection.on_headers_complete()
+        self._is_first = False
 
 
 class Door(Protocol):

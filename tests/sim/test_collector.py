@@ -208,6 +208,9 @@ def _json_span(**fields):
         (b"[" * 100_000, JSON, "not an ExportTraceServiceRequest: "),
         (_json_span(spanId="no hex"), JSON, "not an ExportTraceServiceRequest: "),
         (_json_span(spanId=7), JSON, "not an ExportTraceServiceRequest: "),
+        (_json_span(kind=float("inf")), JSON, "not an ExportTraceServiceRequest: "),
+        (_json_span(status="\ud800"), JSON, "not an ExportTraceServiceRequest: "),
+        (b'{"resourceSpans": "\\ud800"}', JSON, "not an ExportTraceServiceRequest: "),
         (_json_span(spanId="ab"), JSON, "span '': span_id must be 8 bytes, not all zero"),
         (
             _request((b"a" * 8, b""), trace_id=b"short"),
@@ -290,6 +293,13 @@ def test_broken_gzip_is_refused(collector, body):
 
     assert answer.status == 400
     assert Status.FromString(status).message.startswith("not gzip, as Content-Encoding says: ")
+
+
+def test_x_gzip_is_gzip(collector):
+    """As RFC 9110 8.4.1.3 has it."""
+    answer, _ = _post(collector.port, gzip.compress(ONE_SPAN), Content_Encoding="x-gzip")
+
+    assert (answer.status, collector.stop()["received"]) == (200, 1)
 
 
 @pytest.mark.parametrize("coding", ["identity", "gzip"])

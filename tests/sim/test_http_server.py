@@ -221,6 +221,37 @@ def test_upgrade_is_ignored(client):
     assert _bodies(client, 2) == [b"GET /a", b"GET /b"]
 
 
+def test_body_of_a_request_that_asks_for_an_upgrade_is_its_body(client):
+    """curl and Java's client ask for h2c whenever they may; what follows is no request of its own."""  # RFC 9110 7.8
+    smuggled = b"GET /smuggled HTTP/1.1\r\n\r\n"
+    upgrade = b"PUT /a HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    sized = upgrade + b"Content-Length: %d\r\n\r\n%b" % (len(smuggled), smuggled)
+    chunked = upgrade + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(smuggled), smuggled)
+    for request in (sized, chunked):
+        client.sendall(request + b"PUT /b HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi")
+        assert _bodies(client, 2) == [b"PUT /a " + smuggled, b"PUT /b hi"]
+
+
+def test_body_of_a_request_that_asks_for_an_upgrade_may_come_late(client):
+    """And the client may wait to be asked for it."""
+    client.sendall(
+        b"PUT /a HTTP/1.1\r\nConnection: close, Upgrade\r\nUpgrade: h2c\r\n"
+        b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    )
+    assert _read(client, b"Continue\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    client.sendall(b"hi")
+    answer = _read_all(client)
+    assert b"Connection: close" in answer
+    assert answer.endswith(b"PUT /a hi")
+
+
+def test_many_upgrades_in_one_read_are_many_requests(client):
+    """However many they are."""
+    client.sendall(b"GET /a HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n" * 900)
+
+    assert _bodies(client, 900) == [b"GET /a"] * 900
+
+
 def test_malformed_request_is_answered_400_after_those_before_it(client):
     """What is not HTTP ends the connection, in its turn."""
     client.sendall(b"GET /slow HTTP/1.1\r\n\r\nthis is not HTTP\r\n\r\n")
