@@ -96,12 +96,15 @@ class Measurement:
         baseline = self.plan.arms[0].name
         return paired(self.values(stage, arm, figure), self.values(stage, baseline, figure))
 
+    @property
+    def asked_us(self) -> float:
+        """How far, us, what an arm adds to the CPU time of a request may lie on either side of the figure told."""
+        values = self.values("paced", self.plan.arms[0].name, cpu_us)
+        return self.precision * sum(values) / len(values) if values else 0.0
+
     def is_resolved(self, added: Interval | None) -> bool:
         """Whether what an arm adds to the CPU time of a request, us, is known as precisely as asked."""
-        values = self.values("paced", self.plan.arms[0].name, cpu_us)
-        if added is None or not values:
-            return False
-        return added.half_width <= self.precision * sum(values) / len(values)
+        return added is not None and added.half_width <= self.asked_us
 
 
 def cpu_us(block: Block) -> float:
@@ -120,6 +123,12 @@ def parts_of(whole: Arm) -> tuple[Arm, ...]:
     return (off, whole.part(None), *(whole.part(part) for part in PARTS))
 
 
+def divided(arms: Sequence[Arm]) -> Arm | None:
+    """Return the arm that the break-down is of: the last that exports plain spans, by the code that runs here."""
+    plain = [arm for arm in arms if arm.rate and arm.exports and not arm.is_checked and arm.revision is None]
+    return plain[-1] if plain else None
+
+
 def measure(plan: Plan, *, time_s: float, precision: float, told: Callable[[str, float], None]) -> Measurement:
     """Measure everything.
 
@@ -134,7 +143,7 @@ def measure(plan: Plan, *, time_s: float, precision: float, told: Callable[[str,
         MeasurementError: a process failed.
     """
     measured = Measurement(plan, precision)
-    whole = next((arm for arm in reversed(plan.arms) if arm.rate and arm.exports and arm.revision is None), None)
+    whole = divided(plan.arms)
     if whole is not None:
         measured.parts = parts_of(whole)
         measured.wholes = (replace(measured.parts[0], name=f"{whole.name} off"), whole)

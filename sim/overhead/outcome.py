@@ -72,12 +72,14 @@ class Breakdown:
     Attributes:
         arm: whose.
         parts: by name; the first is calling the tracer at all.
+        export: what comes after the end of the spans, the last four parts together.
         total: all parts together.
         whole: the same, measured in other blocks of the same turns.
     """
 
     arm: str
     parts: Mapping[str, Figure]
+    export: Figure
     total: Figure
     whole: Figure
 
@@ -116,7 +118,9 @@ class Outcome:
             and {
                 "arm": self.breakdown.arm,
                 "parts": _plain(self.breakdown.parts),
-                **_plain({"total": self.breakdown.total, "whole": self.breakdown.whole}),
+                **_plain(
+                    {"export": self.breakdown.export, "total": self.breakdown.total, "whole": self.breakdown.whole}
+                ),
                 "closes": self.breakdown.closes,
             },
             "environment": environment().model_dump(),
@@ -175,15 +179,17 @@ def _arm(measured: Measurement, arm: Arm, number: int) -> ArmOutcome:
             "allocations": _footprint(measured, arm.name, "allocs/req", 0, lambda one: one.allocations),
         }
     if number:
-        figures |= _added(measured, arm.name)
+        figures |= _added(measured, arm.name, is_control=number == CONTROL)
     return ArmOutcome(arm.name, number == CONTROL, figures)
 
 
-def _added(measured: Measurement, arm: str) -> dict[str, Figure]:
-    """What an arm has more than the baseline."""
+def _added(measured: Measurement, arm: str, *, is_control: bool) -> dict[str, Figure]:
+    """What an arm has more than the baseline; of the control the interval is what counts, so it is always told."""
     added = measured.added(arm, cpu_us)
-    resolved = added if measured.is_resolved(added) else None
-    why = "too few blocks" if added is None else f"± {added.half_width:.2f} us is wider than asked"
+    resolved = added if is_control or measured.is_resolved(added) else None
+    why = "too few blocks"
+    if added is not None:
+        why = f"± {added.half_width:.2f} us is wider than the ± {measured.asked_us:.2f} us that were asked"
     spans = interval(measured.values("paced", arm, lambda block: block.spent.spans / block.spent.requests))
     has_spans = spans is not None and spans.value > 0
     per_span = resolved.scaled(1 / spans.value) if resolved and spans and has_spans else None
@@ -224,7 +230,8 @@ def _breakdown(measured: Measurement) -> Breakdown:
     steps = [paired(after, before) for before, after in pairwise(costs)]
     figures = dict(zip(("instrumentation", *PARTS), steps, strict=True))
     # The release is a part of making spans as long as these are pooled: it is timed, and taken from there.
-    timed = measured.parts[2 + PARTS.index("finish")].name
+    finish = 2 + PARTS.index("finish")
+    timed = measured.parts[finish].name
     releases = measured.values("parts", timed, lambda block: block.spent.release_ns / block.spent.requests / 1000)
     making = [one - other for one, other in zip(costs[2], costs[1], strict=True)]
     figures["create"] = paired(making, releases)
@@ -235,6 +242,7 @@ def _breakdown(measured: Measurement) -> Breakdown:
     return Breakdown(
         measured.wholes[1].name,
         parts,
+        Figure("export: copy, enqueue, encode, send", 2, paired(costs[-1], costs[finish])),
         Figure("all parts", 2, paired(costs[-1], costs[0])),
         Figure("the whole, in blocks of its own", 2, paired(whole, off)),
     )

@@ -15,7 +15,10 @@ def write(outcome: Outcome, path: Path) -> None:
     """Write the page."""
     plan = outcome.measurement.plan
     plots = [_arms(outcome), *([_parts(outcome)] if outcome.breakdown else [])]
-    shown = [to_html(plot, full_html=False, include_plotlyjs=not index) for index, plot in enumerate(plots)]
+    shown = [
+        to_html(plot, full_html=False, include_plotlyjs=not index, config={"displaylogo": False})
+        for index, plot in enumerate(plots)
+    ]
     path.write_text(
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{plan.scenario.name}: overhead</title>"
         "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
@@ -45,11 +48,13 @@ def _parts(outcome: Outcome) -> Plot:
 
 
 def _dots(rows: list[tuple[str, Figure, bool]], title: str) -> Plot:
-    known = [(name, figure.value, control) for name, figure, control in rows if figure.value is not None]
+    known = [(place, figure.value, control) for place, (_, figure, control) in enumerate(rows) if figure.value]
     plot = Plot(
         Scatter(
             x=[value.value for _, value, _ in known],
-            y=[name for name, _, _ in known],
+            y=[place for place, _, _ in known],
+            text=[figure.text() for _, figure, _ in rows if figure.value],
+            hoverinfo="text",
             mode="markers",
             marker={"size": 10, "color": [_GREY if control else _BLUE for _, _, control in known]},
             error_x={
@@ -62,12 +67,21 @@ def _dots(rows: list[tuple[str, Figure, bool]], title: str) -> Plot:
             },
         )
     )
+    for place, (_, figure, _) in enumerate(rows):
+        if figure.value is None:
+            plot.add_annotation(x=0, y=place, text=figure.text(), showarrow=False, xanchor="left", xshift=6)
     plot.update_layout(
         title=title,
         template="plotly_white",
         height=160 + 45 * len(rows),
         margin={"l": 20, "r": 20, "t": 60, "b": 40},
-        yaxis={"autorange": "reversed", "automargin": True, "categoryarray": [name for name, _, _ in rows]},
+        yaxis={
+            "tickvals": [*range(len(rows))],
+            "ticktext": [name for name, _, _ in rows],
+            "range": [len(rows) - 0.5, -0.5],
+            "automargin": True,
+            "zeroline": False,
+        },
         xaxis={"zeroline": True, "zerolinecolor": "#444", "rangemode": "tozero"},
     )
     return plot

@@ -22,10 +22,20 @@ def show(outcome: Outcome, folder: str, console: Console) -> None:
     if outcome.breakdown is not None:
         console.print(_parts(outcome))
     console.print(f"{outcome.sentence}\n", style="bold", highlight=False)
-    for arm in outcome.arms:
-        for reason in dict.fromkeys(figure.why for figure in arm.figures.values() if figure.value is None):
-            console.print(f"not resolved, {arm.arm}: {reason}", style="yellow", highlight=False)
+    for reason, arms in _unresolved(outcome.arms).items():
+        console.print(f"not resolved, {', '.join(arms)}: {reason}", style="yellow", highlight=False)
+    if any(figure.value is None for arm in outcome.arms for figure in arm.figures.values()):
+        console.print("more --time resolves more, and so does a wider --precision", highlight=False)
     console.print(f"all with 95 % intervals; results in {folder}", highlight=False)
+
+
+def _unresolved(arms: Sequence[ArmOutcome]) -> dict[str, list[str]]:
+    """The arms that lack a figure, by the reason why."""
+    found: dict[str, list[str]] = {}
+    for arm in arms:
+        for reason in dict.fromkeys(figure.why for figure in arm.figures.values() if figure.value is None):
+            found.setdefault(reason, []).append(arm.arm)
+    return found
 
 
 def _table(title: str, keys: Sequence[str], arms: Sequence[ArmOutcome]) -> Table:
@@ -49,6 +59,7 @@ def _parts(outcome: Outcome) -> Table:
     for name, figure in breakdown.parts.items():
         table.add_row(f"  {name}", figure.text())
     table.add_row("all parts", breakdown.total.text())
+    table.add_row(f"  {breakdown.export.name}", breakdown.export.text())
     agrees = {True: "agrees", False: "DIFFERS", None: ""}[breakdown.closes]
     table.add_row(f"{breakdown.whole.name}  {agrees}", breakdown.whole.text())
     return table

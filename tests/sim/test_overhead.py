@@ -1,8 +1,10 @@
 """What tracing costs, with its uncertainty: arms, statistics, and a short measurement with real processes."""
 
 import csv
+import io
 import json
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,15 +15,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from sim import cli
 from sim.config import Gateway, Plugin, Tracing
 from sim.errors import UserError
-from sim.overhead import measurement
+from sim.overhead import measurement, page, tables
 from sim.overhead.arms import OPENTELEMETRY, PARTS, Arm
 from sim.overhead.bench import Bench, MeasurementError, Plan
 from sim.overhead.blocks import Block, Load, Reading
-from sim.overhead.measurement import Measurement, parts_of, with_again
+from sim.overhead.measurement import Measurement, divided, parts_of, with_again
 from sim.overhead.outcome import Figure, outcome
 from sim.overhead.statistics import VALUES_MIN, Interval, interval, mean_interval, paired, warm_up
 from sim.scenario import load
@@ -230,6 +233,7 @@ def test_break_down_adds_up(scenario_file):
     assert parts["create"] + parts["release"] == 8
     assert parts["release"] == 2
     assert [parts[name] for name in PARTS[1:]] == [after - before for before, after in pairwise(COSTS[2:])]
+    assert breakdown.export.value.value == sum(parts[name] for name in ("copy", "enqueue", "encode", "send"))
     assert sum(parts.values()) == breakdown.total.value.value == breakdown.whole.value.value == 22
     assert breakdown.closes
 
@@ -244,6 +248,58 @@ def test_what_is_too_uncertain_has_no_number(scenario_file):
     assert told.sentence.startswith("Tracing at 100%: what it costs is not resolved, ±")
     shown = json.loads(told.to_json())["arms"][2]["figures"]["added_us"]
     assert shown == {"name": "added us", "resolved": False, "why": figure.why}
+
+
+def test_interval_of_the_control_is_always_told(scenario_file):
+    """However wide: it shows what the method would say of nothing."""
+    told = outcome(made_up(COSTS, load(str(scenario_file)), wide=40.0))
+
+    told_of_nothing = told.arms[1].figures["added_us"].value
+    assert told_of_nothing is not None
+    assert told_of_nothing.half_width > told.measurement.asked_us
+
+
+def test_what_is_not_resolved_is_told_once_for_each_reason(scenario_file):
+    """With the arms that it is true of, and what resolves more."""
+    measured = made_up(COSTS, load(str(scenario_file)), wide=40.0)
+    measured.settled = [
+        replace(block, load=replace(block.load, elapsed_s=2 * block.load.elapsed_s)) for block in measured.settled
+    ]
+    console = Console(record=True, width=140, file=io.StringIO())
+
+    tables.show(outcome(measured), "out", console)
+
+    lines = [line for line in console.export_text().splitlines() if line.startswith(("not resolved", "more"))]
+    assert "not resolved, off, off again, 1.0: the load did not keep the worker busy" in lines
+    (wide,) = [line for line in lines if "wider" in line and "more" not in line]
+    assert re.fullmatch(r"not resolved, 1\.0: ± [\d.]+ us is wider than the ± [\d.]+ us that were asked", wide)
+    assert lines[-1] == "more --time resolves more, and so does a wider --precision"
+
+
+def test_page_shows_each_arm_resolved_or_not(scenario_file, tmp_path):
+    """An arm without a figure has its place in the plot, which says so."""
+    page.write(outcome(made_up(COSTS, load(str(scenario_file)), wide=40.0)), tmp_path / "overhead.html")
+
+    shown = (tmp_path / "overhead.html").read_text()
+    assert '"ticktext":["off again (A\\u002fA)","1.0"]' in shown
+    assert shown.count('"text":"not resolved"') == 1
+
+
+@pytest.mark.parametrize(
+    ("arms", "whole"),
+    [
+        ("off,0.1,1.0", "1.0"),
+        ("off,1.0,noop", "1.0"),
+        ("off,0.1,1.0+checked", "0.1"),
+        ("off,0.1,1.0@HEAD", "0.1"),
+        ("off,1.0+checked,1.0-export,0", None),
+    ],
+)
+def test_break_down_is_of_the_last_arm_that_exports_plain_spans(arms, whole):
+    """What leaves a part out has plain spans, of this code: nothing could be said of checked ones."""
+    found = divided([*map(Arm.parse, arms.split(","))])
+
+    assert (found and found.name) == whole
 
 
 def test_saturation_of_an_idle_worker_is_not_told(scenario_file):
@@ -378,8 +434,8 @@ def test_command_measures_and_keeps_everything(scenario_file, tmp_path, monkeypa
     with (out / "blocks.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["stage"] for row in rows} == {"paced", "saturated", "parts"}
-    page = (out / "overhead.html").read_text()
-    assert told["sentence"] in page
-    assert "Plotly" in page
+    shown = (out / "overhead.html").read_text()
+    assert told["sentence"] in shown
+    assert "Plotly" in shown
     assert (out / "scenario.yaml").is_file()
     assert not list(out.glob("*.bin"))
