@@ -15,6 +15,8 @@ LEVELS: Final = ("debug", "info", "notice", "warn", "error", "crit", "alert", "e
 """nginx's levels, least to most severe."""
 
 _STDERR: Final = 2
+_STANDARD: Final = {Path("/dev/stdout"): 1, Path("/dev/stderr"): _STDERR}
+"""What the process has inherited: opened again where it is a file, it would have a second place to write at."""
 
 
 class LogFile:
@@ -71,6 +73,8 @@ class LogFile:
 
 
 def _open(path: Path) -> int:
+    if path in _STANDARD:
+        return os.dup(_STANDARD[path])
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,22 @@ def test_log_that_cannot_be_reopened_goes_on_in_the_old_file(tmp_path):
 
     assert "after" in (moved / "error.log").read_text()
     log.close()
+
+
+@pytest.mark.parametrize(("path", "descriptor"), [("/dev/stdout", 1), ("/dev/stderr", 2)])
+def test_standard_output_is_shared_with_what_the_program_says_there(capfd, path, descriptor):
+    """Where it is a file, lines of the log and others stand in the order of writing, none over another."""
+    log = ErrorLog(Path(path))
+    for number in range(3):
+        os.write(descriptor, b"said %d\n" % number)
+        log("notice", f"logged {number}")
+    log.reopen()
+    log("notice", "logged 3")
+    log.close()
+
+    text = capfd.readouterr()[descriptor - 1]
+    told = ["said 0", "logged 0", "said 1", "logged 1", "said 2", "logged 2", "logged 3"]
+    assert [line.rpartition(": ")[2] for line in text.splitlines()] == told
 
 
 def test_log_that_cannot_be_opened_is_a_mistake_of_the_user(tmp_path):
