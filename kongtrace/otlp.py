@@ -131,27 +131,19 @@ _ATTRIBUTES = b"\x4a"
 _STATUS = {0: b"\x7a\x00", 1: b"\x7a\x02\x18\x01", 2: b"\x7a\x02\x18\x02"}
 
 
-def _long_varint(number: int) -> bytes:
-    groups = bytearray()
-    while number > 0x7F:
-        groups.append(number & 0x7F | 0x80)
-        number >>= 7
-    groups.append(number)
-    return bytes(groups)
-
-
+_GROUPS = tuple(bytes((0x80 | group,)) for group in range(0x80))
+"""Seven bits of a number, of which more follow."""
 _SHORT = 0x400
-_VARINTS = tuple(map(_long_varint, range(_SHORT)))
+_VARINTS = tuple(bytes((n,)) if n < 0x80 else _GROUPS[n & 0x7F] + bytes((n >> 7,)) for n in range(_SHORT))
 _SPAN_STARTS = tuple(b"\x12" + size for size in _VARINTS)
 
 
 def _varint(number: int) -> bytes:
-    return _VARINTS[number] if number < _SHORT else _long_varint(number)
+    return _VARINTS[number] if number < _SHORT else _GROUPS[number & 0x7F] + _varint(number >> 7)
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
-    size = len(content)
-    return tag + (_VARINTS[size] if size < _SHORT else _long_varint(size)) + content
+    return tag + _varint(len(content)) + content
 
 
 _SCOPE = _field(b"\x0a", _field(b"\x0a", b"kong-internal") + _field(b"\x12", b"0.1.0"))
@@ -405,7 +397,7 @@ class Encoder:
                 if span.status is not None:
                     body += _STATUS.get(span.status, b"")
                 size = len(body)
-                encoded.append((_SPAN_STARTS[size] if size < _SHORT else b"\x12" + _long_varint(size)) + body)
+                encoded.append((_SPAN_STARTS[size] if size < _SHORT else b"\x12" + _varint(size)) + body)
             except _UNUSUAL:
                 try:
                     encoded.append(self._encode_unusual(span, trace_id))
@@ -622,7 +614,9 @@ def encode_traces(spans: Iterable[bytes], resource: bytes) -> bytes:
         spans: from :meth:`Encoder.encode_span`.
         resource: from :meth:`Encoder.encode_resource`.
     """
-    return _field(b"\x0a", resource + _field(b"\x12", _SCOPE + b"".join(spans)))
+    content = b"".join(spans)
+    start = resource + b"\x12" + _varint(len(_SCOPE) + len(content)) + _SCOPE
+    return b"".join((b"\x0a", _varint(len(start) + len(content)), start, content))
 
 
 def encode_logs(records: Iterable[bytes], resource: bytes) -> bytes:

@@ -30,7 +30,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from kongtrace.otlp import encode_traces
-from kongtrace.queue import Job, Outcome, Queue, QueueProfile, Queues, Send, Wait
+from kongtrace.queue import Job, Outcome, Queue, QueueProfile, Queues, Send
 from sim import __version__
 from sim.config import Export
 from sim.connection_table import unlimited
@@ -221,23 +221,27 @@ class Exporter:
 
     async def send(self, endpoint: Endpoint, spans: list[bytes]) -> Outcome:
         """Post one batch of encoded spans."""
-        body = endpoint.encode(spans, endpoint.resource)
+        attempt_s = endpoint.timeouts.attempt
         try:
-            async with _within(endpoint.timeouts.attempt):
-                status, lines, answer = await self._exchange(endpoint, body)
+            if attempt_s is None:
+                post = await self._post(endpoint, spans)
+            else:
+                async with asyncio.timeout(attempt_s):
+                    post = await self._post(endpoint, spans)
         except OSError as error:
             reason = f"failed to send request: {_reason(error)}"
             self._log("error", f"[otel] {reason}")
             return Outcome(ok=False, reason=reason)
-        profile = self._profile
+        profile, status, answer = self._profile, post.status, post.body
         if status in profile.accepted:
             return profile.outcome(status, refused=_refused(answer) if profile.counts_partial_success else 0)
-        retry_after_s = _retry_after(lines, self._runtime.time_ns() / _NS_PER_S)
+        retry_after_s = _retry_after(post.lines, self._runtime.time_ns() / _NS_PER_S)
         outcome = profile.outcome(status, answer.decode(errors="replace"), retry_after_s=retry_after_s)
         self._log("error", f"[otel] {outcome.reason}")
         return outcome
 
-    async def _exchange(self, endpoint: Endpoint, body: bytes) -> tuple[int, HeaderLines, bytes]:
+    async def _post(self, endpoint: Endpoint, spans: list[bytes]) -> "_Post":
+        body = endpoint.encode(spans, endpoint.resource)
         if endpoint.gzip:
             body = await self._compress(body)
         host, port = endpoint.host, endpoint.port
@@ -247,12 +251,16 @@ class Exporter:
         if connection is None:
             connection = await self._pool.connect(place, endpoint.timeouts.connect)
             connection.transport.set_write_buffer_limits(0)  # so that `pause` and `resume` tell what was taken
-        post = _Post(connection)
+        post = _Post(connection, endpoint.timeouts)
         try:
-            return await post.exchange(endpoint, body)
+            request = b"%bContent-Length: %d\r\n\r\n%b" % (endpoint.head, len(body), body)
+            if not post.start(request):
+                await post.send_rest(request)
+            await post.answered
         finally:
             if not post.is_over:
                 connection.abort()
+        return post
 
     async def _compress(self, body: bytes) -> bytes:
         compressor = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
@@ -276,84 +284,91 @@ class Exporter:
     async def _drive(self, premature: bool, job: Job) -> None:
         if premature:
             job.premature()
-        try:
-            while (action := job.poll(self._runtime.now())) is not None:
-                self._on_change()
-                if isinstance(action, Send):
-                    outcome = await action.handler(action.handler_conf, action.entries)
-                    job.done(outcome, self._runtime.now())
-                else:
-                    await self._wait(job, action)
-        finally:
-            self._on_change()
-
-    async def _wait(self, job: Job, wait: Wait) -> None:
-        waiter = asyncio.get_running_loop().create_future()
+        now, create_future = self._runtime.now, asyncio.get_running_loop().create_future
+        waiter = create_future()
 
         def wake() -> None:
             if not waiter.done():
                 waiter.set_result(None)
 
-        if wait.or_entry and isinstance(job, Queue):
+        if isinstance(job, Queue):
             job.wake = wake
-        timer = self._runtime.call_later(max(0.0, wait.until - self._runtime.now()), wake)
         try:
-            await waiter
+            while (action := job.poll(now())) is not None:
+                self._on_change()
+                if isinstance(action, Send):
+                    outcome = await action.handler(action.handler_conf, action.entries)
+                    job.done(outcome, now())
+                else:
+                    waiter = create_future()
+                    timer = self._runtime.call_later(max(0.0, action.until - now()), wake)
+                    try:
+                        await waiter
+                    finally:
+                        timer.cancel()
         finally:
-            timer.cancel()
+            self._on_change()
 
 
 class _Post:
     """The exchange of one request of the exporter.
 
     Attributes:
-        is_over: the answer is complete, or will never be.
+        answered: done when the answer is complete; raises OSError when it will never be.
+        is_over: it is either of them.
+        status: of the answer.
+        lines: its header lines.
+        body: its body, as far as it is read.
     """
 
-    def __init__(self, connection: UpstreamConnection) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, connection: UpstreamConnection, timeouts: Timeouts) -> None:
+        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_over = False
+        self.status = 0
+        self.lines: HeaderLines = []
+        self.body = b""
         self._connection = connection
-        self._answer: asyncio.Future[tuple[int, HeaderLines, bytes]] = loop.create_future()
+        self._timeouts = timeouts
         self._taken: asyncio.Future[None] | None = None  # of the piece under way; None: it has been
         self._is_sent = False
-        self._status = 0
-        self._lines: HeaderLines = []
-        self._body = b""
 
-    async def exchange(self, endpoint: Endpoint, body: bytes) -> tuple[int, HeaderLines, bytes]:
-        """Send the request, and wait for the answer."""
-        connection, timeouts = self._connection, endpoint.timeouts
-        request = b"%bContent-Length: %d\r\n\r\n%b" % (endpoint.head, len(body), body)
-        connection.send(self, request[:PIECE_BYTES], timeout_s=timeouts.send, bodiless=False)
+    def start(self, request: bytes) -> bool:
+        """Send the first piece; whether that was all, and has been taken at once."""
+        self._connection.send(self, request[:PIECE_BYTES], timeout_s=self._timeouts.read)
+        self._is_sent = self._taken is None and len(request) <= PIECE_BYTES
+        return self._is_sent
+
+    async def send_rest(self, request: bytes) -> None:
+        """Send the other pieces, each when the one before has been taken, until the answer has come."""
+        connection, timeouts = self._connection, self._timeouts
+        connection.wait(timeouts.send)
         for start in range(PIECE_BYTES, len(request), PIECE_BYTES):
             if not await self._is_taken():
-                break
+                return
             connection.wait(timeouts.send)
             connection.write(request[start : start + PIECE_BYTES])
-        if self._taken is None or await self._is_taken():
+        if await self._is_taken():
             self._is_sent = True
             connection.wait(timeouts.read)
-        return await self._answer
 
     async def _is_taken(self) -> bool:
         """Wait until what was written has been taken; False: the answer has come before."""
         if self._taken is not None:
             await self._taken
-        return not self._answer.done()
+        return not self.answered.done()
 
     def on_head(self, status: int, lines: HeaderLines) -> None:
-        self._status, self._lines = status, lines
+        self.status, self.lines = status, lines
 
     def on_body(self, data: bytes) -> None:
-        self._body += data[: ANSWER_BYTES_MAX - len(self._body)]
+        self.body += data[: ANSWER_BYTES_MAX - len(self.body)]
 
     def on_end(self) -> None:
         if not self._is_sent:  # what is still to come of this request would be taken for the next one
             self._connection.abort()
         self._end()
-        if not self._answer.done():
-            self._answer.set_result((self._status, self._lines, self._body))
+        if not self.answered.done():
+            self.answered.set_result(None)
 
     def on_flush(self) -> None:
         pass
@@ -362,8 +377,8 @@ class _Post:
         if timeout:
             reason = f"timeout while {'reading' if self._is_sent else 'sending'}"
         self._end()
-        if not self._answer.done():
-            self._answer.set_exception(ConnectionError(reason))
+        if not self.answered.done():
+            self.answered.set_exception(ConnectionError(reason))
 
     def _end(self) -> None:
         self.is_over = True
@@ -376,14 +391,6 @@ class _Post:
         taken, self._taken = self._taken, None
         if taken is not None and not taken.done():
             taken.set_result(None)
-
-
-def _within(timeout_s: float | None) -> contextlib.AbstractAsyncContextManager[object]:
-    """Bound what is done in it, if at all: a timeout that never comes is not set."""
-    return _UNBOUNDED if timeout_s is None else asyncio.timeout(timeout_s)
-
-
-_UNBOUNDED: Final = contextlib.nullcontext()
 
 
 def _reason(error: OSError) -> str:
