@@ -286,19 +286,6 @@ _UNUSUAL = (_UnusualError, ApiError, AttributeError, KeyError, TypeError, Unicod
 """What the fast path trips over."""
 
 
-def _ids_start(trace_id: bytes) -> bytes:
-    """Trace id, and what precedes the span id."""
-    if len(trace_id) != TRACE_ID_BYTES:
-        raise _UnusualError
-    return _TRACE_ID + trace_id + _SPAN_ID
-
-
-def _parent_field(parent_id: bytes) -> bytes:
-    if len(parent_id) != SPAN_ID_BYTES:
-        raise _UnusualError
-    return _PARENT_ID + parent_id
-
-
 def _remember(memo: dict[K, V], key: K, value: V) -> V:
     if len(memo) >= MEMO_ENTRIES_MAX:
         memo.clear()
@@ -361,8 +348,10 @@ class Encoder:
         for span in spans:
             try:
                 if span.trace_id is not trace:
-                    ids = _ids_start(span.trace_id if trace_id is None else trace_id)
-                    trace = span.trace_id
+                    own = span.trace_id if trace_id is None else trace_id
+                    if len(own) != TRACE_ID_BYTES:
+                        raise _UnusualError
+                    ids, trace = _TRACE_ID + own + _SPAN_ID, span.trace_id
                 span_id = span.span_id
                 start = span.start_time_ns
                 end = span.end_time_ns
@@ -377,7 +366,9 @@ class Encoder:
                     body = pack(ids, span_id, name, _KINDS[span.kind], start, _END, end)
                 else:
                     if parent_id is not parent:
-                        parent_field, parent = _parent_field(parent_id), parent_id
+                        if len(parent_id) != SPAN_ID_BYTES:
+                            raise _UnusualError
+                        parent_field, parent = _PARENT_ID + parent_id, parent_id
                     body = pack_with_parent(ids, span_id, parent_field, name, _KINDS[span.kind], start, _END, end)
                 attributes = span.attributes
                 if attributes is not None:
@@ -396,15 +387,12 @@ class Encoder:
                     body += self._events(span.events)
                 if span.status is not None:
                     body += _STATUS.get(span.status, b"")
-                size = len(body)
-                encoded.append((_SPAN_STARTS[size] if size < _SHORT else b"\x12" + _varint(size)) + body)
-            except _UNUSUAL:
                 try:
-                    encoded.append(self._encode_unusual(span, trace_id))
-                except ApiError as error:
-                    if refused is None:
-                        raise
-                    refused.append(error)
+                    encoded.append(_SPAN_STARTS[len(body)] + body)
+                except IndexError:
+                    encoded.append(_field(b"\x12", body))
+            except _UNUSUAL:
+                encoded += self._unusual(span, trace_id, refused)
         return encoded
 
     def transform_span(self, span: SpanData, trace_id: bytes | None = None) -> Plain:
@@ -498,6 +486,16 @@ class Encoder:
         root = struct.Struct(f"<{_IDS_START_BYTES}s8s{size}s3sqBq").pack
         child = struct.Struct(f"<{_IDS_START_BYTES}s8s{_PARENT_BYTES}s{size}s3sqBq").pack
         return _remember(self._heads, name, (field, root, child))
+
+    def _unusual(self, span: SpanData, trace_id: bytes | None, refused: list[ApiError] | None) -> list[bytes]:
+        """The bytes of a span that the fast path does not know; none if it cannot be written."""
+        try:
+            return [self._encode_unusual(span, trace_id)]
+        except ApiError as error:
+            if refused is None:
+                raise
+            refused.append(error)
+            return []
 
     def _encode_unusual(self, span: SpanData, trace_id: bytes | None) -> bytes:
         return _field(b"\x12", _span(self.transform_span(span, trace_id)))

@@ -146,7 +146,7 @@ class OpenTelemetry:
     def log(self, kong: Kong, conf: OpenTelemetryConfig) -> None:
         """Put a copy of every sampled span into the queue, and of every log record into another (O17, O20)."""
         request = _request(kong)
-        entity = self._entities[_entity_id(request)]
+        entity = self._entities[request.handler.entity_id]  # type: ignore[union-attr]  # it is this one that runs
         if conf.traces_endpoint is not None:
             entity.enqueue_spans(kong, request)
         if conf.logs_endpoint is not None:
