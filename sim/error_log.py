@@ -5,6 +5,7 @@ before a `kill -9` is in the file. The clock is the local wall clock, as nginx's
 """
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Final
@@ -100,8 +101,16 @@ class ErrorLog(LogFile):
             return
         pid = os.getpid()
         stamp = time.strftime("%Y/%m/%d %H:%M:%S")
-        line = f"{stamp} [{level}] {pid}#{pid}: {' '.join(message.splitlines())}\n"
-        self.append(line.encode(errors="backslashreplace"))
+        text = message if message.isprintable() else _on_one_line(message)
+        self.append(f"{stamp} [{level}] {pid}#{pid}: {text}\n".encode(errors="backslashreplace"))
+
+
+def _on_one_line(message: str) -> str:
+    """Join lines, and write what would steer a terminal as the access log does."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02X}", " ".join(message.splitlines()))
+
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
 def count_lines(path: Path) -> dict[str, int]:

@@ -43,6 +43,9 @@ from sim.upstream import ConnectTimeoutError, Pool, UpstreamConnection
 ANSWER_BYTES_MAX: Final = 64 * 1024
 """How much of an answer's body is read."""
 
+LOGGED_BYTES_MAX: Final = 2048
+"""How much of it is logged: what nginx makes of a line, `NGX_MAX_ERROR_STR`."""
+
 PIECE_BYTES: Final = 64 * 1024
 """How much of a body is compressed, or written, at once."""
 
@@ -54,6 +57,7 @@ SOCKET_TIMEOUT_S: Final = 60.0
 its directives `lua_socket_connect_timeout`, `lua_socket_send_timeout` and `lua_socket_read_timeout`, 60s in its
 manual."""
 
+_FRAMING: Final = ("content-length", "transfer-encoding")  # it is the body's, whatever somebody configures
 _NS_PER_S: Final = 1_000_000_000
 _GZIP_WINDOW: Final = 31  # the largest window, with gzip's header and trailer
 
@@ -179,15 +183,15 @@ class Exporter:
         host, is_secure = parts.hostname or "", parts.scheme == "https"
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         gzip = (self._export.compression or self._profile.compression) == "gzip"
-        lines = {
+        ours = {
             "Host": parts.netloc.rpartition("@")[2],
             "User-Agent": f"kongsim/{__version__}",
             "Content-Type": "application/x-protobuf",
             **({"Content-Encoding": "gzip"} if gzip else {}),
-            **self._export.headers,
-            **headers,
         }
-        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        given = (*ours.items(), *self._export.headers.items(), *headers.items())
+        lines = {name.lower(): f"{name}: {value}\r\n" for name, value in given}
+        head = "".join(line for name, line in lines.items() if name not in _FRAMING)
         return Endpoint(
             host,
             parts.port or (443 if is_secure else 80),
@@ -236,7 +240,8 @@ class Exporter:
         if status in profile.accepted:
             return profile.outcome(status, refused=_refused(answer) if profile.counts_partial_success else 0)
         retry_after_s = _retry_after(post.lines, self._runtime.time_ns() / _NS_PER_S)
-        outcome = profile.outcome(status, answer.decode(errors="replace"), retry_after_s=retry_after_s)
+        text = answer[:LOGGED_BYTES_MAX].decode(errors="replace")
+        outcome = profile.outcome(status, text, retry_after_s=retry_after_s)
         self._log("error", f"[otel] {outcome.reason}")
         return outcome
 
@@ -414,7 +419,7 @@ def _refused(answer: bytes) -> int:
     response = ExportTraceServiceResponse()
     with contextlib.suppress(DecodeError):
         response.ParseFromString(answer)
-    return int(response.partial_success.rejected_spans)
+    return max(0, response.partial_success.rejected_spans)
 
 
 def _retry_after(lines: HeaderLines, now_s: float) -> float | None:

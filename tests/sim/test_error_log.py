@@ -22,6 +22,16 @@ def test_line_is_in_the_format_of_nginx(tmp_path):
     log.close()
 
 
+def test_what_would_steer_a_terminal_is_escaped(tmp_path):
+    """As in the access log: the answer of a collector that is logged may hold anything."""
+    log = ErrorLog(tmp_path / "error.log")
+
+    log("error", "response error: 500, body: \x1b[31mred\x00\r\ntab\tümlaut")
+
+    assert log.path.read_text().endswith(r": response error: 500, body: \x1B[31mred\x00 tab" + "\tümlaut\n")
+    log.close()
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_levels_below_the_configured_one_are_not_written(tmp_path, level):
     """The log tells what is as severe as its level, or more."""

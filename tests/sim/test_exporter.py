@@ -14,8 +14,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from kongtrace import queue as kong_queue
 from kongtrace.otlp import encode_traces
+from sim import __version__
 from sim.config import Export
-from sim.exporter import PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _refused, _retry_after
+from sim.exporter import LOGGED_BYTES_MAX, PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _refused, _retry_after
 from sim.resolver import Resolver
 from sim.runtime.live import LiveRuntime
 from tests.peers import free_port
@@ -121,7 +122,20 @@ def test_configured_headers_are_sent_and_may_replace_the_content_type():
         made = exporter(export=Export(headers={"X-Key": "environment", "X-Tenant": "t"}))
         head = endpoint(made, "http://c/", {"X-Key": "plugin"}).head
         assert b"Content-Type: application/x-protobuf\r\nX-Key: plugin\r\nX-Tenant: t\r\n" in head
-        assert endpoint(made, "http://c/", {"Content-Type": "a/b"}).head.count(b"Content-Type") == 1
+        assert b"Content-Type: a/b\r\n" in endpoint(made, "http://c/", {"Content-Type": "a/b"}).head
+
+    outcomes(scenario)
+
+
+def test_no_header_is_sent_twice_or_frames_the_request_anew():
+    """Names are compared without their case, as Kong's client does, and what frames the body is not configured."""
+
+    async def scenario():
+        made = exporter(export=Export(headers={"x-key": "environment", "content-length": "1"}))
+        configured = {"content-type": "a/b", "X-Key": "plugin", "HOST": "other", "Transfer-Encoding": "chunked"}
+        lines = endpoint(made, "http://c/", configured).head.split(b"\r\n")[1:-1]
+        agent = f"User-Agent: kongsim/{__version__}".encode()
+        assert lines == [b"HOST: other", agent, b"content-type: a/b", b"X-Key: plugin"]
 
     outcomes(scenario)
 
@@ -391,3 +405,16 @@ def test_partial_success_says_how_many_spans_were_refused():
     response = ExportTraceServiceResponse()
     response.partial_success.rejected_spans = 7
     assert [_refused(body) for body in (response.SerializeToString(), b"", b"\xff not protobuf")] == [7, 0, 0]
+    response.partial_success.rejected_spans = -1
+    assert _refused(response.SerializeToString()) == 0
+
+
+def test_as_much_of_an_answer_is_logged_as_nginx_logs():
+    """A collector that answers every attempt with a page of 64 KiB does not fill the disk."""
+
+    async def page(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 500 Oh\r\nConnection: close\r\nContent-Length: 60000\r\n\r\n" + b"e" * 60_000)
+        await reader.read()
+
+    assert failure(page) == f"response error: 500, body: {'e' * LOGGED_BYTES_MAX}"
