@@ -222,7 +222,6 @@ class WorkerGateway:
             turn = asyncio.get_running_loop().create_future()
             self.runtime.call_soon(turn.set_result, None)
             await turn
-        self.kong.db.close()
         self.provider.sweep()
         self._log("notice", "exit")
 

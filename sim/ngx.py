@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
+from weakref import finalize
 
 from kongtrace import ApiError, Execution
 from sim import http_client
@@ -496,6 +497,7 @@ class Database:
             if self._connection is None:
                 self._connection = sqlite3.connect(":memory:", isolation_level=None)
                 self._connection.row_factory = sqlite3.Row
+                finalize(self, self._connection.close)
             rows = self._connection.execute(statement, parameters).fetchall()
         except sqlite3.Error as error:
             # A failure leaves no trace in the span.
@@ -503,8 +505,3 @@ class Database:
         finally:
             span.finish()
         return [dict(row) for row in rows], None
-
-    def close(self) -> None:
-        """Give the connection back; the worker ends."""
-        if self._connection is not None:
-            self._connection.close()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from kongtrace import PHASES
 from kongtrace.queue import Binding, Outcome, QueueParameters
 from sim.config import Nginx, Plugin
 from tests.stage import LOOPBACK, Client, Live, Virtual
@@ -390,33 +389,6 @@ def test_what_a_plugin_waits_for_takes_the_runtimes_time(prompt):
 
     slept, computed, _asked, waited = prompt.run(play)
     assert prompt.agree([slept, computed, waited], [sleep_s, cpu_s, timeout_s])
-
-
-class Asks:
-    """A plugin that asks the worker's database."""
-
-    PRIORITY = 100
-    VERSION = "1"
-
-    async def access(self, kong, conf):
-        assert await kong.db.query("SELECT 1 AS one") == ([{"one": 1}], None)
-
-
-def test_database_of_a_worker_is_given_back_when_the_worker_ends(arm):
-    """A statement after the end finds no database."""
-
-    async def play(stage):
-        async with stage.origin() as upstream:
-            plugins = (Plugin(name="asks"),)
-            async with stage.gateway(upstream, plugins=plugins, classes={"asks": Asks}) as gateway:
-                client = await stage.connect(gateway.port)
-                client.send()
-                assert await client.answer() == 200, gateway.log
-                asked = gateway.core.kong.db
-            gateway.core.provider.execution.enter(PHASES["timer"], None)
-            return await asked.query("SELECT 1")
-
-    assert arm.run(play) == (None, "Cannot operate on a closed database.")
 
 
 class Slow(asyncio.Protocol):
