@@ -126,8 +126,13 @@ def _exec(theirs: socket.socket, tree: Path) -> None:
     os.sched_setaffinity(0, cpus[-1:])
     for descriptor in (0, 1):
         os.dup2(theirs.fileno(), descriptor)
+    # The user's modules are found as from here, and those of this program in its tree.
+    places = [
+        str(tree),
+        *(str(Path(place).resolve()) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     os.chdir(tree)
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
     os.execve(sys.executable, [sys.executable, "-m", "sim.overhead.worker"], environment)  # noqa: S606 - itself
 
 
@@ -250,11 +255,16 @@ class Bench:
     def _told(self, arms: Iterable[Arm], number: int) -> dict[str, Any]:
         return {
             "scenario": self._files[""],
-            "arms": [asdict(replace(arm, base=self._files.get(arm.base, arm.base))) for arm in arms],
+            "arms": [asdict(self._placed(arm)) for arm in arms],
             "hosts": self._hosts,
             "traces_endpoint": self._endpoint,
             "seed": child_seed(self.plan.seed, "worker", number),
         }
+
+    def _placed(self, arm: Arm) -> Arm:
+        """Name the files of an arm as they are named from anywhere."""
+        plugins = tuple(str(Path(file).resolve()) for file in arm.plugins)
+        return replace(arm, base=self._files.get(arm.base, arm.base), plugins=plugins)
 
     def turn(self, launch: Launch, stage: str, arms: Sequence[Arm], saturated_s: float = 0.0) -> list[Block]:
         """Give each arm one block, in random order and with the same arrivals; a saturated one lasts `saturated_s`."""

@@ -339,14 +339,21 @@ def test_turn_gives_every_arm_the_same_load(scenario_file, tmp_path):
         assert all(block.cpu_us > 0 for block in turn)
 
 
-def test_plugin_more_is_an_arm(scenario_file, tmp_path):
-    """A plugin from a file runs in its arm, and in no other."""
-    plugin = tmp_path / "spanning.py"
-    plugin.write_text(
-        "class Spanning:\n    PRIORITY = 5\n    VERSION = '1'\n\n"
-        "    def access(self, kong, conf):\n        kong.tracing.start_span('more').finish()\n"
-    )
-    arms = (Arm.parse("1.0"), Arm.parse(f"1.0+{plugin}"))
+SPANNING = """
+class Spanning:
+    PRIORITY = 5
+    VERSION = "1"
+
+    def access(self, kong, conf):
+        kong.tracing.start_span("more").finish()
+"""
+
+
+def test_plugin_more_is_an_arm(scenario_file, tmp_path, monkeypatch):
+    """A plugin from a file, named as seen from here, runs in its arm, and in no other."""
+    (tmp_path / "spanning.py").write_text(SPANNING)
+    monkeypatch.chdir(tmp_path)
+    arms = (Arm.parse("1.0"), Arm.parse("1.0+spanning.py"))
     plan = Plan(load(str(scenario_file)), arms, 400.0, 5, tmp_path)
 
     with Bench(plan) as bench, bench.launch(arms) as launch:
@@ -354,6 +361,27 @@ def test_plugin_more_is_an_arm(scenario_file, tmp_path):
 
     plain, more = (blocks[arm.name].spans / blocks[arm.name].requests for arm in arms)
     assert more == plain + 2  # the plugin's own, and that of its handler
+
+
+def test_measured_worker_finds_the_modules_that_the_scenario_names(tmp_path, monkeypatch):
+    """Wherever Python looks for them, it does there too."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/spanning_module.py").write_text(SPANNING)
+    monkeypatch.setenv("PYTHONPATH", "modules")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    path = tmp_path / "named.yaml"
+    path.write_text(
+        SCENARIO.replace("workers: 1", "workers: 1\n  plugin_paths: [spanning_module]").replace(
+            "plugins: [", "plugins: [{name: spanning-module}, "
+        )
+    )
+    arms = (Arm.parse("1.0"),)
+
+    with Bench(Plan(load(str(path)), arms, 400.0, 5, tmp_path)) as bench, bench.launch(arms) as launch:
+        (block,) = bench.turn(launch, "paced", arms)
+
+    assert block.spent.spans > 0
 
 
 def test_parts_do_one_thing_more_each(scenario_file, tmp_path):
