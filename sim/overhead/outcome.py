@@ -19,9 +19,6 @@ SCHEMA: Final = 1
 CONTROL: Final = 1
 """Which arm is the baseline a second time."""
 
-BUSY_MIN: Final = 0.9
-"""Share of its CPU that a worker uses at saturation; with less it was the load that was too slow."""
-
 _MIB: Final = 1 << 20
 _US_PER_S: Final = 1_000_000
 _NS_PER_S: Final = 1_000_000_000
@@ -166,7 +163,8 @@ def outcome(measured: Measurement) -> Outcome:
 def _arm(measured: Measurement, arm: Arm, number: int) -> ArmOutcome:
     figures = {
         "cpu_us": Figure("CPU us/req", 1, interval(measured.values("paced", arm.name, cpu_us))),
-        "saturation_rps": _saturation(measured, arm.name),
+        "saturation_rps": Figure("saturated req/s", 0, interval(measured.values("saturated", arm.name, _capacity_rps))),
+        "busy_percent": Figure("busy %", 0, interval(measured.values("saturated", arm.name, _busy_percent))),
         "p50_ms": Figure("p50 ms", 2, interval(measured.values("paced", arm.name, lambda block: block.load.p50_ms))),
         "p99_ms": Figure("p99 ms", 2, interval(measured.values("paced", arm.name, lambda block: block.load.p99_ms))),
         "sent_bytes": Figure("sent B/req", 0, interval(measured.values("paced", arm.name, _sent_bytes))),
@@ -203,17 +201,18 @@ def _added(measured: Measurement, arm: str, *, is_control: bool) -> dict[str, Fi
     }
 
 
-def _saturation(measured: Measurement, arm: str) -> Figure:
-    name = "saturated req/s"
-    busy = measured.values("saturated", arm, lambda block: block.spent.cpu_ns / block.load.elapsed_s / _NS_PER_S)
-    if busy and sum(busy) / len(busy) < BUSY_MIN:
-        return Figure(name, 0, None, "the load did not keep the worker busy")
-    rates = measured.values("saturated", arm, lambda block: block.load.completed / block.load.elapsed_s)
-    return Figure(name, 0, interval(rates))
+def _capacity_rps(block: Block) -> float:
+    """Requests for each second of CPU: what the worker serves when nothing but its CPU holds it up."""
+    return block.spent.requests / block.spent.cpu_ns * _NS_PER_S
+
+
+def _busy_percent(block: Block) -> float:
+    return 100 * block.spent.cpu_ns / block.load.elapsed_s / _NS_PER_S
 
 
 def _footprint(measured: Measurement, arm: str, name: str, digits: int, figure: Callable[[Any], float]) -> Figure:
-    return Figure(name, digits, interval(figure(one) for one in measured.footprints if one.arm == arm))
+    values = interval(figure(one) for one in measured.footprints if one.arm == arm)
+    return Figure(name, digits, values, "too few workers")
 
 
 def _sent_bytes(block: Block) -> float:

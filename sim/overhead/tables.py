@@ -9,7 +9,7 @@ from sim.overhead.outcome import ArmOutcome, Outcome
 
 _TABLES = (
     ("CPU of the worker", ("cpu_us", "added_us", "added_us_per_span", "added_percent")),
-    ("requests", ("saturation_rps", "sent_bytes", "allocations", "gc_percent")),
+    ("requests", ("saturation_rps", "busy_percent", "sent_bytes", "allocations", "gc_percent")),
     ("latency at the load's rate", ("p50_ms", "added_p50_ms", "p99_ms", "added_p99_ms")),
     ("memory", ("rss_mib", "pool_kib")),
 )

@@ -25,7 +25,7 @@ from sim.overhead.arms import OPENTELEMETRY, PARTS, Arm
 from sim.overhead.bench import Bench, MeasurementError, Plan
 from sim.overhead.blocks import Block, Load, Reading
 from sim.overhead.measurement import Measurement, divided, parts_of, with_again
-from sim.overhead.outcome import Figure, outcome
+from sim.overhead.outcome import outcome
 from sim.overhead.statistics import VALUES_MIN, Interval, interval, mean_interval, paired, warm_up
 from sim.scenario import load
 
@@ -262,15 +262,12 @@ def test_interval_of_the_control_is_always_told(scenario_file):
 def test_what_is_not_resolved_is_told_once_for_each_reason(scenario_file):
     """With the arms that it is true of, and what resolves more."""
     measured = made_up(COSTS, load(str(scenario_file)), wide=40.0)
-    measured.settled = [
-        replace(block, load=replace(block.load, elapsed_s=2 * block.load.elapsed_s)) for block in measured.settled
-    ]
     console = Console(record=True, width=140, file=io.StringIO())
 
     tables.show(outcome(measured), "out", console)
 
     lines = [line for line in console.export_text().splitlines() if line.startswith(("not resolved", "more"))]
-    assert "not resolved, off, off again, 1.0: the load did not keep the worker busy" in lines
+    assert "not resolved, off, 1.0: too few workers" in lines
     (wide,) = [line for line in lines if "wider" in line and "more" not in line]
     assert re.fullmatch(r"not resolved, 1\.0: ± [\d.]+ us is wider than the ± [\d.]+ us that were asked", wide)
     assert lines[-1] == "more --time resolves more, and so does a wider --precision"
@@ -302,20 +299,17 @@ def test_break_down_is_of_the_last_arm_that_exports_plain_spans(arms, whole):
     assert (found and found.name) == whole
 
 
-def test_saturation_of_an_idle_worker_is_not_told(scenario_file):
-    """When the load was too slow, its speed is not the worker's."""
+def test_saturation_is_told_for_a_second_of_cpu(scenario_file):
+    """When the load was too slow, its speed is not the worker's; how busy that was is told besides."""
     measured = made_up(COSTS, load(str(scenario_file)))
     measured.settled = [
         replace(block, load=replace(block.load, elapsed_s=2 * block.load.elapsed_s)) for block in measured.settled
     ]
 
-    figure = outcome(measured).arms[0].figures["saturation_rps"]
+    figures = outcome(measured).arms[0].figures
 
-    assert (figure.value, figure.why) == (None, "the load did not keep the worker busy")
-    assert isinstance(figure, Figure)
-
-
-# Real processes.
+    assert figures["saturation_rps"].value.value == 1_000_000 / COSTS[0]
+    assert figures["busy_percent"].value.value == 50
 
 
 def test_turn_gives_every_arm_the_same_load(scenario_file, tmp_path):
