@@ -24,6 +24,7 @@ from kongtrace.queue import PROFILES
 from sim.config import INSTRUMENTATIONS, Gateway
 from sim.document import Document, FieldPath, written
 from sim.errors import FieldError, UserError
+from sim.exporter import seconds
 from sim.faults import Fault
 from sim.plugins import BUNDLED
 from sim.plugins.opentelemetry import OpenTelemetryConfig
@@ -398,8 +399,8 @@ def nothing_is_traced(plugin: Exporting) -> Iterator[Risk]:
 
 def collector_is_slower_than_patience(plugin: Exporting) -> Iterator[Risk]:
     """A batch whose answer comes too late is sent again, though it was taken (Q22)."""
-    trip_s, read_s = plugin.round_trip_s, plugin.config.read_timeout / 1000
-    if read_s and trip_s >= read_s:
+    trip_s, read_s = plugin.round_trip_s, seconds(plugin.config.read_timeout)
+    if trip_s >= read_s:
         yield Risk(
             ("read_timeout",),
             f"the collector answers after {format_duration(trip_s)}, and is given up after {format_duration(read_s)}: "

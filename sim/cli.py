@@ -229,6 +229,7 @@ def collector(*, listen: str, faults: tuple[str, ...]) -> None:
 )
 @click.option("--rate", metavar="RATE", help="Requests to a kong.yml's gateway, such as 500/s.")
 @click.option("--workers", metavar="N", help="Workers of a kong.yml's gateway.  [default: one for each CPU]")
+@click.option("--profile", metavar="NAME", help="Profile of a kong.yml's gateway.  [default: kong]")
 @click.option(
     "--outage", metavar="TIME", help="How long the collector may be away.  [default: the scenario's, else 5s]"
 )
@@ -247,11 +248,15 @@ def check(
     if declarative.is_kong_yml(document):
         environment = kong_environment.read(os.environ)
         export = otlp_environment.read(os.environ)
-        settings = [*environment.settings, *map(_stand_in, stand_ins), *_overrides({"workers": "workers"}, options)]
+        told = _overrides({"workers": "workers", "profile": "profile"}, options)
+        settings = [*environment.settings, *map(_stand_in, stand_ins), *told]
         gateway = declarative.load(file, settings, export, enabled=environment.plugins, plugin_paths=plugins)
         warnings, kind = (*environment.warnings, *export.warnings, *gateway.warnings), "configuration"
         findings = checks.check_gateway(gateway, document, expected)
     else:
+        given = {"plugin": plugins, "stand-in": stand_ins, **{name: options[name] for name in _OF_A_KONG_YML}}
+        for name in (name for name, value in given.items() if value):
+            raise UserError("is for a kong.yml; a scenario says it itself", field=f"--{name}", cure="leave it out")
         loaded = scenario.load(file)
         warnings, kind = loaded.gateway.warnings, "scenario"
         findings = checks.check_scenario(loaded, expected)
@@ -262,6 +267,9 @@ def check(
     else:
         click.echo("\n".join([*map(str, findings)]) if findings else f"{file}: {kind} ok")
     return EXIT_FINDINGS if findings else 0
+
+
+_OF_A_KONG_YML: Final = ("rate", "workers", "profile")
 
 
 def _stand_in(text: str) -> "Override":

@@ -11,6 +11,7 @@ import os
 import re
 import ssl
 from collections.abc import Collection
+from contextlib import suppress
 from ipaddress import ip_network
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -153,11 +154,17 @@ def _instrumentations(words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _url(value: object) -> object:
-    parts = urlsplit(value) if isinstance(value, str) else None
+    parts = None
+    if isinstance(value, str) and _URL_CHARACTERS.fullmatch(value):
+        with suppress(ValueError):  # a bracket without its pair
+            parts = urlsplit(value)
     if parts is None or parts.scheme not in _PORTS or not parts.hostname:
         raise FieldError(f"expected a URL such as http://127.0.0.1:4318/v1/traces, not {shown(value)}")
     _port_of(value, 80)
     return value
+
+
+_URL_CHARACTERS: Final = re.compile(r"[!-\[\]-~]+")  # what is visible in ASCII, but for the backslash
 
 
 SYSTEM: Final = "system"
@@ -177,10 +184,11 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 def _port_of(url: object, default: int) -> int:
-    try:
-        return urlsplit(str(url)).port or default
-    except ValueError:
-        raise FieldError(f"expected a port from 1 to 65535 in {shown(url)}") from None
+    with suppress(ValueError):
+        port = urlsplit(str(url)).port
+        if port != 0:
+            return default if port is None else port
+    raise FieldError(f"expected a port from 1 to 65535 in {shown(url)}")
 
 
 def path_pattern(text: str) -> re.Pattern[str]:

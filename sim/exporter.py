@@ -408,7 +408,9 @@ def _reason(error: OSError) -> str:
         case TimeoutError(errno=None):
             return "timeout of the attempt"
         case OSError(errno=int(number)) if not isinstance(error, ssl.SSLError):
-            return os.strerror(number).lower() if number > 0 else str(error)
+            if number < 0:  # as getaddrinfo(3) has them
+                return f"the host could not be resolved: {error.strerror}"
+            return os.strerror(number).lower()
     return str(error)
 
 

@@ -223,6 +223,12 @@ def test_a_rule_knows_every_form_of_its_mistake(config, expected, rule, findings
     assert {finding.rule for finding in findings(config, expected)} == {rule}
 
 
+def test_a_read_timeout_of_0_is_that_of_nginx(findings):
+    """60 s, not none at all."""
+    found = [{finding.rule for finding in findings({"read_timeout": 0}, Expected(round_trip_s=s))} for s in (59, 60)]
+    assert [("KC014" in rules) for rules in found] == [False, True]
+
+
 def test_profile_safe_has_no_traps_to_find(findings):
     """What only the real gateway does wrong is no finding there."""
     assert findings({"queue": {"max_bytes": 100_000_000}}, profile="safe") == []
@@ -305,6 +311,21 @@ def test_command_prints_findings_and_exits_with_97(kongsim, tmp_path):  # noqa: 
     assert (code, found["rule"], found["line"]) == (97, "KC005", 12)
     assert kongsim("check", file)[:2] == (0, f"{file}: configuration ok\n")
     assert kongsim("check", file, *options, "--outage", "1s")[0] == 0
+
+
+@pytest.mark.parametrize("option", ["--rate=5/s", "--workers=2", "--profile=safe", "--plugin=a.py", "--stand-in=a={}"])
+def test_command_refuses_for_a_scenario_what_the_scenario_says(kongsim, option):  # noqa: F811 - the fixture
+    """Passed over in silence, it would be taken for what was checked."""
+    code, _, err = kongsim("check", ROOT / "scenarios" / "quickstart.yaml", option)
+    assert (code, err.startswith(f"kongsim: {option.partition('=')[0]}: is for a kong.yml")) == (2, True)
+
+
+def test_command_judges_a_kong_yml_by_its_profile(kongsim, tmp_path):  # noqa: F811 - the fixture
+    """What `kongsim serve --profile safe` does not do is no finding of it."""
+    file = tmp_path / "kong.yml"
+    file.write_text(KONG_YML.replace("max_entries: 1000", "max_bytes: 1000"), encoding="utf-8")
+    assert kongsim("check", file)[1].startswith(f"{file}:12: KC001 ")
+    assert kongsim("check", file, "--profile", "safe")[0] == 0
 
 
 @pytest.mark.parametrize(("option", "value"), [("rate", "5"), ("outage", "long"), ("round_trip", "-1s")])

@@ -333,6 +333,16 @@ def test_a_refused_connection_is_told_in_the_words_of_nginx():
     assert uvloop.run(scenario()) == "failed to send request: connection refused"
 
 
+def test_a_host_that_nobody_knows_is_told_in_words():
+    """Without the number of the resolver's error."""
+
+    async def scenario():
+        made = exporter()
+        return (await made.send(endpoint(made, "http://nobody.invalid/"), SPANS)).reason
+
+    assert uvloop.run(scenario()).startswith("failed to send request: the host could not be resolved: ")
+
+
 def test_an_answer_before_the_end_of_the_request_counts_and_ends_the_connection():
     """What was still to be sent would be taken for the next request."""
 
