@@ -45,7 +45,7 @@ class ClientConnection(asyncio.Protocol):
         self.port = 0
         self.number = 0
         self.request: Request | None = None
-        self._waiting: deque[tuple[Request, list[bytes]]] = deque()
+        self._waiting: deque[Request] = deque()
         self._parser = httptools.HttpRequestParser(self)
         self._out: list[bytes] = []
         self._requests = 0
@@ -186,7 +186,7 @@ class ClientConnection(asyncio.Protocol):
         """Send what was written."""
         out = self._out
         if out:
-            data = out[0] if len(out) == 1 else b"".join(out)
+            data = b"".join(out)
             self.sent_bytes += len(data)
             self.transport.write(data)
             out.clear()
@@ -343,9 +343,9 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._expect_body(request)
         if self.request is None and not self._waiting and not self._blocked and not self._closing:
-            self._begin(request, [])
+            self._begin(request)
         else:
-            self._waiting.append((request, []))
+            self._waiting.append(request)
 
     def on_body(self, data: bytes) -> None:
         """Pass a part of the body on."""
@@ -359,7 +359,7 @@ class ClientConnection(asyncio.Protocol):
         if request is self.request:
             self.runloop.body(request, data)
         elif self._waiting:
-            self._waiting[-1][1].append(data)
+            self._waiting[-1].body.append(data)
 
     def on_chunk_header(self) -> None:
         """A chunk begins."""
@@ -393,13 +393,13 @@ class ClientConnection(asyncio.Protocol):
         if limit and size > limit:
             raise Refusal(413, "client intended to send too large body")
 
-    def _begin(self, request: Request, body: list[bytes]) -> None:
+    def _begin(self, request: Request) -> None:
         self.request = request
         self.sent_bytes = 0
         self._requests += 1
         if self._requests >= self.runloop.keepalive_requests:
             request.keep_alive = False
-        self.runloop.begin(request, body)
+        self.runloop.begin(request)
 
     def _advance(self) -> None:
         """Begin what waits in line, as long as it is answered at once."""
@@ -407,9 +407,9 @@ class ClientConnection(asyncio.Protocol):
             return
         self._advancing = True
         while self._waiting and self.request is None and not self._blocked:
-            request, body = self._waiting.popleft()
+            request = self._waiting.popleft()
             request.started_ns = self.runloop.time_ns()
-            self._begin(request, body)
+            self._begin(request)
         self._advancing = False
         if self.request is None and not self._waiting and self._refused is not None:
             self._answer_refusal(self._refused)
@@ -436,7 +436,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if broken is not None:
             self._refused = RefusedRequest(self, refusal.status, refusal.reason, broken.request_line, broken.lines)
-            if self._waiting and self._waiting[-1][0] is broken:
+            if self._waiting and self._waiting[-1] is broken:
                 self._waiting.pop()
         if self.request is None and not self._waiting:
             self._answer_refusal(self._refused)

@@ -64,7 +64,7 @@ class Forwarding:
         match = request.match
         assert match is not None
         path = request.target[: len(request.path)]
-        prefix = match.prefix if match.terms.strip_path and match.prefix != "/" else ""
+        prefix = match.stripped
         if self.trusts or not request.is_plain:
             return self._full_lines(request, path, prefix)
         told = _of_stranger(connection.peer, request.host, connection.port)

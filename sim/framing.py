@@ -111,6 +111,15 @@ def check_transfer_coding(value: bytes, version: str) -> None:
         raise Refusal(501, "client sent unknown Transfer-Encoding")
 
 
+def has_line(lines: HeaderLines, name: bytes) -> bool:
+    """Whether one of the header lines has this name, given in lower case."""
+    size = len(name)
+    for line in lines:  # noqa: SIM110 - a generator would cost twice as much
+        if len(line[0]) == size and line[0].lower() == name:
+            return True
+    return False
+
+
 def is_response_framed(status: int, lines: HeaderLines) -> bool:
     """Whether a response says where its body ends; otherwise its connection's end does.
 

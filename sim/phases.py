@@ -1,7 +1,7 @@
 """The phase engine: walks a request through its handlers, as `ngx_http_core_run_phases` does.
 
 The handlers of *rewrite*, *access* and *content* stand in one flat tuple, made when the worker starts; a request keeps
-its place in it. A handler answers
+its place in it, which is an iterator. A handler answers
 
 - None: go on with the next;
 - `AGAIN`: it is suspended, and calls `run` again when it can go on;
@@ -89,17 +89,16 @@ class PhaseEngine:
 
     def run(self, request: "Request") -> None:
         """Go on with `request` where it stands."""
-        handlers = self._handlers
+        steps = request.steps
+        if steps is None:
+            steps = request.steps = iter(self._handlers)
         entered = None
-        while True:
-            phase, handler = handlers[request.phase_index]
-            request.phase_index += 1
+        for phase, handler in steps:
             if phase is not entered:
                 self._enter(phase, request.ctx)
                 entered = phase
             answer = handler(request)
-            if answer is None:
-                continue
-            if answer > 0:
-                self._finish(request, answer)
-            return
+            if answer is not None:
+                if answer > 0:
+                    self._finish(request, answer)
+                return

@@ -9,12 +9,13 @@ time ran out. Once the answer's head has gone to the client, a failure can only 
 from typing import TYPE_CHECKING, Final
 
 from kongtrace import PHASES
-from sim.framing import HeaderLines
+from sim.framing import HeaderLines, has_line
 from sim.phases import LightThread
 from sim.request import HOP_BY_HOP, USUAL_OPTIONS, Request, Try, without
 from sim.upstream import TIMED_OUT, ConnectTimeoutError, NoConnectionLeftError, UpstreamConnection, system_error
 
 if TYPE_CHECKING:
+    from sim.config import Service
     from sim.router import Match
     from sim.runloop import Runloop
 
@@ -34,7 +35,6 @@ _NS_PER_MS: Final = 1_000_000
 NO_CONTENT: Final = 204
 _LENGTH: Final = b"content-length"
 _DATE: Final = b"date"
-_DATE_SIZE: Final = len(_DATE)
 _CONNECTION: Final = b"connection"
 _FORWARDING: Final = frozenset(
     b"x-forwarded-" + key for key in (b"for", b"proto", b"host", b"port", b"path", b"prefix")
@@ -48,7 +48,8 @@ _DROPPED_SIZES: Final = frozenset(map(len, _DROPPED))
 _ANSWER_DROPPED: Final = HOP_BY_HOP | {b"x-kong-upstream-latency", b"x-kong-proxy-latency", b"x-kong-request-id"}
 """The same of a response."""
 
-_ANSWER_SIZES: Final = frozenset(map(len, _ANSWER_DROPPED | {_LENGTH}))
+_ANSWER_NOTED: Final = _ANSWER_DROPPED | {_LENGTH, _DATE}
+_ANSWER_SIZES: Final = frozenset(map(len, _ANSWER_NOTED))
 
 
 class ProxiedExchange:
@@ -60,7 +61,6 @@ class ProxiedExchange:
     """
 
     __slots__ = (
-        "_address",
         "_body_begun",
         "_body_sent",
         "_chunked_answer",
@@ -68,29 +68,24 @@ class ProxiedExchange:
         "_held",
         "_request",
         "_runloop",
-        "_service",
         "_try",
     )
 
     def __init__(self, runloop: "Runloop", request: Request) -> None:
-        assert request.match is not None
-        assert request.match.service is not None
         self._runloop = runloop
         self._request = request
-        self._service = request.match.service
         self._body_begun = False
         self._body_sent = False
         self._chunked_answer = False
         self._connection: UpstreamConnection | None = None
         self._held = False
         self._try: Try
-        self._address: tuple[str, int] = request.address
 
     def begin(self) -> None:
         """Send the request to the target, on a kept connection if there is one."""
         runloop, request = self._runloop, self._request
         start_ns = runloop.time_ns()
-        address = self._address
+        address = request.address
         attempt = self._try = Try(address[0], address[1], start_ns)
         request.tries.append(attempt)
         connection = runloop.pool.take(address)
@@ -135,13 +130,13 @@ class ProxiedExchange:
 
     def _connect(self) -> None:
         runloop, request = self._runloop, self._request
-        timeout_s = self._service.connect_timeout / 1000
+        address, timeout_s = request.address, self._service.connect_timeout / 1000
         made: list[UpstreamConnection] = []
         before_ns = runloop.time_ns()
         self._try.latency_ns = before_ns - self._try.start_ns
 
         async def connect() -> None:
-            made.append(await runloop.pool.connect(self._address, timeout_s))
+            made.append(await runloop.pool.connect(address, timeout_s))
 
         def go_on(error: BaseException | None) -> None:
             self._try.connect_ns = runloop.time_ns() - before_ns
@@ -223,9 +218,8 @@ class ProxiedExchange:
         if not self._runloop.header_filter(request):
             self._give_up()
             return
-        assert request.plan is not None
-        if request.plan.header_filter:
-            has_length = any(len(line[0]) == 14 and line[0].lower() == _LENGTH for line in request.response_lines)
+        if request.plan is not None and request.plan.header_filter:
+            has_length = has_line(request.response_lines, _LENGTH)
             status = request.status
         bodiless = request.method == "HEAD" or status in (204, 304)
         if not has_length and not bodiless:
@@ -248,15 +242,14 @@ class ProxiedExchange:
         kept = request.response_lines
         for line in lines:
             name = line[0]
-            size = len(name)
-            if size in _ANSWER_SIZES:
-                lower = name.lower()
-                if lower in _ANSWER_DROPPED or (lower == _LENGTH and status == NO_CONTENT):
+            if len(name) in _ANSWER_SIZES and (lower := name.lower()) in _ANSWER_NOTED:
+                if lower == _DATE:
+                    has_date = True
+                elif lower == _LENGTH and status != NO_CONTENT:
+                    has_length = True
+                else:
                     has_options = has_options or (lower == _CONNECTION and line[1].lower() not in USUAL_OPTIONS)
                     continue
-                has_length = has_length or lower == _LENGTH
-            elif size == _DATE_SIZE:
-                has_date = has_date or name.lower() == _DATE
             kept.append(line)
         if not has_date:
             kept.append(self._runloop.date_line())
@@ -334,6 +327,13 @@ class ProxiedExchange:
         """It reads again."""
         self._request.connection.resume_body()
 
+    @property
+    def _service(self) -> "Service":
+        match = self._request.match
+        assert match is not None
+        assert match.service is not None
+        return match.service
+
     def _may_repeat(self, *, sent: bool) -> bool:
         return not self._body_sent and not (sent and self._request.method in NOT_IDEMPOTENT)
 
@@ -346,7 +346,6 @@ class ProxiedExchange:
         runloop.log_line("error", reason)
         if len(request.tries) <= self._service.retries and self._may_repeat(sent=sent):
             if runloop.choose_again(request, timeout=timeout):
-                self._address = request.address
                 self.begin()
             return
         runloop.execution.enter(PHASES["content"], request.ctx)

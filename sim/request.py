@@ -5,7 +5,7 @@ A `Request` lives from the end of its header section to the end of its log phase
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +16,7 @@ from sim.access_log import escaped
 from sim.framing import HeaderLines, Refusal, check_transfer_coding, host_of, length_of, split_absolute
 
 if TYPE_CHECKING:
+    from kongtrace import Phase
     from sim.balancer import Choice
     from sim.connection import ClientConnection
     from sim.plugin import Handler, Plan
@@ -157,7 +158,7 @@ class Request:
         id: 32 hexadecimal digits (`X-Kong-Request-Id`).
         started_ns: when its first byte was read.
         ctx: the request context.
-        phase_index: place in the phase engine's handlers.
+        steps: what is left of the phase engine's handlers; None before the first.
         match: the route, once found.
         plan: the plugins that run.
         handler: the plugin's handler that runs, or ran last.
@@ -214,11 +215,11 @@ class Request:
         "names_host",
         "outgoing",
         "path",
-        "phase_index",
         "plan",
         "response_lines",
         "started_ns",
         "status",
+        "steps",
         "target",
         "tries",
         "upstream_host",
@@ -256,7 +257,7 @@ class Request:
         self._read_target()
         self._headers: Headers | None = None
         self.ctx: dict[str, Any] = {REQUEST: self, KONG_PHASE: "rewrite"}
-        self.phase_index = 0
+        self.steps: Iterator[tuple[Phase, Callable[[Request], int | None]]] | None = None
         self.match: Match | None = None
         self.plan: Plan | None = None
         self.handler: Handler | None = None
@@ -264,9 +265,9 @@ class Request:
         self.upstream_response: tuple[int, HeaderLines] | None = None
         self.body_waiter: asyncio.Future[None] | None = None
         self.tries: list[Try] = []
-        self.address = ("", 0)
+        self.address: tuple[str, int]
         self.hostname = ""
-        self.upstream_host = b""
+        self.upstream_host: bytes
         self.choice: Choice | None = None
         self.upstream_ns = 0
         self.exchange: ProxiedExchange | None = None

@@ -102,6 +102,7 @@ class Match:
         route: the route.
         service: its service, if it has one.
         prefix: the beginning of the request's path that matched, "" when the route asks for no path.
+        stripped: what of the prefix the service does not get, but for a mere slash.
         upstream_path: what the service is asked for, escaped.
         captures: of a path that is a regular expression.
         address: of the service, when its host is one and no name.
@@ -112,6 +113,7 @@ class Match:
     route: Route
     service: Service | None
     prefix: str
+    stripped: str
     upstream_path: bytes
     captures: Captures | None
     address: tuple[str, int] | None
@@ -158,8 +160,9 @@ class _Candidate:
         return self._found(path, found.end(), captures)
 
     def _found(self, path: str, end: int, captures: Captures | None) -> Match:
-        upstream_path = self._upstream_path(path, end)
-        asked = path[:end], upstream_path, captures
+        prefix, upstream_path = path[:end], self._upstream_path(path, end)
+        stripped = prefix if self.route.strip_path and prefix != "/" else ""
+        asked = prefix, stripped, upstream_path, captures
         return Match(self.route, self.service, *asked, self.address, self.upstream_host, self.terms)
 
     def _upstream_path(self, path: str, end: int) -> bytes:
@@ -209,8 +212,10 @@ class Router:
         if self._asks_port:
             port = _port_of(request.authority)
             key = (key, port)
-        if key in self._found:
+        try:
             return self._found[key]
+        except KeyError:
+            pass
         found: Match | None = self._find(request.method, request.host, port, normalized(request.path), lines)
         if len(request.path) + sum(len(value) for _name, value in lines) <= PATH_SIZE_MAX:
             if len(self._found) >= FINDINGS_MAX:

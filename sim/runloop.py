@@ -26,7 +26,7 @@ from kongtrace.span import STATUS_ERROR
 from sim.balancer import Address, Balancer
 from sim.config import Gateway, Nginx
 from sim.forwarding import Forwarding
-from sim.framing import HeaderLines, Refusal
+from sim.framing import HeaderLines, Refusal, has_line
 from sim.instrumentation import Instrumentation
 from sim.pdk import Exit, Kong
 from sim.pdk.response import accepted, error_body, status_message
@@ -169,6 +169,7 @@ class Runloop:
         self.execution = provider.execution
         self.log_line = provider.log
         self._provider = provider
+        self._draw_id = provider.trace_ids.draw
         self._everywhere = plans.everywhere
         self._plan_of = plans.by_route
         self._kong = kong
@@ -235,17 +236,16 @@ class Runloop:
         if self._sweeping:
             self.runtime.call_later(self._sweep_s, self._sweep)
 
-    def begin(self, request: Request, body: list[bytes]) -> None:
-        """Serve a request whose header section is complete; `body` is what has come of its body."""
+    def begin(self, request: Request) -> None:
+        """Serve a request whose header section is complete; what has come of its body is there."""
         self.counts.active += 1
-        request.body = body
         if self.forwarding.trusts:
             request.client_ip = self.forwarding.client_ip(request)
         self._engine.run(request)
 
     def refuse(self, refused: RefusedRequest) -> bytes:
         """Book a request that is not served, since its header section is refused; return the answer."""
-        request_id = self._provider.trace_ids.draw().hex().encode()
+        request_id = self._draw_id().hex().encode()
         accept = b",".join(value for name, value in refused.lines if name.lower() == b"accept").decode("latin-1")
         content_type, body = error_body(accept, request_id, status_message(refused.status))
         refused.body_bytes_sent = len(body)
@@ -335,7 +335,7 @@ class Runloop:
     # Rewrite and access.
 
     def _rewrite(self, request: Request) -> int | None:
-        request.id = self._provider.trace_ids.draw().hex().encode()
+        request.id = self._draw_id().hex().encode()
         self.instrumentation.request(request)
         plan = request.plan = self._everywhere
         return self._run_plugins(request, REWRITE, plan.rewrite) if plan.rewrite else None
@@ -492,9 +492,11 @@ class Runloop:
             known = self.resolver.known(host, port)
         except OSError as error:
             return self._resolved(request, span, error)
-        if known is not None:
-            return self._resolved(request, span, known)
-        return self._resolve(request, span, host, port)
+        if known is None:
+            return self._resolve(request, span, host, port)
+        self.instrumentation.dns_answer(span, known)
+        request.address = known
+        return None
 
     def _resolve(self, request: Request, span: Any, host: str, port: int) -> int:
         found: list[tuple[str, int]] = []
@@ -622,17 +624,17 @@ class Runloop:
         self._answer(request, request.status, request.ctx[SERVICE_BODY], request.response_lines)
 
     def _answer(self, request: Request, status: int, body: bytes, lines: HeaderLines) -> None:
-        if not _has(lines, _LENGTH):
+        if not has_line(lines, _LENGTH):
             lines.append((b"Content-Length", b"%d" % len(body)))
         if request.upstream_response is None:
-            if not _has(lines, _DATE):
+            if not has_line(lines, _DATE):
                 lines.append(self.date_line())
             lines.append((b"X-Kong-Response-Latency", b"%d" % ((self.time_ns() - request.started_ns) // _NS_PER_MS)))
             lines.append((b"Server", SERVER))
         request.status = status
         request.response_lines = lines
         if self.header_filter(request) and (filtered := self.body_filter(request, body, last=True)) is not None:
-            if not _has(request.response_lines, _LENGTH):
+            if not has_line(request.response_lines, _LENGTH):
                 request.response_lines.append((b"Content-Length", b"%d" % len(filtered)))
             self.write_head(request)
             if request.method != "HEAD":
@@ -813,11 +815,6 @@ _LENGTH: Final = b"content-length"
 
 _EXITS: Final = frozenset({404})
 """Statuses of the gateway's own answers that are no failure of the service (`kong.response.get_source`)."""
-
-
-def _has(lines: HeaderLines, name: bytes) -> bool:
-    size = len(name)
-    return any(len(line[0]) == size and line[0].lower() == name for line in lines)
 
 
 def _no_span(_name: str) -> NoopSpan:

@@ -150,7 +150,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.whole_request_sent = whole
         self.exchanges += 1
         self._framing_bytes = 0
-        self._in_body = self._complete = False
+        self._complete = False
         self._timeout_s = timeout_s
         self._pool.watch(self, timeout_s)
         self.transport.write(data)

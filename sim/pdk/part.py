@@ -38,10 +38,10 @@ class Part:
 
     @property
     def _request(self) -> Request:
-        ctx = self._execution.ctx
-        request: Request | None = ctx.get(REQUEST) if ctx is not None else None
-        if request is None:
-            raise ApiError("no request found")
+        try:
+            request: Request = self._execution.ctx[REQUEST]  # type: ignore[index]  # None is one of the errors
+        except (KeyError, TypeError):
+            raise ApiError("no request found") from None
         return request
 
 

@@ -473,7 +473,7 @@ def test_every_pipelined_request_has_a_start():
     wired = Wired()
     seen = []
     begin = wired.worker.runloop.begin
-    wired.worker.runloop.begin = lambda request, body: (seen.append(request.started_ns), begin(request, body))
+    wired.worker.runloop.begin = lambda request: (seen.append(request.started_ns), begin(request))
     wired.client().send(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n" * 3)
     assert seen == [wired.runtime.time_ns()] * 3
 
