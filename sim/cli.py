@@ -33,8 +33,12 @@ def main() -> None:
     except UserError as error:
         click.echo(f"kongsim: {error}", err=True)
         code = EXIT_USER_ERROR
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        code = error.exit_code
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "kongsim"
+        click.echo(f"kongsim: {error.format_message()} (see {path} --help)", err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED

@@ -308,3 +308,26 @@ def test_serve_needs_a_kong_yml(kongsim, files, monkeypatch):
         monkeypatch.setenv("KONG_PROXY_LISTEN", f"127.0.0.1:{taken.getsockname()[1]}")
         code, _out, err = kongsim("serve")
     assert (code, err.startswith("kongsim: KONG_PROXY_LISTEN: cannot listen on 127.0.0.1:")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["overhead"], "kongsim: Missing argument 'SCENARIO'. (see kongsim overhead --help)"),
+        (["verify", "x", "--seed", "y"], "kongsim: Invalid value for '--seed': 'y' is not a valid integer."),
+        (["run", "x", "--bogus"], "kongsim: No such option '--bogus'."),
+        (["bogus"], "kongsim: No such command 'bogus'. (see kongsim --help)"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_line(kongsim, arguments, line):
+    """As every other mistake of the user is."""
+    code, out, err = kongsim(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(line)
+
+
+def test_no_command_at_all_shows_what_there_is(kongsim):
+    """The commands, each in a line."""
+    code, _out, err = kongsim()
+    assert code == 2
+    assert "overhead" in err
