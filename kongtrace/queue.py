@@ -413,7 +413,7 @@ class Delivery:
             return None
         if self._started is None:
             self._begin(now)
-        if now < self._due - _INSTANT_S:
+        elif now < self._due - _INSTANT_S:
             return Wait(self._due, or_entry=False)
         self._out = True
         return Send(self._binding.handler, self.handler_conf, self._entries)
@@ -423,10 +423,10 @@ class Delivery:
         assert self._out, "no batch is out"
         assert self._started is not None
         self._out = False
-        queue, count = self._queue, len(self._entries)
         if outcome.ok:
             self._acknowledge(outcome.refused)
             return
+        queue, count = self._queue, len(self._entries)
         reason = "no error details returned by handler" if outcome.reason is None else outcome.reason
         self._tell("warn", "handler could not process entries: %s", reason)
         if outcome.reason is None:
@@ -597,7 +597,7 @@ class Queue:
             The errors of those that were refused.
         """
         count, waiting = len(entries), len(self._entries)
-        if binding is self._binding and None not in entries:
+        if binding is self._binding and all(entries):  # None is not all that is false, but nothing false is usual
             if waiting + count <= self._quiet_below and now < self._quiet_until:
                 self._entries.extend(entries)
                 self.enqueued += count
@@ -605,18 +605,21 @@ class Queue:
             if self._is_replacing and count <= waiting:
                 self._replace(entries, now)
                 return []
-        room = self._quiet_below - waiting
-        if 0 < room < count:
-            errors = self.enqueue_many(entries[:room], binding, now, log_phase)
-            return errors + self.enqueue_many(entries[room:], binding, now, log_phase)
-        errors = []
-        for position, entry in enumerate(entries):
-            woken = self._woken
-            _, error = self.enqueue(entry, binding, now, log_phase)
-            if error is not None:
-                errors.append(error)
-            if self._woken is not woken:  # nothing is near any more: the others can go straight to the back
-                return errors + self.enqueue_many(entries[position + 1 :], binding, now, log_phase)
+        errors: list[str] = []
+        position = 0
+        while position < count:
+            is_quiet = binding is self._binding and now < self._quiet_until
+            room = self._quiet_below - len(self._entries) if is_quiet else 0
+            part = entries[position : position + max(room, 1)]
+            position += len(part)
+            if room > 0 and None not in part:
+                self._entries.extend(part)
+                self.enqueued += len(part)
+                continue
+            for entry in part:
+                _, error = self.enqueue(entry, binding, now, log_phase)
+                if error is not None:
+                    errors.append(error)
         return errors
 
     def is_full(self) -> bool:
@@ -697,7 +700,11 @@ class Queue:
 
     def _enqueue(self, entry: object, binding: Binding, now: float, *, log_phase: bool) -> Result:
         try:
-            error = self._enter(entry, binding, now, log_phase=log_phase)
+            if self.exists:
+                self._binding = binding
+                error = self._join(entry, now, log_phase=log_phase)
+            else:
+                error = self._enter(entry, binding, now, log_phase=log_phase)
         except KongTraceError:
             self.rejected += 1
             raise
@@ -709,15 +716,15 @@ class Queue:
         return ACCEPTED
 
     def _enter(self, entry: object, binding: Binding, now: float, *, log_phase: bool) -> str | None:
-        limit = 1 if self.exists else binding.parameters.concurrency_limit
+        """Enqueue the first entry of an absent queue."""
+        limit = binding.parameters.concurrency_limit
         if limit == -1:
             return self._send_alone(entry, binding)
         if limit != 1 and not self.profile.loses_silently:
             return f"concurrency_limit must be 1 or -1, not {limit}"
-        if not self.exists:
-            error = self._appear(binding)
-            if error is not None:
-                return error
+        error = self._appear(binding)
+        if error is not None:
+            return error
         self._binding = binding
         try:
             return self._join(entry, now, log_phase=log_phase)
@@ -760,9 +767,8 @@ class Queue:
         self.exists = True
         self._bound, self._parameters = binding, parameters
         self._coalescing_s = parameters.max_coalescing_delay
-        self._size = parameters.max_batch_size
-        if not self.profile.has_permits:
-            self._size = min(self._size, parameters.max_entries)
+        size = parameters.max_batch_size
+        self._size = ceil(size if self.profile.has_permits else min(size, parameters.max_entries))
         if parameters.max_bytes is None:
             max_entries = parameters.max_entries
             self._capacity = min(ceil(CAPACITY_WARNING_THRESHOLD * max_entries), floor(max_entries))
@@ -893,18 +899,19 @@ class Queue:
 
     def _process(self, now: float) -> Action:
         while True:
-            if self._delivery is not None:
-                self._delivery.handler_conf = self._binding.handler_conf
-                action = self._delivery.poll(now)
+            delivery = self._delivery
+            if delivery is not None:
+                delivery.handler_conf = self._binding.handler_conf
+                action = delivery.poll(now)
                 if action is not None:
                     return action
                 self._delivery = None
             if not self._waiting:
-                if self._depth <= 0:
+                if len(self._entries) <= self._overtaken:
                     self._leave()
                     return None
                 self._collected = 1
-                self._started = self.wall(now)
+                self._started = now + self._step
             wait = self._coalesce(now)
             if wait is not None:
                 return wait
@@ -917,31 +924,28 @@ class Queue:
 
     def _coalesce(self, now: float) -> Wait | None:
         """Collect permits until the batch is full or the delay is over."""
-        if self._waiting and not self._is_resumed(now):
-            return Wait(self._wake_at, or_entry=True)
+        if self._waiting:
+            if self._woken:
+                self._collected += 1
+            else:
+                self._catch_up()
+                if now < self._wake_at - _INSTANT_S:
+                    return Wait(self._wake_at, or_entry=True)
+            self._waiting = self._woken = False
         while self._collected < self._size:
-            remaining = self._coalescing_s - (self.wall(now) - self._started)
+            remaining = self._coalescing_s - (now + self._step - self._started)
             if remaining < COALESCE_MIN_S:
                 break
             wait = min(remaining, COALESCE_POLL_S)
             if self.exiting:
                 self._coalescing_s = wait = COALESCE_MIN_S
-            if self._permits <= 0:
+            permits = self._permits
+            if permits <= 0:
                 self._waiting = True
                 self._wake_at = now + wait
                 return Wait(self._wake_at, or_entry=True)
-            self._collected += 1 if self.exiting else min(ceil(self._size) - self._collected, self._permits)
+            self._collected += 1 if self.exiting else min(self._size - self._collected, permits)
         return None
-
-    def _is_resumed(self, now: float) -> bool:
-        """Whether the job's wait for a permit is over: one came, or the time has."""
-        self._catch_up()
-        if self._woken:
-            self._collected += 1
-        elif now < self._wake_at - _INSTANT_S:
-            return False
-        self._waiting = self._woken = False
-        return True
 
     def _catch_up(self) -> None:
         """Collect the permits of entries that came while the job was waiting and did not need to wake it."""
@@ -993,10 +997,8 @@ class Queue:
         elif self._waiting and not self._woken:
             end = self._started - self._step + self._coalescing_s
             is_steady = not self.exiting and abs(end - self._wake_at) < _INSTANT_S
-            size = ceil(self._size)
-            if is_steady and size < self._parameters.max_entries:
-                unfilled = len(self._entries) + size - self._collected - self._permits - 1
-                self._quiet_below = min(self._capacity, unfilled)
+            if is_steady and self._size < self._parameters.max_entries:
+                self._quiet_below = min(self._capacity, self._size - self._surplus - 1)
                 self._quiet_until = end - COALESCE_MIN_S - _INSTANT_S
             else:
                 self._quiet_below = 0
