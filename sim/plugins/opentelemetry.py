@@ -270,7 +270,8 @@ class _Entity:
             handled = len(spans) - len(encoded) + queue.enqueued + queue.rejected - before
             if request.handled:  # what another exporter has taken care of before is what this one saw first
                 self._counts.copied_again += min(request.handled, handled)
-            request.handled = max(request.handled, handled)
+                handled = max(request.handled, handled)
+            request.handled = handled
 
     def _tell_refused(self, kong: Kong, errors: Iterable[object]) -> None:
         for error in errors:
