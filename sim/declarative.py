@@ -44,7 +44,7 @@ from sim.config import (
 from sim.document import Document, FieldPath, Model, Override
 from sim.errors import nearest, shown
 from sim.plugins import BUNDLED
-from sim.plugins.stand_in import stand_ins
+from sim.plugins.stand_in import PRIORITIES, stand_ins
 from sim.plugins.synthetic import SyntheticConfig
 
 FORMAT_VERSIONS: Final = ("1.1", "2.1", "3.0")
@@ -207,7 +207,7 @@ def with_stand_ins(
 ) -> dict[str, plugins.PluginClass]:
     """Return the plugins with the stand-ins that stand at ``path``; raises UserError when one is not needed."""
     for name in configs:
-        if name in classes:
+        if name in classes and name not in PRIORITIES:
             raise document.error(f"plugin {name} runs itself and needs no stand-in", (*path, name), cure="leave it out")
     return {**classes, **stand_ins(configs)}
 

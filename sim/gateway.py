@@ -25,10 +25,12 @@ from sim.phase_times import TimedRunloop
 from sim.plugin import Plans, PluginClass
 from sim.plugins import BUNDLED
 from sim.plugins.opentelemetry import node_id
+from sim.plugins.prometheus import subjects
 from sim.request import REQUEST, RefusedRequest, Request
 from sim.resolver import Resolver
 from sim.runloop import Counts, Runloop
 from sim.runtime import Runtime
+from sim.tally import Tally
 from sim.timers import Timers
 from sim.upstream import Pool
 
@@ -44,6 +46,7 @@ class WorkerGateway:
         on_change: called when a count has changed.
         on_rest: called once, when it drains and no connection of a client and no timer is left.
         slot: the worker's place among the others.
+        tally: what is counted by subject; None: nobody reads it.
         classes: the plugins that there are.
         make_provider: makes the tracer provider, such as a checked one (`kongtrace.checked.tracer_provider`).
         make_exporter: makes the exporter, such as one that only counts.
@@ -65,6 +68,7 @@ class WorkerGateway:
         plans: which plugins run.
         draining: it was told to leave.
         table: the places for connections.
+        tally: as given.
         arriving: connections of clients that its host has accepted and not yet made.
     """
 
@@ -78,6 +82,7 @@ class WorkerGateway:
         on_change: Callable[[], None],
         on_rest: Callable[[], None],
         slot: int = 0,
+        tally: Tally | None = None,
         classes: Mapping[str, PluginClass] = BUNDLED,
         make_provider: Callable[..., TracerProvider] = TracerProvider,
         make_exporter: Callable[..., Exporter] = Exporter,
@@ -85,6 +90,7 @@ class WorkerGateway:
         on_logged: Callable[[Request | RefusedRequest], None] | None = None,
     ) -> None:
         self.configuration = gateway
+        self.tally = tally or Tally.alone(subjects(gateway))
         self._log = log
         self._held = held
         self.arriving: set[ClientConnection] = set()

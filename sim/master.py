@@ -46,6 +46,7 @@ from sim.cycle import (
 )
 from sim.error_log import ErrorLog, LogFile
 from sim.errors import UserError
+from sim.plugins.prometheus import subjects
 from sim.process import PidFile, Process, Signals, has_terminal, kill, pipe, reap, start, wait
 from sim.scoreboard import Record, Scoreboard
 from sim.status import StatusArgs
@@ -171,6 +172,7 @@ class Master:
         self._setting = _Setting(gateway, _bind(gateway, {}), error_log, access_log)
         self._former: _Setting | None = None  # until a generation with the present one serves
         self._scoreboard = scoreboard
+        scoreboard.numbers.add(subjects(gateway))
         self._reread = reread or (lambda: gateway)
         self._worker_main = worker_main
         self._children: dict[int, tuple[Process, Record | None]] = {}
@@ -344,6 +346,7 @@ class Master:
         setting = _Setting(gateway, bound, *logs)
         self._setting.close(former, setting)
         self._setting, self._former = setting, former
+        self._scoreboard.numbers.add(subjects(gateway))
         self._compare_masks()
         for action in self._cycle.reconfigured(_slots(gateway), gateway.profile):
             self._do(action)

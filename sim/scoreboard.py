@@ -18,12 +18,13 @@ both adds the record and strikes it out. (Stores are seen in the order they were
 before it waits again: what others can see of a worker, answers and exports, is then never ahead of its record by more
 than that turn.
 
-The layout of a row is `FIELDS`; units stand there.
+The layout of a row is `FIELDS`; units stand there. Beside its row each record has a tally (`sim.tally`), which stays
+where it is when the record is handed out again.
 """
 
 import mmap
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -31,6 +32,7 @@ from typing import Final, Literal
 
 from sim import ledger
 from sim.ledger import Ledger, PoolBalance
+from sim.tally import Numbers, Tally
 
 POOLS: Final = ("KONG_SPAN", "KONG_SPAN_STORAGE", "KONG_SPAN_ATTRIBUTES", "KONG_SPAN_EVENTS")
 """The tags of the pools that are counted (kong-semantics P1)."""
@@ -111,6 +113,8 @@ _SERIAL, _GENERATION, _PID, _EXIT_CODE = range(len(_HEADER))
 _NOT_ENDED: Final = 1 << 62  # no exit code
 _TOTAL: Final = ("struck_serial", "incarnations", "deaths", *FIELD_INDEX, *(f"ledger.{n}" for n in Ledger.__slots__))
 _WORD_BYTES: Final = 8
+_TALLIES_SIZE: Final = RECORDS_PER_SLOT * Tally.SIZE
+_MAP_NORESERVE: Final = 0x4000  # mmap(2); the module mmap has it from Python 3.13 on
 
 
 class _Published:
@@ -148,12 +152,18 @@ class _Published:
 
 
 class Record:
-    """What one incarnation of a worker has counted: written by the worker, its header by the master."""
+    """What one incarnation of a worker has counted: written by the worker, its header by the master.
 
-    __slots__ = ("_header", "_row", "publish", "slot")
+    Attributes:
+        slot: of the worker.
+        tally: what it counts by subject.
+    """
 
-    def __init__(self, slot: int, words: memoryview) -> None:
+    __slots__ = ("_header", "_row", "publish", "slot", "tally")
+
+    def __init__(self, slot: int, words: memoryview, tally: Tally) -> None:
         self.slot = slot
+        self.tally = tally
         self._header = words[: len(_HEADER)]
         self._row = _Published(words[len(_HEADER) :], len(FIELDS))
         self.publish = self._row.publish
@@ -283,12 +293,16 @@ class Retired:
 class _Slot:
     """The records and the total of one slot."""
 
-    def __init__(self, slot: int, words: memoryview) -> None:
+    def __init__(self, slot: int, words: memoryview, tallies: memoryview, numbers: Numbers) -> None:
         self._slot = slot
         self._total = _Published(words, len(_TOTAL))
         first = _Published.size(len(_TOTAL))
         self._records = tuple(
-            Record(slot, words[first + Record.size() * k : first + Record.size() * (k + 1)])
+            Record(
+                slot,
+                words[first + Record.size() * k : first + Record.size() * (k + 1)],
+                Tally(tallies[Tally.SIZE * k : Tally.SIZE * (k + 1)], numbers),
+            )
             for k in range(RECORDS_PER_SLOT)
         )
 
@@ -307,6 +321,10 @@ class _Slot:
             self._retire(record)
         record.begin(serial, generation)
         return record
+
+    def tallies(self) -> Iterator[tuple[bool, Tally]]:
+        """Yield the tally of each record, and whether its worker lives."""
+        return ((not (record.free or record.ended), record.tally) for record in self._records)
 
     def _retire(self, record: Record) -> None:
         snapshot = record.read()
@@ -380,11 +398,17 @@ class Scoreboard:
     Args:
         slots: That it has from the start. More come into being when the master opens them, up to `SLOTS_MAX`; memory
             is taken up only by those in use.
+
+    Attributes:
+        numbers: of the subjects of tallies; the master gives them.
     """
 
     def __init__(self, slots: int) -> None:
         self._words = memoryview(mmap.mmap(-1, (1 + SLOTS_MAX * _Slot.size()) * _WORD_BYTES)).cast("q")
         self._words[0] = slots
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE  # only what is written to is taken up
+        self._tallies = memoryview(mmap.mmap(-1, SLOTS_MAX * _TALLIES_SIZE * _WORD_BYTES, flags)).cast("q")
+        self.numbers = Numbers()
         self._seen: list[_Slot] = []
 
     @property
@@ -416,10 +440,21 @@ class Scoreboard:
             retired=tuple(retired for retired, _workers in slots),
         )
 
+    def tallies(self) -> Iterator[tuple[bool, Tally]]:
+        """Yield all tallies that there are, and whether the worker of each lives."""
+        return (found for slot in self._known() for found in slot.tallies())
+
     def _known(self) -> list[_Slot]:
         """Return the slots, with views made of those that were not there before."""
         size = _Slot.size()
         for slot in range(len(self._seen), self.slots):
-            first = 1 + slot * size
-            self._seen.append(_Slot(slot, self._words[first : first + size]))
+            first, tallies = 1 + slot * size, slot * _TALLIES_SIZE
+            self._seen.append(
+                _Slot(
+                    slot,
+                    self._words[first : first + size],
+                    self._tallies[tallies : tallies + _TALLIES_SIZE],
+                    self.numbers,
+                )
+            )
         return self._seen

@@ -22,16 +22,23 @@ import json
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import accumulate
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import uvloop
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from sim import __version__
@@ -40,13 +47,17 @@ from sim.error_log import ErrorLog
 from sim.http_server import HttpConnection, HttpServer, response
 from sim.ledger import Ledger
 from sim.plugins.opentelemetry import node_id
+from sim.plugins.prometheus import HEALTH, KONG_BUCKETS_MS, SOURCES, UPSTREAM_BUCKETS_MS, Prometheus
 from sim.process import Connection
 from sim.scoreboard import POOLS, Reading, Scoreboard, State
+from sim.tally import STANDING, Key, Kind, Subject
 
 _JSON: Final = {"Content-Type": "application/json; charset=utf-8"}
 _UNITS: Final = {"b": ("", 0), "k": ("KiB", 10), "m": ("MiB", 20), "g": ("GiB", 30)}
 _NS_PER_S: Final = 1_000_000_000
 _PROCESSOR: Final = "batching_span_processor"
+_WORKSPACE: Final = "default"
+_ROUTE: Final = ("service", "route")
 _EXPORTER: Final = "otlp_http_span_exporter"
 
 
@@ -80,7 +91,7 @@ async def _serve(args: StatusArgs) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         loop.add_signal_handler(signum, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, args.error_log.reopen)
-    status = Status(args.gateway, args.scoreboard.read, args.scoreboard.size_bytes)
+    status = Status(args.gateway, args.scoreboard)
     args.ready.send(os.getpid())
     await asyncio.gather(*(_Server(status).serve(listener, stop) for listener in args.listeners))
 
@@ -137,18 +148,19 @@ class Status:
 
     Args:
         gateway: The configuration.
-        read: Gives what the scoreboard says now.
-        memory: The bytes of the scoreboard that are in use, and those that may be.
+        scoreboard: It only reads.
     """
 
-    def __init__(self, gateway: Gateway, read: Callable[[], Reading], memory: tuple[int, int]) -> None:
-        self._read = read
-        self._memory = memory
+    def __init__(self, gateway: Gateway, scoreboard: Scoreboard) -> None:
+        self._read = scoreboard.read
+        self._memory = scoreboard.size_bytes
         self._workers = gateway.workers
         entities = gateway.model_dump_json(include={"services", "routes", "plugins"})
         self._configuration_hash = hashlib.blake2b(entities.encode(), digest_size=16).hexdigest()
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Metrics(gateway, read, memory))
+        self._registry.register(_Metrics(gateway, scoreboard))
+        if any(plugin.enabled and plugin.name == Prometheus.NAME for plugin in gateway.plugins):
+            self._registry.register(_Tallied(scoreboard))
         self._paths: Mapping[str, Callable[[Mapping[str, list[str]]], tuple[int, dict[str, str], bytes]]] = {
             "/status": self._status,
             "/status/ready": self._ready,
@@ -249,9 +261,9 @@ def _connections(reading: Reading) -> dict[str, int]:
 class _Metrics(Collector):
     """Makes the metrics of one scrape from one reading of the scoreboard."""
 
-    def __init__(self, gateway: Gateway, read: Callable[[], Reading], memory: tuple[int, int]) -> None:
-        self._read = read
-        self._memory = memory
+    def __init__(self, gateway: Gateway, scoreboard: Scoreboard) -> None:
+        self._read = scoreboard.read
+        self._memory = scoreboard.size_bytes
         self._node_id = node_id(gateway.seed)
         self._queue_capacity = sum(
             plugin.config.get("queue", {}).get("max_entries", 10_000)
@@ -369,6 +381,66 @@ def _pools(reading: Reading) -> Iterator[Metric]:
         fetches[tag, "miss"] = sum(account.pools[tag].misses for account in reading.accounts)
     yield _gauge("kongsim_pool_objects", "Objects of each pool, in use or waiting in it", objects, "pool", "state")
     yield _counter("kongsim_pool_fetches", "Objects taken from each pool, or made anew", fetches, "pool", "result")
+
+
+class _Tallied(Collector):
+    """Makes the metrics of the prometheus plugin from the tallies of all workers."""
+
+    def __init__(self, scoreboard: Scoreboard) -> None:
+        self._scoreboard = scoreboard
+
+    def collect(self) -> Iterator[Metric]:
+        names = self._scoreboard.numbers.names()
+        left_out, counts, standing = 0, Counter[Key](), Counter[Key]()
+        for lives, tally in self._scoreboard.tallies():
+            left_out += tally.left_out
+            for key, value in tally.read().items():
+                if key.number in names and (lives or key.kind not in STANDING):
+                    (standing if key.kind in STANDING else counts)[key] += value
+        yield _counter("kong_nginx_metric_errors", "Number of counts for which there was no cell", {(): left_out})
+        yield _requests_by_route(names, counts)
+        yield from _latencies(names, counts)
+        yield _target_health(names, standing)
+
+
+def _requests_by_route(names: Mapping[int, Subject], counts: Mapping[Key, int]) -> Metric:
+    requests = {
+        (*names[key.number], str(key.detail // 2), SOURCES[key.detail % 2], _WORKSPACE, ""): count
+        for key, count in counts.items()
+        if key.kind is Kind.REQUESTS
+    }
+    about = "HTTP status codes per consumer/service/route in Kong"
+    return _counter("kong_http_requests", about, requests, *_ROUTE, "code", "source", "workspace", "consumer")
+
+
+_LATENCIES: Final = (
+    ("kong", "Latency added by Kong and its plugins", Kind.KONG_LATENCY, Kind.KONG_LATENCY_MS, KONG_BUCKETS_MS),
+    ("upstream", "Latency of the upstream", Kind.UPSTREAM_LATENCY, Kind.UPSTREAM_LATENCY_MS, UPSTREAM_BUCKETS_MS),
+    ("request", "Latency of requests", Kind.REQUEST_LATENCY, Kind.REQUEST_LATENCY_MS, UPSTREAM_BUCKETS_MS),
+)
+
+
+def _latencies(names: Mapping[int, Subject], counts: Mapping[Key, int]) -> Iterator[Metric]:
+    for name, about, kind, kind_of_sum, bounds_ms in _LATENCIES:
+        labels = (*_ROUTE, "workspace")
+        family = HistogramMetricFamily(f"kong_{name}_latency_ms", f"{about} for each service/route", labels=labels)
+        for number in sorted({key.number for key in counts if key.kind is kind}):
+            in_buckets = [counts.get(Key(kind, number, bucket), 0) for bucket in range(len(bounds_ms) + 1)]
+            bounds = (*map(str, bounds_ms), "+Inf")
+            buckets = list(zip(bounds, map(float, accumulate(in_buckets)), strict=True))
+            sum_ms = counts.get(Key(kind_of_sum, number, 0), 0)
+            family.add_metric((*names[number], _WORKSPACE), buckets, sum_ms)
+        yield family
+
+
+def _target_health(names: Mapping[int, Subject], standing: Mapping[Key, int]) -> Metric:
+    states = {}
+    for key, workers in standing.items():
+        upstream, target, address = names[key.number]
+        states[upstream, target, address, HEALTH[key.detail], "http"] = min(1, workers)
+    about = "Health status of targets of upstream. States = healthchecks_off|healthy|unhealthy|dns_error"
+    labels = ("upstream", "target", "address", "state", "subsystem")
+    return _gauge("kong_upstream_target_health", f"{about}, 1 where a worker takes it for that", states, *labels)
 
 
 _Values = Mapping[Any, float]

@@ -92,6 +92,7 @@ class Worker:
         make_provider: Callable[..., TracerProvider],
     ) -> None:
         gateway = args.gateway
+        args.record.tally.begin()
         self._args = args
         self._loop = loop
         self._row = new_row()
@@ -110,6 +111,7 @@ class Worker:
             on_change=self._changed,
             on_rest=self._stop,
             slot=args.slot,
+            tally=args.record.tally,
             classes=classes,
             make_provider=make_provider,
             on_logged=args.access_log.note if args.access_log else None,

@@ -10,7 +10,9 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sim.config import Gateway, Plugin
+from sim.config import Gateway, Plugin, Route, Service, Target, Upstream
+from sim.scoreboard import State
+from tests import peers
 from tests.gateway import TIMEOUT_S, echo, gateway_to, live, traced_gateway
 
 
@@ -124,6 +126,103 @@ def test_metrics_of_a_traced_gateway_balance(tmp_path):
     assert accounts["unaccounted"] == 0
     assert families["otel_sdk_span_started"].samples[0].value == accounts["created"]
     assert families["kong_nginx_requests_total"].samples[0].value == 5
+
+
+def samples(gateway):
+    """The samples of the metrics, by name and labels without those that say nothing here."""
+    text = ask(gateway.status_ports[-1], "/metrics")[2].decode()
+    told = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = sorted((k, v) for k, v in sample.labels.items() if k not in ("workspace", "consumer", "subsystem"))
+            told[sample.name, *(f"{key}={value}" for key, value in labels)] = sample.value
+    return told
+
+
+def counted(port, **config):
+    """A gateway with a prometheus plugin, two routes and an upstream one of whose targets is dead."""
+    checks = {"passive": {"unhealthy": {"tcp_failures": 1}}}
+    targets = (Target(target=f"127.0.0.1:{port}"), Target(target=f"127.0.0.1:{peers.free_port()}"))
+    return gateway_to(
+        port,
+        workers=2,
+        status_listen="127.0.0.1:0",
+        upstreams=(Upstream(name="pool", targets=targets, healthchecks=checks),),
+        services=(Service(name="orders", host="pool"), Service(name="gone", host="127.0.0.1", port=1, retries=0)),
+        routes=(
+            Route(name="good", service="orders", paths=("/good",)),
+            Route(name="bad", service="gone", paths=("/bad",)),
+            Route(name="mine", paths=("/mine",)),
+        ),
+        plugins=(Plugin(name="prometheus", config=config),),
+    )
+
+
+def test_requests_are_told_by_route_over_deaths_and_reloads(tmp_path):
+    """Kong's names and labels; a worker that is killed, and one that leaves, have counted for good."""
+    request = "kong_http_requests_total code={} route={} service={} source={}".format
+    with echo() as upstream:
+        gateway = counted(upstream, status_code_metrics=True)
+        with live(tmp_path, gateway, reread=lambda: gateway) as running:
+            for path, times in (("/good", 6), ("/bad", 2), ("/mine", 1), ("/nowhere", 1)):
+                for _ in range(times):
+                    running.request(path=path)
+            reading = running.wait_requests(10)
+            for worker in reading.alive:
+                os.kill(worker.pid, SIGKILL)
+            running.wait_until(lambda r: [w.serial for w in r.alive if w.state is State.SERVING] == [2, 2])
+            running.request(path="/good")
+            running.reload()
+            running.request(path="/good")
+            running.wait_requests(12)
+
+            told = {" ".join(name): value for name, value in samples(running).items() if "requests_total" in name[0]}
+
+    assert {name: value for name, value in told.items() if name.startswith("kong_http_")} == {
+        request(200, "good", "orders", "service"): 8,
+        request(502, "bad", "gone", "kong"): 2,
+        request(503, "mine", "", "kong"): 1,
+    }
+
+
+def test_latencies_are_told_in_kongs_buckets(tmp_path):
+    """Each request is in one bucket of the whole and of Kong's share; of the service's when that has answered."""
+    with echo() as upstream, live(tmp_path, counted(upstream, latency_metrics=True)) as running:
+        running.request(path="/good")
+        running.request(path="/bad")
+        running.wait_requests(2)
+        told = samples(running)
+
+    good, bad = ("route=good", "service=orders"), ("route=bad", "service=gone")
+    for kind, routes in (("kong", {good, bad}), ("request", {good, bad}), ("upstream", {good})):
+        name = f"kong_{kind}_latency_ms"
+        assert {name[1:] for name in told if name[0] == f"kong_{kind}_latency_ms_count"} == routes
+        assert {told[f"{name}_count", *route] for route in routes} == {1}
+        assert all(told[f"{name}_bucket", "le=+Inf", *route] == 1 for route in routes)
+        buckets = [told[key] for key in told if key[0] == f"{name}_bucket" and key[2:] == good]
+        assert buckets == sorted(buckets)
+    assert not any(name[0].startswith("kong_http_requests") for name in told)
+
+
+def test_health_of_targets_is_told(tmp_path):
+    """One state of each is 1: of the dead target once it has failed a request; Kong's words."""
+    with echo() as upstream:
+        gateway = counted(upstream, upstream_health_metrics=True)
+        targets = [target.target for target in gateway.upstreams[0].targets]
+        with live(tmp_path, gateway) as running:
+
+            def states():
+                found = {}
+                for name, value in samples(running).items():
+                    if name[0] == "kong_upstream_target_health" and value:
+                        labels = dict(label.split("=") for label in name[1:])
+                        assert (labels["upstream"], labels["address"]) == ("pool", labels["target"])
+                        found.setdefault(labels["target"], set()).add(labels["state"])
+                return found
+
+            running.wait_until(lambda _: states() == {target: {"healthy"} for target in targets})
+            running.wait_until(lambda _: running.request(path="/good") and "unhealthy" in states()[targets[1]])
+            assert states()[targets[0]] == {"healthy"}
 
 
 def test_backlog_of_a_worker_is_told_in_spans_and_in_bytes(tmp_path):

@@ -49,7 +49,7 @@ class World:
             in_flight=7,
         )
         self.publish(self.records[1], state=State.SERVING, rss_bytes=1 << 20)
-        self.status = Status(GATEWAY, self.scoreboard.read, self.scoreboard.size_bytes)
+        self.status = Status(GATEWAY, self.scoreboard)
 
     def publish(self, record, **values):
         row = new_row()
