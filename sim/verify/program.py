@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from sim.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from hypothesis.strategies import SearchStrategy
 
@@ -136,15 +136,51 @@ def parse(line: str) -> Program:
     """
     try:
         told = json.loads(line)
-        steps = tuple(Reload() if step == "reload" else Visit(**step) for step in told.pop("steps"))
-        program = Program(steps, **told)
-        for step in steps:
-            if isinstance(step, Visit):
-                UPSTREAMS.index(step.upstream), TRACES.index(step.trace), INTERFERENCES.index(step.interference)
-                range(step.times), range(step.gap_ms)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if not isinstance(told, dict) or not isinstance(told.get("steps"), list):
+            raise ValueError("it is no mapping with steps")  # noqa: TRY301, TRY004 - as whatever else is wrong
+        steps = tuple(Reload() if step == "reload" else _read(Visit, step) for step in told["steps"])
+        return _read(Program, told | {"steps": steps})
+    except ValueError as error:
         raise UserError(f"is no program: {error}", field="--replay", cure="give the line as it was printed") from None
-    return program
+
+
+def _read(kind: type[T], told: Any) -> T:
+    """Make a step or a program of a mapping; raises ValueError."""
+    if not isinstance(told, dict):
+        raise ValueError(f"step {told!r} is no mapping")  # noqa: TRY004 - see `parse`
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # both are dataclasses
+    for name, value in told.items():
+        if name not in names:
+            raise ValueError(f"it has the unknown field {name}")
+        if not _ALLOWED[name](value):
+            raise ValueError(f"{name} cannot be {value!r}")
+    return kind(**told)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_ALLOWED: "Final[dict[str, Callable[[Any], bool]]]" = {
+    "times": _is_count,
+    "gap_ms": _is_count,
+    "method": _is_text,
+    "path": _is_text,
+    "body": _is_count,
+    "trace": TRACES.__contains__,
+    "abort_ms": lambda value: value is None or _is_count(value),
+    "upstream": UPSTREAMS.__contains__,
+    "answer": _is_count,
+    "interference": INTERFERENCES.__contains__,
+    "steps": lambda value: isinstance(value, tuple),
+    "sampling_rate": lambda value: type(value) in {int, float} and 0 <= value <= 1,
+    "instrumentations": _INSTRUMENTATIONS.__contains__,
+}
+"""What may stand in each field of a step or a program."""
 
 
 def programs() -> "SearchStrategy[Program]":

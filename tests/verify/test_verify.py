@@ -229,7 +229,7 @@ def test_baseline_keeps_old_mistakes_quiet(shop, verify):
         (("--format", "xml"), "--format: there is no format xml; known here: text, json, sarif, github"),
         (("--select", "KT999"), "--select: there is no code KT999; did you mean KT"),
         (("--baseline", "none.json"), "none.json: cannot be read: No such file or directory; write it with"),
-        (("--replay", "{}"), "--replay: is no program: 'steps'; give the line as it was printed"),
+        (("--replay", "{}"), "--replay: is no program: it is no mapping with steps; give the line as it was printed"),
         (("--config", "[]"), "--config: must be a mapping by plugin"),
         (("--config", '{"chop": {}}'), "--config: there is no plugin chop here; these are: shop"),
     ],
@@ -348,6 +348,32 @@ def test_trace_header_that_cannot_be_read_names_no_parent(shop):
     headers = dict.fromkeys(INJECTED, "nonsense") | {"x-datadog-trace-id": "5", "x-b3-traceid": "5"}
     file = shop(INJECTING.format(parent="b''", headers=headers))
     assert trial.run(Suspects((file,)), Program((Visit(),))).mistakes == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("nonsense", "Expecting value: line 1 column 1 (char 0)"),
+        ("[1]", "it is no mapping with steps"),
+        ("{}", "it is no mapping with steps"),
+        ('{"steps":[7]}', "step 7 is no mapping"),
+        ('{"steps":[{"bogus":1}]}', "it has the unknown field bogus"),
+        ('{"steps":[],"bogus":1}', "it has the unknown field bogus"),
+        ('{"steps":[{"times":"x"}]}', "times cannot be 'x'"),
+        ('{"steps":[{"times":true}]}', "times cannot be True"),
+        ('{"steps":[{"gap_ms":-1}]}', "gap_ms cannot be -1"),
+        ('{"steps":[{"abort_ms":"x"}]}', "abort_ms cannot be 'x'"),
+        ('{"steps":[{"path":7}]}', "path cannot be 7"),
+        ('{"steps":[{"upstream":"x"}]}', "upstream cannot be 'x'"),
+        ('{"steps":[],"sampling_rate":2}', "sampling_rate cannot be 2"),
+        ('{"steps":[],"instrumentations":"x"}', "instrumentations cannot be 'x'"),
+    ],
+)
+def test_line_that_is_no_program_is_told(line, wrong):
+    """Which field is wrong, so that one may write programs by hand."""
+    with pytest.raises(UserError) as raised:
+        parse(line)
+    assert str(raised.value) == f"--replay: is no program: {wrong}; give the line as it was printed"
 
 
 @given(program=programs())
