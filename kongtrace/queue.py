@@ -99,6 +99,8 @@ class QueueProfile:
         jitter: the largest share by which a delay is shortened at random.
         bounds_retry_time: no attempt starts later than ``max_retry_time`` s after the first; else the limit is looked
             at only after a failure (Q21).
+        bounds_exit: an exiting worker tries no batch again later than ``max_retry_time`` s after its exit began, and
+            drops with that batch all that wait behind it; else each of them has that time for itself (Q25, H32).
         counts_partial_success: entries that an answer of success refuses are not counted as acknowledged.
         enforces_bytes: ``max_bytes`` holds: what has no size is refused, and what is too large is refused before
             anything is dropped for it; else Q14(f) and Q15.
@@ -120,6 +122,7 @@ class QueueProfile:
     honours_retry_after: bool
     jitter: float
     bounds_retry_time: bool
+    bounds_exit: bool
     counts_partial_success: bool
     enforces_bytes: bool
     has_permits: bool
@@ -154,6 +157,7 @@ KONG = QueueProfile(
     honours_retry_after=False,
     jitter=0.0,
     bounds_retry_time=False,
+    bounds_exit=False,
     counts_partial_success=False,
     enforces_bytes=False,
     has_permits=True,
@@ -173,6 +177,7 @@ SAFE = QueueProfile(
     honours_retry_after=True,
     jitter=0.5,
     bounds_retry_time=True,
+    bounds_exit=True,
     counts_partial_success=True,
     enforces_bytes=True,
     has_permits=False,
@@ -326,7 +331,8 @@ class Counters(NamedTuple):
         acknowledged: sent and taken.
         dropped_overflow: dropped as the oldest of a full queue.
         dropped_retries: given up after a failure.
-        dropped_shutdown: held when the worker was terminated, or found by a job that came too late.
+        dropped_shutdown: held when the worker was terminated or its exit took too long, or found by a job that came too
+            late.
         swallowed: lost without a word (Q29, H26, Q23).
         rejected: not accepted.
         refused: those of ``dropped_retries`` that the collector did not want, now or ever.
@@ -437,6 +443,11 @@ class Delivery:
             self._tell("error", "collector refused the entries for good. %d queue entries were lost", count)
             queue.refused += count
             self._give_up()
+        elif queue.is_past_exit(now + delay, self._binding.parameters.max_retry_time):
+            lost = count + queue.drop_waiting()
+            self._tell("error", "worker is exiting and its time for retries is over. %d queue entries were lost", lost)
+            self._end()
+            queue.dropped_shutdown += lost
         elif queue.wall(now) - self._started + latest > self._binding.parameters.max_retry_time:
             self._tell(
                 "error", "could not send entries due to max_retry_time exceeded. %d queue entries were lost", count
@@ -532,6 +543,7 @@ class Queue:
         self._schedule = schedule
         self.wake: Callable[[], object] = _nobody
         self.exiting = False
+        self._exited_at = inf
         self._step = 0.0  # s by which the wall clock has been set forward
         self._complaints: dict[str, tuple[float, int]] = {}  # by kind: when logged last, how often not since
         self._entries: deque[Any] = deque()
@@ -656,10 +668,21 @@ class Queue:
         assert self._delivery is not None, "no batch is out"
         self._delivery.done(outcome, now)
 
-    def exit(self) -> None:
+    def exit(self, now: float) -> None:
         """The worker is leaving: coalesce no longer than needed (Q17). Retries go on (Q25)."""
-        self.exiting = True
+        self.exiting, self._exited_at = True, now
         self._settle()
+
+    def is_past_exit(self, retry_at: float, max_retry_time: float) -> bool:
+        """Whether a retry would come too late for a worker that is leaving."""
+        return self.exiting and self.profile.bounds_exit and retry_at - self._exited_at > max_retry_time
+
+    def drop_waiting(self) -> int:
+        """Let go of what waits; whoever asks for it keeps the accounts of what is returned."""
+        count = len(self._entries)
+        self._entries.clear()
+        self.bytes = 0
+        return count
 
     def abandon(self) -> None:
         """The worker is terminated: all that it holds is lost (Q25). No other call may follow."""
@@ -1046,7 +1069,7 @@ class Queues:
         self._log = log
         self._random = random
         self._schedule = schedule
-        self._exiting = False
+        self._exited_at: float | None = None
         self._queues: dict[str, Queue] = {}
         self._warned: dict[tuple[str, str], float] = {}
 
@@ -1056,14 +1079,15 @@ class Queues:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = Queue(key, self.profile, self._log, self._random, self._schedule)
-            queue.exiting = self._exiting
+            if self._exited_at is not None:
+                queue.exit(self._exited_at)
         return queue
 
-    def exit(self) -> None:
+    def exit(self, now: float) -> None:
         """The worker is leaving (:meth:`Queue.exit`)."""
-        self._exiting = True
+        self._exited_at = now
         for queue in self._queues.values():
-            queue.exit()
+            queue.exit(now)
 
     def abandon(self) -> None:
         """The worker is terminated (:meth:`Queue.abandon`)."""

@@ -310,7 +310,9 @@ def quitting_worker_has_no_limit(plugin: Exporting) -> Iterator[Risk]:
     faults = () if plugin.scenario is None else plugin.scenario.faults
     leaves = any(fault.target == "master" and fault.kind in ("reload", "quit") for fault in faults)
     if leaves and not plugin.gateway.nginx.worker_shutdown_timeout:
-        stay = f"; with the collector down, each batch keeps it for {format_duration(_rounded(plugin.patience_s))} more"
+        patience = format_duration(_rounded(plugin.patience_s))
+        which = "each of its batches keeps it" if plugin.is_kong else "its batches together keep it"
+        stay = f"; with the collector down, {which} for {patience} more"
         yield Risk(
             (TOP, "gateway", "nginx", "worker_shutdown_timeout"),
             "is 0, and workers are told to quit: each stays for as long as its slowest request, with its memory and "

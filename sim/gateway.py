@@ -189,8 +189,8 @@ class WorkerGateway:
         self.draining = self.runloop.draining = True
         for connection in tuple(self.runloop.connections):
             connection.close_if_idle()
-        self.exporter.queues.exit()
-        self.exporter.log_queues.exit()
+        self.exporter.queues.exit(self.runtime.now())
+        self.exporter.log_queues.exit(self.runtime.now())
         self.timers.exit()
         timeout_s = self.configuration.nginx.worker_shutdown_timeout
         if timeout_s:

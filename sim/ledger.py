@@ -41,7 +41,7 @@ ACCOUNTS: Final = {
     "dropped_overflow": "dropped as the oldest of a full queue",
     "dropped_retries": "given up after max_retry_time",
     "dropped_refused": "given up at once, since the collector wants them neither now nor later",
-    "dropped_shutdown": "queued or being sent when the worker was terminated",
+    "dropped_shutdown": "queued or being sent when the worker was terminated, or its exit took too long",
     "swallowed": "taken from the queue but in no batch (kong-semantics Q29)",
 }
 """The accounts that a worker keeps, and what stands in each."""

@@ -82,6 +82,7 @@ _OUTAGE = "{at: 200ms, for: 600ms, target: collector, kind: refuse}"
 _FULL = {"queue": FULL, "rate": "200/s"}
 # A full queue drops the oldest; what Kong's queue then loses without a word is swallowed (Q29).
 _OVERFLOW = {"dropped_overflow", "dropped_retries", "swallowed"}
+_LEAVING = _OVERFLOW | {"dropped_shutdown"}
 
 CASES = {
     "refuse": Case("[{at: 200ms, for: 300ms, target: collector, kind: refuse}]"),
@@ -110,7 +111,7 @@ CASES = {
     "outage to the end": Case(
         "[{at: 200ms, target: collector, kind: refuse}]",
         costs=_both("dropped_overflow", "dropped_retries"),
-        may_cost=_OVERFLOW,
+        may_cost=_LEAVING,
         fields=_FULL,
     ),
     "kill with a full queue": Case(
@@ -122,17 +123,17 @@ CASES = {
     ),
     "reload in an outage": Case(
         f"[{_OUTAGE}, {{at: 400ms, target: master, kind: reload}}]",
-        may_cost=_OVERFLOW,
+        may_cost=_LEAVING,
         fields=_FULL,
     ),
     "quit with a full queue": Case(
         f"[{_OUTAGE}, {{at: 500ms, target: master, kind: quit}}]",
-        may_cost=_OVERFLOW,
+        may_cost=_LEAVING,
         fields=_FULL,
     ),
     "quit with a full queue, bounded": Case(
         f"[{_OUTAGE}, {{at: 500ms, target: master, kind: quit}}]",
-        may_cost=_OVERFLOW,
+        may_cost=_LEAVING,
         fields={**_FULL, "shutdown_timeout": "100ms"},
     ),
     "terminate with a full queue": Case(

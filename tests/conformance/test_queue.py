@@ -255,7 +255,7 @@ class Run:
 
     def do_exit(self, _index: int, action: dict[str, Any]) -> None:
         known(action, {"do", "t"})
-        self.queues.exit()
+        self.queues.exit(action["t"] / 1000)
 
     def do_clock_jump(self, _index: int, action: dict[str, Any]) -> None:
         known(action, {"do", "t", "ms"})

@@ -233,7 +233,7 @@ def test_each_entry_restarts_the_second_after_which_the_job_looks_up():
     worker.drain(0)
     worker.put(2, now=0.875)
     worker.drain(0.875)
-    worker.queues.exit()
+    worker.queues.exit(0)
     assert worker.queue.poll(1.0) == Wait(1.875, or_entry=True)
 
 
@@ -759,7 +759,7 @@ def test_any_other_limit_is_an_error_in_safe():
 def test_an_exiting_worker_coalesces_for_50_ms(profile):
     """Full batches leave at once, the rest a moment later."""
     worker = Worker(profile, max_batch_size=2, max_coalescing_delay=10)  # Q17
-    worker.queues.exit()
+    worker.queues.exit(0)
     worker.put(1, 2, 3, 4, 5)
     assert worker.drain(0) == [[1, 2], [3, 4]]
     assert worker.queue.poll(0) == Wait(0.05, or_entry=True)
@@ -771,7 +771,7 @@ def test_a_wait_under_way_when_the_worker_leaves_is_not_cut_short():
     worker = Worker(KONG, max_batch_size=2, max_coalescing_delay=10)  # Q16, Q17
     worker.put(1)
     assert worker.queue.poll(0) == Wait(1.0, or_entry=True)
-    worker.queues.exit()
+    worker.queues.exit(0.5)
     assert worker.queue.poll(0.5) == Wait(1.0, or_entry=True)
     assert worker.queue.poll(1.0) == Wait(1.05, or_entry=True)
     assert worker.drain(1.05) == [[1]]
@@ -782,9 +782,38 @@ def test_a_batch_that_had_waited_longer_than_50_ms_takes_two_more_entries_when_t
     worker = Worker(KONG, max_batch_size=9, max_coalescing_delay=10)  # Q17
     worker.put(1)
     worker.drain(0)
-    worker.queues.exit()
+    worker.queues.exit(0)
     worker.put(2, 3, 4, 5, 6, now=0.5)
     assert worker.drain(0.5) == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(("profile", "stays_s"), [(KONG, 3 * 15 + 0.05), (SAFE, 5.25)], ids=["kong", "safe"])
+def test_an_exiting_worker_whose_collector_is_down_leaves_in_the_end(profile, stays_s):
+    """In kong each batch has max_retry_time for itself, and an attempt more; in safe all of them together have it."""
+    worker = Worker(profile, max_retry_time=10, initial_retry_delay=1, max_retry_delay=100, max_batch_size=2)
+    worker.put(1, 2, 3, 4, 5)  # Q25, H32
+    worker.queues.exit(0)
+    assert worker.attempts(DOWN)[-1] == stays_s
+    expected = {KONG: Counters(enqueued=5, dropped_retries=5), SAFE: Counters(enqueued=5, dropped_shutdown=5)}
+    assert worker.queue.counters() == expected[profile]
+
+
+def test_an_exiting_worker_of_safe_drains_for_as_long_as_the_collector_answers():
+    """Only a failure ends it, and what comes after that is tried once."""
+    worker = Worker(SAFE, max_retry_time=10, initial_retry_delay=1, max_batch_size=1)
+    worker.put(1, 2, 3)
+    worker.queues.exit(0)
+    assert isinstance(worker.queue.poll(100), Send)
+    worker.queue.done(TAKEN, 100)
+    assert isinstance(worker.queue.poll(100), Send)
+    worker.queue.done(DOWN, 200)
+    assert worker.queue.poll(200) is None
+    assert worker.lines[-1] == (
+        "error: [] queue q: worker is exiting and its time for retries is over. 2 queue entries were lost"
+    )
+    worker.put(4, now=300)
+    assert worker.drain(300, DOWN) == [[4]]
+    assert worker.queue.counters() == Counters(enqueued=4, acknowledged=1, dropped_shutdown=3)
 
 
 @both_profiles
@@ -795,14 +824,14 @@ def test_retries_of_an_exiting_worker_go_on(profile):
     worker.jobs[0].premature()
     worker.drain(0, DOWN)
     before = worker.queue.poll(0)
-    worker.queues.exit()
+    worker.queues.exit(0)
     assert worker.queue.poll(0) == before
 
 
 def test_a_queue_that_is_new_to_an_exiting_worker_knows():
     """It hurries like the others."""
     worker = Worker(KONG)
-    worker.queues.exit()
+    worker.queues.exit(0)
     assert worker.queues.queue("another").exiting
 
 

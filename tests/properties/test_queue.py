@@ -61,9 +61,14 @@ class NaiveQueue:
     def __init__(self, profile: QueueProfile) -> None:
         self.profile = profile
         self.exiting = self.dead = False
+        self.exited_at = 0.0
         self.step = 0.0
         self.accounts = dict.fromkeys(
-            ("enqueued", "acknowledged", "dropped_overflow", "dropped_retries", "swallowed", "rejected", "refused"), 0
+            (
+                *("enqueued", "acknowledged", "swallowed", "rejected", "refused"),
+                *("dropped_overflow", "dropped_retries", "dropped_shutdown"),
+            ),
+            0,
         )
         self.in_flight = 0
         self.job: Generator[Step, Any] | None = None
@@ -219,6 +224,11 @@ class NaiveQueue:
             if profile.retryable is not None and outcome.status is not None and outcome.status not in profile.retryable:
                 self.book(len(batch), 0)
                 return
+            if profile.bounds_exit and self.exiting and self.now + pause - self.exited_at > limits.max_retry_time:
+                self.accounts["dropped_shutdown"] += len(batch) + len(self.table)
+                self.in_flight = 0
+                self.clear()
+                return
             if self.elapsed(started) + pause * profile.bounds_retry_time > limits.max_retry_time:
                 self.accounts["dropped_retries"] += len(batch)
                 self.in_flight = 0
@@ -360,8 +370,8 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(turn=rarely())
     def exit(self, turn: bool) -> None:
         if turn:
-            self.queue.exit()
-            self.naive.exiting = True
+            self.queue.exit(self.now)
+            self.naive.exiting, self.naive.exited_at = True, self.now
 
     @rule(turn=rarely(), seconds=st.sampled_from([-3.0, -0.5, 0.5, 10.0]))
     def set_clock(self, turn: bool, seconds: float) -> None:
