@@ -62,6 +62,7 @@ class Address:
         port: of the target.
         weight: of the target.
         endpoint: where it is reached; None as long as its name has not been resolved.
+        unknown: its name was looked up in vain.
         host: what the `Host` header says, without the upstream's `host_header`.
         available: whether it gets requests.
         state: what the checks think of it.
@@ -81,12 +82,14 @@ class Address:
         "state",
         "took_s",
         "touched_s",
+        "unknown",
         "weight",
     )
 
     def __init__(self, target: Target, hosts: Mapping[str, tuple[str, int]]) -> None:
         self.name, self.port, self.weight = target.host, target.port, target.weight
         self.endpoint = (self.name, self.port) if is_address(self.name) else hosts.get(self.name)
+        self.unknown = False
         self.host = authority(self.name, self.port, 80)
         self.available = True
         self.state: State = "healthy"

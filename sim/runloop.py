@@ -537,7 +537,9 @@ class Runloop:
                 found: tuple[str, int] | OSError
                 try:
                     found = address.endpoint = await self.resolver.resolve(address.name, address.port)
+                    address.unknown = False
                 except OSError as error:
+                    address.unknown = True
                     self.log_line("error", f"{address.name} could not be resolved: {error}")
                     found = error
                 if request.done:

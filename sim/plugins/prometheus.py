@@ -123,7 +123,7 @@ def _look(_premature: bool, kong: Kong) -> None:
 
 
 def _state(balancer: Balancer, address: Address) -> str:
-    if address.endpoint is None:
+    if address.unknown:
         return "dns_error"
     if not _is_checked(balancer.upstream):
         return "healthchecks_off"

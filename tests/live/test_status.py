@@ -225,6 +225,23 @@ def test_health_of_targets_is_told(tmp_path):
             assert states()[targets[0]] == {"healthy"}
 
 
+def test_target_whose_name_was_looked_up_in_vain_is_a_dns_error(tmp_path):
+    """Not before anybody has asked for it: names are looked up when they are needed."""
+    with echo() as upstream:
+        gateway = counted(upstream, upstream_health_metrics=True)
+        target = "nowhere.invalid:80"
+        gateway = gateway.model_copy(update={"upstreams": (Upstream(name="pool", targets=(Target(target=target),)),)})
+        with live(tmp_path, gateway) as running:
+            labels = ("address=", f"target={target}", "upstream=pool")
+
+            def state():
+                told = [key for key, value in samples(running).items() if value and set(labels) <= set(key)]
+                return [label for key in told for label in key if label.startswith("state=")]
+
+            running.wait_until(lambda _: state() == ["state=healthchecks_off"])
+            running.wait_until(lambda _: running.request(path="/good").status == 503 and "state=dns_error" in state())
+
+
 def test_backlog_of_a_worker_is_told_in_spans_and_in_bytes(tmp_path):
     """What waits in its queue, here for more to make a batch."""
     waiting = {"traces_endpoint": "http://127.0.0.1:9/v1/traces", "queue": {"max_coalescing_delay": 3600}}
