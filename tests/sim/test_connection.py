@@ -716,6 +716,7 @@ def test_hostile_input_reaches_no_upstream_malformed_and_leaves_nothing_behind()
             base = psutil.Process().memory_info().rss
         wired.understood.clear()
         wired.lines.clear()
+        wired.logged.clear()
     assert wired.worker.counts.active == 0
     assert list(wired.worker.runloop.connections) == [steady.connection]
     assert psutil.Process().memory_info().rss - base < 8 << 20
