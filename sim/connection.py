@@ -33,6 +33,7 @@ class ClientConnection(asyncio.Protocol):
         request: the one that is being answered, or None.
         peer: the client's address.
         number: that it has among those of the worker.
+        requests: that have begun on it.
         sent_bytes: of the answer that is being given, or was last.
         port: of the gateway, to which the client has connected.
     """
@@ -48,7 +49,7 @@ class ClientConnection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()
         self._parser = httptools.HttpRequestParser(self)
         self._out: list[bytes] = []
-        self._requests = 0
+        self.requests = 0
         self._advancing = False
         self._paused = False  # nothing is read
         self._body_held = False  # the upstream does not read
@@ -264,7 +265,7 @@ class ClientConnection(asyncio.Protocol):
         elif self._head_bytes:
             if waited_s > nginx.client_header_timeout:
                 self._refuse(Refusal(408, "client timed out while sending its header"))
-        elif waited_s > (nginx.keepalive_timeout if self._requests else nginx.client_header_timeout):
+        elif waited_s > (nginx.keepalive_timeout if self.requests else nginx.client_header_timeout):
             self.close()
 
     def _expire_sending(self, now_s: float, waited_s: float, timeout_s: float) -> None:
@@ -396,8 +397,8 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self, request: Request) -> None:
         self.request = request
         self.sent_bytes = 0
-        self._requests += 1
-        if self._requests >= self.runloop.keepalive_requests:
+        self.requests += 1
+        if self.requests >= self.runloop.keepalive_requests:
             request.keep_alive = False
         self.runloop.begin(request)
 

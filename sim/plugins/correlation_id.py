@@ -2,7 +2,6 @@
 
 from typing import Annotated, ClassVar, Literal
 from uuid import UUID
-from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
@@ -39,8 +38,6 @@ class CorrelationId:
     def __init__(self) -> None:
         self._prefix = ""
         self._counter = 0
-        self._connections: WeakKeyDictionary[object, list[int]] = WeakKeyDictionary()
-        self._connected = 0
 
     def init_worker(self, kong: Kong) -> None:
         """Draw the worker's own id."""
@@ -63,20 +60,16 @@ class CorrelationId:
         if generator == "uuid":
             return _uuid(kong)
         if generator == "tracker":
-            return self._track(kong)
+            return _track(kong)
         self._counter += 1
         return f"{self._prefix}#{self._counter}"
 
-    def _track(self, kong: Kong) -> str:
-        connection = kong.request._request.connection  # noqa: SLF001 - connections are no part of the PDK
-        numbers = self._connections.get(connection)
-        if numbers is None:
-            self._connected += 1
-            numbers = self._connections[connection] = [self._connected, 0]
-        numbers[1] += 1
-        address = connection.transport.get_extra_info("sockname")[0]
-        where = f"{address}-{kong.request.get_port()}-{kong.ngx.worker.pid()}-{numbers[0]}-{numbers[1]}"
-        return f"{where}-{kong.ngx.now():.3f}"
+
+def _track(kong: Kong) -> str:
+    connection = kong.request._request.connection  # noqa: SLF001 - connections are no part of the PDK
+    address = connection.transport.get_extra_info("sockname")[0]
+    where = f"{address}-{kong.request.get_port()}-{kong.ngx.worker.pid()}-{connection.number}-{connection.requests}"
+    return f"{where}-{kong.ngx.now():.3f}"
 
 
 def _uuid(kong: Kong) -> str:
