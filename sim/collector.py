@@ -444,6 +444,8 @@ async def _show_forever(sock: socket.socket, latency_ms: float, events: "list[Ev
     def carry_out(event: Event) -> None:
         server.obey((event.begins, event.fault))
         console.print(f"fault {event.fault.kind} {'begins' if event.begins else 'ends'}", highlight=False)
+        if event.fault.every is not None:
+            loop.call_later(event.fault.every, carry_out, event)
 
     for event in events:
         loop.call_later(event.at_s, carry_out, event)

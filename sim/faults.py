@@ -2,6 +2,7 @@
 
 `KINDS` is the vocabulary: for each target its kinds, and for each kind the fields that it takes. A fault with `for`
 ends after that time; one without lasts until the run ends, or is over at once where it is a single act, such as a kill.
+One with `every` comes again and again (`Fault.occurrences`).
 
 Who carries them out: collector and upstream themselves (`sim.http_server`), told when a fault begins and when it ends;
 worker and master get signals from the run (`sim.run`); the load has them in its schedule from the start (`sim.load`).
@@ -9,17 +10,21 @@ worker and master get signals from the run (`sim.run`); the load has them in its
 Times in seconds, sizes in bytes, rates per second.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
+from collections.abc import Iterable, Iterator, Mapping
+from math import ceil, inf
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 from ruamel.yaml.comments import CommentedMap
 
 from sim.document import Document, Model, override
 from sim.errors import FieldError, meant, shown
-from sim.units import Bytes, PerSecond, Seconds
+from sim.units import Bytes, PerSecond, Seconds, format_duration
 
 __all__ = ["KINDS", "Event", "Fault", "Kind", "parse_option", "timeline"]
+
+OCCURRENCES_MAX: Final = 10_000
+"""How often one fault may come."""
 
 AFTERMATH_S: Final = 1.0
 """How long a fault that is over at once is felt: what a queue waits for a batch to fill, ten times a respawn."""
@@ -97,6 +102,7 @@ class Fault(Model):
 
     Attributes:
         at: seconds after the beginning of the load.
+        every: seconds from one beginning to the next; None: it comes once.
         lasts: seconds until it ends; None: until the run ends, or it is a single act.
         target: what it hits.
         kind: what happens, see `KINDS`.
@@ -110,9 +116,8 @@ class Fault(Model):
         rate: requests per second.
     """
 
-    fields_not_built: ClassVar[Mapping[str, str]] = {"every": "it repeats a fault"}
-
     at: Seconds
+    every: Annotated[Seconds, Field(gt=0)] | None = None
     lasts: Annotated[Seconds, Field(gt=0)] | None = Field(None, alias="for")
     target: Literal["collector", "upstream", "worker", "master", "load"]
     kind: str
@@ -136,14 +141,34 @@ class Fault(Model):
             if field not in given:
                 raise FieldError("missing", field=field, cure=f"add {_OPTIONS[field]}")
         for field in given:
-            if field not in ("at", "target", "kind", *kind.needs, *kind.takes):
-                takes = ", ".join(("at", *kind.needs, *kind.takes))
+            if field not in ("at", "every", "target", "kind", *kind.needs, *kind.takes):
+                takes = ", ".join(("at", "every", *kind.needs, *kind.takes))
                 raise FieldError(
                     f"does not belong to {self.target} {self.kind}", field=field, cure=f"leave it out; it takes {takes}"
                 )
         if self.retry_after is not None and self.retry_after % 1:
             raise FieldError("expected whole seconds (RFC 9110 10.2.3)", field="retry_after", cure="write 1s")
+        if self.every is not None and self.window_s[1] == inf:
+            raise FieldError("repeats what has no end", field="every", cure=f"add {_OPTIONS['for']}")
+        if self.every is not None and self.lasts is not None and self.lasts >= self.every:
+            raise FieldError("is no longer than the fault itself", field="every", cure="write more than `for`")
         return self
+
+    def occurrences(self, end_s: float) -> Iterator[Self]:
+        """Return each time that it comes before the end of the load, as a fault of its own.
+
+        Raises:
+            FieldError: it comes more often than `OCCURRENCES_MAX`.
+        """
+        if self.every is None:
+            yield self
+            return
+        count = ceil((end_s - self.at) / self.every)
+        if count > OCCURRENCES_MAX:
+            message = f"makes it come {count} times, expected {OCCURRENCES_MAX} at most"
+            raise FieldError(message, field="every", cure=f"write {format_duration(end_s / OCCURRENCES_MAX)} or more")
+        for number in range(count):
+            yield self.model_copy(update={"at": self.at + number * self.every})
 
     @property
     def window_s(self) -> tuple[float, float]:
@@ -151,7 +176,7 @@ class Fault(Model):
         if self.lasts is not None:
             return self.at, self.at + self.lasts
         is_act = "for" not in KINDS[self.target][self.kind].takes
-        return self.at, self.at + AFTERMATH_S if is_act else float("inf")
+        return self.at, self.at + AFTERMATH_S if is_act else inf
 
     def told(self) -> dict[str, Any]:
         """Return the fields that the file has, in plain numbers, those of time with their unit: for the summary."""
@@ -167,6 +192,7 @@ class Fault(Model):
 
 _TOLD: Final = {
     "at": "planned_s",
+    "every": "every_s",
     "for": "for_s",
     "latency": "latency_s",
     "retry_after": "retry_after_s",

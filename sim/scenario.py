@@ -9,7 +9,7 @@ that this version cannot act on is refused by name; any other is an unknown fiel
 import math
 import pathlib
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
@@ -289,6 +289,7 @@ class Scenario:
 
     Attributes:
         name: what summary and run folder are called.
+        faults: each as often as it comes.
         document: what it was read from, overrides, seed and ``kong.yml`` in place.
     """
 
@@ -338,7 +339,7 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
     settings |= {"profile": content.profile, "seed": content.seed, "plugin_classes": classes}
     gateway = Gateway.model_validate(settings | entities._asdict())
     _check_load(document, content)
-    _check_faults(document, content)
+    faults = tuple(_faults(document, content))
     return Scenario(
         name=content.name,
         profile=content.profile,
@@ -347,7 +348,7 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
         upstreams=content.upstreams,
         collector=content.collector,
         load=content.load,
-        faults=content.faults,
+        faults=faults,
         thresholds=content.thresholds,
         document=document,
     )
@@ -412,7 +413,8 @@ def _check_load(document: Document, content: _File) -> None:
         raise document.error("a second load is not built yet", ("load", 1), cure="leave it out")
 
 
-def _check_faults(document: Document, content: _File) -> None:
+def _faults(document: Document, content: _File) -> Iterator[Fault]:
+    """Check the faults, and return each as often as it comes."""
     workers, duration_s = content.gateway.workers, content.load[0].duration
     for index, fault in enumerate(content.faults):
         place = ("faults", index)
@@ -425,3 +427,7 @@ def _check_faults(document: Document, content: _File) -> None:
         if fault.at >= duration_s:
             message = f"comes when the load is over, after {format_duration(duration_s)}"
             raise document.error(message, (*place, "at"), cure="let it come earlier")
+        try:
+            yield from fault.occurrences(duration_s)
+        except FieldError as error:
+            raise document.error(error.message, (*place, str(error.field)), cure=error.cure) from None

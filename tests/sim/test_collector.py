@@ -377,6 +377,17 @@ def test_foreground_carries_faults_out_at_their_times():
         assert process.reap(child, TIMEOUT_S) == 0
 
 
+def test_foreground_repeats_a_fault():
+    """As often as it comes, until the end."""
+    fault = parse_option("{at: 0s, for: 50ms, every: 100ms, kind: status, status: 503}", "collector")
+    with _foreground(faults=[fault]) as (child, output, _port):
+        told = [output.readline() for _ in range(6)]
+        os.kill(child.pid, signal.SIGTERM)
+        assert process.reap(child, TIMEOUT_S) == 0
+
+    assert told == ["fault status begins\n", "fault status ends\n"] * 3
+
+
 def test_foreground_may_begin_unreachable():
     """A fault at the very start is no different."""
     with _foreground(faults=[parse_option("{at: 0s, for: 200ms, kind: refuse}", "collector")]) as (child, output, port):

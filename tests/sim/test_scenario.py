@@ -299,13 +299,25 @@ MISTAKES = [
         "kind: kill",
         "kind: kill, for: 3s",
         "28: faults[0].for",
-        "does not belong to worker kill; leave it out; it takes at, slot",
+        "does not belong to worker kill; leave it out; it takes at, every, slot",
     ),
     (
         "kind: kill",
-        "kind: kill, every: 3s",
+        "kind: kill, every: 100us",
         "28: faults[0].every",
-        "every is not built yet: it repeats a fault; leave it out",
+        "makes it come 50000 times, expected 10000 at most; write 1ms or more",
+    ),
+    (
+        "kind: kill",
+        "kind: memory, limit: 1GiB, every: 3s",
+        "28: faults[0].every",
+        "repeats what has no end; add for: 10s, how long it lasts",
+    ),
+    (
+        "kind: kill",
+        "kind: stop, for: 3s, every: 3s",
+        "28: faults[0].every",
+        "is no longer than the fault itself; write more than `for`",
     ),
     ("kind: kill", "kind: stop", "28: faults[0].for", "missing; add for: 10s, how long it lasts"),
     ("kind: kill", "kind: stop, for: 0s", "28: faults[0].for", "must be more than 0, not '0s'"),
@@ -424,6 +436,19 @@ def test_an_upstream_is_reached_under_the_hosts_of_a_real_kong_yml(tmp_path):
     path.write_text(text.replace("HOST", "orders"), encoding="utf-8")
     with pytest.raises(UserError, match=r"a.yaml:6: upstreams.two.hosts\[0\]: orders leads elsewhere already"):
         load(str(path))
+
+
+def test_a_fault_with_every_comes_until_the_load_is_over(scenario):
+    """Each time as a fault of its own, at its own time."""
+    loaded = scenario(FULL.replace("kind: kill", "kind: stop, for: 500ms, every: 2s"))
+
+    assert [(fault.at, fault.lasts, fault.kind) for fault in loaded.faults] == [
+        (5.0, 0.5, "stop"),
+        (7.0, 0.5, "stop"),
+        (9.0, 0.5, "stop"),
+    ]
+    assert [fault.told()["every_s"] for fault in loaded.faults] == [2.0] * 3
+    assert len(scenario(loaded.as_run).faults) == 3
 
 
 def test_every_word_of_the_vocabulary_is_documented():
