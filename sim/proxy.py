@@ -317,7 +317,8 @@ class ProxiedExchange:
             request.tries.pop()
             self.begin()
         else:
-            self._failed(f"{reason} while reading response header from upstream", timeout=timeout, sent=True)
+            stage = "reading response header from" if connection.whole_request_sent else "sending request to"
+            self._failed(f"{reason} while {stage} upstream", timeout=timeout, sent=True)
 
     def pause(self) -> None:
         """The upstream does not read."""

@@ -221,7 +221,8 @@ class UpstreamConnection(asyncio.Protocol):
             self.exchange = None
             exchange.on_end()
             return
-        self._fail("upstream prematurely closed connection" if error is None else system_error("recv()", error))
+        call = "writev()" if isinstance(error, BrokenPipeError) else "recv()"
+        self._fail("upstream prematurely closed connection" if error is None else system_error(call, error))
 
     def pause_writing(self) -> None:
         """The upstream does not read."""

@@ -286,6 +286,34 @@ def test_every_answer_has_a_date():
     assert client.received().lower().count(b"\r\ndate: ") == client.received().count(theirs) == 1
 
 
+@pytest.mark.parametrize(
+    ("body", "error", "told"),
+    [
+        (
+            b"he",
+            BrokenPipeError(32, "Broken pipe"),
+            "writev() failed (32: Broken pipe) while sending request to upstream",
+        ),
+        (b"he", None, "upstream prematurely closed connection while sending request to upstream"),
+        (
+            b"hello",
+            ConnectionResetError(104, "Connection reset by peer"),
+            "recv() failed (104: Connection reset by peer) while reading response header from upstream",
+        ),
+    ],
+)
+def test_upstream_that_breaks_off_is_502_and_told_in_nginxs_words(body, error, told):
+    """What failed, and what the worker was about."""
+    wired = Wired(kept=1)
+    [upstream] = wired.upstreams
+    upstream.turn = list  # it does not answer
+    client = wired.client().send(post(b"Content-Length: 5\r\n", body))
+    upstream.protocol.connection_lost(error)
+
+    assert client.received().startswith(b"HTTP/1.1 502 ")
+    assert [text.partition(", client: ")[0] for level, text in wired.lines if level == "error"] == [f"*1 {told}"]
+
+
 # What is told of the refused.
 
 
