@@ -104,7 +104,7 @@ async def _serve(control: Connection) -> None:
 
     def over(task: asyncio.Task[None]) -> None:
         blocks.discard(task)
-        if (error := task.exception()) is not None and not ended.done():
+        if not task.cancelled() and (error := task.exception()) is not None and not ended.done():
             ended.set_exception(error)
 
     loop.add_reader(control.fileno(), obey)

@@ -1,5 +1,6 @@
 """What tracing costs, with its uncertainty: arms, statistics, and a short measurement with real processes."""
 
+import asyncio
 import csv
 import io
 import json
@@ -20,6 +21,8 @@ from rich.console import Console
 from sim import cli
 from sim.config import Gateway, Plugin, Tracing
 from sim.errors import UserError
+from sim.load.request import Request
+from sim.overhead import load as overhead_load
 from sim.overhead import measurement, page, tables
 from sim.overhead.arms import OPENTELEMETRY, PARTS, Arm
 from sim.overhead.bench import Bench, MeasurementError, Plan
@@ -27,6 +30,7 @@ from sim.overhead.blocks import Block, Load, Reading
 from sim.overhead.measurement import Measurement, divided, parts_of, with_again
 from sim.overhead.outcome import outcome
 from sim.overhead.statistics import VALUES_MIN, Interval, interval, mean_interval, paired, warm_up
+from sim.process import pipe
 from sim.scenario import load
 
 SCENARIO = """
@@ -435,6 +439,21 @@ def test_failing_requests_end_a_measurement(tmp_path):
         pytest.raises(MeasurementError, match="requests of arm off failed"),
     ):
         bench.turn(launch, "paced", arms)
+
+
+def test_load_that_is_given_up_ends_in_silence(caplog):
+    """As when the user interrupts the measurement: a block under way is no error."""
+
+    async def given_up():
+        ours, theirs = pipe()
+        ours.send(overhead_load.Paced(Request(host="127.0.0.1", port=1), 1e-6, 1, "poisson", 1))  # in some days
+        ours.close()
+        await overhead_load._serve(theirs)
+        theirs.close()
+
+    asyncio.run(given_up())
+
+    assert caplog.records == []
 
 
 def test_command_measures_and_keeps_everything(scenario_file, tmp_path, monkeypatch, capsys):
