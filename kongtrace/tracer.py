@@ -325,10 +325,11 @@ class Tracer:
         if not callable(processor):
             raise ApiError("processor must be a function")
         name = self.name
+        process: Callable[[AnySpan], object] = (lambda span: processor(span, *extra)) if extra else processor
         for span in self.get_spans():
             tracer = span.tracer
             if tracer is self or (tracer is not None and tracer.name == name):
-                processor(span, *extra)
+                process(span)
 
     def init_spans(self) -> list[Span]:
         """A new span list for the running request, in place of the one it has (D17)."""
