@@ -38,8 +38,11 @@ OUTAGE_S: Final = 5.0
 ROUND_TRIP_S: Final = 0.005
 """What a request to a collector takes where nothing says otherwise: one in the same data centre, and its work."""
 
+SPAN_BYTES: Final = 145
+"""An encoded span, on an average of Kong's instrumentations."""
+
 ENTRY_BYTES: Final = 200
-"""The memory of a span that waits: 145 bytes encoded, on an average of Kong's instrumentations, and Python's part."""
+"""The memory of a span that waits: what it is encoded, and Python's part."""
 
 FULL_LINE_BYTES: Final = 390
 """A line of Kong's error log about a span that a full queue drops (reference figures of a real nginx)."""
@@ -193,9 +196,9 @@ TOP: Final = ".."
 
 
 def max_bytes_has_no_effect(plugin: Exporting) -> Iterator[Risk]:
-    """Kong does not know the bytes of a span (Q4, H27)."""
+    """Kong does not know the bytes of a span (Q4, H27); nobody gets one into no bytes."""
     max_bytes, rate = plugin.config.queue.max_bytes, plugin.spans_per_s
-    if not plugin.is_kong or max_bytes is None:
+    if max_bytes is None or (max_bytes > 0 and not plugin.is_kong):
         return
     if max_bytes <= 0:
         consequence = "no span is taken at all: the queue is full from the start"
@@ -271,21 +274,32 @@ def _batches_are_given_up(plugin: Exporting) -> Risk:
     return Risk(("queue", "max_retry_time"), message, cure)
 
 
+def _capacity(plugin: Exporting) -> tuple[str, int, int]:
+    """Return what bounds the queue, how many spans it lets wait, and its unit in one span."""
+    queue = plugin.config.queue
+    if queue.max_bytes is not None and PROFILES[plugin.gateway.profile].enforces_bytes:
+        in_bytes = queue.max_bytes // SPAN_BYTES
+        if in_bytes < queue.max_entries:
+            return "max_bytes", in_bytes, SPAN_BYTES
+    return "max_entries", queue.max_entries, 1
+
+
 def _queue_overflows(plugin: Exporting, rate: float) -> Iterator[Risk]:
     queue, outage_s, late_s = plugin.config.queue, plugin.outage_s, plugin.noticed_s - plugin.outage_s
+    field, capacity, factor = _capacity(plugin)
     given_up_per_s = queue.max_batch_size / plugin.patience_s if plugin.patience_s < outage_s else 0.0
-    if (rate - given_up_per_s) * plugin.noticed_s <= queue.max_entries + queue.max_batch_size:
+    if (rate - given_up_per_s) * plugin.noticed_s <= capacity + queue.max_batch_size:
         return
-    held_s = (queue.max_entries + queue.max_batch_size) / (rate - given_up_per_s)
+    held_s = (capacity + queue.max_batch_size) / (rate - given_up_per_s)
     late = f", {format_duration(_rounded(late_s))} more until the next attempt" if late_s >= 1 else ""
     line = f", each with an error line, {_size(rate * FULL_LINE_BYTES)}/s of log" if plugin.is_kong else ""
     needed = _round_up(rate * (outage_s + min(late_s, RETRY_DELAY_S)))
     sooner = f", and max_retry_delay to {RETRY_DELAY_S:g}" if late_s > RETRY_DELAY_S else ""
     yield Risk(
-        ("queue", "max_entries"),
+        ("queue", field),
         f"at {_rate(rate)} spans/s this queue holds {format_duration(_rounded(held_s))} of outage, and "
         f"{format_duration(outage_s)} are to be survived{late}; from then on the oldest spans are dropped{line}",
-        f"set it to {needed}{sooner}, about {_size(needed * ENTRY_BYTES)} for each worker"
+        f"set it to {needed * factor}{sooner}, about {_size(needed * ENTRY_BYTES)} for each worker"
         if needed <= ENTRIES_MAX
         else f"sample less, or use more workers: not even {ENTRIES_MAX} entries are enough",
     )

@@ -235,6 +235,16 @@ def test_profile_safe_has_no_traps_to_find(findings):
     assert findings({"queue": {"max_batch_size": 8000, "max_entries": 7000}}, profile="safe") == []
 
 
+def test_bytes_of_profile_safe_bound_its_queue_too(findings):
+    """Where they do, and how many they have to be; none at all take nothing."""
+    [found] = findings({"queue": {"max_bytes": 100_000}}, profile="safe")
+    assert found.field.endswith(".queue.max_bytes")
+    assert found.message.startswith("at 300 spans/s this queue holds 3s of outage")
+    assert found.cure.startswith("set it to 232000, about 320 kB")
+    assert findings({"queue": {"max_bytes": 232_000}}, profile="safe") == []
+    assert {found.rule for found in findings({"queue": {"max_bytes": 0}}, profile="safe")} == {"KC001", "KC005"}
+
+
 def test_a_scenario_names_its_own_outage(findings):
     """Its longest fault of the collector is what is to be survived, unless somebody expects another."""
     outage = {"faults": [{"at": "1s", "for": "50s", "target": "collector", "kind": "refuse"}]}
