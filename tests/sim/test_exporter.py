@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from kongtrace import queue as kong_queue
 from kongtrace.otlp import encode_traces
+from kongtrace.queue import Outcome
 from sim import __version__
 from sim.config import Export
 from sim.exporter import LOGGED_BYTES_MAX, PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _refused, _retry_after
@@ -417,6 +418,55 @@ def test_partial_success_says_how_many_spans_were_refused():
     assert [_refused(body) for body in (response.SerializeToString(), b"", b"\xff not protobuf")] == [7, 0, 0]
     response.partial_success.rejected_spans = -1
     assert _refused(response.SerializeToString()) == 0
+
+
+REFUSED = ExportTraceServiceResponse(partial_success={"rejected_spans": 3}).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n" + REFUSED, Outcome(ok=True, status=200, refused=3)),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + REFUSED, Outcome(ok=True, status=200, refused=3)),
+        (
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n"
+            b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n%x;a=b\r\n%b\r\n0\r\nTrailer: a\r\n\r\n"
+            % (len(REFUSED), REFUSED),
+            Outcome(ok=True, status=202, refused=3),
+        ),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", Outcome(ok=True, status=204)),
+        (
+            b"HTTP/1.1 307 Over there\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+            Outcome(ok=False, status=307, reason="response error: 307, body: "),
+        ),
+        (b"", "upstream prematurely closed connection"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", "upstream prematurely closed connection"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "upstream sent an invalid response: "),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n", "upstream sent an invalid response: "),
+        (b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n", "upstream sent an invalid response: "),
+        (b"SSH-2.0-OpenSSH_9.9\r\n", "upstream sent an invalid response: "),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000, "upstream sent too big header"),
+    ],
+)
+def test_whatever_answers_is_understood_or_is_a_failure(answer, outcome):
+    """In profile safe; a failure without a status is tried again. The server closes behind its answer."""
+
+    async def odd(reader, writer):
+        await read_request(reader)
+        writer.write(answer)
+        writer.close()
+
+    async def scenario():
+        async with collecting(odd) as collector:
+            made = exporter("safe")
+            return await made.send(endpoint(made, f"http://127.0.0.1:{collector.port}/"), SPANS)
+
+    came = uvloop.run(scenario())
+    if isinstance(outcome, str):
+        assert (came.ok, came.status) == (False, None)
+        assert came.reason.startswith(f"failed to send request: {outcome}")
+    else:
+        assert came == outcome
 
 
 def test_as_much_of_an_answer_is_logged_as_nginx_logs():
