@@ -148,6 +148,7 @@ class _Record:
         flagged: where its sampling flag was last written by hand.
         error: where an error was last recorded on it.
         kept: where a processor was called that kept it, and how many references there were before.
+        unshown: how many references there were before any processor that still keeps it was called.
         copied: where a processor was called that kept one of its tables, and how many references there were before.
         let_go: where it was released by hand.
         read: where it was last read or written after its release.
@@ -173,6 +174,7 @@ class _Record:
         "request",
         "shown",
         "table",
+        "unshown",
         "written",
     )
 
@@ -188,6 +190,7 @@ class _Record:
         self.error: Stack | None = None
         self.kept: tuple[Stack, int] | None = None
         self.copied: tuple[Stack, int] | None = None
+        self.unshown = 0
         self.let_go: Stack | None = None
         self.read: Frame | None = None
         self.has_callers_table = self.shown = self.mistimed = self.released = False
@@ -555,6 +558,7 @@ class CheckedProvider(TracerProvider):
         elif callable(processor):
             request: _Request = ctx.setdefault(_REQUEST, _Request())
             request.asked.add((tracer.spans_key, tracer.name))
+            _forgive(tracer.get_spans())
             return self._watched(processor)
         return processor
 
@@ -586,6 +590,8 @@ class CheckedProvider(TracerProvider):
         Raises:
             FindingError: in mode raise, once the request has ended.
         """
+        for _key, spans in self._lists(ctx):
+            _forgive(spans)
         request = self._forget(ctx)
         found = [] if request is None else list(self._examined(ctx, request))
         lent = list(self._lent(ctx))
@@ -829,6 +835,18 @@ class CheckedProvider(TracerProvider):
         if where is None:
             return Finding(code, message, record.name, now, self.stack(), record.creation)
         return Finding(code, message, record.name, phase or record.phase, where, record.creation)
+
+
+def _forgive(spans: list[Span]) -> None:
+    """Processors that have kept spans for a while, to look at all of them, have let go meanwhile."""
+    for span in spans:
+        if isinstance(span, CheckedSpan):
+            record = span.record
+            if record.kept is None or getrefcount(span) <= record.unshown:
+                record.kept = None
+                record.unshown = getrefcount(span)
+            if record.copied is not None and _references(span) <= record.copied[1]:
+                record.copied = None
 
 
 def _is_live(span: AnySpan | None) -> TypeGuard[CheckedSpan]:

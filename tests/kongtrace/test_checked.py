@@ -550,6 +550,53 @@ def keeps_a_span_while_an_exporter_copies_rightly(worker):
     worker.provider.sweep()
 
 
+def keeps_a_span_while_an_exporter_gathers_them(worker):
+    kept = []
+
+    def access():
+        kept.append(worker.tracer.start_span("work"))  # found
+        kept[0].finish()
+
+    def log():
+        gathered = []
+        worker.tracer.process_span(gathered.append)
+        assert [span.name for span in gathered] == ["kong", "work"]
+
+    worker.serve(access, log)
+    worker.provider.sweep()
+
+
+def keeps_a_table_while_an_exporter_gathers_them(worker):
+    tables = []
+
+    def access():
+        tables.append({"a": 1})
+        worker.tracer.start_span("work", attributes=tables[0]).finish()  # found
+
+    def log():
+        gathered = []
+        worker.tracer.process_span(lambda span: gathered.append(span.attributes))
+        assert gathered[1] == {"a": 1}
+
+    worker.serve(access, log)
+    worker.provider.sweep()
+
+
+def keeps_spans_while_others_gather_them(worker):
+    kept = []
+
+    def gather():
+        worker.tracer.process_span([].append)
+
+    def log():
+        gather()
+        worker.tracer.process_span(kept.append)  # found
+        gather()
+
+    worker.serve(log=log)
+    worker.provider.sweep()
+
+
 def keeps_the_span_list(worker):
     kept = []
     ctx = worker.begin(root=False)
@@ -630,6 +677,9 @@ WRONG = {
     changes_the_flag_of_a_parent: {Code.FLAG_OF_ONE_SPAN},
     ends_long_after_the_parent: {Code.OUTSIDE_PARENT},
     keeps_a_span_while_an_exporter_copies_rightly: {Code.OUTLIVES_REQUEST},
+    keeps_a_span_while_an_exporter_gathers_them: {Code.OUTLIVES_REQUEST},
+    keeps_a_table_while_an_exporter_gathers_them: {Code.CALLERS_TABLE},
+    keeps_spans_while_others_gather_them: {Code.LIVE_SPAN_KEPT},
     keeps_the_span_list: {Code.OUTLIVES_REQUEST},
     keeps_a_span_in_a_context_that_is_never_emptied: {Code.OUTLIVES_REQUEST},
     records_an_error_after_the_export: {Code.CHANGED_AFTER_EXPORT},
