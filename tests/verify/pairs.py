@@ -542,6 +542,193 @@ def log(self, kong, conf):
     kong.tracing.process_span(lambda span: span.name)
 """,
     ),
+    "copy that shares a span's tables": (
+        """
+from copy import copy
+
+def send(premature, copies):
+    len(copies)
+
+def log(self, kong, conf):
+    copies = []
+    kong.tracing.process_span(lambda span: copies.append(copy(span)))  # KT013
+    kong.timer.at(5, send, copies)
+""",
+        """
+def send(premature, copies):
+    len(copies)
+
+def log(self, kong, conf):
+    copies = []
+    kong.tracing.process_span(lambda span: copies.append((span.name, dict(span.attributes or {}))))
+    kong.timer.at(5, send, copies)
+""",
+    ),
+    "time in the wrong unit": (
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    span.finish(kong.ngx.now())  # KT014
+""",
+        """
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    span.finish()
+""",
+    ),
+    "another decision within the trace": (
+        """
+def header_filter(self, kong, conf):
+    ahead = kong.tracing.create_span(kong.tracing, {"span_kind": 3})  # KT019
+    kong.tracing.set_should_sample(False)
+    kong.tracing.link_span(kong.tracing, ahead, "call stock")
+    ahead.finish()
+""",
+        """
+def header_filter(self, kong, conf):
+    kong.tracing.set_should_sample(False)
+    ahead = kong.tracing.create_span(kong.tracing, {"span_kind": 3})
+    kong.tracing.link_span(kong.tracing, ahead, "call stock")
+    ahead.finish()
+""",
+    ),
+    "flag of one span": (
+        """
+def header_filter(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    span.should_sample = False  # KT020
+    span.finish()
+""",
+        """
+def header_filter(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    kong.tracing.set_should_sample(False)
+    span.finish()
+""",
+    ),
+    "child beyond its parent": (
+        """
+async def access(self, kong, conf):
+    parent = kong.tracing.start_span("load order")
+    child = kong.tracing.start_span("ask stock", parent=parent)  # KT021
+    parent.finish()
+    await kong.ngx.sleep(0.1)
+    child.finish()
+""",
+        """
+async def access(self, kong, conf):
+    parent = kong.tracing.start_span("load order")
+    child = kong.tracing.start_span("ask stock", parent=parent)
+    await kong.ngx.sleep(0.1)
+    child.finish()
+    parent.finish()
+""",
+    ),
+    "namespace that nobody exports": (
+        """
+def init_worker(self, kong):
+    self.tracer = kong.tracing.new("stock", {"namespace": "STOCK"})
+
+def access(self, kong, conf):
+    self.tracer.start_span("load order").finish()  # KT022
+""",
+        """
+def init_worker(self, kong):
+    self.tracer = kong.tracing.new("stock", {"namespace": "STOCK"})
+
+def access(self, kong, conf):
+    self.tracer.start_span("load order").finish()
+
+def log(self, kong, conf):
+    self.tracer.process_span(lambda span: span.name)
+""",
+    ),
+    "tracer that nobody asks for": (
+        """
+def init_worker(self, kong):
+    self.tracer = kong.tracing.new("stock")
+
+def access(self, kong, conf):
+    self.tracer.start_span("load order").finish()  # KT023
+""",
+        """
+def init_worker(self, kong):
+    self.tracer = kong.tracing.new("stock")
+
+def access(self, kong, conf):
+    self.tracer.start_span("load order").finish()
+
+def log(self, kong, conf):
+    self.tracer.process_span(lambda span: span.name)
+""",
+    ),
+    "span held after its request": (
+        """
+seen = []
+
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")  # KT025
+    span.finish()
+    seen.append(span)
+""",
+        """
+seen = []
+
+def access(self, kong, conf):
+    span = kong.tracing.start_span("load order")
+    span.finish()
+    seen.append(span.span_id)
+""",
+    ),
+    "span changed after its export": (
+        """
+def log(self, kong, conf):
+    kong.tracing.process_span(lambda span: span.name)
+    root = kong.tracing.get_root_span()
+    if root is not None:
+        root.set_attribute("cached", True)  # KT026
+""",
+        """
+def header_filter(self, kong, conf):
+    root = kong.tracing.get_root_span()
+    if root is not None:
+        root.set_attribute("cached", True)
+""",
+    ),
+    "decision on a bare root": (
+        """
+def init_worker(self, kong):
+    self.tracer = kong.tracing.new("stock")
+
+def rewrite(self, kong, conf):
+    self.tracer.start_span("load order").finish()
+    self.tracer.get_sampling_decision()  # KT027
+
+def log(self, kong, conf):
+    self.tracer.process_span(lambda span: span.name)
+""",
+        """
+def init_worker(self, kong):
+    self.tracer = kong.tracing.new("stock")
+
+def rewrite(self, kong, conf):
+    self.tracer.start_span("load order", attributes={"team": "orders"}).finish()
+    self.tracer.get_sampling_decision()
+
+def log(self, kong, conf):
+    self.tracer.process_span(lambda span: span.name)
+""",
+    ),
+    "tracer made in every request": (
+        """
+def access(self, kong, conf):
+    kong.tracing.new("instrument").start_span("load order").finish()  # KT028
+""",
+        """
+def access(self, kong, conf):
+    kong.tracing.start_span("load order").finish()
+""",
+    ),
     "handler that raises": (
         """
 def log(self, kong, conf):

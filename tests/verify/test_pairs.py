@@ -10,7 +10,7 @@ from sim.verify.search import Search
 from sim.verify.trial import Suspects
 from tests.verify.pairs import PAIRS, plugin
 
-MANY = {"unbounded names", "unbounded attribute names"}
+MANY = {"unbounded names", "unbounded attribute names", "tracer made in every request"}
 """What takes hundreds of requests to show."""
 
 
