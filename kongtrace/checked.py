@@ -819,6 +819,8 @@ class CheckedProvider(TracerProvider):
                 continue
             if isinstance(by, Span):
                 code = Code.SHALLOW_COPY
+                if record.copied is not None:
+                    where, phase = record.copied[0], "log"
             message = f"after the request {description(by, held.lent())} still holds {held.what}"
             yield self._finding(code, message, record, where, phase)
 

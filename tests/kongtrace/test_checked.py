@@ -597,6 +597,24 @@ def keeps_spans_while_others_gather_them(worker):
     worker.provider.sweep()
 
 
+def keeps_copies_with_their_parents(worker):
+    kept = []
+
+    def access():
+        parent = worker.tracer.start_span("work", attributes={"a": 1})
+        worker.tracer.start_span("step", attributes={"b": 2}, parent=parent).finish()
+        parent.finish()
+
+    def log():
+        worker.tracer.process_span(lambda span: kept.append(copy.copy(span)))  # found
+
+    worker.serve(access, log)
+    worker.provider.sweep()
+    assert {finding.misuse[0].line for finding in worker.provider.findings.findings} == {
+        worker.provider.findings.findings[0].misuse[0].line
+    }
+
+
 def keeps_the_span_list(worker):
     kept = []
     ctx = worker.begin(root=False)
@@ -680,6 +698,7 @@ WRONG = {
     keeps_a_span_while_an_exporter_gathers_them: {Code.OUTLIVES_REQUEST},
     keeps_a_table_while_an_exporter_gathers_them: {Code.CALLERS_TABLE},
     keeps_spans_while_others_gather_them: {Code.LIVE_SPAN_KEPT},
+    keeps_copies_with_their_parents: {Code.SHALLOW_COPY},
     keeps_the_span_list: {Code.OUTLIVES_REQUEST},
     keeps_a_span_in_a_context_that_is_never_emptied: {Code.OUTLIVES_REQUEST},
     records_an_error_after_the_export: {Code.CHANGED_AFTER_EXPORT},
