@@ -302,7 +302,10 @@ class Exporter:
             while (action := job.poll(now())) is not None:
                 self._on_change()
                 if isinstance(action, Send):
-                    outcome = await action.handler(action.handler_conf, action.entries)
+                    try:
+                        outcome = await action.handler(action.handler_conf, action.entries)
+                    except Exception as error:  # noqa: BLE001 - as Kong, which calls it under protection (Q19)
+                        outcome = Outcome(ok=False, reason=f"{type(error).__name__}: {error}")
                     job.done(outcome, now())
                 else:
                     waiter = create_future()
@@ -431,6 +434,6 @@ def _retry_after(lines: HeaderLines, now_s: float) -> float | None:
             text = value.decode("latin-1").strip()
             if text.isdecimal():
                 return float(text)
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, OverflowError):
                 return max(0.0, parsedate_to_datetime(text).timestamp() - now_s)
     return None

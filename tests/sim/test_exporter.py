@@ -12,14 +12,16 @@ import trustme
 import uvloop
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from kongtrace import PHASES, Execution
 from kongtrace import queue as kong_queue
 from kongtrace.otlp import encode_traces
-from kongtrace.queue import Outcome
+from kongtrace.queue import Binding, Counters, Outcome, QueueParameters
 from sim import __version__
 from sim.config import Export
 from sim.exporter import LOGGED_BYTES_MAX, PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _refused, _retry_after
 from sim.resolver import Resolver
 from sim.runtime.live import LiveRuntime
+from sim.timers import Timers
 from tests.peers import free_port
 
 NOW_S = 1_793_534_400.0  # 2026-11-01 12:00:00 GMT
@@ -28,13 +30,11 @@ SPANS = [b"\x12\x02ab"]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
-def exporter(profile="kong", export=None, trusted=None):
-    """An exporter of the running loop; its queues are not driven."""
+def exporter(profile="kong", export=None, trusted=None, timers=None, log=lambda *_: None):
+    """An exporter of the running loop; its queues are not driven without timers."""
     runtime = LiveRuntime(asyncio.get_running_loop(), seed=1)
     profile = kong_queue.PROFILES[profile]
-    return Exporter(
-        profile, runtime, None, Resolver(runtime, {}), export or Export(), trusted, lambda *_: None, lambda: None
-    )
+    return Exporter(profile, runtime, timers, Resolver(runtime, {}), export or Export(), trusted, log, lambda: None)
 
 
 def endpoint(exporter, url, headers=None, **timeouts):
@@ -402,6 +402,9 @@ def test_compression_is_the_profile_s_unless_the_environment_says_otherwise(prof
         (b"Sun, 01 Nov 2026 12:00:30 GMT", 30.0),
         (b"Sun, 01 Nov 2026 11:00:00 GMT", 0.0),
         (b"soon", None),
+        (b"Sun, 01 Nov 99999999999999999999 12:00:30 GMT", None),
+        (b"Sun, 01 Nov 2026 12:00:30 -9999", None),
+        (b"\xb2", None),
         (None, None),
     ],
 )
@@ -478,3 +481,34 @@ def test_as_much_of_an_answer_is_logged_as_nginx_logs():
         await reader.read()
 
     assert failure(page) == f"response error: 500, body: {'e' * LOGGED_BYTES_MAX}"
+
+
+@pytest.mark.parametrize("profile", ["kong", "safe"])
+def test_a_handler_that_raises_has_failed_and_its_batch_is_tried_again(profile):
+    """The queue outlives it, as in Kong, which calls it under protection."""  # Q19
+
+    async def scenario():
+        runtime, idle = LiveRuntime(asyncio.get_running_loop(), seed=1), asyncio.Event()
+        lines, batches = [], []
+        execution = Execution()
+        execution.enter(PHASES["init_worker"], {})
+        timers = Timers(
+            runtime, execution, print, pending_max=9, running_max=9, on_idle=idle.set, on_end=lambda _ctx: None
+        )
+        made = exporter(profile, timers=timers, log=lambda level, line: lines.append(f"{level}: {line}"))
+
+        async def handler(_conf, entries):
+            batches.append(entries)
+            if len(batches) == 1:
+                raise OverflowError("too large")
+            return Outcome(ok=True)
+
+        queue = made.queues.queue("q")
+        parameters = QueueParameters("q", max_coalescing_delay=0)
+        queue.enqueue(b"a", Binding(parameters, handler), runtime.now())
+        await idle.wait()
+        assert batches == [[b"a"], [b"a"]]
+        assert queue.counters() == Counters(enqueued=1, acknowledged=1)
+        assert lines == ["warn: [] queue q: handler could not process entries: OverflowError: too large"]
+
+    outcomes(scenario)
