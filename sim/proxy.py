@@ -44,6 +44,7 @@ _DROPPED: Final = (
 )
 """Headers of a request that are not passed on: they are written anew, or end here."""
 
+_DROPPED_TEXT: Final = frozenset(name.decode() for name in _DROPPED)
 _DROPPED_SIZES: Final = frozenset(map(len, _DROPPED))
 _ANSWER_DROPPED: Final = HOP_BY_HOP | {b"x-kong-upstream-latency", b"x-kong-proxy-latency", b"x-kong-request-id"}
 """The same of a response."""
@@ -190,14 +191,19 @@ class ProxiedExchange:
             method, path, host = changed.method or method, changed.path or path, changed.host or host
             if changed.query is not None:
                 query = b"?" + changed.query if changed.query else b""
-        out = [b"%b %b%b HTTP/1.1\r\nHost: %b" % (method, path, query, host)]
-        lines = request.forwarded_lines()
-        if not request.is_plain:
-            lines = _without_options(lines)
-        for line in lines:
-            name = line[0]
-            if len(name) not in _DROPPED_SIZES or name.lower() not in _DROPPED:
-                out.append(b": ".join(line))
+        out = [b" ".join((method, path + query, b"HTTP/1.1\r\nHost:", host))]
+        if request.text_headers is not None and request.is_plain:
+            text = [f"{name}: {value}" for name, value in request.text_headers.lines() if name not in _DROPPED_TEXT]
+            if text:
+                out.append("\r\n".join(text).encode("utf-8", "surrogateescape"))
+        else:
+            lines = request.forwarded_lines()
+            if not request.is_plain:
+                lines = _without_options(lines)
+            for line in lines:
+                name = line[0]
+                if len(name) not in _DROPPED_SIZES or name.lower() not in _DROPPED:
+                    out.append(b": ".join(line))
         if request.content_length is None:
             out.append(b"Transfer-Encoding: chunked")
         elif request.content_length or request.method in ("POST", "PUT", "PATCH"):
@@ -257,10 +263,9 @@ class ProxiedExchange:
             options = _connection_options(lines)
             request.response_lines = kept = [line for line in kept if line[0].lower() not in options]
             has_length = has_length and _LENGTH not in options
-        proxy_ns = self._try.start_ns - request.started_ns
         kept += (
-            (b"X-Kong-Upstream-Latency", b"%d" % (request.upstream_ns // _NS_PER_MS)),
-            (b"X-Kong-Proxy-Latency", b"%d" % (proxy_ns // _NS_PER_MS)),
+            (b"X-Kong-Upstream-Latency", _milliseconds(request.upstream_ns)),
+            (b"X-Kong-Proxy-Latency", _milliseconds(self._try.start_ns - request.started_ns)),
             _VIA_LINE,
         )
         return has_length
@@ -397,6 +402,15 @@ class BufferedExchange(ProxiedExchange):
         self._runloop.log_line("error", f"{reason} while reading upstream")
         request.upstream_response, request.response_lines = None, []
         self._runloop.respond(request, 504 if timeout else 502)
+
+
+def _milliseconds(ns: int) -> bytes:
+    ms = ns // _NS_PER_MS
+    return _NUMBERS[ms] if 0 <= ms < len(_NUMBERS) else b"%d" % ms
+
+
+_NUMBERS: Final = tuple(b"%d" % number for number in range(1000))
+"""What most latencies are in ms: found sooner than written."""
 
 
 def _connection_options(lines: HeaderLines) -> set[bytes]:

@@ -147,6 +147,7 @@ class Request:
         lines: header lines as sent.
         authority: whom the request is for, host and port: the target's if it is absolute, else the Host header's.
         client_ip: address of the client for whom it is made; the peer's, unless a trusted proxy names another.
+        text_headers: `headers`, once a plugin has looked at them, and may have changed them.
         host: the same in lower case, without port; "" when HTTP/1.0 names none.
         content_length: of the body; None when it is chunked; 0 when there is none.
         asks_upgrade: it would rather speak another protocol.
@@ -184,7 +185,6 @@ class Request:
     """
 
     __slots__ = (
-        "_headers",
         "address",
         "asks_upgrade",
         "authority",
@@ -221,6 +221,7 @@ class Request:
         "status",
         "steps",
         "target",
+        "text_headers",
         "tries",
         "upstream_host",
         "upstream_ns",
@@ -255,7 +256,7 @@ class Request:
         self.names_host = False
         self._read_lines()
         self._read_target()
-        self._headers: Headers | None = None
+        self.text_headers: Headers | None = None
         self.ctx: dict[str, Any] = {REQUEST: self, KONG_PHASE: "rewrite"}
         self.steps: Iterator[tuple[Phase, Callable[[Request], int | None]]] | None = None
         self.match: Match | None = None
@@ -308,11 +309,11 @@ class Request:
     @property
     def headers(self) -> Headers:
         """The headers as plugins see and change them; what they leave is what the upstream gets."""
-        if self._headers is None:
-            self._headers = Headers(
+        if self.text_headers is None:
+            self.text_headers = Headers(
                 [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in self.lines]
             )
-        return self._headers
+        return self.text_headers
 
     async def read_body(self) -> bytes:
         """Wait until the whole body has come and return it; it stays in `body` for the upstream.
@@ -337,9 +338,9 @@ class Request:
 
     def forwarded_lines(self) -> HeaderLines:
         """The header lines to pass on, as the plugins left them."""
-        if self._headers is None:
+        if self.text_headers is None:
             return self.lines
-        return [(n.encode("latin-1"), v.encode("utf-8", "surrogateescape")) for n, v in self._headers.lines()]
+        return [(n.encode("latin-1"), v.encode("utf-8", "surrogateescape")) for n, v in self.text_headers.lines()]
 
     def _read_lines(self) -> None:
         if self.version not in VERSIONS:

@@ -131,7 +131,7 @@ class Runloop:
         resolver: of the services' hosts.
         counts: what it counts.
         on_change: called when a count has changed.
-        on_idle: called when no request is being served any more, and while draining when a connection was closed.
+        on_idle: called while draining, when no request is being served any more or a connection was closed.
         on_logged: called with each request after its log phase, and each that was refused; None for nobody.
 
     Attributes:
@@ -184,6 +184,7 @@ class Runloop:
         self._on_logged = on_logged
         self._releases_always = not provider.profile.recycles_held_objects
         self._router = Router(gateway.routes, gateway.services)
+        self._match = self._traced_match if instrumentation.enabled else self._router.match
         self.resolver = resolver
         self.balancers = {
             upstream.name: Balancer(
@@ -199,7 +200,7 @@ class Runloop:
         self._makes_spans = instrumentation.enabled or bool(gateway.plugins)
         handlers: list[tuple[Phase, Handler]] = [
             (REWRITE, self._rewrite),
-            (ACCESS, self._traced_route if instrumentation.enabled else self._route),
+            (ACCESS, self._route),
             *([(ACCESS, self._access)] if gateway.plugins else []),
             (ACCESS, self._target),
             (CONTENT, self._proxy),
@@ -341,20 +342,8 @@ class Runloop:
         return self._run_plugins(request, REWRITE, plan.rewrite) if plan.rewrite else None
 
     def _route(self, request: Request) -> int | None:
-        return self._routed(request, self._router.match(request))
-
-    def _traced_route(self, request: Request) -> int | None:
-        self.instrumentation.precreate_balancer(request)
-        span = self.instrumentation.router()
-        match = self._router.match(request)
-        if match is None:
-            span.set_status(STATUS_ERROR)
-        span.finish()
-        return self._routed(request, match)
-
-    def _routed(self, request: Request, match: Match | None) -> int | None:
+        match = request.match = self._match(request)
         request.ctx[KONG_PHASE] = "access"
-        request.match = match
         if match is None:
             self.respond(request, 404, NO_ROUTE)
             return DONE
@@ -362,6 +351,15 @@ class Runloop:
             return self._require_https(request, match.route.https_redirect_status_code)
         request.plan = self._plan_of[match.terms.route]
         return None
+
+    def _traced_match(self, request: Request) -> Match | None:
+        self.instrumentation.precreate_balancer(request)
+        span = self.instrumentation.router()
+        match = self._router.match(request)
+        if match is None:
+            span.set_status(STATUS_ERROR)
+        span.finish()
+        return match
 
     def _require_https(self, request: Request, status: int) -> int:
         request.ctx[EXITED] = True
@@ -763,7 +761,7 @@ class Runloop:
             request.choice.ended(request.status)
         self._on_change()
         request.connection.answered(request)
-        if not counts.active:
+        if self.draining and not counts.active:
             self._on_idle()
 
     def _end_spans(self, request: Request, *, completed: bool) -> None:

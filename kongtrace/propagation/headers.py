@@ -47,13 +47,14 @@ class Headers:
         seen_max: number of lines that can be read (X30); the others are only passed on.
     """
 
-    __slots__ = ("_seen", "_unseen")
+    __slots__ = ("_repeats", "_seen", "_unseen")
 
     def __init__(
         self, lines: Iterable[tuple[str, str]] | Mapping[str, HeaderValue] = (), seen_max: int = HEADERS_SEEN_MAX
     ) -> None:
         self._seen: dict[str, HeaderValue] = {}
         self._unseen: list[tuple[str, str]] = []
+        self._repeats = False  # some header has had several lines
         if not isinstance(lines, list):
             lines = list(_lines(lines.items()) if isinstance(lines, Mapping) else lines)
         for name, value in lines[:seen_max]:
@@ -71,6 +72,7 @@ class Headers:
             earlier.append(value)
         else:
             self._seen[name] = [earlier, value]
+            self._repeats = True
 
     def get(self, name: str, /) -> HeaderValue | None:
         """The value of the header, or None; case does not matter, and a ``_`` finds ``-``."""
@@ -101,6 +103,8 @@ class Headers:
 
     def lines(self) -> list[tuple[str, str]]:
         """Every line to be passed on, names in lower case."""
+        if not (self._repeats or self._unseen):
+            return list(self._seen.items())  # type: ignore[arg-type]  # each value is text then
         return [*_lines(self._seen.items()), *self._unseen]
 
     def _forget_unseen(self, name: str) -> None:
