@@ -273,6 +273,8 @@ def _check_handlers(plugin: Any, wrong: Callable[[str, object, str], UserError])
             raise wrong(
                 f"{phase} must not wait", method, f"write def {phase}, and wait in a timer: kong.timer.at(0, f)"
             )
+        if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+            raise wrong(f"{phase} is a generator, which nobody would run", method, "leave the yield out")
         _check_parameters(plugin, phase, wrong)
     if "response" in takes_part and {"header_filter", "body_filter"}.intersection(takes_part):
         raise wrong(

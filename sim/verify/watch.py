@@ -35,6 +35,7 @@ from typing import Any, Final, Self
 import kongtrace
 from kongtrace import ApiError, Execution
 from kongtrace.findings import Finding, Frame, Stack
+from sim.pdk.response import Exit
 from sim.plugin import AWAITING_PHASES, PLAIN_PHASES
 from sim.runtime.virtual import NotVirtualError
 from sim.timers import Answer, Timers
@@ -100,6 +101,10 @@ class StuckError(BaseException):
     """Raised in a handler that does not come back; no handler catches it by mistake."""
 
 
+class LeftError(Exception):
+    """Raised in place of what is no `Exception`, SystemExit above all: it would end the verification."""
+
+
 class Lineage:
     """All timers that descend from one request, or from the worker.
 
@@ -163,13 +168,14 @@ class Watch:
             phase = phase or self.execution.phase.name
             self._keep(Mistake(code, message, self._plugin(stack), phase, None, place, stack))
 
-    def raised(self, error: Exception) -> bool:
+    def raised(self, error: BaseException) -> bool:
         """A handler has raised, or a task; whether that is a plugin's affair."""
-        frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-        stack = tuple(Frame(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in reversed(frames))[
-            :STACK_DEPTH_MAX
-        ]
+        stack = _stack_of_error(error)
         place = self._place(stack)
+        if place is None and error.__cause__ is not None:
+            # A StopIteration that leaves a coroutine comes as the cause of a RuntimeError.
+            stack = _stack_of_error(error.__cause__)
+            place = self._place(stack)
         if place is None:
             return False
         if any(
@@ -273,7 +279,8 @@ class Watch:
         return next(names, next(iter(self._files.values())))
 
     def _is_users(self, filename: str) -> bool:
-        return filename in self._files or not filename.startswith(_NOT_THE_USERS)
+        # A relative name is that of a file that was compiled elsewhere.
+        return filename in self._files or (filename.startswith("/") and not filename.startswith(_NOT_THE_USERS))
 
     def _keep(self, mistake: Mistake) -> None:
         self.mistakes.setdefault(mistake.key, mistake)
@@ -319,18 +326,30 @@ class Step:
     Args:
         watch: that looks at it.
         first: line of the handler.
-        tasks: takes those that it makes.
+        tasks: takes those that it makes, of a coroutine; None: it is all of a plain handler.
 
     Attributes:
         watch: the same.
         tasks: the same.
     """
 
-    __slots__ = ("_alarm_s", "_caught", "_cpu_ns", "_first", "_gave_away", "_previous", "_wall_ns", "tasks", "watch")
+    __slots__ = (
+        "_alarm_s",
+        "_caught",
+        "_cpu_ns",
+        "_first",
+        "_gave_away",
+        "_is_part",
+        "_previous",
+        "_wall_ns",
+        "tasks",
+        "watch",
+    )
 
     def __init__(self, watch: Watch, first: Frame, tasks: Tasks | None = None) -> None:
         self.watch = watch
         self.tasks: Tasks = [] if tasks is None else tasks
+        self._is_part = tasks is not None
         self._first = first
         self._caught: Stack = ()
 
@@ -363,8 +382,13 @@ class Step:
             gave_away = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw > self._gave_away
             if (gave_away and 2 * cpu_ns < wall_ns) or cpu_ns >= COMPUTED_MS * _NS_PER_MS:
                 self.watch.stall(wall_ns / _NS_PER_MS, (*self._caught, self._first))
-        if isinstance(error, Exception) and not isinstance(error, StopIteration):
-            self.watch.raised(error)
+        if error is None or isinstance(error, (Exit, KeyboardInterrupt, GeneratorExit)):
+            return
+        if self._is_part and isinstance(error, (StopIteration, asyncio.CancelledError)):
+            return
+        self.watch.raised(error)
+        if not isinstance(error, Exception):
+            raise LeftError(f"{type(error).__name__}: {error}") from error
 
     def _note(self, _signum: int, frame: FrameType | None) -> None:
         before, self._caught = self._caught, self._caught or stack_of(frame)
@@ -505,6 +529,14 @@ class _WatchedCallback:
     def _end(self, premature: bool) -> None:
         if self._once or premature:
             self._watch.timers.pop(self._token, None)
+
+
+def _stack_of_error(error: BaseException) -> Stack:
+    frames = [
+        Frame(frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    return tuple(reversed(frames))[:STACK_DEPTH_MAX]
 
 
 def _is_gateways(filename: str) -> bool:

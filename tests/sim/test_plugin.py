@@ -100,6 +100,10 @@ def test_plugin_may_be_a_module(tmp_path, monkeypatch):
             GOOD.replace("access", "log"),
             "greeter.py:11: Greeter: log must not wait; write def log, and wait in a timer",
         ),
+        (
+            GOOD + "        yield\n",
+            "greeter.py:11: Greeter: access is a generator, which nobody would run; leave the yield out",
+        ),
         (GOOD.replace("access", "header_filter"), "greeter.py:11: Greeter: header_filter must not wait"),
         (GOOD.replace("access", "body_filter"), "greeter.py:11: Greeter: body_filter must not wait"),
         (

@@ -740,6 +740,71 @@ def log(self, kong, conf):
     kong.log.debug(route.name if route is not None else "no route")
 """,
     ),
+    "handler that ends the process": (
+        """
+import sys
+
+def access(self, kong, conf):
+    sys.exit(0)  # KG005
+""",
+        """
+def access(self, kong, conf):
+    kong.response.exit(403)
+""",
+    ),
+    "timer that ends the process": (
+        """
+import sys
+
+async def work(premature, kong):
+    await kong.ngx.sleep(0.001)
+    sys.exit(0)  # KG005
+
+def access(self, kong, conf):
+    kong.timer.at(0, work, kong)
+""",
+        """
+async def work(premature, kong):
+    await kong.ngx.sleep(0.001)
+
+def access(self, kong, conf):
+    kong.timer.at(0, work, kong)
+""",
+    ),
+    "handler that finds nothing": (
+        """
+def access(self, kong, conf):
+    next(iter(()))  # KG005
+""",
+        """
+def access(self, kong, conf):
+    next(iter(()), None)
+""",
+    ),
+    "handler that finds nothing after a wait": (
+        """
+async def access(self, kong, conf):
+    await kong.ngx.sleep(0.001)
+    next(iter(()))  # KG005
+""",
+        """
+async def access(self, kong, conf):
+    await kong.ngx.sleep(0.001)
+    next(iter(()), None)
+""",
+    ),
+    "handler that cancels itself": (
+        """
+import asyncio
+
+def access(self, kong, conf):
+    raise asyncio.CancelledError  # KG005
+""",
+        """
+def access(self, kong, conf):
+    return
+""",
+    ),
     "input and output behind the gateway's back": (
         """
 import asyncio
