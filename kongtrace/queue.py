@@ -105,8 +105,9 @@ class QueueProfile:
         enforces_bytes: ``max_bytes`` holds: what has no size is refused, and what is too large is refused before
             anything is dropped for it; else Q14(f) and Q15.
         has_permits: entries are counted by a semaphore (H28, Q29).
-        loses_silently: entries that nobody will ever send are accepted: a job that cannot be scheduled (Q13, H26), a
-            limit that is neither 1 nor -1, a job of its own that finds the worker exiting (Q23).
+        loses_silently: entries that nobody will ever send are accepted: a job that cannot be scheduled (Q13, H26), or
+            whose timer is not run (N4, N5), a limit that is neither 1 nor -1, a job of its own that finds the worker
+            exiting (Q23).
         formats_names: the queue's name is part of a format string, so a percent sign in it kills the job.
         batch_entries_max: a larger batch kills the job; None: no limit (H26).
         reads_wall_clock: delays are measured by a clock that can be set (Q26).
@@ -333,7 +334,7 @@ class Counters(NamedTuple):
         dropped_retries: given up after a failure.
         dropped_shutdown: held when the worker was terminated or its exit took too long, or found by a job that came too
             late.
-        swallowed: lost without a word (Q29, H26, Q23).
+        swallowed: lost without a word (Q29, H26, Q23, N4).
         rejected: not accepted.
         refused: those of ``dropped_retries`` that the collector did not want, now or ever.
         queued: waiting.
@@ -359,6 +360,9 @@ class Job(Protocol):
 
     def premature(self) -> None:
         """Take note, before the first poll, that the timer went off because the worker is exiting (N8, N10)."""
+
+    def lost(self, now: float) -> bool:
+        """Take note that the timer was not run, so that nobody polls; whether another is to be tried (N4, N5)."""
 
     def poll(self, now: float) -> Action:
         """Say what to do next."""
@@ -463,6 +467,18 @@ class Delivery:
             self._end()
             self._queue.dropped_shutdown += len(self._entries)
 
+    def lost(self, now: float) -> bool:
+        """Lose the entries, which in profile safe counts and is told like an overflow."""
+        queue, count = self._queue, len(self._entries)
+        self._end()
+        if queue.profile.loses_silently:
+            queue.swallowed += count
+        else:
+            text = "no timer was left to send it, an entry was dropped"
+            queue.complain(now, "timer", "error", text, parameters=self._binding.parameters)
+            queue.dropped_overflow += count
+        return False
+
     def _begin(self, now: float) -> None:
         queue = self._queue
         self._started = queue.wall(now)
@@ -553,7 +569,7 @@ class Queue:
 
     def _leave(self) -> None:
         """Be absent."""
-        self.exists = self._dead = False
+        self.exists = self._dead = self._is_stranded = False
         self._binding = self._bound = _UNBOUND  # the newest, and the one that brought parameters and handler
         self._parameters = _UNBOUND.parameters
         self._delivery: Delivery | None = None
@@ -647,6 +663,12 @@ class Queue:
     def premature(self) -> None:
         """Go on all the same (Q25)."""
 
+    def lost(self, now: float) -> bool:  # noqa: ARG002 - the same for all jobs
+        """Be a queue that nobody drains (H26), in profile safe until another timer is."""
+        self._dead = self.profile.loses_silently
+        self._is_stranded = True
+        return not self._dead
+
     def poll(self, now: float) -> Action:
         """Say what the job has to do next; None: nothing any more.
 
@@ -655,6 +677,7 @@ class Queue:
         """
         if self._dead or not self.exists:
             return None
+        self._is_stranded = False
         try:
             return self._process(now)
         except BookkeepingError:
@@ -689,6 +712,13 @@ class Queue:
         self.dropped_shutdown += len(self._entries) + self.in_flight
         self.in_flight = 0
         self._leave()
+
+    def close(self) -> None:
+        """The worker has come to its end of its own accord: what nobody drains is lost (H26)."""
+        if self._dead:
+            self.swallowed += self.drop_waiting()
+        elif self._is_stranded:
+            self.dropped_shutdown += self.drop_waiting()
 
     def clock_stepped(self, seconds: float) -> None:
         """The wall clock was set forward by ``seconds`` (back if negative), which only profile ``kong`` feels (Q26)."""
@@ -806,7 +836,7 @@ class Queue:
                 return error
         self._warn_of_capacity(now, max_entries)
         if self._room() == 0:
-            self._complain(now, "full", "error", _FULL)
+            self.complain(now, "full", "error", _FULL)
             self._drop_oldest(log_phase=log_phase)
         if max_bytes is not None:
             error = self._make_room(size, max_bytes, now, log_phase=log_phase)
@@ -816,7 +846,7 @@ class Queue:
             raise ApiError("queue should not be full after dropping entries")
         if max_bytes is not None:
             if size is None:
-                self._complain(now, "non-string", "error", _NON_STRING)
+                self.complain(now, "non-string", "error", _NON_STRING)
                 size = _lua_length(entry)
             self.bytes += size
         self._append(entry)
@@ -826,7 +856,7 @@ class Queue:
         if self._depth < max_entries * CAPACITY_WARNING_THRESHOLD:
             self._warned = False
         elif not self._warned:
-            self._complain(now, "capacity", "warn", "queue at %s%% capacity", "80")
+            self.complain(now, "capacity", "warn", "queue at %s%% capacity", "80")
             self._warned = True
 
     def _oversize(self, size: int | None, max_bytes: float, now: float) -> str | None:
@@ -836,7 +866,7 @@ class Queue:
             error = _TOO_LARGE % (size, max_bytes)
         else:
             return None
-        self._complain(now, "size", "error", error)
+        self.complain(now, "size", "error", error)
         return error
 
     def _make_room(self, size: int | None, max_bytes: float, now: float, *, log_phase: bool) -> str | None:
@@ -850,7 +880,7 @@ class Queue:
             self._drop_oldest(log_phase=log_phase)
             dropped += 1
         if dropped:
-            self._complain(now, "bytes", "error", "byte capacity exceeded, %d queue entries were dropped", dropped)
+            self.complain(now, "bytes", "error", "byte capacity exceeded, %d queue entries were dropped", dropped)
         return None
 
     def _append(self, entry: object) -> None:
@@ -864,7 +894,7 @@ class Queue:
     def _replace(self, entries: Sequence[object], now: float) -> None:
         """Put entries in the place of the oldest ones of a full queue: as `_admit` for each."""
         count = len(entries)
-        self._complain(now, "full", "error", _FULL, times=count)
+        self.complain(now, "full", "error", _FULL, times=count)
         waiting = self._entries
         for _ in entries:
             waiting.popleft()
@@ -1042,7 +1072,16 @@ class Queue:
         else:
             self.log(level, prefix + template % arguments)
 
-    def _complain(self, now: float, kind: str, level: str, template: str, *arguments: object, times: int = 1) -> None:
+    def complain(
+        self,
+        now: float,
+        kind: str,
+        level: str,
+        template: str,
+        *arguments: object,
+        times: int = 1,
+        parameters: QueueParameters | None = None,
+    ) -> None:
         """Log what single entries give cause to, each kind no more often than the profile has it."""
         logged, unlogged = self._complaints.get(kind, (-inf, 0))
         if now - logged < self.profile.complaint_interval_s:
@@ -1051,7 +1090,7 @@ class Queue:
         self._complaints[kind] = (now, times - 1)
         if unlogged:
             template, arguments = template + " (and %d times since this was logged last)", (*arguments, unlogged)
-        self.tell(self._parameters, level, template, *arguments)
+        self.tell(self._parameters if parameters is None else parameters, level, template, *arguments)
 
 
 class Queues:
@@ -1093,6 +1132,11 @@ class Queues:
         """The worker is terminated (:meth:`Queue.abandon`)."""
         for queue in self._queues.values():
             queue.abandon()
+
+    def close(self) -> None:
+        """The worker has come to its end (:meth:`Queue.close`)."""
+        for queue in self._queues.values():
+            queue.close()
 
     def clock_stepped(self, seconds: float) -> None:
         """The wall clock was set (:meth:`Queue.clock_stepped`)."""

@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -42,6 +43,9 @@ from sim.upstream import ConnectTimeoutError, Pool, UpstreamConnection
 
 ANSWER_BYTES_MAX: Final = 64 * 1024
 """How much of an answer's body is read."""
+
+RESCHEDULE_S: Final = 0.1
+"""When a queue asks for a timer again that was not run."""
 
 LOGGED_BYTES_MAX: Final = 2048
 """How much of it is logged: what nginx makes of a line, `NGX_MAX_ERROR_STR`."""
@@ -283,8 +287,18 @@ class Exporter:
         await turned
 
     def _schedule(self, _name: str | None, job: Job) -> str | None:
-        _created, error = self._timers.at(0, self._drive, job)
+        _created, error = self._timers.at(0, self._drive, job, on_lost=partial(self._lost, job))
         return error
+
+    def _lost(self, job: Job) -> None:
+        """Take note that a job's timer was not run; in profile safe another will be, once some may have ended."""
+        if job.lost(self._runtime.now()):
+            self._runtime.call_later(RESCHEDULE_S, self._schedule_again, job)
+        self._on_change()
+
+    def _schedule_again(self, job: Job) -> None:
+        if self._schedule(None, job) is not None:
+            self._lost(job)
 
     async def _drive(self, premature: bool, job: Job) -> None:
         if premature:

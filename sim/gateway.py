@@ -247,6 +247,8 @@ class WorkerGateway:
         if self._is_at_rest():
             self._leaving = True
             self._log("notice", "exiting")
+            self.exporter.queues.close()
+            self.exporter.log_queues.close()
             self._on_rest()
 
     def _is_at_rest(self) -> bool:

@@ -42,7 +42,7 @@ ACCOUNTS: Final = {
     "dropped_retries": "given up after max_retry_time",
     "dropped_refused": "given up at once, since the collector wants them neither now nor later",
     "dropped_shutdown": "queued or being sent when the worker was terminated, or its exit took too long",
-    "swallowed": "taken from the queue but in no batch (kong-semantics Q29)",
+    "swallowed": "lost by Kong's queue without a word of its own (kong-semantics Q29, H26)",
 }
 """The accounts that a worker keeps, and what stands in each."""
 

@@ -39,15 +39,23 @@ class _Timer:
         callback: called at expiry.
         arguments: after `premature`.
         interval_ms: after which it is armed again; 0: it is not.
+        on_lost: called when it expires and is not run; None: nobody is told.
     """
 
-    __slots__ = ("arguments", "callback", "handle", "interval_ms")
+    __slots__ = ("arguments", "callback", "handle", "interval_ms", "on_lost")
 
-    def __init__(self, callback: Callback, arguments: tuple[Any, ...], interval_ms: int) -> None:
+    def __init__(
+        self,
+        callback: Callback,
+        arguments: tuple[Any, ...],
+        interval_ms: int,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
         self.handle: Cancelable
         self.callback = callback
         self.arguments = arguments
         self.interval_ms = interval_ms
+        self.on_lost = on_lost
 
 
 class Timers:
@@ -97,14 +105,27 @@ class Timers:
         """Timers that have not expired."""
         return len(self._pending)
 
-    def at(self, delay_s: float = _MISSING, callback: Callback = _MISSING, *arguments: Any) -> Answer:
+    def at(
+        self,
+        delay_s: float = _MISSING,
+        callback: Callback = _MISSING,
+        *arguments: Any,
+        on_lost: Callable[[], None] | None = None,
+    ) -> Answer:
         """Call `callback(premature, *arguments)` once, in `delay_s` s (N1).
+
+        Args:
+            delay_s: s.
+            callback: see `Callback`.
+            arguments: for it.
+            on_lost: called in its place where it is not run, for want of a running timer or a connection (N4, N5);
+                nginx tells its log alone.
 
         Raises:
             ApiError: an argument is missing or of the wrong type, or the phase permits no timer (N2).
         """
         self._check(delay_s, callback)
-        return self._set(_Timer(callback, arguments, 0), int(delay_s * 1000))
+        return self._set(_Timer(callback, arguments, 0, on_lost), int(delay_s * 1000))
 
     def every(self, interval_s: float = _MISSING, callback: Callback = _MISSING, *arguments: Any) -> Answer:
         """Call `callback(premature, *arguments)` every `interval_s` s (N1, N6).
@@ -163,10 +184,10 @@ class Timers:
             where = f"{code.co_filename}:{code.co_firstlineno}" if code is not None else repr(callback)
             limit = f"{self._running_max} lua_max_running_timers are not enough"
             self._log("alert", f"lua failed to run timer with function defined at {where}: {limit}")
-            self._rest()
+            self._lose(timer)
             return
         if not self._admits():
-            self._rest()
+            self._lose(timer)
             return
         self.running += 1
         ctx: dict[str, Any] = {}
@@ -180,6 +201,11 @@ class Timers:
             self._runtime.run(LightThread(awaited, self._execution, TIMER, ctx), partial(self._ended, ctx))
         else:
             self._ended(ctx, None)
+
+    def _lose(self, timer: _Timer) -> None:
+        if timer.on_lost is not None:
+            timer.on_lost()
+        self._rest()
 
     def _ended(self, ctx: dict[str, Any], error: BaseException | None) -> None:
         self.running -= 1

@@ -45,6 +45,10 @@ FULL = (
 """A queue that is full soon, and gives up soon."""
 
 
+ALONE = "{concurrency_limit: -1, max_retry_time: 2, max_retry_delay: 0.1}"
+"""No queue: every span is a timer and a request."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A fault, and the accounts that it puts spans into: those it does for certain, and those it may.
@@ -103,6 +107,12 @@ CASES = {
     "truncate": Case("[{at: 200ms, for: 300ms, target: collector, kind: truncate}]", resends=_BOTH),
     "partial_success": Case(
         "[{at: 200ms, for: 300ms, target: collector, kind: partial_success, rejected: 0.3}]", costs=_FOR_GOOD
+    ),
+    "no timer left": Case(
+        "[{at: 200ms, for: 300ms, target: collector, kind: refuse}]",
+        costs={"kong": {"swallowed"}, "safe": {"dropped_overflow"}},
+        may_cost={"dropped_retries"},
+        fields={"queue": ALONE, "shutdown_timeout": "0, lua_max_running_timers: 5"},
     ),
     "202": _answers(202, resends={"kong": True, "safe": False}),
     "long outage": Case(

@@ -738,6 +738,52 @@ def test_a_premature_job_of_its_own_loses_its_entry_in_kong(profile, expected):
     assert worker.queue.counters() == expected
 
 
+@pytest.mark.parametrize(
+    ("profile", "expected", "lines"),
+    [
+        (KONG, Counters(enqueued=2, swallowed=2), []),
+        (
+            SAFE,
+            Counters(enqueued=2, dropped_overflow=2),
+            ["error: [] queue q: no timer was left to send it, an entry was dropped"],
+        ),
+    ],
+    ids=["kong", "safe"],
+)
+def test_a_job_of_its_own_whose_timer_is_not_run_is_lost(profile, expected, lines):
+    """In safe that is an overflow, and told once a minute."""
+    worker = Worker(profile, concurrency_limit=-1)  # N4, Q23
+    worker.put("a", "b")
+    assert [job.lost(0) for job in worker.jobs] == [False, False]
+    assert [job.poll(0) for job in worker.jobs] == [None, None]
+    assert worker.queue.counters() == expected
+    assert worker.lines == lines
+
+
+def test_a_queue_of_kong_whose_timer_is_not_run_is_never_drained():
+    """It fills, drops its oldest, and what it holds at the end of the worker is lost."""
+    worker = Worker(KONG, max_entries=2)  # N4, H26
+    worker.put("a", "b")
+    assert not worker.jobs[0].lost(0)
+    worker.put("c")
+    assert worker.queue.poll(0) is None
+    assert len(worker.jobs) == 1
+    worker.queues.close()
+    assert worker.queue.counters() == Counters(enqueued=3, dropped_overflow=1, swallowed=2)
+
+
+def test_a_queue_of_safe_whose_timer_is_not_run_asks_for_another():
+    """It is drained then; a worker that has come to its end before counts what it held."""
+    worker = Worker(SAFE, max_coalescing_delay=0)
+    worker.put("a", "b")
+    assert worker.jobs[0].lost(0)
+    assert worker.drain(1) == [["a"], ["b"]]
+    worker.put("c")
+    assert worker.jobs[1].lost(2)
+    worker.queues.close()
+    assert worker.queue.counters() == Counters(enqueued=3, acknowledged=2, dropped_shutdown=1)
+
+
 def test_any_other_limit_swallows_everything_in_kong():
     """Entries are accepted, and that is the last that is heard of them."""
     worker = Worker(KONG, concurrency_limit=2)  # Q23

@@ -512,3 +512,38 @@ def test_a_handler_that_raises_has_failed_and_its_batch_is_tried_again(profile):
         assert lines == ["warn: [] queue q: handler could not process entries: OverflowError: too large"]
 
     outcomes(scenario)
+
+
+@pytest.mark.parametrize("profile", ["kong", "safe"])
+def test_a_queue_whose_timer_is_not_run_gets_another_in_safe(profile):
+    """In kong nobody drains it any more."""  # N4, N5, H26
+
+    async def scenario():
+        runtime, idle = LiveRuntime(asyncio.get_running_loop(), seed=1), asyncio.Event()
+        places = iter([False, False])
+        execution = Execution()
+        execution.enter(PHASES["init_worker"], {})
+        timers = Timers(
+            runtime,
+            execution,
+            print,
+            pending_max=9,
+            running_max=9,
+            on_idle=idle.set,
+            on_end=print,
+            admits=lambda: next(places, True),
+        )
+        made = exporter(profile, timers=timers)
+
+        async def handler(_conf, _entries):
+            return Outcome(ok=True)
+
+        queue = made.queues.queue("q")
+        queue.enqueue(b"a", Binding(QueueParameters("q", max_coalescing_delay=0), handler), runtime.now())
+        for _ in range(3 if profile == "safe" else 1):
+            await idle.wait()
+            idle.clear()
+        made.queues.close()
+        assert queue.counters() == Counters(enqueued=1, **{"acknowledged" if profile == "safe" else "swallowed": 1})
+
+    outcomes(scenario)

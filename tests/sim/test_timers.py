@@ -78,8 +78,8 @@ def test_too_many_pending_timers_are_refused():
 
 
 def test_too_many_running_timers_are_lost_with_an_alert():
-    """Over the limit a callback is not run, not even prematurely, and one line says so."""  # N4
-    going_on = []
+    """Over the limit a callback is not run, not even prematurely; one line says so, and whoever asked for it."""  # N4
+    going_on, lost = [], []
 
     async def play(bench):
         release = asyncio.Event()
@@ -89,7 +89,7 @@ def test_too_many_running_timers_are_lost_with_an_alert():
             await release.wait()
 
         for _ in range(3):
-            bench.timers.at(0, handler)
+            bench.timers.at(0, handler, on_lost=lambda: lost.append(bench.timers.running))
         while len(bench.logs) < 1:
             await asyncio.sleep(0)
         assert bench.timers.running == 2
@@ -98,6 +98,7 @@ def test_too_many_running_timers_are_lost_with_an_alert():
 
     ((level, message),) = played(play, running_max=2).logs
     assert going_on == [False, False]
+    assert lost == [2]
     assert level == "alert"
     assert message.endswith("2 lua_max_running_timers are not enough")
     assert "lua failed to run timer with function defined at" in message
