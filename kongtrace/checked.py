@@ -64,7 +64,7 @@ KEYS_MAX = 200
 """Names of attributes that spans of one name may have."""
 
 ATTRIBUTES_MAX = 128
-"""Attributes of one span; OpenTelemetry's SDKs keep no more (`OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT`)."""
+"""Attributes of one span, and events; OpenTelemetry's SDKs keep no more (`OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT`)."""
 
 VALUE_CHARACTERS_MAX = 16_384
 """Length of a value; backends keep some thousands."""
@@ -440,6 +440,8 @@ class CheckedProvider(TracerProvider):
         record.name = span.name
         if span.attributes is not None:
             self._adopt(record, span.attributes)
+            if len(span.attributes) > ATTRIBUTES_MAX:
+                self._report(Code.ATTRIBUTE_SIZE, f"the span begins with {len(span.attributes)} attributes", record)
         record.own(span.attributes)
         self._check_values(record, span.attributes)
         if span.tracer is not None:
@@ -481,6 +483,8 @@ class CheckedProvider(TracerProvider):
         self._check_values(record, attributes)
         if method == "set_attribute" and span.attributes is not None and len(span.attributes) == ATTRIBUTES_MAX:
             self._report(Code.ATTRIBUTE_SIZE, f"the span has {ATTRIBUTES_MAX} attributes already", record)
+        elif method == "add_event" and span.events is not None and len(span.events) == ATTRIBUTES_MAX:
+            self._report(Code.ATTRIBUTE_SIZE, f"the span has {ATTRIBUTES_MAX} events already", record)
 
     def late(self, span: CheckedSpan, method: str) -> None:
         """A method is called on a span that has ended, and has no effect."""

@@ -359,7 +359,7 @@ RULES: dict[Code, Rule] = {
         "H38",
     ),
     Code.ATTRIBUTE_SIZE: Rule(
-        "attributes too many or too large",
+        "attributes or events too many or too large",
         _WARNING,
         "They are copied, queued and sent with each span: memory of the worker, bytes on the wire, and limits of"
         " collectors and backends, which cut or drop what is larger.",

@@ -501,6 +501,24 @@ def nests_a_value_of_no_type_in_a_mapping(worker):
     worker.serve(access)
 
 
+def adds_an_event_for_each_row(worker):
+    def access():
+        span = worker.tracer.start_span("work")
+        for number in range(129):
+            span.add_event("row", {"number": number})  # found
+        span.finish()
+
+    worker.serve(access)
+
+
+def starts_with_many_attributes(worker):
+    def access():
+        rows = {f"row {number}": number for number in range(129)}
+        worker.tracer.start_span("work", attributes=rows).finish()  # found
+
+    worker.serve(access)
+
+
 def gives_an_event_a_value_of_no_type(worker):
     def access():
         span = worker.tracer.start_span("work")
@@ -690,6 +708,8 @@ WRONG = {
     gives_a_value_of_no_type_when_starting: {Code.VALUE_TYPE},
     nests_a_value_of_no_type: {Code.VALUE_TYPE},
     nests_a_value_of_no_type_in_a_mapping: {Code.VALUE_TYPE},
+    adds_an_event_for_each_row: {Code.ATTRIBUTE_SIZE},
+    starts_with_many_attributes: {Code.ATTRIBUTE_SIZE},
     gives_an_event_a_value_of_no_type: {Code.VALUE_TYPE},
     starts_a_second_root_with_another_decision: {Code.MIXED_FLAGS},
     changes_the_flag_of_a_parent: {Code.FLAG_OF_ONE_SPAN},
