@@ -3,6 +3,8 @@
 import json
 import linecache
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from sim.errors import UserError, nearest
@@ -39,8 +41,9 @@ def run(
     selected, ignored = _codes("--select", select), _codes("--ignore", ignore)
     known = frozenset() if baseline is None else _baseline.read(baseline)
     suspects = Suspects(plugins, _configs(config))
-    search = Search(suspects, seed)
-    verdict = search.run() if replay is None else search.replay(parse(replay))
+    with _progress() as told:
+        search = Search(suspects, seed, told)
+        verdict = search.run() if replay is None else search.replay(parse(replay))
     verdict.shown = [
         shown
         for shown in verdict.shown
@@ -54,6 +57,25 @@ def run(
     verdict.shown = _baseline.without_known(verdict.shown, known)
     sys.stdout.write(FORMATS[form](suspects, verdict))
     return EXIT_MISTAKES if verdict.shown else 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], object]]:
+    """Show on a terminal how far it has come."""
+    screen = sys.stderr
+    if not screen.isatty():
+        yield lambda _programs, _requests: None
+        return
+
+    def show(programs: int, requests: int) -> None:
+        screen.write(f"\r{programs:,} programs, {requests:,} requests")
+        screen.flush()
+
+    try:
+        yield show
+    finally:
+        screen.write("\r\x1b[K")
+        screen.flush()
 
 
 def _codes(option: str, given: str | None) -> tuple[str, ...]:

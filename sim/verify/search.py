@@ -72,13 +72,21 @@ class Search:
     Args:
         suspects: the plugins under test.
         seed: that programs are drawn from.
+        told: called with the numbers of programs and requests so far, after each program.
     """
 
-    def __init__(self, suspects: trial.Suspects, seed: int) -> None:
+    def __init__(
+        self,
+        suspects: trial.Suspects,
+        seed: int,
+        told: Callable[[int, int], object] = lambda _programs, _requests: None,
+    ) -> None:
         self._suspects = suspects
         self._outcomes: dict[Program, trial.Outcome] = {}
         self._first: dict[Key, tuple[Mistake, Program]] = {}
         self._stalls: set[Frame] = set()
+        self._requests = 0
+        self._told = told
         self._plain = dict.fromkeys(plain_programs())
         self.seed = seed
 
@@ -105,7 +113,7 @@ class Search:
             gc.unfreeze()
         verdict.shown.sort(key=lambda shown: (-shown.mistake.rule.severity, shown.mistake.place, shown.mistake.code))
         verdict.programs = len(self._outcomes)
-        verdict.requests = sum(outcome.requests for outcome in self._outcomes.values())
+        verdict.requests = self._requests
         verdict.seconds = time.monotonic() - began_s
         return verdict
 
@@ -122,6 +130,8 @@ class Search:
             outcome = self._outcomes[program] = trial.run(self._suspects, program, self._stalls)
             if any(mistake.code == STALL for mistake in outcome.mistakes):
                 self._stalls |= outcome.stalled
+            self._requests += outcome.requests
+            self._told(len(self._outcomes), self._requests)
             for mistake in outcome.mistakes:
                 first = self._first.setdefault(mistake.key, (mistake, program))
                 if program.requests < first[1].requests:

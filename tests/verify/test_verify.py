@@ -1,8 +1,10 @@
 """`kongsim verify`: its report, its options, its programs."""
 
+import io
 import json
 import re
 import shlex
+import sys
 import textwrap
 from pathlib import Path
 
@@ -98,6 +100,20 @@ def test_report_tells_all_there_is_to_say(shop, verify):
     assert second.startswith("shop.py:11: KT015 note: span finished twice\n")
     assert "  the span was made here:\n    shop.py:7, in access\n" in second
     assert "\n\n2 mistakes (1 warning, 1 note): " in out
+
+
+def test_terminal_shows_how_far_it_has_come(shop, verify, monkeypatch):
+    """On standard error, in one line that is gone in the end; elsewhere nothing but the report is written."""
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    verify(shop(RIGHT))
+    assert screen.getvalue() == ""
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    _code, out = verify("shop.py")
+    shown = screen.getvalue().split("\r")
+    assert shown[:2] == ["", "1 programs, 1 requests"]
+    assert shown[-1] == "\x1b[K"
+    assert f": {shown[-2].replace(' requests', ' requests, seed')}" in out
 
 
 def test_silence_is_told_in_one_line(shop, verify):
