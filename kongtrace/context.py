@@ -99,17 +99,21 @@ class Execution:
 
     def __init__(self) -> None:
         self.namespaces: list[Namespace] = []
+        self.span_ctx: Context | None = None
         self.enter(PHASES["init"], None)
 
     def enter(self, phase: Phase, ctx: Context | None) -> None:
         """From now on ``phase`` runs, with ``ctx``."""
         self.phase = phase
         self.ctx = ctx
-        if not phase.spans:
-            ctx = None
-        self.span_ctx = ctx
-        for namespace in self.namespaces:
-            namespace.trace = None if ctx is None else ctx.get(namespace.spans_key)
+        if phase.spans and ctx is not None:
+            self.span_ctx = ctx
+            for namespace in self.namespaces:
+                namespace.trace = ctx.get(namespace.spans_key)
+        else:
+            self.span_ctx = None
+            for namespace in self.namespaces:
+                namespace.trace = None
 
     def namespace(self, name: str) -> Namespace:
         """The namespace of that name; made on first use."""

@@ -406,10 +406,10 @@ class BufferedExchange(ProxiedExchange):
 
 def _milliseconds(ns: int) -> bytes:
     ms = ns // _NS_PER_MS
-    return _NUMBERS[ms] if 0 <= ms < len(_NUMBERS) else b"%d" % ms
+    return _NUMBERS.get(ms) or b"%d" % ms
 
 
-_NUMBERS: Final = tuple(b"%d" % number for number in range(1000))
+_NUMBERS: Final = {number: b"%d" % number for number in range(1000)}
 """What most latencies are in ms: found sooner than written."""
 
 

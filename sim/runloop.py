@@ -205,6 +205,9 @@ class Runloop:
             (ACCESS, self._target),
             (CONTENT, self._proxy),
         ]
+        if not self._makes_spans:
+            # Nor is there anybody whom the phase would concern: the request is entered once.
+            handlers = [(CONTENT, handler) for _phase, handler in handlers]
         self._engine = PhaseEngine(self.execution, self._walked(handlers), self.respond)
 
     def _walked(self, handlers: list[tuple[Phase, Handler]]) -> tuple[tuple[Phase, Handler], ...]:
