@@ -480,7 +480,8 @@ def test_clients_that_never_ask_make_room_for_those_that_do(tmp_path):
 def test_hostile_clients_harm_nobody_else(tmp_path):
     """A steady client is served all the while, and the worker is as it was: no growth, no crash, nothing open."""
     generator = random.Random(3)
-    with application_server() as upstream, live(tmp_path, gateway_to(upstream, **OFF)) as gateway:
+    options = OFF | {"nginx": Nginx(keepalive_requests=1_000_000)}  # the steady client keeps its connection
+    with application_server() as upstream, live(tmp_path, gateway_to(upstream, **options)) as gateway:
         steady = socket.create_connection(("127.0.0.1", gateway.port), peers.TIMEOUT_S)
 
         def attack(count):
