@@ -59,11 +59,21 @@ def started(target, *args, **options):
         process.reap(child, TIMEOUT_S)
 
 
+def listener():
+    """Return a socket that listens on a port of its own.
+
+    Its connections wait for no acknowledgement (Nagle): head and body of an answer would come 40 ms after one another.
+    """
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
 @contextlib.contextmanager
 def listening(target, *args, **options):
     """Fork a peer that runs `target(sock, control, *args, **options)` on a port of its own."""
     with (
-        socket.create_server(("127.0.0.1", 0)) as sock,
+        listener() as sock,
         started(lambda control: target(sock, control, *args, **options)) as peer,
     ):
         peer.port = sock.getsockname()[1]
@@ -79,7 +89,7 @@ def serving(protocol):
         server = await asyncio.get_running_loop().create_server(protocol, sock=sock)
         await server.serve_forever()
 
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+    with listener() as sock:
         child = process.start(lambda: asyncio.run(serve(sock)), name="server")
         try:
             yield sock.getsockname()[1]

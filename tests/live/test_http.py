@@ -65,7 +65,7 @@ def _serve(sock):
 @contextmanager
 def application_server():
     """Run the application in a server of another implementation (uvicorn with h11); give its port."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+    with peers.listener() as sock:
         child = process.start(lambda: _serve(sock), name="application")
         try:
             yield sock.getsockname()[1]
