@@ -272,7 +272,7 @@ class Tracer(trace.Tracer):
         handle = self._handle
         provider = handle.provider
         execution = provider.execution
-        if isinstance(parent, Span) and parent.home.provider is provider:
+        if type(parent) in _SPANS and parent.home.provider is provider:
             if parent.span.span_id is not parent.id:
                 parent.late("start_span")
                 return NOOP_SPAN
@@ -588,6 +588,10 @@ class CurrentSpan(Span):
         span = CurrentSpan()
         span.tracer, span.arguments, span.end_on_exit = self.tracer, self.arguments, self.end_on_exit
         return span
+
+
+_SPANS = frozenset((Span, CurrentSpan))
+"""Asked for by their type: `isinstance` takes five times as long for a class of the API."""
 
 
 @contextmanager
