@@ -345,7 +345,7 @@ def _explain(details: ErrorDetails) -> tuple[str, str | None, FieldPath]:
             )
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             bound, relation = next((limits[name], word) for name, word in _RELATIONS.items() if name in limits)
-            return f"must be {relation} {bound:g}, not {given}", None, ()
+            return f"must be {relation} {bound if isinstance(bound, int) else f'{bound:g}'}, not {given}", None, ()
         case _ if problem in _EXPECTED:
             expected, cure = _EXPECTED[problem]
             return f"expected {expected}, not {given}", cure, ()

@@ -9,7 +9,8 @@ In Kong one worker of the node probes for all; here each worker does for itself.
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from sim.balancer import Address, Balancer
 from sim.framing import HeaderLines
@@ -19,6 +20,10 @@ from sim.upstream import ConnectTimeoutError, Pool, UpstreamConnection
 
 if TYPE_CHECKING:
     from sim.config import ActiveChecks
+
+
+INTERVAL_S_MIN: Final = 0.001
+"""What `ngx.timer.every` takes (N1)."""
 
 
 class HealthChecks:
@@ -50,17 +55,16 @@ class HealthChecks:
             (("unhealthy", "mostly_unhealthy"), checks.unhealthy.interval),
         ):
             if interval_s:
-                timers.at(interval_s, self._begin, interval_s, states)
+                timers.every(max(interval_s, INTERVAL_S_MIN), self._begin, states)
 
-    def _begin(self, premature: bool, interval_s: float, states: tuple[str, ...]) -> None:
+    def _begin(self, premature: bool, states: tuple[str, ...]) -> None:
         if premature:
             return
-        self._timers.at(interval_s, self._begin, interval_s, states)
         due = [a for a in self._balancer.addresses if a.weight and a.state in states and a not in self._under_way]
         self._under_way |= dict.fromkeys(due)
         for first in range(min(self._checks.concurrency, len(due))):
             share = due[first :: self._checks.concurrency]
-            created, _reason = self._timers.at(0, self._probe_each, share)
+            created, _reason = self._timers.at(0, self._probe_each, share, on_lost=partial(self._forget, share))
             if not created:
                 self._forget(share)
 
