@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 
 import pytest
 
@@ -78,3 +79,27 @@ def test_second_look_leaves_the_alarm_clock_as_it_was(bench, shop):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+CONNECTING = """
+import socket
+
+
+class Shop:
+    PRIORITY = 1000
+    VERSION = "1"
+
+    def access(self, kong, conf):
+        socket.create_connection(("127.0.0.1", {port})).close()
+"""
+
+
+def test_network_of_the_test_is_there_and_its_use_is_told(bench, tmp_path):
+    """A test may have servers of its own, which generated requests must not reach; going past the gateway is told."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "shop.py").write_text(CONNECTING.format(port=server.getsockname()[1]))
+        bench.use(str(tmp_path / "shop.py"))
+        assert bench.get("/orders").status == 200
+        server.accept()[0].close()
+
+    assert [(m.code, m.place.line) for m in bench.finish()] == [("KG007", 10)]
