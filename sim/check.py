@@ -240,11 +240,15 @@ def batches_are_slower_than_spans(plugin: Exporting) -> Iterator[Risk]:
     ceiling = queue.max_batch_size / trip_s
     if rate > ceiling:
         lost = f"{_rate(rate - ceiling)} spans/s are lost once {queue.max_entries} wait"
+        needed, most = _round_up(2 * rate * trip_s), PROFILES[plugin.gateway.profile].batch_entries_max
+        cure = f"set it to {needed}, or sample less"
+        if most is not None and needed > most:
+            cure = f"sample less, or use more workers: {needed} would do, but more than {most} kill their job"
         yield Risk(
             ("queue", "max_batch_size"),
             f"one queue sends {queue.max_batch_size} spans each {format_duration(trip_s)}, at most {_rate(ceiling)}/s, "
             f"and {_rate(rate)}/s are expected of each worker: {lost}",
-            f"set it to {_round_up(2 * rate * trip_s)}, or sample less",
+            cure,
         )
 
 
@@ -268,7 +272,7 @@ def _batches_are_given_up(plugin: Exporting) -> Risk:
     else:
         batches = math.ceil(outage_s / patience_s) - 1
         message = (
-            f"a batch is given up after {after}, in {outage} of outage {batches} of up to {queue.max_batch_size} spans"
+            f"a batch is given up after {after}: {batches} of up to {queue.max_batch_size} spans in {outage} of outage"
         )
         cure += ", which saves these alone: the others wait behind them, as far as max_entries lets them"
     return Risk(("queue", "max_retry_time"), message, cure)

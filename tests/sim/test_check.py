@@ -123,8 +123,18 @@ def test_a_batch_is_not_given_up_before_the_limit_has_been_looked_at(findings):
     assert findings(roomy, Expected(outage_s=81)) == []
     [found] = findings(roomy, Expected(outage_s=120))
     assert found.field.endswith(".max_retry_time")
-    assert found.message == "a batch is given up after 82s, in 120s of outage 1 of up to 200 spans"
+    assert found.message == "a batch is given up after 82s: 1 of up to 200 spans in 120s of outage"
     assert found.cure.startswith("set it to 120, which saves these alone")
+
+
+def test_no_batch_is_advised_that_would_kill_its_job(findings):
+    """What KC004 says to set is nothing that KC003 finds."""
+    load = [{"executor": "constant-arrival-rate", "rate": "10000/s", "duration": "10s"}]
+    queue = {"queue": {"max_entries": 1_000_000}}
+    slow = Expected(round_trip_s=0.2)
+    [found] = findings(queue, slow, load=load)
+    assert found.cure == "sample less, or use more workers: 12000 would do, but more than 7997 kill their job"
+    assert findings(queue, slow, load=load, profile="safe")[0].cure == "set it to 12000, or sample less"
 
 
 def test_a_queue_has_to_hold_what_comes_until_the_next_attempt(findings):
