@@ -289,11 +289,11 @@ class Bench:
             blocks.append(Block(stage, launch.number, turn, place, arm.name, spent, loaded, sent_bytes))
         return blocks
 
-    def requests(self, launch: Launch, arm: Arm, count: int) -> None:
-        """Let an arm serve so many requests, one after the other."""
+    def requests(self, launch: Launch, arm: Arm, count: int, rate_per_s: float) -> None:
+        """Let an arm serve so many requests, evenly spaced."""
         worker, number = launch.places[arm.name]
         worker.reading("read", number)
-        self._load.ask(load.Paced(self._request(worker.ports[number]), self.plan.rate_per_s, count, "uniform", 0))
+        self._load.ask(load.Paced(self._request(worker.ports[number]), rate_per_s, count, "uniform", 0))
         worker.reading("rest", number)
 
     def _request(self, port: int) -> Request:

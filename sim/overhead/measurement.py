@@ -36,6 +36,8 @@ PARTS_SHARE: Final = 1.0
 MEMORY_LAUNCHES: Final = VALUES_MIN
 MEMORY_REQUESTS: Final = 400
 COUNTED_REQUESTS: Final = 100
+MEMORY_RATE_PER_S: Final = 1000.0
+"""At least, before the memory is looked at: a slow scenario would make that the longest stage."""
 
 AGAIN: Final = "again"
 """What the second arm is called that is the same as the baseline: their difference is known to be 0."""
@@ -189,12 +191,13 @@ def footprints(bench: Bench, measured: Measurement, told: Callable[[str, float],
 
 def _footprint(bench: Bench, launch: Launch, arm: Arm) -> Footprint:
     worker, _number = launch.places[arm.name]
-    bench.requests(launch, arm, MEMORY_REQUESTS)
+    rate_per_s = bench.plan.rate_per_s
+    bench.requests(launch, arm, MEMORY_REQUESTS, max(MEMORY_RATE_PER_S, rate_per_s))
     memory = worker.ask(order="memory")
     file = bench.plan.out_dir / f"allocations-{launch.number}.bin"
     try:
         worker.ask(order="count", file=str(file.resolve()))
-        bench.requests(launch, arm, COUNTED_REQUESTS)
+        bench.requests(launch, arm, COUNTED_REQUESTS, rate_per_s)
         allocations = worker.ask(order="counted")["allocations"] / COUNTED_REQUESTS
     finally:
         file.unlink(missing_ok=True)
