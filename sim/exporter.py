@@ -223,6 +223,11 @@ class Exporter:
         """Whether no connection is open."""
         return not self._pool.open
 
+    def clock_stepped(self, seconds: float) -> None:
+        """The wall clock was set forward, or back, which queues of profile kong feel (Q26)."""
+        self.queues.clock_stepped(seconds)
+        self.log_queues.clock_stepped(seconds)
+
     def close(self) -> None:
         """Close every connection; what is under way is given up, and nobody is told."""
         self._pool.close()

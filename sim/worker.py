@@ -33,12 +33,13 @@ from sim.plugin import PluginClass
 from sim.plugins import BUNDLED
 from sim.runtime.live import LiveRuntime
 from sim.scoreboard import FIELD_INDEX, State, new_row
+from sim.wall_clock import WallClock
 
 if TYPE_CHECKING:
     from sim.cycle import WorkerArgs
 
 TICK_S: Final = 0.25
-"""How often the CPU clock, memory, the bytes of the queues and the pools beside that of the spans are looked at."""
+"""How often the clocks, memory, the bytes of the queues and the pools beside that of the spans are looked at."""
 
 GC_THRESHOLD: Final = 20_000
 """Objects more than before, after which the worker looks for garbage that refers to itself."""
@@ -117,6 +118,7 @@ class Worker:
             on_logged=args.access_log.note if args.access_log else None,
         )
         self._counts = self._gateway.counts
+        self._wall_clock = WallClock(self._gateway.runtime.time_ns)
         self._clients = self._gateway.runloop.connections
         self._timers = self._gateway.timers
         self._queues = self._gateway.exporter.queues
@@ -272,6 +274,8 @@ class Worker:
     def _tick(self, due_s: float) -> None:
         self._lag_ns_max = max(self._lag_ns_max, int((self._gateway.runtime.now() - due_s) * _NS_PER_S))
         self._measure()
+        if step_s := self._wall_clock.step_s():
+            self._gateway.exporter.clock_stepped(step_s)
         self._publish()
         self._gateway.runtime.call_later(TICK_S, self._tick, self._gateway.runtime.now() + TICK_S)
 
