@@ -28,7 +28,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
 
 from kongtrace.otlp import encode_traces
 from kongtrace.queue import Job, Outcome, Queue, QueueProfile, Queues, Send
@@ -247,7 +250,12 @@ class Exporter:
             return Outcome(ok=False, reason=reason)
         profile, status, answer = self._profile, post.status, post.body
         if status in profile.accepted:
-            return profile.outcome(status, refused=_refused(answer) if profile.counts_partial_success else 0)
+            if not answer or not profile.counts_partial_success:
+                return profile.outcome(status)
+            partial = _partial_success(answer)
+            if partial.error_message:
+                self._log("warn", f"[otel] the collector says: {partial.error_message[:LOGGED_BYTES_MAX]}")
+            return profile.outcome(status, refused=max(0, partial.rejected_spans))
         retry_after_s = _retry_after(post.lines, self._runtime.time_ns() / _NS_PER_S)
         text = answer[:LOGGED_BYTES_MAX].decode(errors="replace")
         outcome = profile.outcome(status, text, retry_after_s=retry_after_s)
@@ -436,14 +444,12 @@ def _reason(error: OSError) -> str:
     return str(error)
 
 
-def _refused(answer: bytes) -> int:
-    """Return the spans that a collector refused though it took the others (OTLP, Partial Success)."""
-    if not answer:
-        return 0
+def _partial_success(answer: bytes) -> ExportTracePartialSuccess:
+    """Return what a collector says of spans that it refused though it took the others, or of others all the same."""
     response = ExportTraceServiceResponse()
     with contextlib.suppress(DecodeError):
         response.ParseFromString(answer)
-    return max(0, response.partial_success.rejected_spans)
+    return response.partial_success
 
 
 def _retry_after(lines: HeaderLines, now_s: float) -> float | None:

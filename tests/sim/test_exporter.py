@@ -18,7 +18,7 @@ from kongtrace.otlp import encode_traces
 from kongtrace.queue import Binding, Counters, Outcome, QueueParameters
 from sim import __version__
 from sim.config import Export
-from sim.exporter import LOGGED_BYTES_MAX, PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _refused, _retry_after
+from sim.exporter import LOGGED_BYTES_MAX, PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _retry_after
 from sim.resolver import Resolver
 from sim.runtime.live import LiveRuntime
 from sim.timers import Timers
@@ -414,16 +414,41 @@ def test_retry_after_is_a_number_or_a_date(value, seconds):
     assert _retry_after(lines, NOW_S) == seconds
 
 
-def test_partial_success_says_how_many_spans_were_refused():
-    """The count stands in the answer's body; an empty or foreign body refuses none."""
-    response = ExportTraceServiceResponse()
-    response.partial_success.rejected_spans = 7
-    assert [_refused(body) for body in (response.SerializeToString(), b"", b"\xff not protobuf")] == [7, 0, 0]
-    response.partial_success.rejected_spans = -1
-    assert _refused(response.SerializeToString()) == 0
+@pytest.mark.parametrize(
+    ("said", "refused", "lines"),
+    [
+        ({"rejected_spans": 2, "error_message": "too old"}, 2, ["warn: [otel] the collector says: too old"]),
+        ({"error_message": "mind the gap"}, 0, ["warn: [otel] the collector says: mind the gap"]),
+        ({"rejected_spans": -1}, 0, []),
+        (b"\xff not protobuf", 0, []),
+        ({}, 0, []),
+    ],
+)
+def test_partial_success_says_how_many_spans_were_refused_and_why(said, refused, lines):
+    """In the answer's body; a warning alone refuses none."""  # OTLP, Partial Success
+    body = said if isinstance(said, bytes) else _response(said)
+    logged = []
+
+    async def answer(reader, writer):
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    async def scenario():
+        async with collecting(answer) as collector:
+            made = exporter("safe", log=lambda level, line: logged.append(f"{level}: {line}"))
+            outcome = await made.send(endpoint(made, f"http://127.0.0.1:{collector.port}/"), SPANS)
+            assert outcome == Outcome(ok=True, status=200, refused=refused)
+            made.close()
+
+    outcomes(scenario)
+    assert logged == lines
 
 
-REFUSED = ExportTraceServiceResponse(partial_success={"rejected_spans": 3}).SerializeToString()
+def _response(said):
+    return ExportTraceServiceResponse(partial_success=said).SerializeToString()
+
+
+REFUSED = _response({"rejected_spans": 3})
 
 
 @pytest.mark.parametrize(
