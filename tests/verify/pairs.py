@@ -361,10 +361,12 @@ async def access(self, kong, conf):
     ),
     "computation that stalls the loop": (
         """
+import time
+
 def access(self, kong, conf):
     if kong.request.get_method() == "DELETE":
-        for _ in range(100):
-            sum(i * i for i in range(20_000))  # KG002
+        until_s = time.thread_time() + 0.1
+        while time.thread_time() < until_s: pass  # KG002
 """,
         """
 def access(self, kong, conf):
