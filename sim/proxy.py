@@ -258,7 +258,7 @@ class ProxiedExchange:
                     continue
             kept.append(line)
         if not has_date:
-            kept.append(self._runloop.date_line())
+            kept.append(self._runloop.date_line(now_ns))
         if has_options:
             options = _connection_options(lines)
             request.response_lines = kept = [line for line in kept if line[0].lower() not in options]

@@ -176,7 +176,7 @@ class Request:
         body_waiter: done when the whole body is in `body`; None when nobody waits for it.
         status: of the answer; 0 before it is known.
         response_lines: header lines of the answer, before they are written.
-        body_ended_ns: when the last part of the body passed the filter, 0 before.
+        body_ended_ns: when the last part of the body passed the filter, 0 before, and where nobody can make a span.
         handled: spans that an exporter has taken care of, each once.
         head_bytes: bytes of the answer's status line and headers, once written.
         header_sent: the answer has begun.
@@ -362,7 +362,8 @@ class Request:
             raise Refusal(400, "client sent a fragment in the request target")
         if self.authority or self.version == "1.1":
             self.host = host_of(self.authority)
-        self.path = self.target.partition(b"?")[0].decode("latin-1")
+        path = self.target.partition(b"?")[0] if _QUESTION_MARK in self.target else self.target
+        self.path = path.decode("latin-1")
 
 
 def _named(client_ip: str, request_line: bytes, target: str, authority: bytes) -> str:
@@ -445,7 +446,7 @@ _NOTED: Final[Mapping[bytes, Callable[[Request, bytes], None]]] = {
     **{b"x-forwarded-" + key: _note_proxy for key in (b"for", b"proto", b"host", b"port", b"path", b"prefix")},
 }
 _NOTED_SIZES: Final = frozenset(map(len, _NOTED))
-_NUMBER_SIGN: Final = ord("#")
+_NUMBER_SIGN, _QUESTION_MARK = b"#?"
 
 
 def header_line(name: str, value: object) -> tuple[bytes, bytes]:

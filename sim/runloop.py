@@ -255,7 +255,7 @@ class Runloop:
         refused.body_bytes_sent = len(body)
         self.given_up(refused)
         lines = (
-            self.date_line(),
+            self.date_line(self.time_ns()),
             (b"Content-Type", content_type.encode()),
             (b"Connection", b"close"),
             (b"Content-Length", b"%d" % len(body)),
@@ -631,7 +631,7 @@ class Runloop:
             lines.append((b"Content-Length", b"%d" % len(body)))
         if request.upstream_response is None:
             if not has_line(lines, _DATE):
-                lines.append(self.date_line())
+                lines.append(self.date_line(self.time_ns()))
             lines.append((b"X-Kong-Response-Latency", b"%d" % ((self.time_ns() - request.started_ns) // _NS_PER_MS)))
             lines.append((b"Server", SERVER))
         request.status = status
@@ -645,9 +645,9 @@ class Runloop:
             request.connection.flush()
         self.end(request)
 
-    def date_line(self) -> tuple[bytes, bytes]:
+    def date_line(self, now_ns: int) -> tuple[bytes, bytes]:
         """Return the Date header of an answer that has none yet (RFC 9110 6.6.1)."""
-        second = self.time_ns() // _NS_PER_S
+        second = now_ns // _NS_PER_S
         if second != self._date_second:
             self._date_second = second
             self._date_line = (b"Date", formatdate(second, usegmt=True).encode())
@@ -699,7 +699,7 @@ class Runloop:
 
         None: a handler failed, and the connection was closed (R6).
         """
-        if last:
+        if last and self._makes_spans:
             request.body_ended_ns = self.time_ns()
         plan = request.plan or self._everywhere
         return self._filter_body(request, plan, data, last=last) if plan.body_filter else data
