@@ -29,7 +29,7 @@ run: $(READY) ## run the quickstart scenario
 test: $(READY) ## run every test
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
-soak: $(READY) ## an hour or two of faults, hostile input and large bodies; print what each fault costs
+soak: $(READY) ## some twenty minutes of faults, hostile input and large bodies; print what each fault costs
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/live/test_faults.py tests/live/test_http.py \
 		tests/sim/test_connection.py $(TEST_ARGS)
 	$(BIN)/python -m tests.fault_table
