@@ -208,7 +208,7 @@ class Master:
             announce: Called whenever all workers of a generation have begun to serve.
         """
         self._cycle = Cycle(daemon=not has_terminal())
-        with Signals(*self._cycle.signals) as signals:
+        with Signals(*self._cycle.signals, until_exit=True) as signals:
             try:
                 return self._run(signals, announce)
             finally:

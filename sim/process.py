@@ -190,9 +190,14 @@ class Signals:
     """Signals as messages: blocked while this stands, and read from a descriptor that `wait` can wait for.
 
     To be made before any thread, since a signal goes to whichever thread has not blocked it.
+
+    Args:
+        signums: which.
+        until_exit: they stay blocked when this is closed: the process is about to end, and one more shall not kill it.
     """
 
-    def __init__(self, *signums: signal.Signals) -> None:
+    def __init__(self, *signums: signal.Signals, until_exit: bool = False) -> None:
+        self._until_exit = until_exit
         mask = sum(1 << (signum - 1) for signum in signums).to_bytes(_SIGSET_BYTES, "little")
         self._unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signums)
         self._descriptor: int = _libc.signalfd(-1, mask, _SFD_CLOEXEC_NONBLOCK)
@@ -215,10 +220,11 @@ class Signals:
             taken.append((signal.Signals(signum), pid))
 
     def close(self) -> None:
-        """Forget the signals that were not taken and let later ones do what they did before."""
+        """Forget the signals that were not taken and let later ones do what they did before, if any shall."""
         self.take()
         os.close(self._descriptor)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._unblocked)
+        if not self._until_exit:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._unblocked)
 
     def __enter__(self) -> Self:
         return self

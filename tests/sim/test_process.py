@@ -237,6 +237,19 @@ def test_signals_come_as_messages_with_their_sender():
 
 
 @alone
+def test_signals_of_a_process_that_is_about_to_end_do_not_kill_it():
+    """A second one may come when the first has ended all but the process itself."""
+
+    def end():
+        with process.Signals(signal.SIGQUIT, until_exit=True):
+            pass
+        os.kill(os.getpid(), signal.SIGQUIT)
+
+    child = process.start(end, name="ending")
+    child.join(30)
+    assert child.exitcode == 0
+
+
 def test_signals_not_taken_are_forgotten_at_the_end():
     """Closing leaves no signal pending that would end the process afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
