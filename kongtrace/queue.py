@@ -1145,7 +1145,8 @@ class Queues:
 
     def counters(self) -> Counters:
         """The accounts of all queues together."""
-        return Counters(*map(sum, zip(*(queue.counters() for queue in self._queues.values()), strict=True)))
+        counters = [queue.counters() for queue in self._queues.values()]
+        return counters[0] if len(counters) == 1 else Counters(*map(sum, zip(*counters, strict=True)))
 
     def backlog_bytes(self) -> int:
         """Bytes that wait in all queues (:meth:`Queue.backlog_bytes`)."""
