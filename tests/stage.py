@@ -12,6 +12,7 @@ from sim.origin import Origin, OriginServer
 from sim.runtime.live import LiveRuntime
 from sim.runtime.virtual import VirtualWorld
 from tests.gateway import gateway_to
+from tests.peers import free_port
 
 LOOPBACK = "127.0.0.1"
 TIMEOUT_S = 20.0
@@ -159,6 +160,8 @@ class Stage:
 
     async def dead_port(self):
         """Return a port where nobody listens."""
+        if self.world is None:
+            return free_port()
         listener = await self.runtime.listen(LOOPBACK, 0, Client)
         listener.close()
         await self.wait(0.01)

@@ -250,6 +250,7 @@ def test_signals_of_a_process_that_is_about_to_end_do_not_kill_it():
     assert child.exitcode == 0
 
 
+@alone
 def test_signals_not_taken_are_forgotten_at_the_end():
     """Closing leaves no signal pending that would end the process afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
