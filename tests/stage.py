@@ -5,18 +5,36 @@ from contextlib import asynccontextmanager
 
 import uvloop
 
-from kongtrace import tracing
+from kongtrace import PHASES, Execution, tracing
 from sim.collector import CollectorServer
 from sim.gateway import WorkerGateway
 from sim.origin import Origin, OriginServer
 from sim.runtime.live import LiveRuntime
 from sim.runtime.virtual import VirtualWorld
+from sim.timers import Timers
 from tests.gateway import gateway_to
 from tests.peers import free_port
 
 LOOPBACK = "127.0.0.1"
 TIMEOUT_S = 20.0
 ROUNDING_S = 0.002  # uvloop counts whole milliseconds, from a time that it reads once a turn
+
+
+def timers(runtime, places=(), on_idle=lambda: None):
+    """Timers of a worker; `places` says of each in turn whether it finds a connection left, and later ones do."""  # N5
+    execution = Execution()
+    execution.enter(PHASES["init_worker"], {})
+    left = iter(places)
+    return Timers(
+        runtime,
+        execution,
+        print,
+        pending_max=9,
+        running_max=9,
+        on_idle=on_idle,
+        on_end=print,
+        admits=lambda: next(left, True),
+    )
 
 
 class Live:

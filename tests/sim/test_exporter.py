@@ -12,7 +12,6 @@ import trustme
 import uvloop
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from kongtrace import PHASES, Execution
 from kongtrace import queue as kong_queue
 from kongtrace.otlp import encode_traces
 from kongtrace.queue import Binding, Counters, Outcome, QueueParameters
@@ -21,7 +20,7 @@ from sim.config import Export
 from sim.exporter import LOGGED_BYTES_MAX, PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _retry_after
 from sim.resolver import Resolver
 from sim.runtime.live import LiveRuntime
-from sim.timers import Timers
+from tests import stage
 from tests.peers import free_port
 
 NOW_S = 1_793_534_400.0  # 2026-11-01 12:00:00 GMT
@@ -525,11 +524,7 @@ def test_a_handler_that_raises_has_failed_and_its_batch_is_tried_again(profile):
     async def scenario():
         runtime, idle = LiveRuntime(asyncio.get_running_loop(), seed=1), asyncio.Event()
         lines, batches = [], []
-        execution = Execution()
-        execution.enter(PHASES["init_worker"], {})
-        timers = Timers(
-            runtime, execution, print, pending_max=9, running_max=9, on_idle=idle.set, on_end=lambda _ctx: None
-        )
+        timers = stage.timers(runtime, on_idle=idle.set)
         made = exporter(profile, timers=timers, log=lambda level, line: lines.append(f"{level}: {line}"))
 
         async def handler(_conf, entries):
@@ -555,20 +550,7 @@ def test_a_queue_whose_timer_is_not_run_gets_another_in_safe(profile):
 
     async def scenario():
         runtime, idle = LiveRuntime(asyncio.get_running_loop(), seed=1), asyncio.Event()
-        places = iter([False, False])
-        execution = Execution()
-        execution.enter(PHASES["init_worker"], {})
-        timers = Timers(
-            runtime,
-            execution,
-            print,
-            pending_max=9,
-            running_max=9,
-            on_idle=idle.set,
-            on_end=print,
-            admits=lambda: next(places, True),
-        )
-        made = exporter(profile, timers=timers)
+        made = exporter(profile, timers=stage.timers(runtime, places=[False, False], on_idle=idle.set))
 
         async def handler(_conf, _entries):
             return Outcome(ok=True)

@@ -5,12 +5,11 @@ from types import SimpleNamespace
 
 import uvloop
 
-from kongtrace import PHASES, Execution
 from sim.config import ActiveChecks
 from sim.health_check import HealthChecks
 from sim.resolver import Resolver
 from sim.runtime.live import LiveRuntime
-from sim.timers import Timers
+from tests import stage
 
 PROBES = 3
 
@@ -39,19 +38,8 @@ def test_probes_go_on_after_timers_that_were_not_run():
     """The one that comes round, and the one that probes, for want of a connection each."""  # N4, N5, N6
 
     async def scenario():
-        runtime, places = LiveRuntime(asyncio.get_running_loop(), seed=1), iter([False, True, False])
-        execution = Execution()
-        execution.enter(PHASES["init_worker"], {})
-        timers = Timers(
-            runtime,
-            execution,
-            print,
-            pending_max=9,
-            running_max=9,
-            on_idle=lambda: None,
-            on_end=print,
-            admits=lambda: next(places, True),
-        )
+        runtime = LiveRuntime(asyncio.get_running_loop(), seed=1)
+        timers = stage.timers(runtime, places=[False, True, False])
         checks = ActiveChecks.model_validate({"healthy": {"interval": 0.01}})
         balancer = SimpleNamespace(
             upstream=SimpleNamespace(healthchecks=SimpleNamespace(active=checks)),
