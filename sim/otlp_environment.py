@@ -14,14 +14,16 @@ the one for all signals; an empty one counts as not set. What a plugin's configu
 | `OTEL_EXPORTER_OTLP_CLIENT_KEY` | file of its key, PEM, not encrypted |
 | `OTEL_EXPORTER_OTLP_PROTOCOL` | `http/protobuf` alone |
 
-A number or a word that does not fit is warned about and counts as not set, as the specification has it. Errors:
-`UserError` names the variable; where to send, and as whom, is not guessed.
+Any other that begins so, such as those for logs and metrics, has no effect and gets a line of warning. A number or a
+word that does not fit is warned about too and counts as not set, as the specification has it. Errors: `UserError` names
+the variable; where to send, and as whom, is not guessed.
 
 Source: OpenTelemetry specification, "OpenTelemetry Protocol Exporter" and "Environment Variable Specification"
 (*Numeric*, *Timeout*, *Enum*).
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -54,7 +56,16 @@ def read(environ: Mapping[str, str]) -> Export:
                 warnings.append(f"{name}: {error.message}; it counts as not set")
             except FieldError as error:
                 raise UserError(error.message, file=name, cure=error.cure) from None
+    warnings += _without_effect(environ)
     return document.validate(Export, {**document.plain(), "warnings": tuple(warnings)})
+
+
+def _without_effect(environ: Mapping[str, str]) -> Iterator[str]:
+    read_here = {f"{PREFIX}{signal}{word}" for _, word, _ in _FIELDS for signal in ("", "TRACES_")}
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in read_here and environ[name].strip():
+            because = next(because for pattern, because in _NOT_READ if re.match(pattern, name.removeprefix(PREFIX)))
+            yield f"{name} has no effect: {because}"
 
 
 def _endpoint(text: str, name: str) -> str:
@@ -101,3 +112,11 @@ _FIELDS: Final[tuple[tuple[str, str, Callable[[str, str], Any]], ...]] = (
     ("protocol", "PROTOCOL", _word("http/protobuf")),
 )
 """Field of `Export`, last word of the variable's name, and how its text becomes the field's value."""
+
+_NOT_READ: Final = (
+    ("METRICS?_", "no metrics are exported"),
+    ("LOGS_", "logs are sent by the settings for traces, to the plugin's logs_endpoint"),
+    ("((TRACES|SPAN)_)?INSECURE$", "http or https in the endpoint says whether it is secured"),
+    ("", "it is not known"),
+)
+"""How the names of variables begin that nobody reads here, and why not."""

@@ -95,6 +95,31 @@ def test_variable_for_all_signals_takes_the_place_of_one_for_traces_that_does_no
     assert (said.timeout, said.compression, len(said.warnings)) == (0.1, "gzip", 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "because"),
+    [
+        ("INSECURE", "http or https in the endpoint says whether it is secured"),
+        ("TRACES_INSECURE", "http or https in the endpoint says whether it is secured"),
+        ("SPAN_INSECURE", "http or https in the endpoint says whether it is secured"),
+        ("LOGS_ENDPOINT", "logs are sent by the settings for traces, to the plugin's logs_endpoint"),
+        ("LOGS_TIMEOUT", "logs are sent by the settings for traces, to the plugin's logs_endpoint"),
+        ("METRICS_ENDPOINT", "no metrics are exported"),
+        ("METRICS_TEMPORALITY_PREFERENCE", "no metrics are exported"),
+        ("METRIC_INSECURE", "no metrics are exported"),
+        ("ENDPIONT", "it is not known"),
+    ],
+)
+def test_variable_that_does_nothing_is_warned_of(name, because):
+    """Each that begins as those for an OTLP exporter do works, or gets a line that says why not."""
+    assert read(environment(**{name: "x"})) == Export(warnings=(f"{PREFIX}{name} has no effect: {because}",))
+    assert read(environment(**{name: " "})) == Export()
+
+
+def test_variable_of_all_signals_that_one_for_traces_replaces_is_no_cause_for_a_warning():
+    """It is for other programs too."""
+    assert read(environment(TIMEOUT="1", TRACES_TIMEOUT="2000")).warnings == ()
+
+
 def test_client_certificate_and_its_key_are_files(tmp_path):
     """They are tried at once, and a key that is encrypted asks nobody for its password."""
     issued = trustme.CA().issue_cert("client.test")
