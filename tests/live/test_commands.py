@@ -107,8 +107,9 @@ def test_a_gateway_takes_its_collector_from_the_environment(tmp_path, monkeypatc
         kong_yml.write_text(json.dumps({"_format_version": "3.0", "services": [service], "plugins": plugins}))
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
+        options = ("--listen", "127.0.0.1:0", "--status-listen", "off", "--workers", "1")
         traced = ("--tracing-instrumentations", "all", "--tracing-sampling-rate", "1")
-        with command("serve", str(kong_yml), "--listen", "127.0.0.1:0", "--workers", "1", *traced) as gateway:
+        with command("serve", str(kong_yml), *options, *traced) as gateway:
             url = read_until(gateway, r"listening on (http://[^,\s]+)")[1]
             assert get(f"{url}/a", {})[0] == 200
             assert "kong" in {span.name for span in collector.wait_spans(1)}
