@@ -11,12 +11,13 @@ over and :mod:`kongtrace.otlp` turns it into bytes. On :mod:`kongtrace.otel` run
 
 from kongtrace.context import Execution, TracingContext, tracing_context
 from kongtrace.errors import ApiError, KongTraceError, ReleasedSpanError
+from kongtrace.event import Event
 from kongtrace.global_tracer import GlobalTracer, tracing
 from kongtrace.noop import NoopTracer
 from kongtrace.phase import PHASES, Phase
 from kongtrace.profile import KONG, PROFILES, SAFE, Profile
 from kongtrace.provider import TracerProvider
-from kongtrace.span import NOOP_SPAN, Event, NoopSpan, Span
+from kongtrace.span import NOOP_SPAN, NoopSpan, Span
 from kongtrace.tracer import Tracer
 
 __all__ = [

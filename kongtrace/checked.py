@@ -37,9 +37,10 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from kongtrace.context import DEFAULT_NAMESPACE, KONG_PHASE, TRACING_CONTEXT, UNLINKED, Context, Trace, spans_key
 from kongtrace.custody import Custody, Held, description, holder
+from kongtrace.event import Event
 from kongtrace.findings import Code, Finding, FindingLog, Frame, Mode, Stack
 from kongtrace.provider import TracerProvider
-from kongtrace.span import AnySpan, Event, Span, is_number, lua_type
+from kongtrace.span import AnySpan, Span, is_number, lua_type
 from kongtrace.tracer import PROPAGATION_ONLY, Tracer
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ all are released.
 
 OTLP as Kong writes it has no place for some of what the API takes, which goes where the specification puts it for other
 formats: the scope into the attributes ``otel.scope.name`` and ``otel.scope.version``, the description of a status into
-``otel.status_description``. Links are not carried, as in Kong (L2): the first of each tracer is logged.
+``otel.status_description``. Links, which Kong's spans have not (L2), stand among the events (:mod:`kongtrace.event`).
 
 Needs the extra ``kongsim[otel]`` (opentelemetry-api); without it the import raises
 :class:`~kongtrace.errors.KongTraceError`.
@@ -53,6 +53,7 @@ from opentelemetry.semconv.attributes.otel_attributes import (
 from kongtrace.checked import CheckedProvider, CheckedSpan
 from kongtrace.context import KONG_PHASE, TRACING_CONTEXT, Context, Execution
 from kongtrace.errors import KongTraceError
+from kongtrace.event import LINK_EVENT, Link
 from kongtrace.global_tracer import GlobalTracer, tracing
 from kongtrace.phase import PHASES
 from kongtrace.span import INTERNAL, NOOP_SPAN, STATUS_ERROR, STATUS_OK, AnySpan
@@ -96,6 +97,8 @@ _SPAN_KEY = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, context_api.
 
 _SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 _NO_STATE = TraceState()
+_REMOTENESS_KNOWN, _REMOTE = 0x100, 0x200
+"""What a link's flags have beside those of W3C (OTLP, `SpanFlags`)."""
 
 
 def _context_calls() -> tuple[
@@ -195,7 +198,6 @@ class Tracer(trace.Tracer):
         self._provider = provider
         self._handle = provider.handle
         self._scope = scope
-        self._has_linked = False
 
     def start_span(
         self,
@@ -242,9 +244,12 @@ class Tracer(trace.Tracer):
         span.id = made.span_id
         if span.home.local is not None:
             span.home.local.open += 1
-        if links or not (record_exception and set_status_on_exception):
+        if not (record_exception and set_status_on_exception):
             span.on_exception(record_exception, set_status_on_exception)
-            self._note_links(name, links)
+        if links:
+            with running(provider.execution, span.home.ctx):
+                for link in filter(None, links):
+                    span.add_link(link.context, link.attributes)
         return span
 
     def start_as_current_span(  # type: ignore[override]  # the same use, as context manager or decorator
@@ -297,12 +302,6 @@ class Tracer(trace.Tracer):
         if isinstance(made, KongSpan):
             span.home = Home(provider, ctx, local, state, made.trace_id, made.should_sample)
         return made
-
-    def _note_links(self, name: str, links: Sequence[trace.Link] | None) -> None:
-        if links and not self._has_linked:
-            self._has_linked = True
-            scope = self._scope[OTEL_SCOPE_NAME]
-            self._handle.provider.log("warn", f"links are not exported: tracer {scope!r}, span {name!r}")
 
 
 class Home:
@@ -426,10 +425,19 @@ class Span(trace.Span):
         if span is not None:
             span.add_event(str(name), dict(attributes) if attributes else None, timestamp)
 
-    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:  # noqa: ARG002 - what the API calls it
-        """Log that links are not exported."""
-        if self._open("add_link") is not None:
-            self._log("links are not exported")
+    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
+        """Append a link; one that leads nowhere needs attributes or a trace state (specification, Trace API, Link)."""
+        span = self._open("add_link")
+        if span is None or not (context.is_valid or attributes or context.trace_state):
+            return
+        trace_id, span_id = context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")
+        own = dict(attributes or {})
+        span.add_event(LINK_EVENT, {"trace_id": trace_id.hex(), "span_id": span_id.hex(), **own})
+        assert span.events is not None
+        link = span.events[-1] = Link(*span.events[-1])
+        link.trace_id, link.span_id, link.own_attributes = trace_id, span_id, own
+        link.trace_state = context.trace_state.to_header()
+        link.flags = context.trace_flags | _REMOTENESS_KNOWN | (context.is_remote and _REMOTE)
 
     def update_name(self, name: str) -> None:
         """Give it another name."""

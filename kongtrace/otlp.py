@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from kongtrace.errors import ApiError
+from kongtrace.event import Link
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -95,7 +96,7 @@ class SpanData(Protocol):
         start_time_ns: ns since the epoch, or None.
         end_time_ns: ns since the epoch, or None while the span is open.
         attributes: mapping, or None.
-        events: list of (name, time_ns, attributes), or None.
+        events: list of (name, time_ns, attributes), or None; a :class:`~kongtrace.link.Link` among them is a link.
         status: 0, 1 or 2; any other value is no status (L4).
     """
 
@@ -246,6 +247,7 @@ def _span(plain: Plain) -> bytes:
             _fixed64(b"\x41", plain.get("end_time_unix_nano")),
             _key_values(_ATTRIBUTES, plain.get("attributes", ())),
             b"".join(_field(b"\x5a", _event(event)) for event in plain.get("events", ())),
+            b"".join(_field(b"\x6a", _link(link)) for link in plain.get("links", ())),
             _STATUS[plain["status"]["code"]] if "status" in plain else b"",
         )
     )
@@ -256,6 +258,16 @@ def _event(plain: Plain) -> bytes:
         _fixed64(b"\x09", plain.get("time_unix_nano"))
         + _name(b"\x12", plain.get("name"))
         + _key_values(b"\x1a", plain.get("attributes", ()))
+    )
+
+
+def _link(plain: Plain) -> bytes:
+    return (
+        _field(b"\x0a", plain["trace_id"])
+        + _field(b"\x12", plain["span_id"])
+        + _name(b"\x1a", plain["trace_state"])
+        + _key_values(b"\x22", plain["attributes"])
+        + _fixed32(b"\x35", plain["flags"])
     )
 
 
@@ -423,6 +435,7 @@ class Encoder:
                 "end_time_unix_nano": span.end_time_ns,
                 "attributes": self._plain_attributes(span.attributes),
                 "events": self._plain_events(span.events),
+                "links": self._plain_links(span.events),
                 "status": {"code": span.status} if span.status in _STATUS else None,
             }
         )
@@ -501,7 +514,10 @@ class Encoder:
         return _field(b"\x12", _span(self.transform_span(span, trace_id)))
 
     def _events(self, events: Any) -> bytes:
-        return b"".join(_field(b"\x5a", _event(event)) for event in self._plain_events(events) or ())
+        plain = self._plain_events(events) or ()
+        if len(plain) < len(events):
+            raise _UnusualError  # there are links among them
+        return b"".join([_field(b"\x5a", _event(event)) for event in plain])
 
     def _plain_log(self, log: Mapping[str, Any], trace_id: bytes | None, flags: int | None) -> Plain:
         plain = {field: value for field, value in log.items() if field != "log_level"}
@@ -544,8 +560,24 @@ class Encoder:
                     "attributes": self._plain_attributes(attributes),
                 }
             )
-            for name, time_ns, attributes in events
+            for name, time_ns, attributes in [event for event in events if type(event) is not Link]
         ]
+
+    def _plain_links(self, events: object) -> list[Plain] | None:
+        if not isinstance(events, (list, tuple)):
+            return None
+        links = [
+            {
+                "trace_id": event.trace_id,
+                "span_id": event.span_id,
+                "trace_state": event.trace_state,
+                "attributes": self._plain_entries(event.own_attributes),
+                "flags": event.flags,
+            }
+            for event in events
+            if type(event) is Link
+        ]
+        return links or None
 
     def _plain_entries(self, mapping: Mapping[Any, Any]) -> list[Plain]:
         """The entries of a mapping; one that is None is not there, as in any Lua table."""

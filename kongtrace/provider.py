@@ -32,11 +32,13 @@ from kongtrace.ids import SPAN_ID_BYTES, TRACE_ID_BYTES, IdSupply
 from kongtrace.noop import NoopTracer
 from kongtrace.pool import Balance, Pool
 from kongtrace.profile import SAFE, Profile
-from kongtrace.span import AnySpan, Event, Span, clear, is_given, is_number, is_table, is_text, lua_text
+from kongtrace.span import AnySpan, Span, clear, is_given, is_number, is_table, is_text, lua_text
 from kongtrace.tracer import Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from kongtrace.event import Event
 
 
 def _references_of_the_unheld() -> int:

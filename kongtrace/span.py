@@ -13,11 +13,12 @@ All times are integers in ns since the epoch, wall clock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.semconv.attributes.exception_attributes import EXCEPTION_MESSAGE
 
 from kongtrace.errors import ApiError
+from kongtrace.event import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,20 +41,6 @@ MISSING: Any = None
 
 _CARRIED = (str, int, float, bytes, list, dict, tuple)
 """Types of attribute values that an exporter can write (S11)."""
-
-
-class Event(NamedTuple):
-    """One event of a span.
-
-    Attributes:
-        name: what happened.
-        time_ns: when, ns since the epoch.
-        attributes: mapping, or None when none were given.
-    """
-
-    name: str
-    time_ns: int
-    attributes: dict[str, Any] | None
 
 
 def is_number(value: object) -> bool:

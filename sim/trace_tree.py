@@ -27,7 +27,7 @@ _UNPRINTABLE: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 def render_trace(spans: "Sequence[Span]") -> Tree:
-    """Return the spans of one trace as a tree to print: name, duration in ms, kind, status, attributes, events.
+    """Return the spans of one trace as a tree to print: name, duration in ms, kind, status, attributes, events, links.
 
     Spans whose parent is lacking (orphans) or that descend from themselves stand at the top and say so.
     """
@@ -62,6 +62,9 @@ def _grow(tree: Tree, top: Span, mark: str, children: "dict[bytes, list[Span]]")
         for event in span.events:
             line = Text("event ", style="dim").append(_printable(event.name), style="magenta")
             branch.add(line.append_text(_attributes(event.attributes)))
+        for link in span.links:
+            line = Text("link ", style="dim").append(f"{link.trace_id.hex()} {link.span_id.hex()}", style="magenta")
+            branch.add(line.append_text(_attributes(link.attributes)))
         stack += [(branch, child, "") for child in reversed(children.pop(span.span_id, []))]
 
 

@@ -123,7 +123,7 @@ LAYERS = {
         "noop | sampler",
         "span | context | pool | profile | ids | custody | findings",
         "propagation | queue | otlp",
-        "phase | errors",
+        "phase | errors | event",
     ),
     "sim": (
         "__main__ cli | pytest_plugin",

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.logging import LoggingInstrumentor
 from opentelemetry.instrumentation.sqlite3 import SQLite3Instrumentor
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -25,7 +27,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from kongtrace import PHASES, GlobalTracer, TracerProvider, otel
 from kongtrace.checked import tracer_provider as checked_provider
 from kongtrace.context import span_list
+from kongtrace.event import Link
 from kongtrace.findings import Mode
+from kongtrace.otlp import SAFE, Encoder, encode_traces
 from kongtrace.span import CLIENT
 from kongtrace.testing import FakeClock, FakeEntropy
 from tests.gateway import echo
@@ -140,7 +144,9 @@ class Block:
     kind: SpanKind
     given: dict
     attributes: dict
+    links: list
     event: tuple | None
+    link: tuple | None
     status: tuple | None
     children: tuple
     late: dict
@@ -149,12 +155,14 @@ class Block:
     def run(self, tracer):
         with (
             suppress(ValueError),
-            tracer.start_as_current_span(self.name, kind=self.kind, attributes=self.given) as span,
+            tracer.start_as_current_span(self.name, kind=self.kind, attributes=self.given, links=self.links) as span,
         ):
             for key, value in self.attributes.items():
                 span.set_attribute(key, value)
             if self.event is not None:
                 span.add_event(*self.event)
+            if self.link is not None:
+                span.add_link(*self.link)
             if self.status is not None:
                 span.set_status(*self.status)
             for child in self.children:
@@ -164,9 +172,15 @@ class Block:
                 raise ValueError("failed")
 
 
+ENCODER = Encoder(SAFE)
 KEYS = st.sampled_from(["a", "b", "c"])
 VALUES = st.text(max_size=5) | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
 TABLES = st.dictionaries(KEYS, VALUES | st.lists(st.text(max_size=3), max_size=3).map(tuple), max_size=3)
+
+IDS = st.sampled_from([0, 1, 2])  # 0 leads nowhere
+STATES = st.sampled_from([None, trace.TraceState([("vendor", "x")])])
+FLAGS = st.sampled_from([trace.TraceFlags.DEFAULT, trace.TraceFlags.SAMPLED]).map(trace.TraceFlags)
+LINKED = st.tuples(st.builds(trace.SpanContext, IDS, IDS, st.booleans(), FLAGS, STATES), TABLES)
 
 
 def blocks(children):
@@ -176,7 +190,9 @@ def blocks(children):
         kind=st.sampled_from(SpanKind),
         given=TABLES,
         attributes=TABLES,
+        links=st.lists(LINKED.map(lambda linked: trace.Link(*linked)), max_size=2),
         event=st.none() | st.tuples(st.sampled_from(["e", "f"]), TABLES),
+        link=st.none() | LINKED,
         status=st.none()
         | st.tuples(st.just(StatusCode.ERROR), st.sampled_from(["bad", "worse"]))
         | st.sampled_from([(StatusCode.OK,), (StatusCode.UNSET,)]),
@@ -203,10 +219,21 @@ def told_by_sdk(program):
             names.get(span.parent.span_id if span.parent else None),
             dict(span.attributes),
             [(event.name, told_event(event.name, event.attributes)) for event in span.events],
+            list(encoded.links),
             {StatusCode.UNSET: None, StatusCode.OK: 1, StatusCode.ERROR: 2}[span.status.status_code],
             span.status.description,
         )
-        for span in spans
+        for span, encoded in zip(spans, sent(encode_spans(spans).SerializeToString()), strict=True)
+    ]
+
+
+def sent(request):
+    """The spans of an OTLP request."""
+    return [
+        span
+        for resource in ExportTraceServiceRequest.FromString(request).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
     ]
 
 
@@ -222,13 +249,24 @@ def told_by_pooled_spans(program):
         attributes = dict(span.attributes)
         assert attributes.pop("otel.scope.name") == "lib"
         description = attributes.pop("otel.status_description", None)
-        events = [(event.name, told_event(event.name, event.attributes or {})) for event in span.events or ()]
-        told.append((span.name, span.kind, names.get(span.parent_id), attributes, events, span.status, description))
+        happened = [event for event in span.events or () if not isinstance(event, Link)]
+        events = [(event.name, told_event(event.name, event.attributes or {})) for event in happened]
+        (encoded,) = sent(encode_traces([ENCODER.encode_span(span)], b""))
+        links = [without_what_the_sdk_leaves_out(link) for link in encoded.links]
+        parent = names.get(span.parent_id)
+        told.append((span.name, span.kind, parent, attributes, events, links, span.status, description))
 
     names = {}
     program.run(otel.TracerProvider(process, handle).get_tracer("lib"))
     assert provider.spans.balance().live == 0
     return told
+
+
+def without_what_the_sdk_leaves_out(link):
+    """A link without its trace state and W3C's flags, for which OTLP has a place."""
+    link.trace_state = ""
+    link.flags &= ~0xFF
+    return link
 
 
 def told_event(name, attributes):
@@ -238,7 +276,7 @@ def told_event(name, attributes):
 
 @given(program=PROGRAMS)
 def test_same_program_gives_the_same_trace_as_with_the_sdk(program):
-    """Names, kinds, tree, attributes, events, status and description, in the order of the starts."""
+    """Names, kinds, tree, attributes, events, links, status and description, in the order of the starts."""
     assert told_by_pooled_spans(program) == told_by_sdk(program)
     assert trace.get_current_span() is trace.INVALID_SPAN
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import json
 import logging
 import os
 import subprocess
@@ -11,6 +12,7 @@ from contextlib import suppress
 import pytest
 from opentelemetry import context as context_api
 from opentelemetry import trace
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 from opentelemetry.trace import (
     Link,
     NonRecordingSpan,
@@ -26,6 +28,8 @@ from kongtrace import KONG, PHASES, SAFE, GlobalTracer, Span, TracerProvider, ot
 from kongtrace.checked import tracer_provider
 from kongtrace.context import span_list
 from kongtrace.findings import Code
+from kongtrace.otlp import SAFE as SAFE_RULES
+from kongtrace.otlp import Encoder
 from kongtrace.span import CLIENT, INTERNAL, SERVER, STATUS_ERROR, STATUS_OK
 from kongtrace.testing import EPOCH_NS, FakeClock, FakeEntropy
 
@@ -289,15 +293,82 @@ def test_recorded_exception_says_what_and_where(worker):
     worker.end(ctx)
 
 
-def test_links_are_told_once(worker):
-    """They are not exported, and nobody is left in the belief that they are."""  # L2
+def test_links_are_exported(worker):
+    """Those of the start and those added later, in their order, with state, flags and attributes; events stay apart."""
     ctx = worker.begin()
+    near = worker.tracer.start_span("near").get_span_context()
 
-    for _ in range(2):
-        worker.tracer.start_span("work", links=[Link(REMOTE)]).end()
+    span = worker.tracer.start_span("work", links=[Link(REMOTE, {"order": 7}), None])
+    span.add_event("received")
+    span.add_link(near)
+    span.end()
 
-    assert [message for _, message in worker.logged] == ["links are not exported: tracer 'lib', span 'work'"]
+    (sent,) = ScopeSpans.FromString(Encoder(SAFE_RULES).encode_span(span_list(ctx)[2])).spans
+    remote, local = sent.links
+    assert (remote.trace_id, remote.span_id, remote.trace_state) == (TRACE_ID, SPAN_ID, "vendor=x")
+    assert [(pair.key, pair.value.int_value) for pair in remote.attributes] == [("order", 7)]
+    assert (local.trace_id, local.span_id) == (near.trace_id.to_bytes(16), near.span_id.to_bytes(8))
+    assert (local.trace_state, len(local.attributes)) == ("", 0)
+    assert (remote.flags, local.flags) == (0x301, 0x101)  # sampled; whether it is remote is known; it is
+    assert [event.name for event in sent.events] == ["received"]
     worker.end(ctx)
+
+
+def test_link_that_leads_nowhere_is_left_out(worker):
+    """One whose ids are zeros is kept for its attributes or its state, and is nothing without them."""
+    ctx = worker.begin()
+    span = worker.tracer.start_span("work", links=[Link(trace.INVALID_SPAN_CONTEXT)])
+    span.add_link(trace.INVALID_SPAN_CONTEXT)
+    span.add_link(trace.INVALID_SPAN_CONTEXT, {"queue": "orders"})
+
+    (link,) = Encoder(SAFE_RULES).transform_span(span_list(ctx)[1])["links"]
+
+    assert (link["trace_id"], link["span_id"]) == (bytes(16), bytes(8))
+    assert link["attributes"] == [{"key": "queue", "value": {"string_value": "orders"}}]
+    worker.end(ctx)
+
+
+def test_link_is_an_event_to_those_who_know_no_links(worker):
+    """An exporter made for Kong, whose spans have no links, copies it as one that says where it leads."""  # L2
+    ctx = worker.begin()
+    worker.tracer.start_span("work", links=[Link(REMOTE, {"order": 7})])
+
+    copied = json.loads(json.dumps(span_list(ctx)[1].events))
+
+    [[name, time_ns, attributes]] = copied
+    assert (name, time_ns) == ("link", span_list(ctx)[1].events[0].time_ns)
+    assert attributes == {"trace_id": TRACE_ID.hex(), "span_id": SPAN_ID.hex(), "order": 7}
+    worker.end(ctx)
+
+
+@pytest.mark.parametrize("profile", [KONG, SAFE])
+def test_links_go_with_their_span(profile):
+    """Whether it is released by hand or with its request: the next spans have none, and no list stays out."""
+    worker = Worker(profile)
+    for release in (True, False):
+        ctx = worker.begin()
+        worker.tracer.start_span("work", links=[Link(REMOTE)]).end()
+        if release:
+            span_list(ctx)[1].release()
+        worker.end(ctx)
+
+    ctx = worker.begin()
+    span = worker.tracer.start_span("later")
+    span.add_event("fetches a list")
+    assert "links" not in Encoder(SAFE_RULES).transform_span(span_list(ctx)[1])
+    worker.end(ctx)
+    assert {tag: balance.live for tag, balance in worker.provider.balances().items() if balance.live} == {}
+
+
+def test_links_of_a_span_outside_requests(worker):
+    """Whoever processes it has them with the span."""
+    sent = []
+    provider = otel.TracerProvider(lambda span: sent.append(Encoder(SAFE_RULES).transform_span(span)), worker.handle)
+
+    provider.get_tracer("lib").start_span("job", links=[Link(REMOTE)]).end()
+
+    assert [link["trace_id"] for link in sent[0]["links"]] == [TRACE_ID]
+    assert worker.live() == 0
 
 
 # Blocks and functions.
@@ -665,13 +736,30 @@ def test_checked_provider_finds_what_comes_after_the_end():
     ]
 
 
+def test_start_with_links_below_a_span_of_another_request_is_silent():
+    """A task that outlives its turn starts its spans while another request runs: what is given at the start is fine."""
+    worker, found = checked_worker()
+    one = worker.begin()
+    above = worker.tracer.start_span("above")
+    other = worker.begin()
+
+    worker.tracer.start_span("below", trace.set_span_in_context(above), links=[Link(REMOTE)]).end()
+
+    assert [type(event) for event in span_list(one)[2].events] == [otel.Link]
+    assert found == []
+    for ctx in (one, other):
+        worker.enter(ctx)
+        worker.end(ctx)
+
+
 def test_correct_program_is_silent():
     """Legal use of every call gives no finding."""
     worker, found = checked_worker()
     ctx = worker.begin()
     with suppress(ValueError), worker.tracer.start_as_current_span("outer", attributes={"a": 1}) as span:
         span.add_event("x", {"b": 2})
-        with worker.tracer.start_as_current_span("inner"):
+        span.add_link(REMOTE, {"c": 3})
+        with worker.tracer.start_as_current_span("inner", links=[Link(REMOTE)]):
             raise ValueError
     worker.handle.get_root_span().finish()
     del span

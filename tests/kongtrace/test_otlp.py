@@ -15,6 +15,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ScopeLogs
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
 
 from kongtrace.errors import ApiError
+from kongtrace.event import Event
 from kongtrace.otlp import (
     KONG,
     MEMO_ENTRIES_MAX,
@@ -28,7 +29,7 @@ from kongtrace.otlp import (
 )
 from kongtrace.phase import PHASES
 from kongtrace.provider import TracerProvider
-from kongtrace.span import NOOP_SPAN, Event
+from kongtrace.span import NOOP_SPAN
 
 TRACE_ID = bytes(range(16))
 SPAN_ID = bytes(range(8))

@@ -3,12 +3,14 @@
 import sqlite3
 from collections import Counter
 
+from opentelemetry import trace
 from opentelemetry.instrumentation.sqlite3 import SQLite3Instrumentor
 
 from kongtrace import otel
 from sim.config import Plugin
 from tests.gateway import attributes, traced_gateway
 
+FAR = trace.SpanContext(7, 8, is_remote=True)
 PROVIDER = otel.TracerProvider()
 REQUESTS = 40
 
@@ -24,7 +26,7 @@ class Orders:
 
     def access(self, _kong, _conf):
         """Look an order up."""
-        with self.tracer.start_as_current_span("look up"):
+        with self.tracer.start_as_current_span("look up", links=[trace.Link(FAR, {"queue": "orders"})]):
             connection = sqlite3.connect(":memory:")
             connection.cursor().execute("SELECT 7").fetchone()
             connection.close()
@@ -54,6 +56,8 @@ def test_provider_made_before_the_fork_delivers_once_in_every_worker(tmp_path):
     assert len({span.span_id for span in spans}) == len(spans)
     by_id = {span.span_id: span for span in spans}
     for span in spans:
+        links = [(int.from_bytes(link.trace_id), int.from_bytes(link.span_id)) for link in span.links]
+        assert links == ([(FAR.trace_id, FAR.span_id)] if span.name == "look up" else [])
         if span.name == "SELECT":
             above = by_id[span.parent_span_id]
             assert above.name == "look up"

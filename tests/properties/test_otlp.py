@@ -14,6 +14,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import ScopeLogs
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
+from kongtrace.event import Link
 from kongtrace.otlp import KONG, MEMO_ENTRIES_MAX, SAFE, Encoder, Rules, encode_log, encode_traces
 
 
@@ -24,6 +25,13 @@ class FakeSpan(SimpleNamespace):
         usual = {"trace_id": bytes(16), "span_id": bytes(8), "name": "n", "kind": 1}
         times = {"start_time_ns": 1, "end_time_ns": 2}
         super().__init__(**usual | times | dict.fromkeys(("parent_id", "attributes", "events", "status")) | fields)
+
+
+def a_link(attributes: dict[str, Any]) -> Link:
+    link = Link("link", 1, {"trace_id": "", **attributes})
+    link.trace_id, link.span_id, link.trace_state, link.flags = bytes(16), bytes(8), "a=b", 0x301
+    link.own_attributes = attributes
+    return link
 
 
 texts = st.text()  # any code point, lone surrogates too
@@ -38,6 +46,7 @@ values = st.recursive(
 tables = st.dictionaries(keys, values, max_size=6)
 times_ns = st.integers(0, 2**63 - 1)
 ids = st.binary(max_size=40)
+events = st.tuples(texts, times_ns, tables | st.none())
 spans = st.builds(
     FakeSpan,
     trace_id=st.binary(min_size=16, max_size=16) | ids,
@@ -48,7 +57,7 @@ spans = st.builds(
     start_time_ns=times_ns,
     end_time_ns=times_ns | st.none(),
     attributes=tables | st.none(),
-    events=st.lists(st.tuples(texts, times_ns, tables | st.none()), max_size=3) | st.none(),
+    events=st.lists(events | st.builds(a_link, tables), max_size=3) | st.none(),
     status=st.sampled_from([None, 0, 1, 2, 3, 2.0]),
 )
 safe_encoder = Encoder(SAFE)  # used by all examples, so that its memos are never fresh
@@ -110,7 +119,18 @@ def expected(span: FakeSpan) -> Span:
         attributes=key_values(span.attributes or {}),
         events=[
             Span.Event(name=utf_8(name), time_unix_nano=time_ns, attributes=key_values(attributes or {}))
-            for name, time_ns, attributes in span.events or []
+            for name, time_ns, attributes in filter(lambda event: not isinstance(event, Link), span.events or [])
+        ],
+        links=[
+            Span.Link(
+                trace_id=link.trace_id,
+                span_id=link.span_id,
+                trace_state=link.trace_state,
+                attributes=key_values(link.own_attributes),
+                flags=link.flags,
+            )
+            for link in span.events or []
+            if isinstance(link, Link)
         ],
         **status,
     )
@@ -122,7 +142,7 @@ def expected(span: FakeSpan) -> Span:
 @example(FakeSpan(trace_id=b"", span_id=None, name="\ud800", kind=128, start_time_ns=2**63 - 1, end_time_ns=0))
 @example(FakeSpan(attributes={"\udfff": "\ud800", "": True, "one": 1, "nan": [math.nan], "nothing": {}}))
 def test_bytes_read_back_as_the_span(span: FakeSpan):
-    """Any tree of attributes, name, time, event and status arrives; the bytes are those of the protobuf library."""
+    """Any tree of attributes, name, time, event, link and status arrives; the bytes are the protobuf library's."""
     encoded = safe_encoder.encode_span(span)
     wanted = ScopeSpans(spans=[expected(span)])
     assert encoded == wanted.SerializeToString(deterministic=True)

@@ -73,6 +73,21 @@ def test_tree_shows_events():
     """)
 
 
+def test_tree_shows_links():
+    """Links stand below the events, with the ids of the span that each leads to."""
+    root = _span("kong")
+    root.events.add(name="received")
+    link = root.links.add(trace_id=bytes(15) + b"\x09", span_id=bytes(7) + b"\x05")
+    link.attributes.extend(_attributes(queue=("string_value", "orders")))
+
+    assert _text(root) == _expected("""
+        trace 00000000000000000000000000000007  10.000 ms  1 span
+        └── kong  10.000 ms  internal
+            ├── event received
+            └── link 00000000000000000000000000000009 0000000000000005  queue=orders
+    """)
+
+
 def test_tree_shows_spans_that_belong_to_no_root():
     """Orphans and spans in a circle are shown too, and marked."""
     spans = [_span("kong"), _span("child", "lost"), _span("leaf", "child"), _span("a", "b"), _span("b", "a")]
