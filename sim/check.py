@@ -7,7 +7,8 @@ What a file does not say is not held against it. A kong.yml knows no load, so th
 when one is given; a scenario's own load, collector latency and longest outage are what is expected of it. Spans per
 request are counted from the instrumentations and the plugins: one for the request, the router, the balancer's try and a
 host name's resolution, and one for each phase of a plugin. Load is taken to be spread evenly over the workers, and at
-its highest rate. While the collector is away every attempt is taken to fail at once, as on a refused connection.
+its highest rate. What an attempt takes while the collector is away depends on how it is: a scenario's fault says so,
+else it fails at once, as on a refused connection; what depends on it is told with it.
 
 Rates in 1/s, times in s, sizes in bytes. Source: kong-semantics sections 8, 10, 11, 13, 14, 15 and 17.
 """
@@ -53,6 +54,9 @@ UNTYPED_LINE_BYTES: Final = 290
 ENTRIES_MAX: Final = 1_000_000
 """The largest `max_entries` (kong-semantics Q3)."""
 
+AT_ONCE_S: Final = 0.1
+"""An attempt that fails within this time fails at once: thirteen of them add a second to what delays make."""
+
 RETRY_DELAY_S: Final = 5.0
 """A `max_retry_delay` that finds the collector soon when it is back, and lets it be while it is away."""
 
@@ -83,8 +87,7 @@ class Finding(NamedTuple):
         return f"{self.file}:{self.line}: {self.rule} {self.field}: {self.message}; {self.cure}"
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(NamedTuple):
     """What a gateway is expected to meet.
 
     Attributes:
@@ -98,6 +101,35 @@ class Expected:
     round_trip_s: float | None = None
 
 
+class Outage(NamedTuple):
+    """How the collector is away.
+
+    Attributes:
+        lasts_s: for how long.
+        attempt_s: what an attempt takes until it has failed.
+        retry_after_s: what it asks senders to wait between attempts.
+        loaded_s: for how long of it requests come.
+        answers_last: it answers the attempt that is under way when it is back.
+    """
+
+    lasts_s: float
+    attempt_s: float = 0.0
+    retry_after_s: float = 0.0
+    loaded_s: float = math.inf
+    answers_last: bool = False
+
+    @property
+    def fails_until_s(self) -> float:
+        """When the last attempt has failed."""
+        return self.lasts_s if self.answers_last else self.lasts_s + self.attempt_s
+
+    def __str__(self) -> str:
+        """Return what is taken for granted of attempts."""
+        at_once, apart = self.attempt_s < AT_ONCE_S, f", {format_duration(self.retry_after_s)} apart at least"
+        how = "attempts fail at once" if at_once else f"an attempt takes {format_duration(_rounded(self.attempt_s))}"
+        return f"where {how}{apart if self.retry_after_s else ''}"
+
+
 @dataclass(frozen=True, slots=True)
 class Exporting:
     """An opentelemetry plugin, and what stands around it.
@@ -108,7 +140,7 @@ class Exporting:
         gateway: that it belongs to.
         scenario: that runs the gateway; None: a kong.yml, which knows neither tracing nor workers.
         requests_per_s: of all workers; None: not known.
-        outage_s: that is to be survived.
+        outage: that is to be survived.
         round_trip_s: of an export request.
     """
 
@@ -117,7 +149,7 @@ class Exporting:
     gateway: Gateway
     scenario: Scenario | None
     requests_per_s: float | None
-    outage_s: float
+    outage: Outage
     round_trip_s: float
 
     @property
@@ -140,27 +172,44 @@ class Exporting:
         requests_per_s = self.requests_per_s / self.gateway.workers
         return requests_per_s * spans_per_request(self.gateway, known=self.scenario is not None) * self.sampling_rate
 
-    def attempt_s(self, number: int) -> float:
-        """When a batch is tried after its first attempt, which has the number 0; with jitter it is earlier (Q20)."""
-        queue = self.config.queue
-        doublings = min(number, max(0, math.ceil(math.log2(queue.max_retry_delay / queue.initial_retry_delay))))
-        return queue.initial_retry_delay * (2.0**doublings - 1) + (number - doublings) * queue.max_retry_delay
+    def started_s(self, number: int) -> float:
+        """When an attempt starts after the first one, which has the number 0; with jitter it is earlier (Q20)."""
+        queue, outage = self.config.queue, self.outage
+        first, asked = queue.initial_retry_delay, outage.retry_after_s
+        longest = max(queue.max_retry_delay, asked)
+        below, most = (min(number, _doublings(delay / first)) for delay in (asked, longest))
+        delays_s = below * asked + first * (2.0**most - 2.0**below) + (number - most) * longest
+        return delays_s + number * outage.attempt_s
+
+    def failed_s(self, number: int) -> float:
+        """When that attempt has failed."""
+        return self.started_s(number) + self.outage.attempt_s
 
     @property
     def patience_s(self) -> float:
         """When a batch is given up after its first attempt: profile kong looks at the limit after the attempt (Q21)."""
         limit_s = self.config.queue.max_retry_time
-        after = bisect_right(_ATTEMPTS, limit_s, key=self.attempt_s)
-        return self.attempt_s(max(0, after - PROFILES[self.gateway.profile].bounds_retry_time)) if limit_s >= 0 else 0.0
+        if PROFILES[self.gateway.profile].bounds_retry_time:
+            return self.failed_s(max(0, bisect_right(_ATTEMPTS, limit_s, key=self.started_s) - 1))
+        return self.failed_s(bisect_right(_ATTEMPTS, limit_s, key=self.failed_s))
+
+    @property
+    def given_up(self) -> int:
+        """How many batches are given up, one after the other; 0 too where that takes no time, and all of them are."""
+        return math.ceil(self.outage.fails_until_s / self.patience_s) - 1 if self.patience_s else 0
 
     @property
     def noticed_s(self) -> float:
         """When the queue finds out that an outage is over, after its beginning: at the next attempt."""
-        if not self.patience_s:
-            return self.outage_s
-        given_up_s = self.outage_s // self.patience_s * self.patience_s
-        since_s = self.outage_s - given_up_s
-        return given_up_s + self.attempt_s(bisect_left(_ATTEMPTS, since_s, key=self.attempt_s))
+        lasts_s, patience_s = self.outage.lasts_s, self.patience_s
+        if not patience_s:
+            return lasts_s
+        given_up_s = lasts_s // patience_s * patience_s
+        since_s = lasts_s - given_up_s
+        number = bisect_left(_ATTEMPTS, since_s, key=self.started_s)
+        if self.outage.answers_last and number and self.failed_s(number - 1) >= since_s:
+            return lasts_s
+        return given_up_s + min(self.started_s(number), patience_s)
 
 
 def expected_of(options: Mapping[str, str | None]) -> Expected:
@@ -254,25 +303,27 @@ def batches_are_slower_than_spans(plugin: Exporting) -> Iterator[Risk]:
 
 def outage_is_longer_than_the_queue(plugin: Exporting) -> Iterator[Risk]:
     """A batch is given up after its time, and the oldest are dropped when the queue is full (Q14, Q20-Q22, H30)."""
-    if plugin.patience_s < plugin.outage_s:
+    if plugin.given_up or not plugin.patience_s:
         yield _batches_are_given_up(plugin)
     if plugin.spans_per_s and plugin.patience_s and plugin.config.queue.concurrency_limit == 1:
         yield from _queue_overflows(plugin, plugin.spans_per_s)
 
 
 def _batches_are_given_up(plugin: Exporting) -> Risk:
-    queue, outage_s, patience_s = plugin.config.queue, plugin.outage_s, plugin.patience_s
-    enough_s = outage_s if plugin.is_kong else outage_s + min(queue.max_retry_delay, 2 * outage_s)
-    outage, after = format_duration(outage_s), format_duration(_rounded(patience_s))
+    queue, outage, patience_s = plugin.config.queue, plugin.outage, plugin.patience_s
+    enough_s = outage.fails_until_s
+    if not plugin.is_kong:
+        enough_s += max(outage.retry_after_s, min(queue.max_retry_delay, 2 * outage.lasts_s))
+    lasts, after = format_duration(outage.lasts_s), f"{format_duration(_rounded(patience_s))} {outage}"
     cure = f"set it to {_round_up(enough_s)}"
     if not patience_s:
-        message = f"what fails is given up at once: of {outage} of outage every span is lost"
+        message = f"what fails is given up at once: of {lasts} of outage every span is lost"
     elif queue.concurrency_limit == -1:
-        message = f"each span is given up after {after}, and {outage} of outage are to be survived"
+        message = f"each span is given up after {after}, and {lasts} of outage are to be survived"
     else:
-        batches = math.ceil(outage_s / patience_s) - 1
         message = (
-            f"a batch is given up after {after}: {batches} of up to {queue.max_batch_size} spans in {outage} of outage"
+            f"a batch is given up after {after}: {plugin.given_up} of up to {queue.max_batch_size} spans in {lasts} of "
+            "outage"
         )
         cure += ", which saves these alone: the others wait behind them, as far as max_entries lets them"
     return Risk(("queue", "max_retry_time"), message, cure)
@@ -289,16 +340,19 @@ def _capacity(plugin: Exporting) -> tuple[str, int, int]:
 
 
 def _queue_overflows(plugin: Exporting, rate: float) -> Iterator[Risk]:
-    queue, outage_s, late_s = plugin.config.queue, plugin.outage_s, plugin.noticed_s - plugin.outage_s
+    queue, outage = plugin.config.queue, plugin.outage
+    outage_s = min(outage.lasts_s, outage.loaded_s)
+    late_s = min(plugin.noticed_s, outage.loaded_s) - outage_s
     field, capacity, factor = _capacity(plugin)
-    given_up_per_s = queue.max_batch_size / plugin.patience_s if plugin.patience_s < outage_s else 0.0
-    if (rate - given_up_per_s) * plugin.noticed_s <= capacity + queue.max_batch_size:
+    given_up_per_s = queue.max_batch_size / plugin.patience_s if plugin.given_up else 0.0
+    if (rate - given_up_per_s) * (outage_s + late_s) <= capacity + queue.max_batch_size:
         return
     held_s = (capacity + queue.max_batch_size) / (rate - given_up_per_s)
-    late = f", {format_duration(_rounded(late_s))} more until the next attempt" if late_s >= 1 else ""
+    late = f", {format_duration(_rounded(late_s))} more until the next attempt {outage}" if late_s >= 1 else ""
     line = f", each with an error line, {_size(rate * FULL_LINE_BYTES)}/s of log" if plugin.is_kong else ""
-    needed = _round_up(rate * (outage_s + min(late_s, RETRY_DELAY_S)))
-    sooner = f", and max_retry_delay to {RETRY_DELAY_S:g}" if late_s > RETRY_DELAY_S else ""
+    least_late_s = outage.fails_until_s - outage.lasts_s + max(outage.retry_after_s, RETRY_DELAY_S)
+    needed = _round_up(rate * (outage_s + min(late_s, least_late_s)))
+    sooner = f", and max_retry_delay to {RETRY_DELAY_S:g}" if late_s > least_late_s else ""
     yield Risk(
         ("queue", field),
         f"at {_rate(rate)} spans/s this queue holds {format_duration(_rounded(held_s))} of outage, and "
@@ -454,11 +508,8 @@ def check_scenario(scenario: Scenario, expected: Expected) -> list[Finding]:
     Its own load is the rate; what nobody expected otherwise is its collector's latency, and its longest outage.
     """
     rate = max(max(first, last) for load in scenario.load for _, first, last in load.stages_per_s)
-    expected = Expected(
-        rate,
-        _longest_outage_s(scenario) if expected.outage_s is None else expected.outage_s,
-        (scenario.collector.latency or None) if expected.round_trip_s is None else expected.round_trip_s,
-    )
+    trip_s = (scenario.collector.latency or None) if expected.round_trip_s is None else expected.round_trip_s
+    expected = expected._replace(requests_per_s=rate, round_trip_s=trip_s)
     document: Document = scenario.document
     below: FieldPath = _CONFIG
     config = Document.read(document.file).plain(_CONFIG)
@@ -472,21 +523,44 @@ def check_gateway(gateway: Gateway, document: Document, expected: Expected) -> l
     return _findings(gateway, None, expected, document, ())
 
 
-def _longest_outage_s(scenario: Scenario) -> float | None:
-    """Return how long what does not get through to the collector is tried again, at most; None: nothing is."""
+def _outage(scenario: Scenario | None, config: OpenTelemetryConfig, expected: Expected, trip_s: float) -> Outage:
+    """Return the outage that is to be survived: as long as expected, and of the kind of the scenario's longest."""
+    outages = [] if scenario is None else _outages(scenario, config, trip_s)
+    longest = max(outages, key=lambda outage: outage.lasts_s, default=Outage(OUTAGE_S))
+    return longest if expected.outage_s is None else longest._replace(lasts_s=expected.outage_s, loaded_s=math.inf)
+
+
+def _outages(scenario: Scenario, config: OpenTelemetryConfig, trip_s: float) -> list[Outage]:
+    """Return the outages of a scenario; faults that follow one another are one, which is as its longest part is."""
+    found: list[tuple[float, Outage]] = []  # each with its beginning
+    for fault in sorted(scenario.faults, key=lambda fault: fault.at):
+        outage, begins_s = _outage_by(fault, scenario, config, trip_s), fault.at
+        if outage is None:
+            continue
+        if found and begins_s <= found[-1][0] + found[-1][1].lasts_s:
+            begins_s, before = found.pop()
+            lasts_s = max(before.lasts_s, fault.at + outage.lasts_s - begins_s)
+            outage = max(before, outage, key=lambda part: part.lasts_s)._replace(lasts_s=lasts_s)
+        found.append((begins_s, outage._replace(loaded_s=scenario.duration_s - begins_s)))
+    return [outage for _, outage in found]
+
+
+def _outage_by(fault: Fault, scenario: Scenario, config: OpenTelemetryConfig, trip_s: float) -> Outage | None:
+    """Return the outage that a fault makes; None: what is sent gets through, or is not tried again."""
     profile = PROFILES[scenario.profile]
-
-    def is_outage(fault: Fault) -> bool:
-        if fault.kind == "status":
-            return fault.status not in profile.accepted and fault.status in (profile.retryable or (fault.status,))
-        return fault.kind in ("refuse", "down", "hang", "reset", "truncate")
-
-    lengths_s = (
-        scenario.duration_s - fault.at if fault.lasts is None else fault.lasts
-        for fault in scenario.faults
-        if fault.target == "collector" and is_outage(fault)
+    patience_s = min(seconds(config.read_timeout), profile.attempt_s or math.inf)
+    is_retried = fault.status not in profile.accepted and fault.status in (profile.retryable or (fault.status,))
+    attempts_s = {"refuse": 0.0, "down": 0.0, "reset": 0.0, "truncate": trip_s, "hang": math.inf}
+    attempts_s |= {"status": trip_s} if is_retried else {}
+    attempts_s |= {"slow": math.inf} if trip_s + fault.latency >= patience_s else {}
+    if fault.target != "collector" or fault.kind not in attempts_s:
+        return None
+    return Outage(
+        scenario.duration_s - fault.at if fault.lasts is None else fault.lasts,
+        min(attempts_s[fault.kind], patience_s),
+        fault.retry_after or 0.0 if profile.honours_retry_after else 0.0,
+        answers_last=fault.kind == "hang",
     )
-    return max(lengths_s, default=None)
 
 
 _CONFIG: Final = ("gateway", "config")
@@ -498,15 +572,9 @@ def _findings(
     found = []
     for given, path in plugins_named("opentelemetry", document.plain(below), below):
         config = OpenTelemetryConfig.model_validate(given)
-        plugin = Exporting(
-            given,
-            config,
-            gateway,
-            scenario,
-            expected.requests_per_s,
-            OUTAGE_S if expected.outage_s is None else expected.outage_s,
-            ROUND_TRIP_S if expected.round_trip_s is None else expected.round_trip_s,
-        )
+        trip_s = ROUND_TRIP_S if expected.round_trip_s is None else expected.round_trip_s
+        outage = _outage(scenario, config, expected, trip_s)
+        plugin = Exporting(given, config, gateway, scenario, expected.requests_per_s, outage, trip_s)
         for code, rule in RULES.items():
             for field, message, cure in rule(plugin):
                 where, at = (document, (*path, "config", *field))
@@ -514,6 +582,11 @@ def _findings(
                     where, at = scenario.document, field[1:]
                 found.append(Finding(code, where.file, where.line(at), written(at), message, cure))
     return sorted(dict.fromkeys(found), key=lambda finding: (finding.file, finding.line, finding.rule))
+
+
+def _doublings(ratio: float) -> int:
+    """How often 1 is to be doubled until it is no less than a ratio."""
+    return math.ceil(math.log2(ratio)) if ratio > 1 else 0
 
 
 def plugins_named(name: str, node: Any, path: FieldPath) -> Iterator[tuple[dict[str, Any], FieldPath]]:

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from kongtrace.queue import KONG, SAFE, Binding, Outcome, Queue, QueueParameters, Wait
 from sim import check, declarative, scenario
-from sim.check import OUTAGE_S, RULES, Expected, Exporting, check_gateway, check_scenario, spans_per_request
+from sim.check import OUTAGE_S, RULES, Expected, Exporting, Outage, check_gateway, check_scenario, spans_per_request
 from sim.config import Gateway
 from sim.document import Document
 from sim.errors import UserError
@@ -123,7 +123,9 @@ def test_a_batch_is_not_given_up_before_the_limit_has_been_looked_at(findings):
     assert findings(roomy, Expected(outage_s=81)) == []
     [found] = findings(roomy, Expected(outage_s=120))
     assert found.field.endswith(".max_retry_time")
-    assert found.message == "a batch is given up after 82s: 1 of up to 200 spans in 120s of outage"
+    assert found.message == (
+        "a batch is given up after 82s where attempts fail at once: 1 of up to 200 spans in 120s of outage"
+    )
     assert found.cure.startswith("set it to 120, which saves these alone")
 
 
@@ -140,7 +142,10 @@ def test_no_batch_is_advised_that_would_kill_its_job(findings):
 def test_a_queue_has_to_hold_what_comes_until_the_next_attempt(findings):
     """By default it comes up to 41 s late: here at 81.91 s, while the collector is back after 60 s."""  # Q20, Q21
     [found] = findings({"queue": {"max_entries": 20_000}}, Expected(outage_s=60))
-    assert "67s of outage, and 60s are to be survived, 22s more until the next attempt; from then" in found.message
+    assert (
+        "67s of outage, and 60s are to be survived, 22s more until the next attempt where attempts fail at once; "
+        "from then"
+    ) in found.message
     assert found.cure.startswith("set it to 20000, and max_retry_delay to 5, about ")
 
 
@@ -157,22 +162,27 @@ def test_a_queue_that_gives_up_at_once_loses_everything_and_is_never_full(findin
     st.sampled_from([0.015625, 0.25, 8, 64]),
     st.sampled_from([-1, 0, 0.5, 4, 60]),
     st.sampled_from([1, 10, 100, 400]),
+    st.sampled_from(
+        ["kind: refuse", "kind: hang", "kind: slow, latency: 6s", "kind: status, status: 503, retry_after: 9s"]
+    ),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_cure_cures(findings, profile, rate, initial, longest, limit, outage_s):
+def test_the_cure_cures(findings, profile, rate, initial, longest, limit, outage_s, fault):
     """What findings say to set is enough, whatever was set before."""
     delays = {"initial_retry_delay": initial, "max_retry_delay": longest}
     queue = {"max_retry_time": limit, "max_entries": 200, **delays}
     load = [{"executor": "constant-arrival-rate", "rate": f"{rate}/s", "duration": "10s"}]
+    faults = YAML().load(f"[{{at: 1s, for: 1s, target: collector, {fault}}}]")
+    top = {"load": load, "faults": faults, "profile": profile}
     expected = Expected(outage_s=outage_s, round_trip_s=0.001)
     for _ in range(2):  # what is given up does not fill a queue, and what is not does
-        for finding in findings({"queue": queue}, expected, load=load, profile=profile):
+        for finding in findings({"queue": queue}, expected, **top):
             if "not even" in finding.cure:
                 return
             queue[finding.field.rpartition(".")[2]] = int(re.search(r"set it to (\d+)", finding.cure)[1])
             if delay := re.search(r"max_retry_delay to (\d+)", finding.cure):
                 queue["max_retry_delay"] = int(delay[1])
-    assert findings({"queue": queue}, expected, load=load, profile=profile) == []
+    assert findings({"queue": queue}, expected, **top) == []
 
 
 @given(
@@ -181,41 +191,90 @@ def test_the_cure_cures(findings, profile, rate, initial, longest, limit, outage
     st.sampled_from([0.015625, 0.25, 8, 64]),
     st.sampled_from([-1, 0, 0.25, 4, 60]),
     st.sampled_from([0.125, 1, 7, 100]),
+    st.sampled_from([0, 0.25, 5]),
+    st.sampled_from([0, 0.5, 16, 128]),
+    st.booleans(),
 )
-def test_attempts_are_those_of_the_queue(profile, initial, longest, limit, outage_s):
+def test_attempts_are_those_of_the_queue(
+    profile, initial, longest, limit, outage_s, attempt_s, retry_after_s, answers_last
+):
     """When a batch is given up, and when an outage is noticed to be over, is what the queue itself does."""
     queue = {"initial_retry_delay": initial, "max_retry_delay": longest, "max_retry_time": limit}
     config = OpenTelemetryConfig.model_validate({"queue": queue})
-    plugin = Exporting({}, config, Gateway(profile=profile.name), None, None, outage_s, 0.005)
+    asked_s = retry_after_s if profile.honours_retry_after else 0
+    outage = Outage(outage_s, attempt_s, asked_s, answers_last=answers_last)
+    plugin = Exporting({}, config, Gateway(profile=profile.name), None, None, outage, 0.005)
 
-    attempts, given_up = attempts_of(profile, queue, outage_s)
+    given_up, noticed_s = what_the_queue_does(profile, queue, outage)
 
-    assert (plugin.patience_s if plugin.patience_s <= outage_s else None) == next(
-        (at_s for at_s in given_up if at_s <= outage_s), None
-    )
-    assert plugin.noticed_s == next((at_s for at_s in attempts if at_s >= outage_s), outage_s)
+    assert plugin.given_up == len(given_up)
+    assert given_up[:1] in ([], [plugin.patience_s])
+    assert plugin.noticed_s == noticed_s
 
 
-def attempts_of(profile, parameters, outage_s):
-    """Times at which a queue that always has a batch makes attempts, up to the first after an outage, and gives up."""
+def what_the_queue_does(profile, parameters, outage):
+    """When a queue that always has a batch gives up in an outage, and when it has the first answer after it."""
     queue = Queue("q", profile, lambda *_: None, lambda: 0.0, lambda *_: None)
     binding = Binding(QueueParameters("q", max_coalescing_delay=0, **parameters), print)
-    now, attempts, given_up = 0.0, [], []
+    now, given_up = 0.0, []
     queue.enqueue(b"a", binding, now)
-    while not attempts or attempts[-1] < outage_s:
+    while True:
         action = queue.poll(now)
         if isinstance(action, Wait):
             now = action.until
-        else:
-            attempts.append(now)
-            queue.enqueue(b"a", binding, now)
-            before = queue.dropped_retries
-            queue.done(Outcome(ok=False, reason="down"), now)
-            if queue.dropped_retries > before:
-                given_up.append(now)
-                if given_up[:2] == [now, now]:  # at once
-                    break
-    return attempts, given_up
+            continue
+        if now >= outage.lasts_s:
+            return given_up, now
+        if outage.answers_last and now + outage.attempt_s >= outage.lasts_s:
+            return given_up, outage.lasts_s
+        queue.enqueue(b"a", binding, now)
+        now += outage.attempt_s
+        before = queue.dropped_retries
+        queue.done(Outcome(ok=False, reason="down", retry_after_s=outage.retry_after_s or None), now)
+        if queue.dropped_retries > before:
+            given_up.append(now)
+            if given_up == [0.0, 0.0]:  # all that come are
+                return [], outage.lasts_s
+
+
+def test_an_attempt_lasts_as_long_as_the_fault_lets_it(findings):
+    """A collector that hangs is given up after its timeout each time: so a batch is given up at 65 s, not at 82 s."""
+    load = [{"executor": "constant-arrival-rate", "rate": "10/s", "duration": "100s"}]
+
+    def told(fault, **top):
+        faults = {"faults": [{"at": "1s", "for": "70s", "target": "collector", **fault}]}
+        return [found.message for found in findings(faults, load=load, **top)]
+
+    late = "a batch is given up after 65s where an attempt takes 5s: 1 of up to 200 spans in 70s of outage"
+    assert told({"kind": "refuse"}) == told({"kind": "reset"}) == []
+    assert told({"kind": "hang"}) == told({"kind": "slow", "latency": "6s"}) == [late]
+    [slow] = told({"kind": "status", "status": 503}, collector={"latency": "4s"})
+    assert slow.startswith("a batch is given up after 68s where an attempt takes 4s: 1 of")
+    later = {"kind": "status", "status": 503, "retry_after": "25s"}
+    [asked] = told(later, profile="safe")
+    assert asked.startswith("a batch is given up after 50s where attempts fail at once, 25s apart at least: 1 of")
+    assert told(later) == []
+
+
+def test_faults_that_follow_each_other_are_one_outage(findings):
+    """The collector is away until the last of them has ended."""
+    load = [{"executor": "constant-arrival-rate", "rate": "100/s", "duration": "60s"}]
+    parts = [("1s", "25s", "refuse"), ("26s", "25s", "down"), ("56s", "1s", "hang")]
+    faults = {"faults": [{"at": at, "for": lasts, "target": "collector", "kind": kind} for at, lasts, kind in parts]}
+    [found] = findings(faults, load=load)
+    assert "50s are to be survived" in found.message
+
+
+def test_an_outage_costs_what_the_load_brings_in_it(findings):
+    """Where it goes on when the load has ended, nothing more comes."""
+    load = [{"executor": "constant-arrival-rate", "rate": "100/s", "duration": "60s"}]
+
+    def told(at):
+        return findings({"faults": [{"at": at, "for": "50s", "target": "collector", "kind": "refuse"}]}, load=load)
+
+    assert told("30s") == []
+    [found] = told("10s")
+    assert "50s are to be survived" in found.message
 
 
 @pytest.mark.parametrize(
@@ -272,6 +331,7 @@ def test_a_scenario_names_its_own_outage(findings):
         ({"kind": "status", "status": 202, "for": "50s"}, {"kong"}),
         ({"kind": "status", "status": 400, "for": "50s"}, {"kong"}),
         ({"kind": "slow", "latency": "20ms", "for": "50s"}, set()),
+        ({"kind": "slow", "latency": "5s", "for": "50s"}, {"kong", "safe"}),
         ({"kind": "partial_success", "rejected": 0.5, "for": "50s"}, set()),
     ],
 )
