@@ -337,6 +337,7 @@ class Master:
         with ExitStack() as opened:
             try:
                 gateway = self._reread()
+                self._scoreboard.grow(gateway.workers)
                 logs = self._logs_of(gateway, opened)
                 bound = _bind(gateway, {**former.bound, **self._setting.bound})
             except UserError as error:

@@ -1,10 +1,12 @@
 """The scoreboard: what every worker has counted, in shared memory, so that its death loses no count.
 
-Theory of operation. The memory is anonymous and made before the first fork, so all processes of a run share it and
-nothing is left behind when they end. Each slot of the gateway has `RECORDS_PER_SLOT` records and one total. A record
-belongs to one *incarnation* of the slot's worker: the one that a respawn or a reload starts gets a fresh record, and
-the old one stays as the dead left it. When a slot runs out of records, the master adds its oldest dead one to the
-slot's total, losses booked (`sim.ledger`), and hands it out again.
+Theory of operation. The memory is a file without a name (memfd_create(2)), made before the first fork, so all processes
+of a run share it and nothing is left behind when they end. It is as long as there are slots and takes up what has been
+written to; a slot that comes later makes it longer, and each process maps that part when it first sees it. Each slot of
+the gateway has `RECORDS_PER_SLOT` records and one total. A record belongs to one *incarnation* of the slot's worker:
+the one that a respawn or a reload starts gets a fresh record, and the old one stays as the dead left it. When a slot
+runs out of records, the master adds its oldest dead one to the slot's total, losses booked (`sim.ledger`), and hands it
+out again.
 
 Every word has one writer. A record's row is written by its worker alone, its header (whose it is, how it ended) and
 the totals by the master alone; anybody may read at any time. No lock is held, so none can be left held. What is
@@ -23,22 +25,22 @@ where it is when the record is handed out again.
 """
 
 import mmap
+import os
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from typing import Final, Literal
+from weakref import finalize
 
 from sim import ledger
+from sim.errors import UserError
 from sim.ledger import Ledger, PoolBalance
 from sim.tally import Numbers, Tally
 
 POOLS: Final = ("KONG_SPAN", "KONG_SPAN_STORAGE", "KONG_SPAN_ATTRIBUTES", "KONG_SPAN_EVENTS")
 """The tags of the pools that are counted (kong-semantics P1)."""
-
-SLOTS_MAX: Final = 1024
-"""Workers of one generation at most (kong-semantics W17)."""
 
 RECORDS_PER_SLOT: Final = 32
 """Generations of one slot that may be alive at once, and a few dead ones to look back on."""
@@ -113,8 +115,8 @@ _SERIAL, _GENERATION, _PID, _EXIT_CODE = range(len(_HEADER))
 _NOT_ENDED: Final = 1 << 62  # no exit code
 _TOTAL: Final = ("struck_serial", "incarnations", "deaths", *FIELD_INDEX, *(f"ledger.{n}" for n in Ledger.__slots__))
 _WORD_BYTES: Final = 8
-_TALLIES_SIZE: Final = RECORDS_PER_SLOT * Tally.SIZE
-_MAP_NORESERVE: Final = 0x4000  # mmap(2); the module mmap has it from Python 3.13 on
+_BLOCK_BYTES: Final = 512  # stat(2), st_blocks
+_PAGE_SIZE: Final = mmap.ALLOCATIONGRANULARITY // _WORD_BYTES  # a part of the memory that is mapped begins with one
 
 
 class _Published:
@@ -293,14 +295,15 @@ class Retired:
 class _Slot:
     """The records and the total of one slot."""
 
-    def __init__(self, slot: int, words: memoryview, tallies: memoryview, numbers: Numbers) -> None:
+    def __init__(self, slot: int, words: memoryview, numbers: Numbers) -> None:
         self._slot = slot
         self._total = _Published(words, len(_TOTAL))
-        first = _Published.size(len(_TOTAL))
+        words = words[_Published.size(len(_TOTAL)) :]
+        rows, tallies = words[: RECORDS_PER_SLOT * Record.size()], words[RECORDS_PER_SLOT * Record.size() :]
         self._records = tuple(
             Record(
                 slot,
-                words[first + Record.size() * k : first + Record.size() * (k + 1)],
+                rows[Record.size() * k : Record.size() * (k + 1)],
                 Tally(tallies[Tally.SIZE * k : Tally.SIZE * (k + 1)], numbers),
             )
             for k in range(RECORDS_PER_SLOT)
@@ -308,8 +311,9 @@ class _Slot:
 
     @staticmethod
     def size() -> int:
-        """Return the words that a slot takes up."""
-        return _Published.size(len(_TOTAL)) + RECORDS_PER_SLOT * Record.size()
+        """Return the words that a slot takes up, whole pages of them."""
+        used = _Published.size(len(_TOTAL)) + RECORDS_PER_SLOT * (Record.size() + Tally.SIZE)
+        return -(-used // _PAGE_SIZE) * _PAGE_SIZE
 
     def open(self, generation: int) -> Record:
         serial = max(record.serial for record in self._records) + 1
@@ -396,32 +400,52 @@ class Scoreboard:
     """Shared memory for the records of workers, to be made before the processes that share it are forked.
 
     Args:
-        slots: That it has from the start. More come into being when the master opens them, up to `SLOTS_MAX`; memory
-            is taken up only by those in use.
+        slots: That it has from the start; the master makes more with `grow`.
 
     Attributes:
         numbers: of the subjects of tallies; the master gives them.
+
+    Raises:
+        UserError: There is no memory for so many.
     """
 
     def __init__(self, slots: int) -> None:
-        self._words = memoryview(mmap.mmap(-1, (1 + SLOTS_MAX * _Slot.size()) * _WORD_BYTES)).cast("q")
-        self._words[0] = slots
-        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _MAP_NORESERVE  # only what is written to is taken up
-        self._tallies = memoryview(mmap.mmap(-1, SLOTS_MAX * _TALLIES_SIZE * _WORD_BYTES, flags)).cast("q")
+        self._memory = os.memfd_create("scoreboard")
+        finalize(self, os.close, self._memory)
         self.numbers = Numbers()
         self._seen: list[_Slot] = []
+        os.ftruncate(self._memory, _PAGE_SIZE * _WORD_BYTES)
+        self._head = self._mapped(0, _PAGE_SIZE)
+        self.grow(slots)
 
     @property
     def slots(self) -> int:
         """How many slots there are, or have been."""
-        number: int = self._words[0]
+        number: int = self._head[0]
         return number
 
     @property
     def size_bytes(self) -> tuple[int, int]:
-        """The bytes of the slots that there are, and of all that there may be."""
-        slot_bytes = _Slot.size() * _WORD_BYTES
-        return self.slots * slot_bytes, SLOTS_MAX * slot_bytes
+        """The bytes in use, and those that the slots may use."""
+        memory = os.fstat(self._memory)
+        return memory.st_blocks * _BLOCK_BYTES, memory.st_size
+
+    def grow(self, slots: int) -> None:
+        """Have so many slots at least (master).
+
+        Raises:
+            UserError: There is no memory for so many.
+        """
+        if slots <= self.slots:
+            return
+        try:
+            os.ftruncate(self._memory, (_PAGE_SIZE + slots * _Slot.size()) * _WORD_BYTES)
+            self._see(slots)
+        except OSError as error:
+            cure = "have fewer workers, or raise the limit of address space (ulimit -v)"
+            message = f"no shared memory for {slots} workers: {error.strerror}"
+            raise UserError(message, field="workers", cure=cure) from None
+        self._head[0] = slots
 
     def open(self, slot: int, generation: int) -> Record:
         """Return a fresh record for a worker about to be forked (master).
@@ -429,7 +453,6 @@ class Scoreboard:
         Raises:
             RuntimeError: All `RECORDS_PER_SLOT` records of the slot are held by living workers.
         """
-        self._words[0] = max(self.slots, slot + 1)
         return self._known()[slot].open(generation)
 
     def read(self) -> Reading:
@@ -445,16 +468,18 @@ class Scoreboard:
         return (found for slot in self._known() for found in slot.tallies())
 
     def _known(self) -> list[_Slot]:
-        """Return the slots, with views made of those that were not there before."""
-        size = _Slot.size()
-        for slot in range(len(self._seen), self.slots):
-            first, tallies = 1 + slot * size, slot * _TALLIES_SIZE
-            self._seen.append(
-                _Slot(
-                    slot,
-                    self._words[first : first + size],
-                    self._tallies[tallies : tallies + _TALLIES_SIZE],
-                    self.numbers,
-                )
-            )
+        """Return the slots."""
+        self._see(self.slots)
         return self._seen
+
+    def _see(self, slots: int) -> None:
+        """Make views of those of so many slots that were not there before."""
+        size, known = _Slot.size(), len(self._seen)
+        new = slots - known
+        if new > 0:
+            words = self._mapped(_PAGE_SIZE + known * size, new * size)
+            self._seen += [_Slot(known + k, words[k * size : (k + 1) * size], self.numbers) for k in range(new)]
+
+    def _mapped(self, first: int, size: int) -> memoryview:
+        """Return a part of the memory, in words."""
+        return memoryview(mmap.mmap(self._memory, size * _WORD_BYTES, offset=first * _WORD_BYTES)).cast("q")

@@ -152,8 +152,8 @@ class Status:
     """
 
     def __init__(self, gateway: Gateway, scoreboard: Scoreboard) -> None:
+        self._scoreboard = scoreboard
         self._read = scoreboard.read
-        self._memory = scoreboard.size_bytes
         self._workers = gateway.workers
         entities = gateway.model_dump_json(include={"services", "routes", "plugins"})
         self._configuration_hash = hashlib.blake2b(entities.encode(), digest_size=16).hexdigest()
@@ -183,7 +183,7 @@ class Status:
         reading, unit = self._read(), query.get("unit", ["m"])[-1]
         try:
             scale = int(query.get("scale", ["2"])[-1])
-            allocated, capacity = (size(count, unit, scale) for count in self._memory)
+            allocated, capacity = (size(count, unit, scale) for count in self._scoreboard.size_bytes)
             vms = [
                 {"http_allocated_gc": size(worker.values["rss_bytes"], unit, scale), "pid": worker.pid}
                 for worker in reading.alive
@@ -262,8 +262,8 @@ class _Metrics(Collector):
     """Makes the metrics of one scrape from one reading of the scoreboard."""
 
     def __init__(self, gateway: Gateway, scoreboard: Scoreboard) -> None:
+        self._scoreboard = scoreboard
         self._read = scoreboard.read
-        self._memory = scoreboard.size_bytes
         self._node_id = node_id(gateway.seed)
         self._queue_capacity = sum(
             plugin.config.get("queue", {}).get("max_entries", 10_000)
@@ -294,7 +294,7 @@ class _Metrics(Collector):
         about, labels = "Resident memory of each worker, in bytes", ("node_id", "pid", "kong_subsystem")
         yield _gauge("kong_memory_workers_lua_vms_bytes", about, memory, *labels)
         labels, key = ("node_id", "shared_dict", "kong_subsystem"), (node, "scoreboard", "http")
-        allocated, capacity = self._memory
+        allocated, capacity = self._scoreboard.size_bytes
         about = "Shared memory in use, in bytes"
         yield _gauge("kong_memory_lua_shared_dict_bytes", about, {key: allocated}, *labels)
         about = "Shared memory that may be used, in bytes"

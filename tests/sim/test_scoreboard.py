@@ -1,11 +1,15 @@
 """Shared records that outlive their worker and are never seen torn."""
 
 import os
+import resource
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 
 from sim import process
+from sim.errors import UserError
 from sim.ledger import Ledger
 from sim.scoreboard import FIELD_INDEX, FIELDS, POOLS, RECORDS_PER_SLOT, Record, Scoreboard, State, new_row
 
@@ -71,6 +75,51 @@ def test_what_a_worker_published_is_seen_by_its_parent():
 
     assert process.reap(child, TIMEOUT_S) == 0
     assert scoreboard.read().sum("requests") == 7
+
+
+def test_slots_that_come_later_are_seen_by_who_knew_the_earlier_ones():
+    """A reload with more workers makes the memory longer: who shares it reads the new ones too."""
+    scoreboard = Scoreboard(1)
+    scoreboard.open(0, generation=1).publish(row(requests=1))
+
+    def grow():
+        scoreboard.grow(3)
+        scoreboard.open(2, generation=2).publish(row(requests=4))
+
+    assert scoreboard.read().sum("requests") == 1
+    assert process.reap(process.start(grow, name="master"), TIMEOUT_S) == 0
+    assert scoreboard.read().sum("requests") == 5
+    assert [worker.slot for worker in scoreboard.read().workers] == [0, 2]
+    scoreboard.grow(2)
+    assert scoreboard.slots == 3
+
+
+def test_memory_is_mapped_for_the_slots_that_there_are():
+    """No address space is taken for workers that nobody has asked for: it may be limited, or not be overcommitted."""
+    before = address_space()
+    scoreboard = Scoreboard(2)
+
+    assert address_space() - before < 4 * 2**20
+    used, most = scoreboard.size_bytes
+    assert used < most < 4 * 2**20
+
+
+def address_space():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_want_of_memory_is_told_with_what_to_do():
+    """Where address space is limited, more workers than it has room for are refused, and those before stay."""
+    scoreboard = Scoreboard(1)
+
+    def grow():
+        resource.setrlimit(resource.RLIMIT_AS, (address_space() + 2**26,) * 2)
+        with pytest.raises(UserError, match="no shared memory for 1000 workers: Cannot allocate memory") as raised:
+            scoreboard.grow(1000)
+        sys.exit(0 if (raised.value.field, scoreboard.slots) == ("workers", 1) else 1)
+
+    assert process.reap(process.start(grow, name="master"), TIMEOUT_S) == 0
+    assert scoreboard.open(0, generation=1).slot == 0
 
 
 def test_counts_of_a_dead_worker_stay_in_the_sums():
