@@ -32,7 +32,7 @@ class ClientConnection(asyncio.Protocol):
     Attributes:
         request: the one that is being answered, or None.
         peer: the client's address.
-        number: that it has among those of the worker.
+        number: that it has among those of all workers (nginx, `$connection`).
         requests: that have begun on it.
         sent_bytes: of the answer that is being given, or was last.
         port: of the gateway, to which the client has connected.

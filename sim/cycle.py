@@ -37,7 +37,7 @@ from typing import Final
 from sim.access_log import AccessLog
 from sim.config import Gateway
 from sim.error_log import ErrorLog
-from sim.process import Connection
+from sim.process import Connection, SharedCounter
 from sim.scoreboard import Record
 
 ALARM_S_FIRST: Final = 0.05  # kong-semantics W9
@@ -109,6 +109,7 @@ class WorkerArgs:
         record: Its record of the scoreboard; it alone publishes there.
         ready: It sends its pid once, when it accepts connections and has its signal handlers: QUIT, TERM, INT, USR1.
         seed: Of all its randomness; each incarnation has its own.
+        connections: Numbers those of clients, of all workers together.
         error_log: `error_log(level, message)`, with nginx's levels; `reopen()` when USR1 comes.
         access_log: A line for each request; None when it is off.
     """
@@ -120,6 +121,7 @@ class WorkerArgs:
     record: Record
     ready: Connection
     seed: int
+    connections: SharedCounter
     error_log: ErrorLog
     access_log: AccessLog | None = None
 

@@ -8,6 +8,7 @@ the real clock.
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 
 import kongtrace
 from kongtrace import PHASES, TracerProvider, tracing
@@ -47,6 +48,7 @@ class WorkerGateway:
         on_rest: called once, when it drains and no connection of a client and no timer is left.
         slot: the worker's place among the others.
         tally: what is counted by subject; None: nobody reads it.
+        number: gives the number of a client's new connection; None: they are counted here, from 1.
         classes: the plugins that there are.
         make_provider: makes the tracer provider, such as a checked one (`kongtrace.checked.tracer_provider`).
         make_exporter: makes the exporter, such as one that only counts.
@@ -83,6 +85,7 @@ class WorkerGateway:
         on_rest: Callable[[], None],
         slot: int = 0,
         tally: Tally | None = None,
+        number: Callable[[], int] | None = None,
         classes: Mapping[str, PluginClass] = BUNDLED,
         make_provider: Callable[..., TracerProvider] = TracerProvider,
         make_exporter: Callable[..., Exporter] = Exporter,
@@ -169,6 +172,7 @@ class WorkerGateway:
             instrumentation,
             resolver,
             self.counts,
+            number or count(1).__next__,
             on_change,
             self.rest,
             on_logged,

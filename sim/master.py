@@ -47,7 +47,7 @@ from sim.cycle import (
 from sim.error_log import ErrorLog, LogFile
 from sim.errors import UserError
 from sim.plugins.prometheus import subjects
-from sim.process import PidFile, Process, Signals, has_terminal, kill, pipe, reap, start, wait
+from sim.process import PidFile, Process, SharedCounter, Signals, has_terminal, kill, pipe, reap, start, wait
 from sim.scoreboard import Record, Scoreboard
 from sim.status import StatusArgs
 
@@ -176,6 +176,7 @@ class Master:
         self._reread = reread or (lambda: gateway)
         self._worker_main = worker_main
         self._children: dict[int, tuple[Process, Record | None]] = {}
+        self._connections = SharedCounter()
         self._ready, self._ready_workers = pipe()
 
     @property
@@ -297,6 +298,7 @@ class Master:
             record=record,
             ready=self._ready_workers,
             seed=child_seed(self.gateway.seed, "worker", spawn.slot, record.serial),
+            connections=self._connections,
             error_log=self._setting.error_log,
             access_log=self._setting.access_log,
         )

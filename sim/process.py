@@ -23,6 +23,7 @@ import struct
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
+from weakref import finalize
 
 import multiprocess
 import multiprocess.connection
@@ -54,6 +55,7 @@ __all__ = [
     "Connection",
     "PidFile",
     "Process",
+    "SharedCounter",
     "Signals",
     "has_terminal",
     "kill",
@@ -184,6 +186,22 @@ def send_signal(pid: int, signum: int, *, parent_pid: int) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+class SharedCounter:
+    """Counts up, together with all processes that are forked after it was made; each number is given once, 1 first.
+
+    It is the offset of an open file, which a forked process has in common with its parent: lseek(2) moves it and tells
+    where it is in one step. So there is no lock that one who is killed could leave held.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor = os.memfd_create("counter")
+        finalize(self, os.close, self._descriptor)
+
+    def next(self) -> int:
+        """Return the next number."""
+        return os.lseek(self._descriptor, 1, os.SEEK_CUR)
 
 
 class Signals:

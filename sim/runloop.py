@@ -130,6 +130,7 @@ class Runloop:
         instrumentation: of the worker.
         resolver: of the services' hosts.
         counts: what it counts.
+        number: gives the number of a new connection.
         on_change: called when a count has changed.
         on_idle: called while draining, when no request is being served any more or a connection was closed.
         on_logged: called with each request after its log phase, and each that was refused; None for nobody.
@@ -156,6 +157,7 @@ class Runloop:
         instrumentation: Instrumentation,
         resolver: Resolver,
         counts: "Counts",
+        number: Callable[[], int],
         on_change: Callable[[], None],
         on_idle: Callable[[], None],
         on_logged: Callable[[Request | RefusedRequest], None] | None = None,
@@ -179,6 +181,7 @@ class Runloop:
         self.forwarding = Forwarding(gateway)
         self._sweep_s = min(SWEEP_S_MAX, _shortest_timeout_s(gateway.nginx) / 10)
         self._sweeping = False
+        self._number = number
         self._on_change = on_change
         self._on_idle = on_idle
         self._on_logged = on_logged
@@ -223,7 +226,7 @@ class Runloop:
             self._sweeping = True
             self.runtime.call_later(self._sweep_s, self._sweep)
         self._on_change()
-        return self.counts.connections
+        return self._number()
 
     def closed(self) -> None:
         """A connection was closed."""

@@ -52,6 +52,7 @@ from sim.cycle import WorkerArgs
 from sim.error_log import ErrorLog
 from sim.http_server import HttpConnection, HttpServer, response
 from sim.plugins import BUNDLED
+from sim.process import SharedCounter
 from sim.request import Request
 from sim.scoreboard import Scoreboard
 from sim.worker import Worker
@@ -138,7 +139,8 @@ class Ours:
             plugins=(Plugin(name="opentelemetry", config={"traces_endpoint": endpoint, "queue": queue}),),
         )
         record = Scoreboard(1).open(0, 1)
-        args = WorkerArgs(0, 1, gateway, [], record, ready=None, seed=7, error_log=ErrorLog(log))
+        counter = SharedCounter()
+        args = WorkerArgs(0, 1, gateway, [], record, ready=None, seed=7, connections=counter, error_log=ErrorLog(log))
         self.worker = _Worker(args, loop, BUNDLED, TracerProvider)
         inside = self.inside = self.worker._gateway
         self.provider = inside.provider

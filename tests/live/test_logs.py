@@ -5,11 +5,12 @@ import os
 import re
 import signal
 import socket
-from signal import SIGTERM, SIGUSR1
+from signal import SIGKILL, SIGTERM, SIGUSR1
 
 import psutil
 import pytest
 
+from sim.scoreboard import State
 from tests import peers
 from tests.gateway import TIMEOUT_S, echo, gateway_to, live
 
@@ -139,6 +140,23 @@ def test_error_of_a_request_names_it(tmp_path):
     where = f'upstream: "http://127.0.0.1:{port}/x?y", host: "api.example.com"'
     assert re.search(rf'{re.escape(f", {asked}, {where}")}, request_id: "[0-9a-f]{{32}}"$', line)
     assert re.search(r": \*1 connect\(\) failed \(111: Connection refused\) while connecting to upstream, ", line)
+
+
+def test_connections_are_numbered_by_all_workers_together(tmp_path):
+    """No two have one number: a worker that takes another's place, and a new generation, count on."""
+    with live(tmp_path, gateway_to(peers.free_port(), service={"retries": 0}, workers=2)) as running:
+        for turn in range(3):
+            for _ in range(8):
+                assert running.request().status == 502
+            if turn == 0:
+                os.kill(running.scoreboard.read().alive[0].pid, SIGKILL)
+                running.wait_until(lambda reading: sum(w.state is State.SERVING for w in reading.alive) == 2)
+            elif turn == 1:
+                running.reload()
+        running.stop()
+        numbers = re.findall(r": \*(\d+) connect\(\) failed ", running.log.read_text())
+
+    assert sorted(map(int, numbers)) == list(range(1, 25))
 
 
 def test_refused_request_has_its_line_in_both_logs(tmp_path):

@@ -44,6 +44,18 @@ def test_child_exits_with_the_code_that_it_chose():
     assert process.reap(child, TIMEOUT_S) == 7
 
 
+def test_shared_counter_gives_each_number_once():
+    """However many processes count at the same time."""
+    counter, rounds = process.SharedCounter(), 5_000
+    assert counter.next() == 1
+    children = [_started(lambda control: control.send([counter.next() for _ in range(rounds)])) for _ in range(3)]
+
+    given = [number for _child, control in children for number in control.recv()]
+
+    assert sorted(given) == list(range(2, 2 + 3 * rounds))
+    assert [process.reap(child, TIMEOUT_S) for child, _control in children] == [0] * 3
+
+
 def test_child_starts_with_default_handlers_and_nothing_blocked():
     """What the parent does about signals is not inherited, but for ignoring what Python ignores."""
 
