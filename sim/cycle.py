@@ -12,8 +12,9 @@ asks in nginx's order: reap, terminate, quit, reconfigure, reopen, no-accept (ko
   the machine with it, a slot whose workers keep dying young waits longer each time. What is young is a matter of the
   profile (`Respawn`).
 - Terminate: TERM at once and at every alarm, whose interval doubles from `ALARM_S_FIRST`; when the interval that passed
-  is longer than `ALARM_S_PATIENCE`, KILL: 3.15 s after the start (W9). A user who asks again, with the same signal, is
-  not made to wait: KILL at once.
+  is longer than `ALARM_S_PATIENCE`, KILL: 3.15 s after the start (W9). A user who sends the same signal again after the
+  first alarm is not made to wait: KILL at once. What comes before it is no second wish: timeout(1) sends each signal to
+  a process, then to its group.
 - Quit: QUIT once to each worker (W1). One that is still starting has no handler for it yet and gets it when ready.
 - Reconfigure: a new generation is started beside the old one, which is told to quit when the new one is *ready*, where
   nginx naps 100 ms (W10). An old worker that dies meanwhile is not replaced: its successor is on its way. The new
@@ -312,7 +313,8 @@ class Cycle:
         for signum, sender in signals:
             flag, meaning = SIGNALS[signum]
             logs.append(Log("notice", f"signal {signum} ({signum.name}) received from {sender}{meaning}"))
-            self._flags.add("kill" if signum is self._stop_signum else flag)
+            insists = signum is self._stop_signum and self._alarm_interval_s > ALARM_S_FIRST
+            self._flags.add("kill" if insists else flag)
             if flag == "terminate":
                 self._stop_signum = self._stop_signum or signum
             elif flag == "quit":

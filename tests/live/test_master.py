@@ -12,6 +12,7 @@ import pytest
 
 from sim import process
 from sim.config import Gateway, parse_address
+from sim.cycle import ALARM_S_FIRST
 from sim.error_log import ErrorLog
 from sim.errors import UserError
 from sim.master import Master, serve
@@ -231,6 +232,7 @@ def test_interrupting_twice_does_not_wait(tmp_path):
     with running(tmp_path, tiny_worker.stubborn) as master:
         master.signal(SIGINT)
         master.wait_logged("notice: signal 2 (SIGINT) received from")
+        process.wait([master.process.sentinel], 2 * ALARM_S_FIRST)
         master.signal(SIGINT)
 
         assert master.exit_code() == 0

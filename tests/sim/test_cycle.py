@@ -246,8 +246,18 @@ def test_asking_twice_to_terminate_kills(signum):
     """Ctrl-C twice does not wait for the escalation."""
     world = serving(slots=1)
     world.turn(signum)
+    world.alarm()
 
     assert world.turn(signum, after_ms=1) == [Kill(1001, SIGKILL)]
+
+
+@pytest.mark.parametrize("signum", [SIGTERM, SIGINT])
+def test_signal_that_comes_twice_at_once_asks_once(signum):
+    """timeout(1) sends it to the process and then to its group: before the first alarm nobody has lost patience."""
+    world = serving(slots=1)
+    world.turn(signum)
+
+    assert world.turn(signum, after_ms=49) == []
 
 
 def test_term_after_interrupt_does_not_kill():
