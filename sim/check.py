@@ -196,7 +196,7 @@ class Exporting:
     @property
     def given_up(self) -> int:
         """How many batches are given up, one after the other; 0 too where that takes no time, and all of them are."""
-        return math.ceil(self.outage.fails_until_s / self.patience_s) - 1 if self.patience_s else 0
+        return max(0, math.ceil(self.outage.fails_until_s / self.patience_s) - 1) if self.patience_s else 0
 
     @property
     def noticed_s(self) -> float:
@@ -303,7 +303,7 @@ def batches_are_slower_than_spans(plugin: Exporting) -> Iterator[Risk]:
 
 def outage_is_longer_than_the_queue(plugin: Exporting) -> Iterator[Risk]:
     """A batch is given up after its time, and the oldest are dropped when the queue is full (Q14, Q20-Q22, H30)."""
-    if plugin.given_up or not plugin.patience_s:
+    if plugin.given_up or (plugin.outage.lasts_s and not plugin.patience_s):
         yield _batches_are_given_up(plugin)
     if plugin.spans_per_s and plugin.patience_s and plugin.config.queue.concurrency_limit == 1:
         yield from _queue_overflows(plugin, plugin.spans_per_s)

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from ruamel.yaml.comments import CommentedMap
 
 from sim.document import Document, Model, override
-from sim.errors import FieldError, meant, shown
+from sim.errors import FieldError, UserError, meant, shown
 from sim.units import Bytes, PerSecond, Seconds, format_duration
 
 __all__ = ["KINDS", "Event", "Fault", "Kind", "parse_option", "timeline"]
@@ -219,7 +219,14 @@ def parse_option(text: str, target: str) -> Fault:
     """
     origin = f"--fault {text}"
     document = Document(origin, CommentedMap())
-    document.set(override("fault", text, origin))
+    given = override("fault", text, origin)
+    if not isinstance(given.value, Mapping):
+        message = f"expected a fault such as {{at: 10s, for: 5s, kind: hang}}, not {shown(given.value)}"
+        raise UserError(message, file=origin)
+    if (other := given.value.get("target", target)) != target:
+        message = f"expected {target}, not {shown(other)}"
+        raise UserError(message, file=origin, field="fault.target", cure="leave it out")
+    document.set(given)
     document.set(override("fault.target", target, origin))
     return document.validate(_Option, document.plain()).fault
 

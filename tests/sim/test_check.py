@@ -129,6 +129,11 @@ def test_a_batch_is_not_given_up_before_the_limit_has_been_looked_at(findings):
     assert found.cure.startswith("set it to 120, which saves these alone")
 
 
+def test_no_outage_costs_nothing(findings):
+    """Nothing is given up, and the queue is never full."""
+    assert findings({"queue": {}}, Expected(outage_s=0)) == []
+
+
 def test_no_batch_is_advised_that_would_kill_its_job(findings):
     """What KC004 says to set is nothing that KC003 finds."""
     load = [{"executor": "constant-arrival-rate", "rate": "10000/s", "duration": "10s"}]

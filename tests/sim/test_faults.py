@@ -72,7 +72,9 @@ def test_timeline_is_in_order_and_ends_come_before_beginnings():
         ("{at: 1s, kind: kill}", "not 'kill'; kill is for target worker"),
         ("{at: 1s}", "fault.kind: missing; add kind"),
         ("{at: 1, kind: hang}", "fault.at: expected a duration such as 30s or 2ms, not 1; add the unit, one of"),
-        ("hang", "it is 'hang'"),
+        ("hang", "expected a fault such as {at: 10s, for: 5s, kind: hang}, not 'hang'"),
+        ("[hang]", "expected a fault such as {at: 10s, for: 5s, kind: hang}, not "),
+        ("{at: 1s, kind: kill, target: worker}", "fault.target: expected collector, not 'worker'; leave it out"),
         ("{", "not YAML"),
     ],
 )
