@@ -51,6 +51,18 @@ def commands() -> None:
     """Simulate an nginx-style gateway with Kong's tracing API, in as many worker processes as you like."""
 
 
+_PLUGINS: Final = click.option(
+    "--plugin", "plugins", multiple=True, metavar="PATH", help="A plugin of your own: a file or a module."
+)
+_STAND_INS: Final = click.option(
+    "--stand-in",
+    "stand_ins",
+    multiple=True,
+    metavar="PLUGIN=CONFIG",
+    help="What the synthetic plugin does for another.",
+)
+
+
 @commands.command()
 @click.argument("scenario")
 @click.option("--workers", metavar="N", help="Number of workers; sets gateway.workers.")
@@ -116,14 +128,8 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     metavar="RATE",
     help="Share of traces kept, 0 to 1.  [default: 0.01]",
 )
-@click.option("--plugin", "plugins", multiple=True, metavar="PATH", help="A plugin of your own: a file or a module.")
-@click.option(
-    "--stand-in",
-    "stand_ins",
-    multiple=True,
-    metavar="PLUGIN=CONFIG",
-    help="What the synthetic plugin does for another.",
-)
+@_PLUGINS
+@_STAND_INS
 def serve(*, file: str | None, plugins: tuple[str, ...], stand_ins: tuple[str, ...], **options: str | None) -> int:
     """Run the gateway that KONG_YML describes, in the foreground, with nginx's signals.
 
@@ -223,14 +229,8 @@ def collector(*, listen: str, faults: tuple[str, ...]) -> None:
 
 @commands.command()
 @click.argument("file")
-@click.option("--plugin", "plugins", multiple=True, metavar="PATH", help="A plugin of your own: a file or a module.")
-@click.option(
-    "--stand-in",
-    "stand_ins",
-    multiple=True,
-    metavar="PLUGIN=CONFIG",
-    help="What the synthetic plugin does for another.",
-)
+@_PLUGINS
+@_STAND_INS
 @click.option("--rate", metavar="RATE", help="Requests to a kong.yml's gateway, such as 500/s.")
 @click.option("--workers", metavar="N", help="Workers of a kong.yml's gateway.  [default: one for each CPU]")
 @click.option("--profile", metavar="NAME", help="Profile of a kong.yml's gateway.  [default: kong]")

@@ -82,8 +82,16 @@ LOSSES: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
-    """The accounts of one worker, or the sum of several; adding two adds account by account."""
+class _Books:
+    """Accounts; adding two adds account by account."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger(_Books):
+    """The accounts of one worker, or the sum of several."""
 
     created: int = 0
     copied_again: int = 0
@@ -104,9 +112,6 @@ class Ledger:
     in_flight: int = 0
     lost: int = 0
     unaccounted: int = 0
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 def _balance(accounts: "Mapping[str, int]") -> Ledger:
@@ -143,7 +148,7 @@ def total(ledgers: "Iterable[Ledger]") -> Ledger:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolBalance:
+class PoolBalance(_Books):
     """The books of one pool; `free` objects lie in it now."""
 
     fetched: int = 0
@@ -157,9 +162,6 @@ class PoolBalance:
     def live(self) -> int:
         """Objects fetched and not given back."""
         return self.fetched - self.released - self.discarded
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 def pool_balance(values: "Mapping[str, int]", tag: str) -> PoolBalance:
