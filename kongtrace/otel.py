@@ -56,7 +56,7 @@ from kongtrace.errors import KongTraceError
 from kongtrace.event import LINK_EVENT, Link
 from kongtrace.global_tracer import GlobalTracer, tracing
 from kongtrace.phase import PHASES
-from kongtrace.span import INTERNAL, NOOP_SPAN, STATUS_ERROR, STATUS_OK, AnySpan
+from kongtrace.span import NOOP_SPAN, STATUS_ERROR, STATUS_OK, AnySpan
 from kongtrace.span import Span as KongSpan
 
 try:
@@ -213,30 +213,35 @@ class Tracer(trace.Tracer):
     ) -> trace.Span:
         """A new span, see `opentelemetry.trace.Tracer.start_span`; ``start_time`` in ns since the epoch.
 
-        ``into`` is the span to fill in place of a new one.
+        ``into`` is the span to fill in place of a new one; Kong's becomes its request's active one, if that runs.
         """
         # One frame, as in the tracer below: this is the way of every span of a request.
         handle = self._handle
         provider = handle.provider
         parent: Any = (_current_context() if context is None else context).get(_SPAN_KEY)
         table = _without_none({**self._scope, **attributes}) if attributes else {**self._scope}
-        number = INTERNAL if kind is _INTERNAL else _KINDS.get(kind, INTERNAL)
+        number = None if kind is _INTERNAL else _KINDS.get(kind)
         if type(name) is not str or not name:
             name = str(name or _NAMELESS)
         span = Span() if into is None else into
         below = type(parent)
         if (
-            (below is Span or below is CurrentSpan)
+            (below is CurrentSpan or below is Span)
             and parent.span.span_id is parent.id
-            and parent.home.ctx is provider.execution.ctx
-            and parent.home.provider is provider
+            and (home := parent.home).ctx is provider.execution.ctx
+            and home.provider is provider
         ):
-            span.home = parent.home
+            span.home = home
             # An attribute that is a bound method is called faster from a variable.
             start_span = handle.start_span
             made: Any = start_span(name, None, start_time, number, None, table, parent.span)
+            if into is not None:
+                set_active_span = handle.set_active_span
+                set_active_span(made)
         else:
             made = self._start_elsewhere(span, parent, context, (name, None, start_time, number, None, table))
+            if into is not None and made is not NOOP_SPAN and span.home.ctx is provider.execution.ctx:
+                handle.set_active_span(made)
         if made is NOOP_SPAN:
             span.home = _NOWHERE
             return NonRecordingSpan(trace.get_current_span(context).get_span_context())
@@ -550,12 +555,6 @@ class CurrentSpan(Span):
         name, context, kind, attributes, links, start_time, records, sets = self.arguments
         made = self.tracer.start_span(name, context, kind, attributes, links, start_time, records, sets, self)
         self._token = _attach(context_api.Context({**_current_context(), _SPAN_KEY: made}))
-        if made is self:
-            span, home = self.span, self.home
-            tracer = span.tracer
-            # Kong's own spans go below it too.
-            if tracer is not None and home.provider.execution.ctx is home.ctx:  # type: ignore[union-attr]
-                tracer.set_active_span(span)
         return made
 
     def __exit__(
