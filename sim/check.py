@@ -369,7 +369,7 @@ def every_span_is_a_job(plugin: Exporting) -> Iterator[Risk]:
         return
     rate, limit = plugin.spans_per_s, plugin.gateway.nginx.lua_max_running_timers
     posts = f", {_rate(rate)} requests/s for each worker" if rate else ""
-    reach = f", {format_duration(_rounded(limit / rate))} into an outage" if rate else ""
+    reach = f", {format_duration(_rounded(limit / rate))} into an outage," if rate else ""
     yield Risk(
         ("queue", "concurrency_limit"),
         f"each span is a timer and a request of its own{posts}; more than {limit} at once{reach} are not run, and lost",
