@@ -66,7 +66,7 @@ _STAND_INS: Final = click.option(
 @commands.command()
 @click.argument("scenario")
 @click.option("--workers", metavar="N", help="Number of workers; sets gateway.workers.")
-@click.option("--seed", metavar="N", help="Seed of every random draw; sets seed.")
+@click.option("--seed", metavar="N", help="Seed of every random draw but ids; sets seed.")
 @click.option("--set", "fields", multiple=True, metavar="FIELD=VALUE", help="Set any field: load[0].rate=800/s.")
 @click.option("--out", metavar="DIR", help="Folder for the results.  [default: runs/NAME-DATE-TIME]")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of tables.")
