@@ -166,10 +166,11 @@ class Plans:
 def _instance(name: str, plugin: PluginClass) -> Any:
     try:
         return plugin()
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        place = (frames[-1].filename, frames[-1].lineno) if frames else (inspect.getfile(plugin), _line(plugin))
         message = f"plugin {name} cannot be made: {type(error).__name__}: {error}"
-        raise UserError(message, file=last.filename, line=last.lineno) from error
+        raise UserError(message, file=place[0], line=place[1]) from error
 
 
 def _begin(kong: Any, name: str, handler: Callable[..., object], *arguments: object) -> None:
@@ -287,7 +288,7 @@ def _check_parameters(plugin: Any, phase: str, wrong: Callable[[str, object, str
     given = {"init_worker": "kong", "configure": "kong, configs"}.get(phase, "kong, conf")
     try:
         inspect.signature(method).bind(None, *given.split(", "))
-    except TypeError:
+    except (TypeError, ValueError):
         raise wrong(f"{phase} is called with {given}", method, f"write def {phase}(self, {given})") from None
 
 
@@ -329,11 +330,11 @@ def _named_module(place: str) -> ModuleType:
 def _run(program: Callable[[], T], place: str) -> T:
     try:
         return program()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failure(error, place) from error
 
 
-def _failure(error: Exception, place: str) -> UserError:
+def _failure(error: BaseException, place: str) -> UserError:
     """Return what to tell the user of a module that does not load: where it failed, not where it was loaded from."""
     if isinstance(error, SyntaxError):
         return UserError(f"is no Python: {error.msg}", file=error.filename or place, line=error.lineno)

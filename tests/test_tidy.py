@@ -243,7 +243,8 @@ BANS = (
         but=("sim.process",),
     ),
     Ban(("sim",), "tests", "tests import the product, never the reverse"),
-    Ban(("sim",), "threading concurrent queue", "a process has one event loop"),
+    # The watch hears of the threads of plugins, and starts none.
+    Ban(("sim",), "threading concurrent queue", "a process has one event loop", but=("sim.verify.watch",)),
     Ban(("sim",), "time.sleep", "wait for what is to come: `sim.process.wait`"),
     Ban(
         ("sim",),

@@ -9,8 +9,6 @@ stalled, all that the test did is done again at its end, in two more worlds: wha
 """
 
 import asyncio
-import contextlib
-import io
 import warnings
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -23,7 +21,7 @@ from sim.errors import UserError, nearest
 from sim.runtime.virtual import EverybodyWaitsError, TimeStandsStillError
 from sim.verify.mistakes import STALL, Key, Mistake
 from sim.verify.program import UPSTREAMS, Program, Visit
-from sim.verify.trial import Suspects, Trial, files_of
+from sim.verify.trial import Suspects, Trial, files_of, unheard
 from sim.verify.watch import Watch
 
 if TYPE_CHECKING:
@@ -187,16 +185,15 @@ class Bench:
     def _stalls_again(self) -> dict[Key, Mistake]:
         """Do it all again, and return the stalls with their lines."""
         suspects = Suspects(tuple(self._places), self._configs)
-        classes = suspects.load()
-        watch = Watch(files_of(classes), locates=True, isolates=False)
-        trial = Trial(suspects, classes, self._program, watch, collector=CollectorServer(0.0, lambda _span: None))
 
         async def play() -> None:
             for deed in (*self._deeds, Trial.end):
                 await deed(trial)
 
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with unheard():
+            classes = suspects.load()
+            watch = Watch(files_of(classes), locates=True, isolates=False)
+            trial = Trial(suspects, classes, self._program, watch, collector=CollectorServer(0.0, lambda _span: None))
             with suppress(TimeStandsStillError, EverybodyWaitsError):
                 trial.world.run(play())
         tracing.use(None)

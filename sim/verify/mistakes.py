@@ -21,6 +21,7 @@ RAISES: Final = "KG005"
 ORPHAN_PARENT: Final = "KG006"
 BEHIND_THE_GATEWAY: Final = "KG007"
 WAITS_FOR_EVER: Final = "KG008"
+ENDS_MORE: Final = "KG009"
 
 GATEWAY_RULES: Final[dict[str, Rule]] = {
     FORBIDDEN_CALL: Rule(
@@ -87,6 +88,14 @@ GATEWAY_RULES: Final[dict[str, Rule]] = {
         "The request is never answered, holds its spans and its connection, and keeps a leaving worker alive.",
         "Give everything that waits a timeout (`settimeout`), and let nobody wait for what may not come.",
         "W12, W13",
+    ),
+    ENDS_MORE: Rule(
+        "handler ends what is not its own",
+        Severity.ERROR,
+        "A worker has one event loop for all its requests. Who stops it ends the worker, and the requests, spans and"
+        " queues that it holds are lost. A request whose task is cancelled is never answered.",
+        "End a request with `kong.response.exit`, and cancel only tasks that the handler has made itself.",
+        "R3, E5, H31",
     ),
 }
 

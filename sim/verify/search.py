@@ -99,7 +99,8 @@ class Search:
         began_s = time.monotonic()
         verdict = Verdict(seed=self.seed)
         try:
-            self._suspects.load()
+            with trial.unheard():
+                self._suspects.load()
         except UserError as error:
             verdict.shown = [Shown(_awaiting(error), Program(()))]
             return verdict

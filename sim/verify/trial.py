@@ -15,7 +15,7 @@ import inspect
 import io
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -36,7 +36,7 @@ from sim.plugin import PluginClass, configuration, load
 from sim.plugins import BUNDLED
 from sim.request import RefusedRequest, Request
 from sim.runtime.virtual import EverybodyWaitsError, TimeStandsStillError, VirtualWorld
-from sim.verify.mistakes import STALL
+from sim.verify.mistakes import RAISES, STALL
 from sim.verify.program import Program, Reload, Visit
 from sim.verify.watch import Watch, WatchedTimers, stack_of
 
@@ -163,18 +163,32 @@ def run(suspects: Suspects, program: Program, known_stalls: Container[Frame] = (
     return Outcome(mistakes, second.requests, second.stalled & first.stalled)
 
 
-def _run(suspects: Suspects, program: Program, *, locates: bool) -> Outcome:
-    classes = suspects.load()
-    watch = Watch(files_of(classes), locates=locates)
-    trial = Trial(suspects, classes, program, watch)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Show nothing of what plugins print meanwhile, or are warned of."""
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
+        yield
+
+
+def _run(suspects: Suspects, program: Program, *, locates: bool) -> Outcome:
+    with unheard():
+        classes = suspects.load()
+        watch = Watch(files_of(classes), locates=locates)
+        trial = Trial(suspects, classes, program, watch)
         try:
             trial.world.run(trial.play())
         except TimeStandsStillError:
             watch.not_ending("turns and turns, and no time passes")
         except EverybodyWaitsError:
             watch.not_ending("waits for what will never come")
+        except (SystemExit, KeyboardInterrupt) as error:
+            # Out of a callback of the event loop.
+            if not watch.raised(error):
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                watch.tell_by_callback(RAISES, f"SystemExit: {error}")
         finally:
             tracing.use(None)
     if trial.crashes:
@@ -241,12 +255,13 @@ class Trial:
         self.crashes: list[BaseException] = []
         self.world = VirtualWorld(0, lambda _generator: 50_000)
         self.runtime: Runtime = self.world.runtime("gateway")
+        loop = self.world.loop
+        loop.set_exception_handler(self._unhandled)
+        loop.set_task_factory(watch.task)
+        loop.stop = watch.guarded(loop.stop)  # type: ignore[method-assign]  # of this one loop
 
     async def begin(self) -> None:
         """Start service, collector and worker."""
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self._unhandled)
-        loop.set_task_factory(self._watch.task)
         self.world.network.silence(_SILENT)
         self._upstream = self._receiver = await self._serve(ServiceServer(self.visits))
         if self._collector is not None:

@@ -6,6 +6,8 @@ and in which the thread computed, or gave the processor away by itself, has stal
 interrupted by other programs has not. A stall counts when two trials that run again have it on the same line, which an
 interval timer tells.
 
+Tasks that a handler makes are watched like the handler, but what they raise is its affair: it may expect that.
+
 Whatever the virtual world has not got, but the operating system has, is asked for elsewhere: an audit hook hears of
 it (PEP 578). It stays for the life of the process, since none can be taken out, and is deaf outside steps.
 
@@ -16,6 +18,7 @@ The watch knows the plugins by their files. The place of a mistake is the first 
 stack; what has none is the gateway's own affair.
 """
 
+import _thread
 import asyncio
 import errno
 import inspect
@@ -23,13 +26,14 @@ import resource
 import signal
 import sys
 import sysconfig
+import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from sys import _getframe
-from types import FrameType, TracebackType
+from types import CodeType, CoroutineType, FrameType, TracebackType
 from typing import Any, Final, Self
 
 import kongtrace
@@ -41,6 +45,7 @@ from sim.runtime.virtual import NotVirtualError
 from sim.timers import Answer, Timers
 from sim.verify.mistakes import (
     BEHIND_THE_GATEWAY,
+    ENDS_MORE,
     FORBIDDEN_CALL,
     ORPHAN_PARENT,
     RAISES,
@@ -61,6 +66,9 @@ COMPUTED_MS: Final = 50
 STUCK_S: Final = 5.0
 """A step that has not come back after so many s of the real clock never will: it is broken off."""
 
+STUCK_AGAIN_S: Final = COMPUTED_MS / 1000
+"""The same of a handler that was broken off before in this trial, so that many such requests have an end."""
+
 TIMERS_MAX: Final = 20
 """Timers that one request may set off, descendants included."""
 
@@ -76,10 +84,12 @@ HANDLERS: Final = ("init_worker", "configure", *AWAITING_PHASES, *PLAIN_PHASES)
 
 _NETWORK: Final = ("connect", "sendto", "sendmsg", "getaddrinfo", "gethostbyname", "gethostbyaddr")
 _PROCESS: Final = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec")
+_SIGNAL: Final = ("os.kill", "os.killpg", "signal.pthread_kill")
 _THREAD: Final = ("_thread.start_new_thread", "_thread.start_joinable_thread")
 ELSEWHERE: Final = {
     **{f"socket.{name}": "the network" for name in _NETWORK},
     **dict.fromkeys(_PROCESS, "a process"),
+    **dict.fromkeys(_SIGNAL, "a signal"),
     **dict.fromkeys(_THREAD, "a thread"),
 }
 """What a handler may ask the operating system for, by the audit event (PEP 578) that tells of it."""
@@ -102,7 +112,7 @@ class StuckError(BaseException):
 
 
 class LeftError(Exception):
-    """Raised in place of what is no `Exception`, SystemExit above all: it would end the verification."""
+    """Raised in place of what is no `Exception`, SystemExit above all: it would end the verification, or a request."""
 
 
 class Lineage:
@@ -132,6 +142,7 @@ class Watch:
     Attributes:
         mistakes: what was found, by what makes them the same.
         stalled: the handlers of which a step has stalled the loop, by their first lines.
+        stuck: those of which one was broken off.
         timers: those that have not ended, each with its lineage and where it was made.
         waiting: coroutines that have not ended, each with its first line.
         execution: of the gateway that runs now.
@@ -148,6 +159,7 @@ class Watch:
         self._worker = Lineage(of_request=False)
         self.mistakes: dict[Key, Mistake] = {}
         self.stalled: set[Frame] = set()
+        self.stuck: set[Frame] = set()
         self.timers: dict[object, tuple[Lineage, Stack]] = {}
         self.waiting: dict[Steps, Frame] = {}
         self.execution = Execution()
@@ -168,9 +180,18 @@ class Watch:
             phase = phase or self.execution.phase.name
             self._keep(Mistake(code, message, self._plugin(stack), phase, None, place, stack))
 
+    def tell_by_callback(self, code: str, message: str) -> None:
+        """Take a finding of a callback that a plugin has left to the event loop: no line of the plugin is known."""
+        first = Frame(next(iter(self._files)), 1, "<module>")
+        self.tell(code, f"a callback of the event loop: {message}", (first,))
+
     def raised(self, error: BaseException) -> bool:
         """A handler has raised, or a task; whether that is a plugin's affair."""
+        if isinstance(error, LeftError):
+            return True  # that has been told already
         stack = _stack_of_error(error)
+        if isinstance(error, KeyboardInterrupt) and not (stack and self._is_users(stack[0].filename)):
+            return False  # that is the user's, who interrupts from outside
         place = self._place(stack)
         if place is None and error.__cause__ is not None:
             # A StopIteration that leaves a coroutine comes as the cause of a RuntimeError.
@@ -201,7 +222,7 @@ class Watch:
         if self._locates:
             self.tell(STALL, f"the loop stood still for about {_rounded(milliseconds):g} ms", stack)
 
-    def asked_elsewhere(self, event: str) -> None:
+    def asked_elsewhere(self, event: str, caller: FrameType) -> None:
         """A handler asks the operating system for something.
 
         Raises:
@@ -210,21 +231,46 @@ class Watch:
         if self.execution.phase.name == "init_worker":
             return
         what = ELSEWHERE[event]
-        self.tell(BEHIND_THE_GATEWAY, f"the operating system is asked for {what} ({event})", stack_of(_getframe(2)))
+        self.tell(BEHIND_THE_GATEWAY, f"the operating system is asked for {what} ({event})", stack_of(caller))
         if self._isolates and event not in _THREAD:
             raise ConnectionRefusedError(errno.ECONNREFUSED, f"the virtual world has not got {what}: {event}")
 
     def task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
-        """Make a task of the loop, and note whose it is."""
+        """Make a task of the loop, and note whose it is; one of a plugin's is watched."""
+        stack = stack_of(_getframe(1))
+        if not (_running and self._is_by_user(stack)):
+            return _Task(self, coroutine, loop=loop, **options)
+        step = _running[-1]
+        if inspect.iscoroutine(coroutine):
+            coroutine = TaskSteps(self, coroutine, step.tasks)
         task = asyncio.Task(coroutine, loop=loop, **options)
-        if _running:
-            stack = stack_of(_getframe(1))
-            by = next(
-                (frame for frame in stack if self._is_users(frame.filename) or _is_gateways(frame.filename)), None
-            )
-            if by is not None and not _is_gateways(by.filename):
-                _running[-1].tasks.append((task, stack))
+        step.tasks.append((task, stack))
         return task
+
+    def guarded(self, stop: Callable[[], None]) -> Callable[[], None]:
+        """Return the `stop` of an event loop that does so for asyncio itself, and else is told."""
+
+        def stopping() -> None:
+            caller = _getframe(1)
+            if caller.f_globals.get("__name__") == "asyncio.base_events":
+                stop()
+                return
+            message = "the event loop is told to stop, and the worker ends with it"
+            stack = stack_of(caller)
+            if self._is_by_user(stack):
+                self.tell(ENDS_MORE, message, stack)
+            else:
+                self.tell_by_callback(ENDS_MORE, message)
+
+        return stopping
+
+    def lets_cancel(self, caller: FrameType) -> bool:
+        """Whether a task of the gateway may be cancelled; it is told if not."""
+        stack = stack_of(caller)
+        if caller.f_globals.get("__name__") == "asyncio.runners" or not (_running and self._is_by_user(stack)):
+            return True
+        self.tell(ENDS_MORE, "a task is cancelled that the handler has not made", stack)
+        return False
 
     def ended(self, tasks: "Tasks") -> None:
         """A handler has ended that made these tasks."""
@@ -278,6 +324,11 @@ class Watch:
         names = (self._files[frame.filename] for frame in stack if frame.filename in self._files)
         return next(names, next(iter(self._files.values())))
 
+    def _is_by_user(self, stack: Stack) -> bool:
+        """Whether the user's code is nearer than the gateway's."""
+        by = next((frame for frame in stack if self._is_users(frame.filename) or _is_gateways(frame.filename)), None)
+        return by is not None and not _is_gateways(by.filename)
+
     def _is_users(self, filename: str) -> bool:
         # A relative name is that of a file that was compiled elsewhere.
         return filename in self._files or (filename.startswith("/") and not filename.startswith(_NOT_THE_USERS))
@@ -293,8 +344,7 @@ class Watch:
         return type(plugin.__name__, (plugin,), {**handlers, "__module__": plugin.__module__})
 
     def _wrapped(self, handler: Callable[..., Any], name: str) -> Callable[..., Any]:
-        code = inspect.unwrap(handler).__code__
-        first = Frame(code.co_filename, code.co_firstlineno, code.co_name)
+        first = _first_line(handler)
 
         if inspect.iscoroutinefunction(handler):
 
@@ -307,8 +357,9 @@ class Watch:
             with Step(self, first) as step:
                 given = handler(*arguments)
             self.ended(step.tasks)
-            if name in PLAIN_PHASES and isinstance(given, Awaitable):
-                self.tell(FORBIDDEN_CALL, f"{name} returned something to await, which nobody awaits", (first,))
+            if isinstance(given, Awaitable):
+                cure = f": write async def {name}" if name in AWAITING_PHASES else ""
+                self.tell(FORBIDDEN_CALL, f"{name} returned something to await, which nobody awaits{cure}", (first,))
                 if isinstance(given, Coroutine):
                     given.close()
             return given
@@ -320,13 +371,18 @@ Tasks = list[tuple["asyncio.Task[Any]", Stack]]
 """Tasks that a handler has made, and where."""
 
 
+Lets = Callable[[BaseException], bool]
+"""Whether an exception may leave a step."""
+
+
 class Step:
     """One step of a handler, from one wait to the next; a real clock runs meanwhile.
 
     Args:
         watch: that looks at it.
         first: line of the handler.
-        tasks: takes those that it makes, of a coroutine; None: it is all of a plain handler.
+        tasks: takes those that it makes.
+        lets: whether an exception may leave it.
 
     Attributes:
         watch: the same.
@@ -339,25 +395,26 @@ class Step:
         "_cpu_ns",
         "_first",
         "_gave_away",
-        "_is_part",
+        "_lets",
         "_previous",
         "_wall_ns",
         "tasks",
         "watch",
     )
 
-    def __init__(self, watch: Watch, first: Frame, tasks: Tasks | None = None) -> None:
+    def __init__(self, watch: Watch, first: Frame, tasks: Tasks | None = None, lets: Lets | None = None) -> None:
         self.watch = watch
         self.tasks: Tasks = [] if tasks is None else tasks
-        self._is_part = tasks is not None
+        self._lets = lets or _lets_handler
         self._first = first
         self._caught: Stack = ()
 
     def __enter__(self) -> Self:
         if self.watch._breaks_off:  # noqa: SLF001 - the two are one
             self._previous = signal.signal(signal.SIGALRM, self._note)
-            first_s = BLOCKED_MS / 1000 if self.watch._locates else STUCK_S  # noqa: SLF001 - the same
-            self._alarm_s = signal.setitimer(signal.ITIMER_REAL, first_s, STUCK_S)
+            stuck_s = STUCK_AGAIN_S if self._first in self.watch.stuck else STUCK_S
+            first_s = BLOCKED_MS / 1000 if self.watch._locates else stuck_s  # noqa: SLF001 - the same
+            self._alarm_s = signal.setitimer(signal.ITIMER_REAL, first_s, stuck_s)
         _running.append(self)
         self._gave_away = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         self._cpu_ns = time.thread_time_ns()
@@ -376,17 +433,18 @@ class Step:
                 signal.setitimer(signal.ITIMER_REAL, max(delay_s - wall_ns / _NS_PER_S, 1e-6), interval_s)
         if isinstance(error, StuckError):
             self.watch.tell(STALL, f"the handler had not come back after {STUCK_S:g} s", self._caught)
+            self.watch.stuck.add(self._first)
             return
         if wall_ns >= BLOCKED_MS * _NS_PER_MS:
             cpu_ns = time.thread_time_ns() - self._cpu_ns
             gave_away = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw > self._gave_away
             if (gave_away and 2 * cpu_ns < wall_ns) or cpu_ns >= COMPUTED_MS * _NS_PER_MS:
                 self.watch.stall(wall_ns / _NS_PER_MS, (*self._caught, self._first))
-        if error is None or isinstance(error, (Exit, KeyboardInterrupt, GeneratorExit)):
+        if error is None or self._lets(error):
             return
-        if self._is_part and isinstance(error, (StopIteration, asyncio.CancelledError)):
+        is_plugins = self.watch.raised(error)
+        if isinstance(error, KeyboardInterrupt) and not is_plugins:
             return
-        self.watch.raised(error)
         if not isinstance(error, Exception):
             raise LeftError(f"{type(error).__name__}: {error}") from error
 
@@ -402,11 +460,36 @@ _running: Final[list[Step]] = []
 
 @cache
 def _listen() -> None:
-    def heard(event: str, _arguments: object) -> None:
+    def heard(event: str, _arguments: object, depth: int = 1) -> None:
         if event in ELSEWHERE and _running:
-            _running[-1].watch.asked_elsewhere(event)
+            _running[-1].watch.asked_elsewhere(event, _getframe(depth))
 
     sys.addaudithook(heard)
+    if sys.version_info < (3, 12):
+        # Before that Python itself tells of no thread.
+        start: Any = _thread.start_new_thread
+
+        def starting(*arguments: Any) -> int:
+            heard("_thread.start_new_thread", arguments, depth=2)
+            return int(start(*arguments))
+
+        threading._start_new_thread = _thread.start_new_thread = starting  # type: ignore[attr-defined]  # noqa: SLF001 - what `Thread` calls
+
+
+def _lets_handler(error: BaseException) -> bool:
+    return isinstance(error, Exit)
+
+
+def _lets_coroutine(error: BaseException) -> bool:
+    if isinstance(error, asyncio.CancelledError):
+        # By the gateway, or else the handler has done it itself.
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return isinstance(error, (Exit, StopIteration))
+
+
+def _lets_task(error: BaseException) -> bool:
+    return isinstance(error, (Exception, Exit, asyncio.CancelledError))
 
 
 class Steps:
@@ -427,7 +510,7 @@ class Steps:
         try:
             while True:
                 try:
-                    with Step(self._watch, self._first, tasks):
+                    with Step(self._watch, self._first, tasks, _lets_coroutine):
                         waited = coroutine.send(value) if error is None else coroutine.throw(error)
                 except StopIteration as end:
                     return end.value
@@ -442,6 +525,52 @@ class Steps:
         finally:
             self._watch.waiting.pop(self, None)
             self._watch.ended(tasks)
+
+
+class TaskSteps(Coroutine[Any, Any, Any]):
+    """The coroutine of a task that a handler has made, watched step by step.
+
+    Args:
+        watch: that looks at it.
+        coroutine: of the plugin.
+        tasks: of the handler.
+    """
+
+    def __init__(self, watch: Watch, coroutine: "CoroutineType[Any, Any, Any]", tasks: Tasks) -> None:
+        self._coroutine = coroutine
+        self._step = partial(Step, watch, _frame_of(coroutine.cr_code), tasks, _lets_task)
+
+    def send(self, value: Any) -> Any:
+        """See `Coroutine.send`."""
+        with self._step():
+            return self._coroutine.send(value)
+
+    def throw(self, *thrown: Any) -> Any:
+        """See `Coroutine.throw`."""
+        with self._step():
+            return self._coroutine.throw(*thrown)
+
+    def close(self) -> None:
+        """See `Coroutine.close`."""
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """See `Coroutine.__await__`."""
+        return (yield from self._coroutine.__await__())
+
+
+class _Task(asyncio.Task[Any]):
+    """A task of the gateway."""
+
+    def __init__(self, watch: Watch, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._watch = watch
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancel it, unless a plugin does that."""
+        if not self.cancelling() and not self._watch.lets_cancel(_getframe(1)):
+            return False
+        return super().cancel(msg)
 
 
 class WatchedTimers(Timers):
@@ -498,12 +627,7 @@ class _WatchedCallback:
         self._lineage = lineage
         self._token = token
         self._once = once
-        code = getattr(inspect.unwrap(callback), "__code__", None)
-        self._first = (
-            Frame(code.co_filename, code.co_firstlineno, code.co_name)
-            if code
-            else Frame("<unknown>", 1, repr(callback))
-        )
+        self._first = _first_line(callback)
 
     def __call__(self, premature: bool, *arguments: Any) -> Any:
         watch = self._watch
@@ -529,6 +653,15 @@ class _WatchedCallback:
     def _end(self, premature: bool) -> None:
         if self._once or premature:
             self._watch.timers.pop(self._token, None)
+
+
+def _first_line(function: Callable[..., Any]) -> Frame:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return _frame_of(code) if code else Frame("<unknown>", 1, repr(function))
+
+
+def _frame_of(code: CodeType) -> Frame:
+    return Frame(code.co_filename, code.co_firstlineno, code.co_name)
 
 
 def _stack_of_error(error: BaseException) -> Stack:

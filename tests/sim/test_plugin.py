@@ -1,6 +1,7 @@
 """Plugins are loaded from files and modules, and run in Kong's order."""
 
 import itertools
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,7 @@ def test_plugin_may_be_a_module(tmp_path, monkeypatch):
             "greeter.py:11: Greeter: has response beside header_filter or body_filter; keep response, or the filters",
         ),
         (GOOD + GOOD.replace("class Greeter", "class Other"), "two plugins are named greeter; give each a NAME"),
+        ("import sys\n\nsys.exit('no licence')\n", "greeter.py:3: cannot be loaded: SystemExit: no licence"),
         (
             GOOD.replace("    PRIORITY", "    NAME = 'opentelemetry'\n    PRIORITY"),
             "greeter.py: there is a plugin opentelemetry already",
@@ -206,9 +208,22 @@ def test_plugin_that_cannot_be_made_is_a_mistake_of_its_author():
         def __init__(self):
             raise RuntimeError("no licence")
 
-    entity = Plugin(name="unlicensed")
-    with pytest.raises(UserError, match=r"test_plugin\.py:[0-9]+: plugin unlicensed cannot be made: RuntimeError: no"):
-        Plans(Gateway(plugins=(entity,)), {"unlicensed": Unlicensed})
+    class Leaving(Recorder):
+        def __init__(self):
+            sys.exit(3)
+
+    class Demanding(Recorder):
+        def __init__(self, licence):
+            self.licence = licence
+
+    for plugin, message in (
+        (Unlicensed, "RuntimeError: no licence"),
+        (Leaving, "SystemExit: 3"),
+        (Demanding, "TypeError: .*__init__.. missing 1 required positional argument: 'licence'"),
+    ):
+        entity = Plugin(name="greeter")
+        with pytest.raises(UserError, match=rf"test_plugin\.py:[0-9]+: plugin greeter cannot be made: {message}$"):
+            Plans(Gateway(plugins=(entity,)), {"greeter": plugin})
 
 
 def test_handlers_run_by_priority_and_equal_ones_by_name_downwards():

@@ -909,4 +909,162 @@ async def access(self, kong, conf):
         await kong.ngx.sleep(1)
 """,
     ),
+    "handler that stops the event loop": (
+        """
+import asyncio
+
+def access(self, kong, conf):
+    if kong.request.get_method() == "DELETE":
+        asyncio.get_running_loop().stop()  # KG009
+""",
+        """
+def access(self, kong, conf):
+    if kong.request.get_method() == "DELETE":
+        kong.response.exit(405)
+""",
+    ),
+    "handler that cancels its request": (
+        """
+import asyncio
+
+async def access(self, kong, conf):
+    asyncio.current_task().cancel()  # KG009
+    await kong.ngx.sleep(0.001)
+""",
+        """
+import asyncio
+
+async def access(self, kong, conf):
+    try:
+        async with asyncio.timeout(0.001):
+            await kong.ngx.sleep(1)
+    except TimeoutError:
+        kong.log.warn("too slow")
+""",
+    ),
+    "handler that cancels what is not its own": (
+        """
+import asyncio
+
+def log(self, kong, conf):
+    for task in asyncio.all_tasks():
+        task.cancel()  # KG009
+""",
+        """
+import asyncio
+
+async def fail(kong):
+    raise ValueError
+
+async def access(self, kong, conf):
+    slow = asyncio.create_task(kong.ngx.sleep(1))
+    slow.cancel()
+    await asyncio.wait([slow])
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(kong.ngx.sleep(1))
+            group.create_task(fail(kong))
+    except* ValueError:
+        kong.log.warn("no data")
+""",
+    ),
+    "handler that lets a cancelled task end it": (
+        """
+import asyncio
+
+async def access(self, kong, conf):
+    slow = asyncio.create_task(kong.ngx.sleep(1))
+    slow.cancel()
+    await slow  # KG005
+""",
+        """
+import asyncio
+from contextlib import suppress
+
+async def access(self, kong, conf):
+    slow = asyncio.create_task(kong.ngx.sleep(1))
+    slow.cancel()
+    with suppress(asyncio.CancelledError):
+        await slow
+""",
+    ),
+    "handler that interrupts the process": (
+        """
+async def access(self, kong, conf):
+    await kong.ngx.sleep(0.001)
+    raise KeyboardInterrupt  # KG005
+""",
+        """
+async def access(self, kong, conf):
+    await kong.ngx.sleep(0.001)
+    kong.response.exit(503)
+""",
+    ),
+    "task that ends the process": (
+        """
+import asyncio
+import sys
+
+async def check(kong):
+    sys.exit(1)  # KG005
+
+async def access(self, kong, conf):
+    await asyncio.gather(check(kong))
+""",
+        """
+import asyncio
+
+async def check(kong):
+    return
+
+async def access(self, kong, conf):
+    await asyncio.gather(check(kong))
+""",
+    ),
+    "task that blocks": (
+        """
+import asyncio
+import time
+
+async def look_up():
+    time.sleep(0.02)  # KG002
+
+async def access(self, kong, conf):
+    await asyncio.gather(look_up(), look_up())
+""",
+        """
+import asyncio
+
+async def access(self, kong, conf):
+    await asyncio.gather(kong.ngx.sleep(0.02), kong.ngx.sleep(0.02))
+""",
+    ),
+    "handler that forgets to wait": (
+        """
+def access(self, kong, conf):  # KG001
+    return kong.ngx.sleep(0.001)
+""",
+        """
+async def access(self, kong, conf):
+    return await kong.ngx.sleep(0.001)
+""",
+    ),
+    "signal to a process": (
+        """
+import os
+import signal
+
+def access(self, kong, conf):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)  # KG007
+    except OSError:
+        kong.log.warn("no signal")
+""",
+        """
+import os
+
+def access(self, kong, conf):
+    kong.log.debug(os.getpid())
+""",
+    ),
 }

@@ -1,7 +1,6 @@
 """Every mistake that `kongsim verify` knows: the wrong plugin is found, by code and line; the right one is silent."""
 
 import re
-import sys
 
 import pytest
 
@@ -38,8 +37,6 @@ def marks(source):
 @pytest.mark.parametrize("name", PAIRS)
 def test_wrong_plugin_is_found(tmp_path, name):
     """The line that the comment marks is reported, with its code, and with nothing that is not wrong with it too."""
-    if name == "thread of its own" and sys.version_info < (3, 12):
-        pytest.skip("Python tells of threads from 3.12 on")
     wrong, _right = PAIRS[name]
     file, verdict = verified(tmp_path, wrong)
     found = {(s.mistake.code, s.mistake.place.line) for s in verdict.shown if s.mistake.place.filename == file}

@@ -539,3 +539,75 @@ def test_handler_that_never_comes_back_is_broken_off_and_told(shop, monkeypatch)
     codes = {(shown.mistake.code, shown.mistake.message) for shown in verdict.shown}
     assert ("KG002", "the handler had not come back after 0.2 s") in codes
     assert verdict.seconds < 60
+
+
+def test_many_requests_that_never_come_back_are_broken_off_sooner(shop, monkeypatch):
+    """Only the first takes the whole of a program's patience."""
+    monkeypatch.setattr(watch, "STUCK_S", 1.0)
+    monkeypatch.setattr(watch, "STUCK_AGAIN_S", 0.01)
+    file = shop(RIGHT.replace('        kong.tracing.start_span("load order").finish()', "        while True: pass"))
+    verdict = Search(Suspects((file,)), 0).replay(Program((Visit(times=20),)))
+    assert [shown.mistake.message for shown in verdict.shown] == ["the handler had not come back after 1 s"]
+    assert verdict.requests == 20
+    assert verdict.seconds < 20
+
+
+LOUD = """
+import sys
+
+print("imported")
+print("imported", file=sys.stderr)
+
+
+class Shop:
+    PRIORITY = 1000
+    VERSION = "1"
+
+    def access(self, kong, conf):
+        print("served")
+        print("served", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--replay", '{"steps":[{}]}')])
+def test_what_a_plugin_prints_is_not_shown(shop, capsys, options):
+    """Neither when it is loaded nor when it runs, so that a report is nothing but a report."""
+    commands.main(["verify", shop(LOUD), "--format", "json", *options], prog_name="kongsim", standalone_mode=False)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["mistakes"] == []
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(
+    ("does", "code", "message"),
+    [
+        ("loop.call_soon(sys.exit, 3)", "KG005", "a callback of the event loop: SystemExit: 3"),
+        (
+            "loop.call_soon(loop.stop)",
+            "KG009",
+            "a callback of the event loop: the event loop is told to stop, and the worker ends with it",
+        ),
+    ],
+)
+def test_callback_that_would_end_the_worker_is_told_of_the_plugin(shop, does, code, message):
+    """No line of the plugin is known any more when the event loop calls it back."""
+    body = f"        loop = asyncio.get_running_loop()\n        {does}\n"
+    file = shop("import asyncio, sys\n" + RIGHT + body)
+    (mistake,) = Search(Suspects((file,)), 0).replay(Program((Visit(),))).shown
+    assert (mistake.mistake.code, mistake.mistake.place.filename, mistake.mistake.message) == (code, file, message)
+
+
+@pytest.mark.parametrize("phase", ["access", "log"])
+def test_user_who_interrupts_is_obeyed(shop, phase):
+    """A signal from outside ends the verification, whatever the plugin is doing."""
+    body = f"    def {phase}(self, kong, conf):\n        signal.raise_signal(signal.SIGINT)\n"
+    file = shop("import signal\n" + RIGHT.partition("    def")[0] + body)
+    with pytest.raises(KeyboardInterrupt):
+        Search(Suspects((file,)), 0).run()
+
+
+def test_builtin_function_may_be_a_handler(shop):
+    """It has no line of its own."""
+    file = shop(RIGHT.partition("    def")[0] + "    access = print\n")
+    shown = Search(Suspects((file,)), 0).replay(Program((Visit(),))).shown
+    assert [(s.mistake.code, s.mistake.message) for s in shown] == []
