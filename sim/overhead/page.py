@@ -16,11 +16,12 @@ def write(outcome: Outcome, path: Path) -> None:
     plan = outcome.measurement.plan
     plots = [_arms(outcome), *([_parts(outcome)] if outcome.breakdown else [])]
     shown = [
-        to_html(plot, full_html=False, include_plotlyjs=not index, config={"displaylogo": False})
+        to_html(plot, full_html=False, include_plotlyjs=not index, config={"displayModeBar": False})
         for index, plot in enumerate(plots)
     ]
     path.write_text(
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{plan.scenario.name}: overhead</title>"
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        f"<meta name='viewport' content='width=device-width'><title>{plan.scenario.name}: overhead</title>"
         "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
         "h1{font-size:1.4rem}p.sum{font-size:1.15rem}</style>"
         f"<h1>What tracing costs: {plan.scenario.name}, profile {plan.scenario.profile}, {plan.rate_per_s:g}/s</h1>"

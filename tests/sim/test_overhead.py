@@ -286,6 +286,15 @@ def test_page_shows_each_arm_resolved_or_not(scenario_file, tmp_path):
     assert shown.count('"text":"not resolved"') == 1
 
 
+def test_page_fits_a_narrow_screen(scenario_file, tmp_path):
+    """A telephone does not shrink it, and no bar of buttons lies over the titles of the plots."""
+    page.write(outcome(made_up(COSTS, load(str(scenario_file)))), tmp_path / "overhead.html")
+
+    shown = (tmp_path / "overhead.html").read_text()
+    assert "<meta name='viewport' content='width=device-width'>" in shown
+    assert shown.count('"displayModeBar": false') == shown.count("Plotly.newPlot(")
+
+
 @pytest.mark.parametrize(
     ("arms", "whole"),
     [
