@@ -12,6 +12,7 @@ logs again.
 """
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 TICK_S: Final = 0.25
 """How often the clocks, memory, the bytes of the queues and the pools beside that of the spans are looked at."""
+
+ACCEPT_DELAY_S: Final = 0.5
+"""How long a worker without a free file descriptor accepts nobody; nginx's `accept_mutex_delay`."""
 
 GC_THRESHOLD: Final = 20_000
 """Objects more than before, after which the worker looks for garbage that refers to itself."""
@@ -135,8 +139,7 @@ class Worker:
             loop.add_signal_handler(signum, self._terminate)
         loop.add_signal_handler(signal.SIGQUIT, self._quit)
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
-        for listener in self._listeners:
-            loop.add_reader(listener.fileno(), self._accept, listener)
+        self._listen()
         self._state = State.SERVING
         self._row[FIELD_INDEX["cpu_ns_at_ready"]] = time.process_time_ns()
         self._tick(self._gateway.runtime.now())
@@ -152,11 +155,18 @@ class Worker:
             task.cancel()
         await self._gateway.close()
 
+    def _listen(self) -> None:
+        for listener in self._listeners:
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
+
     def _accept(self, listener: socket.socket) -> None:
         try:
             client, _address = listener.accept()
-        except OSError:
-            # Another worker was faster, or the client has gone.
+        except BlockingIOError:
+            # Another worker was faster.
+            return
+        except OSError as error:
+            self._not_accepted(error)
             return
         if not self._gateway.table.admits():
             client.close()
@@ -170,6 +180,16 @@ class Worker:
         self._accepting.add(task)
         self._gateway.arriving.add(connection)
         task.add_done_callback(partial(self._accepted, connection))
+
+    def _not_accepted(self, error: OSError) -> None:
+        """Say why not; without a descriptor, leave the client to another worker for a while, as nginx does."""
+        exhausted = error.errno in (errno.EMFILE, errno.ENFILE)
+        level = "crit" if exhausted else "error"
+        self._args.error_log(level, f"accept4() failed ({error.errno}: {error.strerror})")
+        if exhausted:
+            for listener in self._listeners:
+                self._loop.remove_reader(listener.fileno())
+            self._gateway.runtime.call_later(ACCEPT_DELAY_S, self._listen)
 
     def _accepted(self, connection: ClientConnection, task: "asyncio.Task[Any]") -> None:
         self._accepting.discard(task)

@@ -3,8 +3,11 @@
 import asyncio
 import os
 import re
+import resource
 import signal
 import socket
+from contextlib import ExitStack
+from pathlib import Path
 from signal import SIGKILL, SIGTERM, SIGUSR1
 
 import psutil
@@ -180,6 +183,30 @@ def test_log_level_decides_what_is_told(tmp_path, level, told):
     with echo() as upstream, live(tmp_path, gateway_to(upstream, log_level=level)) as running:
         running.stop(SIGTERM)
         assert ("start worker process" in running.log.read_text()) is told
+
+
+def test_worker_without_a_file_descriptor_rests_and_says_so(tmp_path):
+    """It looks for clients again after half a second, and serves who has waited once there are descriptors."""
+    with echo() as upstream, live(tmp_path, gateway_to(upstream)) as running:
+        assert running.request().status == 200
+        (worker,) = running.scoreboard.read().alive
+        _soft, hard = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+        held = max(int(entry.name) for entry in Path(f"/proc/{worker.pid}/fd").iterdir()) + 1
+        resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (held, hard))
+        with ExitStack() as stack:
+            clients = [stack.enter_context(running.connect()) for _ in range(held)]
+            running.wait_logged("[crit]")
+            resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (hard, hard))
+            for client in clients:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n")
+            answers = [client.recv(12) for client in clients]
+        told = [line for line in running.log.read_text().splitlines() if "[crit]" in line]
+
+    assert {line.partition("#")[2].partition(": ")[2] for line in told} == {
+        "accept4() failed (24: Too many open files)"
+    }
+    assert len(told) < 5
+    assert set(answers) == {b"HTTP/1.1 200"}
 
 
 def test_connections_beyond_the_limit_are_closed_with_an_alert(tmp_path):
