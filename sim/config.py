@@ -9,6 +9,7 @@ Sources: kong-semantics I1 (instrumentations), N4 (timers), O1-O10 (plugin), Q1-
 
 import os
 import re
+import resource
 import ssl
 from collections.abc import Collection
 from contextlib import suppress
@@ -32,6 +33,12 @@ ProfileName = Literal["kong", "safe"]
 
 WORKERS_MAX: Final = 1024
 """Child processes that a master keeps at most (kong-semantics W17)."""
+
+CONNECTIONS_MAX: Final = 1_000_000
+"""Connections of a worker."""
+
+CONNECTIONS_AUTO: Final = (1_024, 16_384)
+"""The fewest and the most that it has when it is left to the limit of open files; Kong's."""
 
 CPUS_MAX: Final = 1024
 """CPUs that a mask can name (glibc, ``CPU_SETSIZE``)."""
@@ -142,6 +149,23 @@ def _workers(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= WORKERS_MAX:
         return value
     raise FieldError(f"expected auto or a whole number from 1 to {WORKERS_MAX}, not {shown(value)}", cure="write 2")
+
+
+def available_connections() -> int:
+    """Return what ``auto`` connections of a worker are: as many files as it may have open, 1024 to 16384 (Kong)."""
+    limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = CONNECTIONS_AUTO[-1]
+    return most if limit == resource.RLIM_INFINITY else min(max(limit, CONNECTIONS_AUTO[0]), most)
+
+
+def _connections(value: object) -> object:
+    if value == "auto":
+        return available_connections()
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= CONNECTIONS_MAX:
+        return value
+    raise FieldError(
+        f"expected auto or a whole number from 1 to {CONNECTIONS_MAX}, not {shown(value)}", cure="write 16384"
+    )
 
 
 def _instrumentations(words: tuple[str, ...]) -> tuple[str, ...]:
@@ -290,7 +314,7 @@ class Nginx(Model):
     Attributes:
         worker_shutdown_timeout: seconds after which a quitting worker closes its connections; 0 waits for ever (W12).
         worker_connections: connections that a worker has open at most, those to upstreams, listening sockets and
-            running timers included (N5).
+            running timers included (N5); ``auto`` in a file is as many as it may have files open, 1024 to 16384.
         worker_cpu_affinity: the CPUs of each worker; :func:`affinity` reads it.
         client_header_timeout: seconds within which a client sends a header section, else 408.
         client_body_timeout: seconds between two reads of a request's body, else 408.
@@ -305,7 +329,7 @@ class Nginx(Model):
     """
 
     worker_shutdown_timeout: Seconds = 0.0
-    worker_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16_384
+    worker_connections: Annotated[int, BeforeValidator(_connections)] = Field(default_factory=available_connections)
     worker_cpu_affinity: CpuMasks = ()
     client_header_timeout: Timeout = 60.0
     client_body_timeout: Timeout = 60.0
@@ -618,7 +642,7 @@ class Gateway(Model):
     pid: FilePath | None = None
     workers: Workers = 1
     tracing: Tracing = Tracing()
-    nginx: Nginx = Nginx()
+    nginx: Nginx = Field(default_factory=Nginx)
     trusted_ips: Many[IpBlock] = ()
     real_ip_header: RealIpHeader = "X-Real-IP"
     real_ip_recursive: bool = False

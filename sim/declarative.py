@@ -160,7 +160,7 @@ class _Settings(Model):
     workers: Workers = Field(default_factory=available_cpus)
     profile: ProfileName = "kong"
     tracing: Tracing = Tracing()
-    nginx: Nginx = Nginx()
+    nginx: Nginx = Field(default_factory=Nginx)
     trusted_ips: Many[IpBlock] = ()
     real_ip_header: RealIpHeader = "X-Real-IP"
     real_ip_recursive: bool = False

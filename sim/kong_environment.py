@@ -131,6 +131,11 @@ class _Reader:
         """Read a time as nginx does: a number without a unit is in seconds."""
         return f"{text}s" if text.isdecimal() else text.replace(" ", "")
 
+    def size(self, text: str, _name: str) -> str:
+        """Read a size as nginx does: a number without a unit is in bytes."""
+        unit = _UNITS.get(text[-1:].lower())
+        return text[:-1] + unit if unit else text + "B" * text.isdecimal()
+
     def log_file(self, text: str, name: str) -> str | None:
         """Read the path of a log, relative to the prefix, and drop the name of a format behind it."""
         path, _, form = text.partition(" ")
@@ -168,6 +173,8 @@ class _Reader:
             raise FieldError(f"expected host:port, not {shown(entry)}", cure=f"write {_LISTEN_USAGE}") from None
 
 
+_UNITS: Final = {"k": "KiB", "m": "MiB", "g": "GiB"}
+
 _Convert = Callable[[_Reader, str, str], Any]
 
 _SETTINGS: Final[Mapping[str, tuple[str, _Convert]]] = {
@@ -187,6 +194,7 @@ _SETTINGS: Final[Mapping[str, tuple[str, _Convert]]] = {
     "LUA_MAX_RUNNING_TIMERS": ("nginx.lua_max_running_timers", _Reader.number),
     "NGINX_HTTP_CLIENT_HEADER_TIMEOUT": ("nginx.client_header_timeout", _Reader.duration),
     "NGINX_HTTP_CLIENT_BODY_TIMEOUT": ("nginx.client_body_timeout", _Reader.duration),
+    "NGINX_HTTP_CLIENT_MAX_BODY_SIZE": ("nginx.client_max_body_size", _Reader.size),
     "NGINX_HTTP_SEND_TIMEOUT": ("nginx.send_timeout", _Reader.duration),
     "NGINX_HTTP_KEEPALIVE_TIMEOUT": ("nginx.keepalive_timeout", _Reader.duration),
     "NGINX_HTTP_KEEPALIVE_REQUESTS": ("nginx.keepalive_requests", _Reader.number),

@@ -255,7 +255,7 @@ class _Gateway(Model):
     workers: Workers = Field(default_factory=available_cpus)
     config: Any
     tracing: _Tracing = _Tracing()
-    nginx: Nginx = Nginx()
+    nginx: Nginx = Field(default_factory=Nginx)
     plugin_paths: Many[str] = ()
     stand_ins: dict[str, SyntheticConfig] = Field(default_factory=dict)
 

@@ -1,5 +1,7 @@
 """Kong's environment variables."""
 
+import resource
+
 import pytest
 
 from sim.declarative import load
@@ -42,6 +44,10 @@ def gateway(tmp_path):
         ("NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT", "10", "nginx.worker_shutdown_timeout", 10),
         ("NGINX_MAIN_WORKER_CPU_AFFINITY", "0001 0010", "nginx.worker_cpu_affinity", ("0001", "0010")),
         ("NGINX_EVENTS_WORKER_CONNECTIONS", "1000", "nginx.worker_connections", 1000),
+        ("NGINX_HTTP_CLIENT_MAX_BODY_SIZE", "0", "nginx.client_max_body_size", 0),
+        ("NGINX_HTTP_CLIENT_MAX_BODY_SIZE", "500", "nginx.client_max_body_size", 500),
+        ("NGINX_HTTP_CLIENT_MAX_BODY_SIZE", "8k", "nginx.client_max_body_size", 8 * 1024),
+        ("NGINX_HTTP_CLIENT_MAX_BODY_SIZE", "10M", "nginx.client_max_body_size", 10 * 1024**2),
         ("NGINX_HTTP_LUA_MAX_PENDING_TIMERS", "20", "nginx.lua_max_pending_timers", 20),
         ("LUA_MAX_PENDING_TIMERS", "20", "nginx.lua_max_pending_timers", 20),
         ("NGINX_HTTP_LUA_MAX_RUNNING_TIMERS", "10", "nginx.lua_max_running_timers", 10),
@@ -79,6 +85,16 @@ def test_variable_sets_its_field(gateway, name, text, field, value):
             "soon",
             "KONG_NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT: nginx.worker_shutdown",
         ),
+        (
+            "NGINX_HTTP_CLIENT_MAX_BODY_SIZE",
+            "much",
+            "KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE: nginx.client_max_body_size: expected a size",
+        ),
+        (
+            "NGINX_EVENTS_WORKER_CONNECTIONS",
+            "many",
+            "KONG_NGINX_EVENTS_WORKER_CONNECTIONS: nginx.worker_connections: expected auto or a whole number",
+        ),
         ("TRACING_SAMPLING_RATE", "2", "KONG_TRACING_SAMPLING_RATE: tracing.sampling_rate: must be at most 1, not 2"),
         ("TRACING_INSTRUMENTATIONS", "requests", "KONG_TRACING_INSTRUMENTATIONS: tracing.instrumentations: invalid"),
         (
@@ -94,6 +110,16 @@ def test_bad_value_names_the_variable(gateway, name, text, message):
         gateway(**{name: text})
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("limit", "connections"), [(500, 1_024), (2_000, 2_000), (20_000, 16_384), (resource.RLIM_INFINITY, 16_384)]
+)
+def test_connections_are_as_many_as_files_may_be_open(gateway, monkeypatch, limit, connections):
+    """Kong's `auto`, which is its default: within 1024 and 16384."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _resource: (limit, 1_000_000))
+    assert gateway().nginx.worker_connections == connections
+    assert gateway(NGINX_EVENTS_WORKER_CONNECTIONS="auto").nginx.worker_connections == connections
 
 
 def test_option_of_the_command_line_goes_before_the_variable(gateway):
