@@ -109,7 +109,7 @@ class ProxiedExchange:
         if connection is not None:
             if self._request.content_length is None:
                 connection.write(b"0\r\n\r\n")
-            connection.whole_request_sent = True
+            connection.end_request()
 
     def cancel(self) -> None:
         """The client has gone."""
@@ -328,6 +328,8 @@ class ProxiedExchange:
     def pause(self) -> None:
         """The upstream does not read."""
         self._request.connection.pause_body()
+        if self._connection is not None:
+            self._connection.wait_to_write(self._service.write_timeout / 1000)
 
     def resume(self) -> None:
         """It reads again."""

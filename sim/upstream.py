@@ -17,6 +17,7 @@ import errno
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import httptools
@@ -106,7 +107,7 @@ class UpstreamConnection(asyncio.Protocol):
         exchange: who uses it now; None when it is idle.
         reused: it has served an exchange before.
         answered: a byte of the present response has come.
-        whole_request_sent: nothing of the present request is still to be sent.
+        whole_request_sent: nothing of the present request is still to come.
         exchanges: that it has served.
         deadline_s: when the present wait is given up, on the runtime's clock.
     """
@@ -122,6 +123,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.whole_request_sent = True
         self.exchanges = 0
         self._timeout_s = 0.0
+        self._write_timeout_s = 0.0
+        self._unsent = 0  # bytes that wait for an upstream that does not read, when last looked at; 0: it reads
         self._bodiless = False
         self._parser = httptools.HttpResponseParser(self)
         self._lines: HeaderLines = []
@@ -140,9 +143,9 @@ class UpstreamConnection(asyncio.Protocol):
         Args:
             exchange: gets the response.
             data: to write.
-            timeout_s: between two reads of the response.
+            timeout_s: between two reads of the response; it counts once the request is whole.
             bodiless: the response has no body whatever its headers say (HEAD).
-            whole: `data` is the whole request; else `whole_request_sent` is set when the rest has been written.
+            whole: `data` is the whole request; else `end_request` is called when the rest has been written.
         """
         self.exchange = exchange
         self.answered = False
@@ -152,12 +155,24 @@ class UpstreamConnection(asyncio.Protocol):
         self._framing_bytes = 0
         self._complete = False
         self._timeout_s = timeout_s
-        self._pool.watch(self, timeout_s)
+        self._pool.watch(self, timeout_s if whole else inf)
         self.transport.write(data)
 
     def write(self, data: bytes) -> None:
         """Send more of the request."""
         self.transport.write(data)
+
+    def end_request(self) -> None:
+        """The whole request has been written: wait for the response."""
+        self.whole_request_sent = True
+        if not self._unsent:
+            self._pool.watch(self, self._timeout_s)
+
+    def wait_to_write(self, timeout_s: float) -> None:
+        """The upstream does not read: let no more than `timeout_s` pass without its taking anything."""
+        self._unsent = self.transport.get_write_buffer_size()
+        self._write_timeout_s = timeout_s
+        self._pool.watch(self, timeout_s)
 
     def wait(self, timeout_s: float) -> None:
         """From now on, let no more than `timeout_s` pass without a sign of the other side."""
@@ -204,7 +219,8 @@ class UpstreamConnection(asyncio.Protocol):
         elif self._framing_bytes > HEAD_BYTES_MAX:
             self._fail("upstream sent too big header")
         else:
-            self._pool.watch(self, self._timeout_s)
+            if self.whole_request_sent or self._in_body:
+                self._pool.watch(self, self._timeout_s)
             exchange.on_flush()
 
     def eof_received(self) -> None:
@@ -231,11 +247,18 @@ class UpstreamConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """It reads again."""
+        if self._unsent:
+            self._unsent = 0
+            self._pool.watch(self, self._timeout_s if self.whole_request_sent else inf)
         if self.exchange is not None:
             self.exchange.resume()
 
     def timed_out(self) -> None:
-        """The deadline has passed."""
+        """The deadline has passed; an upstream that has taken a part of what waits for it gets more time."""
+        unsent = self._unsent and self.transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            self.wait_to_write(self._write_timeout_s)
+            return
         self._fail(TIMED_OUT, timeout=True)
 
     def _fail(self, reason: str, *, timeout: bool = False) -> None:

@@ -9,13 +9,14 @@ import json
 import os
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 
 import pytest
 
 from kongtrace.queue import Binding, Outcome, QueueParameters
 from sim.config import Nginx, Plugin
-from tests.stage import LOOPBACK, Client, Live, Virtual
+from tests.stage import LOOPBACK, ROUNDING_S, Client, Live, Virtual
 
 ROOT = Path(__file__).parents[2]
 
@@ -253,6 +254,102 @@ def test_silent_upstream_is_given_up_after_60_seconds(prompt):
     assert took_s >= 2 * timeout_s
     if prompt.name == "virtual":
         assert took_s <= 2 * timeout_s + 0.1  # deadlines are looked at each 50 ms
+
+
+def test_read_timeout_begins_when_the_whole_request_is_sent(prompt):
+    """A client that is slow with its body is not the upstream's fault: only then its answer is waited for (nginx)."""
+    timeout_s = prompt.scaled(virtual_s=50, live_s=0.2)
+
+    async def play(stage):
+        slow_ms = timeout_s * 1000 * 10
+        service = {"retries": 0, "read_timeout": round(timeout_s * 1000)}
+        async with (
+            stage.origin(latency_p50_ms=slow_ms, latency_p99_ms=slow_ms) as upstream,
+            stage.gateway(upstream, service=service) as gateway,
+        ):
+            client = await stage.connect(gateway.port)
+            client.send("POST", headers="Content-Length: 3\r\n")
+            for byte in (b"a", b"b", b"c"):
+                await stage.wait(timeout_s * 0.9)
+                client.transport.write(byte)
+            before_s = stage.elapsed_s()
+            return await client.answer(), stage.elapsed_s() - before_s, gateway.log[-1][2]
+
+    status, took_s, told = prompt.run(play)
+    assert (status, told.partition(", client: ")[0].partition(" ")[2]) == (
+        504,
+        "upstream timed out (110: Connection timed out) while reading response header from upstream",
+    )
+    assert took_s >= timeout_s - ROUNDING_S
+    if prompt.name == "virtual":
+        assert took_s <= timeout_s + 0.1  # deadlines are looked at each 50 ms
+
+
+class Reluctant(asyncio.Protocol):
+    """An upstream that rests after each part of the request that it takes, until it has so many bytes, or for ever."""
+
+    def __init__(self, runtime, rest_s, slow_bytes):
+        self.runtime = runtime
+        self.rest_s = rest_s
+        self.slow_bytes = slow_bytes
+        self.closed = asyncio.Event()
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.slow_bytes -= len(data)
+        if data.endswith(b"end"):
+            self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        elif self.slow_bytes > 0:
+            self.transport.pause_reading()
+            if self.rest_s:
+                self.runtime.call_later(self.rest_s, self.transport.resume_reading)
+
+    def connection_lost(self, _error):
+        self.closed.set()
+
+
+async def upload(stage, body, rest_s=0.0, slow_bytes=inf, **service):
+    """Send a body to a reluctant upstream; return the status, how long it took, and the last line of the log."""
+    upstream = Reluctant(stage.runtime, rest_s, slow_bytes)
+    listener = await stage.runtime.listen(LOOPBACK, 0, lambda: upstream)
+    async with stage.gateway(listener.address[1], service={"retries": 0, **service}) as gateway:
+        client = await stage.connect(gateway.port)
+        client.send("POST", headers=f"Content-Length: {len(body)}\r\n")
+        before_s = stage.elapsed_s()
+        client.transport.write(body)
+        status = await client.answer()
+        took_s = stage.elapsed_s() - before_s
+        listener.close()
+        for end in (client, upstream):
+            end.transport.abort()
+            await end.closed.wait()
+        return status, took_s, gateway.log[-1][2].partition(", client: ")[0].partition(" ")[2] if gateway.log else ""
+
+
+def test_upstream_that_takes_nothing_of_the_request_is_given_up(prompt):
+    """After the write timeout, which is another one than that for the answer: 504."""
+    timeout_s = prompt.scaled(virtual_s=50, live_s=0.2)
+    body = bytes(32 * 2**20)  # more than the buffers of two connections hold
+
+    status, took_s, told = prompt.run(lambda stage: upload(stage, body, write_timeout=round(timeout_s * 1000)))
+
+    assert status == 504
+    assert told == "upstream timed out (110: Connection timed out) while sending request to upstream"
+    assert took_s >= timeout_s - ROUNDING_S
+    if prompt.name == "virtual":
+        assert took_s <= timeout_s + 0.1
+
+
+def test_upstream_that_takes_the_request_slowly_is_not_given_up():
+    """The write timeout is for the time between two writes (nginx), and there is none for all of them."""
+    body = bytes(2**20) + b"end"
+
+    status, took_s, _told = Virtual().run(lambda stage: upload(stage, body, 40.0, 2**19, write_timeout=50_000))
+
+    assert status == 200
+    assert took_s >= 2**19 / 2**16 * 40
 
 
 def test_client_that_goes_away_is_499(arm):
