@@ -410,6 +410,12 @@ class Runloop:
                 given = handler.call(kong, handler.conf)
                 if handler.awaits:
                     await given
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    # The worker was terminated.
+                    raise
+                return self._interrupted(request, span, error)
             except (Exception, Exit) as error:  # noqa: BLE001 - see above
                 return self._interrupted(request, span, error)
             span.finish()

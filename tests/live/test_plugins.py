@@ -1,5 +1,6 @@
 """Plugins on real sockets: phases and what they permit, the PDK, early exit, errors, timers, instrumentations."""
 
+import asyncio
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -436,6 +437,28 @@ def test_error_of_a_handler_stands_in_the_log_as_nginx_writes_it(tmp_path, phase
     assert "[error] " in log
     assert line.format(place) + request in log
     assert f"[fails] log runs, status {status}" in log
+
+
+class Cancels(Base):
+    """Waits for a task that it has cancelled."""
+
+    async def access(self, kong, _conf):
+        """Wait."""
+        look_up = asyncio.ensure_future(kong.ngx.sleep(3600))
+        look_up.cancel()
+        await look_up
+
+
+def test_handler_that_waits_for_a_cancelled_task_has_raised(tmp_path):
+    """The gateway has cancelled nothing, so the request ends as after any other exception."""  # R6
+    with served(tmp_path, Cancels) as gateway:
+        received = gateway.exchange(b"GET / HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
+        gateway.wait_requests(1)
+        log = gateway.log.read_text()
+
+    assert received.startswith(b"HTTP/1.1 500 ")
+    assert "lua entry thread aborted: runtime error: access_by_lua(" in log
+    assert ": CancelledError: " in log
 
 
 def test_client_that_goes_away_while_a_handler_waits_is_499_when_that_has_ended(tmp_path):
