@@ -99,12 +99,6 @@ def format_rate(per_second: float) -> str:
     return f"{_plain(Decimal(repr(per_second)))}/s"
 
 
-def format_size(size: int) -> str:
-    """Write a size in the largest binary unit that divides it: ``2KiB``, ``1500B``."""
-    unit = next((unit for unit in ("GiB", "MiB", "KiB") if size and size % _BYTES[unit] == 0), "B")
-    return f"{size // _BYTES[unit]}{unit}"
-
-
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 """A duration in a file, seconds in the program."""
 

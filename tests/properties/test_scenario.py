@@ -16,7 +16,6 @@ from sim.units import (
     SIZE_BYTES_MAX,
     format_duration,
     format_rate,
-    format_size,
     parse_duration,
     parse_rate,
     parse_size,
@@ -71,10 +70,11 @@ def test_rates_survive_writing_and_reading(per_second):
     assert parse_rate(format_rate(per_second)) == per_second
 
 
-@given(st.integers(min_value=0, max_value=SIZE_BYTES_MAX))
-def test_sizes_survive_writing_and_reading(size):
-    """A size that is written is read as the very same number."""
-    assert parse_size(format_size(size)) == size
+@given(st.integers(0, SIZE_BYTES_MAX), st.sampled_from([("B", 1), ("kB", 1000), ("KiB", 1 << 10), ("MiB", 1 << 20)]))
+def test_sizes_are_whole_bytes_in_any_unit(size, unit):
+    """A size that is written in a unit is read as that many bytes."""
+    name, factor = unit
+    assert parse_size(f"{size // factor}{name}") == size // factor * factor
 
 
 @given(
