@@ -15,8 +15,6 @@ Rates in 1/s, times in s, sizes in bytes. Source: kong-semantics sections 8, 10,
 
 import math
 import pathlib
-import sys
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -26,7 +24,7 @@ from sim.config import INSTRUMENTATIONS, Gateway
 from sim.document import Document, FieldPath, written
 from sim.errors import FieldError, UserError
 from sim.exporter import seconds
-from sim.faults import Fault
+from sim.outage import Attempts, Outage, outages
 from sim.plugins import BUNDLED
 from sim.plugins.opentelemetry import OpenTelemetryConfig
 from sim.resolver import is_address
@@ -54,13 +52,8 @@ UNTYPED_LINE_BYTES: Final = 290
 ENTRIES_MAX: Final = 1_000_000
 """The largest `max_entries` (kong-semantics Q3)."""
 
-AT_ONCE_S: Final = 0.1
-"""An attempt that fails within this time fails at once: thirteen of them add a second to what delays make."""
-
 RETRY_DELAY_S: Final = 5.0
 """A `max_retry_delay` that finds the collector soon when it is back, and lets it be while it is away."""
-
-_ATTEMPTS: Final = range(sys.maxsize)
 
 
 class Finding(NamedTuple):
@@ -101,35 +94,6 @@ class Expected(NamedTuple):
     round_trip_s: float | None = None
 
 
-class Outage(NamedTuple):
-    """How the collector is away.
-
-    Attributes:
-        lasts_s: for how long.
-        attempt_s: what an attempt takes until it has failed.
-        retry_after_s: what it asks senders to wait between attempts.
-        loaded_s: for how long of it requests come.
-        answers_last: it answers the attempt that is under way when it is back.
-    """
-
-    lasts_s: float
-    attempt_s: float = 0.0
-    retry_after_s: float = 0.0
-    loaded_s: float = math.inf
-    answers_last: bool = False
-
-    @property
-    def fails_until_s(self) -> float:
-        """When the last attempt has failed."""
-        return self.lasts_s if self.answers_last else self.lasts_s + self.attempt_s
-
-    def __str__(self) -> str:
-        """Return what is taken for granted of attempts."""
-        at_once, apart = self.attempt_s < AT_ONCE_S, f", {format_duration(self.retry_after_s)} apart at least"
-        how = "attempts fail at once" if at_once else f"an attempt takes {format_duration(_rounded(self.attempt_s))}"
-        return f"where {how}{apart if self.retry_after_s else ''}"
-
-
 @dataclass(frozen=True, slots=True)
 class Exporting:
     """An opentelemetry plugin, and what stands around it.
@@ -140,7 +104,7 @@ class Exporting:
         gateway: that it belongs to.
         scenario: that runs the gateway; None: a kong.yml, which knows neither tracing nor workers.
         requests_per_s: of all workers; None: not known.
-        outage: that is to be survived.
+        attempts: that its queue makes in the outage that is to be survived.
         round_trip_s: of an export request.
     """
 
@@ -149,7 +113,7 @@ class Exporting:
     gateway: Gateway
     scenario: Scenario | None
     requests_per_s: float | None
-    outage: Outage
+    attempts: Attempts
     round_trip_s: float
 
     @property
@@ -171,45 +135,6 @@ class Exporting:
             return None
         requests_per_s = self.requests_per_s / self.gateway.workers
         return requests_per_s * spans_per_request(self.gateway, known=self.scenario is not None) * self.sampling_rate
-
-    def started_s(self, number: int) -> float:
-        """When an attempt starts after the first one, which has the number 0; with jitter it is earlier (Q20)."""
-        queue, outage = self.config.queue, self.outage
-        first, asked = queue.initial_retry_delay, outage.retry_after_s
-        longest = max(queue.max_retry_delay, asked)
-        below, most = (min(number, _doublings(delay / first)) for delay in (asked, longest))
-        delays_s = below * asked + first * (2.0**most - 2.0**below) + (number - most) * longest
-        return delays_s + number * outage.attempt_s
-
-    def failed_s(self, number: int) -> float:
-        """When that attempt has failed."""
-        return self.started_s(number) + self.outage.attempt_s
-
-    @property
-    def patience_s(self) -> float:
-        """When a batch is given up after its first attempt: profile kong looks at the limit after the attempt (Q21)."""
-        limit_s = self.config.queue.max_retry_time
-        if PROFILES[self.gateway.profile].bounds_retry_time:
-            return self.failed_s(max(0, bisect_right(_ATTEMPTS, limit_s, key=self.started_s) - 1))
-        return self.failed_s(bisect_right(_ATTEMPTS, limit_s, key=self.failed_s))
-
-    @property
-    def given_up(self) -> int:
-        """How many batches are given up, one after the other; 0 too where that takes no time, and all of them are."""
-        return max(0, math.ceil(self.outage.fails_until_s / self.patience_s) - 1) if self.patience_s else 0
-
-    @property
-    def noticed_s(self) -> float:
-        """When the queue finds out that an outage is over, after its beginning: at the next attempt."""
-        lasts_s, patience_s = self.outage.lasts_s, self.patience_s
-        if not patience_s:
-            return lasts_s
-        given_up_s = lasts_s // patience_s * patience_s
-        since_s = lasts_s - given_up_s
-        number = bisect_left(_ATTEMPTS, since_s, key=self.started_s)
-        if self.outage.answers_last and number and self.failed_s(number - 1) >= since_s:
-            return lasts_s
-        return given_up_s + min(self.started_s(number), patience_s)
 
 
 def expected_of(options: Mapping[str, str | None]) -> Expected:
@@ -303,14 +228,15 @@ def batches_are_slower_than_spans(plugin: Exporting) -> Iterator[Risk]:
 
 def outage_is_longer_than_the_queue(plugin: Exporting) -> Iterator[Risk]:
     """A batch is given up after its time, and the oldest are dropped when the queue is full (Q14, Q20-Q22, H30)."""
-    if plugin.given_up or (plugin.outage.lasts_s and not plugin.patience_s):
+    attempts = plugin.attempts
+    if attempts.given_up or (attempts.outage.lasts_s and not attempts.patience_s):
         yield _batches_are_given_up(plugin)
-    if plugin.spans_per_s and plugin.patience_s and plugin.config.queue.concurrency_limit == 1:
+    if plugin.spans_per_s and attempts.patience_s and plugin.config.queue.concurrency_limit == 1:
         yield from _queue_overflows(plugin, plugin.spans_per_s)
 
 
 def _batches_are_given_up(plugin: Exporting) -> Risk:
-    queue, outage, patience_s = plugin.config.queue, plugin.outage, plugin.patience_s
+    queue, outage, patience_s = plugin.config.queue, plugin.attempts.outage, plugin.attempts.patience_s
     enough_s = outage.fails_until_s
     if not plugin.is_kong:
         enough_s += max(outage.retry_after_s, min(queue.max_retry_delay, 2 * outage.lasts_s))
@@ -321,10 +247,8 @@ def _batches_are_given_up(plugin: Exporting) -> Risk:
     elif queue.concurrency_limit == -1:
         message = f"each span is given up after {after}, and {lasts} of outage are to be survived"
     else:
-        message = (
-            f"a batch is given up after {after}: {plugin.given_up} of up to {queue.max_batch_size} spans in {lasts} of "
-            "outage"
-        )
+        batches = f"{plugin.attempts.given_up} of up to {queue.max_batch_size} spans"
+        message = f"a batch is given up after {after}: {batches} in {lasts} of outage"
         cure += ", which saves these alone: the others wait behind them, as far as max_entries lets them"
     return Risk(("queue", "max_retry_time"), message, cure)
 
@@ -340,11 +264,11 @@ def _capacity(plugin: Exporting) -> tuple[str, int, int]:
 
 
 def _queue_overflows(plugin: Exporting, rate: float) -> Iterator[Risk]:
-    queue, outage = plugin.config.queue, plugin.outage
+    queue, attempts, outage = plugin.config.queue, plugin.attempts, plugin.attempts.outage
     outage_s = min(outage.lasts_s, outage.loaded_s)
-    late_s = min(plugin.noticed_s, outage.loaded_s) - outage_s
+    late_s = min(attempts.noticed_s, outage.loaded_s) - outage_s
     field, capacity, factor = _capacity(plugin)
-    given_up_per_s = queue.max_batch_size / plugin.patience_s if plugin.given_up else 0.0
+    given_up_per_s = queue.max_batch_size / attempts.patience_s if attempts.given_up else 0.0
     if (rate - given_up_per_s) * (outage_s + late_s) <= capacity + queue.max_batch_size:
         return
     held_s = (capacity + queue.max_batch_size) / (rate - given_up_per_s)
@@ -382,7 +306,7 @@ def quitting_worker_has_no_limit(plugin: Exporting) -> Iterator[Risk]:
     faults = () if plugin.scenario is None else plugin.scenario.faults
     leaves = any(fault.target == "master" and fault.kind in ("reload", "quit") for fault in faults)
     if leaves and not plugin.gateway.nginx.worker_shutdown_timeout:
-        patience = format_duration(_rounded(plugin.patience_s))
+        patience = format_duration(_rounded(plugin.attempts.patience_s))
         which = "each of its batches keeps it" if plugin.is_kong else "its batches together keep it"
         stay = f"; with the collector down, {which} for {patience} more"
         yield Risk(
@@ -525,42 +449,9 @@ def check_gateway(gateway: Gateway, document: Document, expected: Expected) -> l
 
 def _outage(scenario: Scenario | None, config: OpenTelemetryConfig, expected: Expected, trip_s: float) -> Outage:
     """Return the outage that is to be survived: as long as expected, and of the kind of the scenario's longest."""
-    outages = [] if scenario is None else _outages(scenario, config, trip_s)
-    longest = max(outages, key=lambda outage: outage.lasts_s, default=Outage(OUTAGE_S))
+    found = [] if scenario is None else outages(scenario, config, trip_s)
+    longest = max(found, key=lambda outage: outage.lasts_s, default=Outage(OUTAGE_S))
     return longest if expected.outage_s is None else longest._replace(lasts_s=expected.outage_s, loaded_s=math.inf)
-
-
-def _outages(scenario: Scenario, config: OpenTelemetryConfig, trip_s: float) -> list[Outage]:
-    """Return the outages of a scenario; faults that follow one another are one, which is as its longest part is."""
-    found: list[tuple[float, Outage]] = []  # each with its beginning
-    for fault in sorted(scenario.faults, key=lambda fault: fault.at):
-        outage, begins_s = _outage_by(fault, scenario, config, trip_s), fault.at
-        if outage is None:
-            continue
-        if found and begins_s <= found[-1][0] + found[-1][1].lasts_s:
-            begins_s, before = found.pop()
-            lasts_s = max(before.lasts_s, fault.at + outage.lasts_s - begins_s)
-            outage = max(before, outage, key=lambda part: part.lasts_s)._replace(lasts_s=lasts_s)
-        found.append((begins_s, outage._replace(loaded_s=scenario.duration_s - begins_s)))
-    return [outage for _, outage in found]
-
-
-def _outage_by(fault: Fault, scenario: Scenario, config: OpenTelemetryConfig, trip_s: float) -> Outage | None:
-    """Return the outage that a fault makes; None: what is sent gets through, or is not tried again."""
-    profile = PROFILES[scenario.profile]
-    patience_s = min(seconds(config.read_timeout), profile.attempt_s or math.inf)
-    is_retried = fault.status not in profile.accepted and fault.status in (profile.retryable or (fault.status,))
-    attempts_s = {"refuse": 0.0, "down": 0.0, "reset": 0.0, "truncate": trip_s, "hang": math.inf}
-    attempts_s |= {"status": trip_s} if is_retried else {}
-    attempts_s |= {"slow": math.inf} if trip_s + fault.latency >= patience_s else {}
-    if fault.target != "collector" or fault.kind not in attempts_s:
-        return None
-    return Outage(
-        scenario.duration_s - fault.at if fault.lasts is None else fault.lasts,
-        min(attempts_s[fault.kind], patience_s),
-        fault.retry_after or 0.0 if profile.honours_retry_after else 0.0,
-        answers_last=fault.kind == "hang",
-    )
 
 
 _CONFIG: Final = ("gateway", "config")
@@ -574,7 +465,8 @@ def _findings(
         config = OpenTelemetryConfig.model_validate(given)
         trip_s = ROUND_TRIP_S if expected.round_trip_s is None else expected.round_trip_s
         outage = _outage(scenario, config, expected, trip_s)
-        plugin = Exporting(given, config, gateway, scenario, expected.requests_per_s, outage, trip_s)
+        attempts = Attempts(config.queue, PROFILES[gateway.profile], outage)
+        plugin = Exporting(given, config, gateway, scenario, expected.requests_per_s, attempts, trip_s)
         for code, rule in RULES.items():
             for field, message, cure in rule(plugin):
                 where, at = (document, (*path, "config", *field))
@@ -582,11 +474,6 @@ def _findings(
                     where, at = scenario.document, field[1:]
                 found.append(Finding(code, where.file, where.line(at), written(at), message, cure))
     return sorted(dict.fromkeys(found), key=lambda finding: (finding.file, finding.line, finding.rule))
-
-
-def _doublings(ratio: float) -> int:
-    """How often 1 is to be doubled until it is no less than a ratio."""
-    return math.ceil(math.log2(ratio)) if ratio > 1 else 0
 
 
 def plugins_named(name: str, node: Any, path: FieldPath) -> Iterator[tuple[dict[str, Any], FieldPath]]:

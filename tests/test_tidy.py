@@ -128,7 +128,7 @@ LAYERS = {
     "sim": (
         "__main__ cli | pytest_plugin",
         "run | check | overhead | verify",
-        "report",
+        "report | outage",
         "master | scenario | collector | origin | load",
         "worker | cycle | declarative | otlp_environment | kong_environment | peer | trace_tree | status",
         "gateway",
