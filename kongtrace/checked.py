@@ -377,12 +377,15 @@ class CheckedProvider(TracerProvider):
 
     Attributes:
         findings: the same.
+        context_of_task: gives the context of the request that the running task belongs to, where something else tells
+            it than the execution, whose request may have the turn meanwhile; else None.
     """
 
     __slots__ = ("_custody", "_depth", "_ended", "_freed", "_keys", "_made", "_names", "findings")
 
     span_class = CheckedSpan
     tracer_class = CheckedTracer
+    context_of_task: Callable[[], Context | None] = staticmethod(lambda: None)
 
     def __init__(self, findings: FindingLog, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -458,11 +461,15 @@ class CheckedProvider(TracerProvider):
         self._look_at_log()
         ctx = self.execution.ctx
         running = None if ctx is None else ctx.get(_REQUEST)
-        if record.request is not None and running is not record.request:
+        if record.request is not None and running is not record.request and not self._is_of_task(record.request):
             self._report(
                 Code.FOREIGN_REQUEST, f"{method}() was called while the span's request was not running", record
             )
         return True
+
+    def _is_of_task(self, request: _Request) -> bool:
+        ctx = self.context_of_task()
+        return ctx is not None and ctx.get(_REQUEST) is request
 
     def read(self, span: ReleasedSpan, what: str, caller: FrameType) -> None:
         """A field of a released span was used; told once where one line uses several."""

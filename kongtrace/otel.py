@@ -612,6 +612,15 @@ def running(execution: Execution, ctx: Context) -> Iterator[None]:
         execution.enter(phase, before)
 
 
+def _context_of_task() -> Context | None:
+    """The context of the request whose span is current: OpenTelemetry's context follows a task, Kong's does not."""
+    current = _current_context().get(_SPAN_KEY)
+    return current.home.ctx if type(current) in _SPANS else None  # type: ignore[attr-defined]
+
+
+CheckedProvider.context_of_task = staticmethod(_context_of_task)
+
+
 def _without_none(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if value is not None} if None in table.values() else table
 

@@ -277,6 +277,8 @@ class Watch:
         for task, stack in tasks:
             if not task.done() and not task.cancelling():
                 self.tell(BEHIND_THE_GATEWAY, "a task of the event loop goes on after its handler", stack)
+        # Each refers to the list, and would be garbage only when the collector comes by, and the spans of its context.
+        tasks.clear()
 
     # Timers.
 

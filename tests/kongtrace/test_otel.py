@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 from opentelemetry import context as context_api
@@ -747,6 +747,41 @@ def test_start_with_links_below_a_span_of_another_request_is_silent():
 
     assert [type(event) for event in span_list(one)[2].events] == [otel.Link]
     assert found == []
+    for ctx in (one, other):
+        worker.enter(ctx)
+        worker.end(ctx)
+
+
+def test_task_of_a_request_may_use_its_spans_while_another_request_runs():
+    """Whose a task is tells the span that is current in it, whichever request has the worker's turn."""
+    worker, found = checked_worker()
+    one = worker.begin()
+    with worker.tracer.start_as_current_span("task") as span:
+        other = worker.begin()
+        span.set_attribute("rows", 3)
+        span.add_event("read")
+        span.add_link(REMOTE)
+        span.set_status(StatusCode.OK)
+
+    assert found == []
+    for ctx in (one, other):
+        worker.enter(ctx)
+        worker.handle.get_root_span().finish()
+        worker.end(ctx)
+
+
+@pytest.mark.parametrize("current", [True, False])
+def test_span_that_another_request_has_left_somewhere_is_found(current):
+    """It is used by a task of this request, or by the request itself."""
+    worker, found = checked_worker()
+    one = worker.begin()
+    left = worker.tracer.start_span("left")
+    other = worker.begin()
+
+    with worker.tracer.start_as_current_span("mine") if current else nullcontext():
+        left.set_attribute("rows", 3)
+
+    assert [finding.code for finding in found] == [Code.FOREIGN_REQUEST]
     for ctx in (one, other):
         worker.enter(ctx)
         worker.end(ctx)

@@ -611,3 +611,40 @@ def test_builtin_function_may_be_a_handler(shop):
     file = shop(RIGHT.partition("    def")[0] + "    access = print\n")
     shown = Search(Suspects((file,)), 0).replay(Program((Visit(),))).shown
     assert [(s.mistake.code, s.mistake.message) for s in shown] == []
+
+
+INSTRUMENTED = """
+import asyncio
+
+from opentelemetry import trace
+
+from kongtrace import otel
+
+PROVIDER = otel.TracerProvider()
+tracer = PROVIDER.get_tracer("shop")
+far = trace.SpanContext(7, 8, is_remote=True)
+
+
+class Shop:
+    PRIORITY = 1000
+    VERSION = "1"
+
+    async def access(self, kong, conf):
+        with tracer.start_as_current_span("look up", links=[trace.Link(far)]) as span:
+            await asyncio.gather(self.part(kong, 1), self.part(kong, 2))
+            span.set_attribute("found", True)
+
+    async def part(self, kong, number):
+        with tracer.start_as_current_span("part", attributes={"number": number}) as span:
+            await kong.ngx.sleep(0.01 * number)
+            span.set_attribute("rows", 3)
+            span.add_event("read")
+            span.add_link(far)
+"""
+
+
+def test_spans_of_opentelemetry_in_tasks_of_a_handler_are_silent(shop, monkeypatch):
+    """Their context follows the tasks, in whichever turn these run, and ends with them."""
+    monkeypatch.setattr(programs_of_all_kinds, "TIMES", (1, 1, 5, 50))
+    verdict = Search(Suspects((shop(INSTRUMENTED),)), 0).run()
+    assert [(shown.mistake.code, shown.mistake.place, shown.mistake.message) for shown in verdict.shown] == []
