@@ -188,6 +188,13 @@ def _url(value: object) -> object:
     return value
 
 
+def _endpoint(value: object) -> object:
+    if "@" in urlsplit(str(_url(value))).netloc:
+        cure = "write a header: Authorization, with Basic and both in base64"
+        raise FieldError("expected a URL without user and password, which are not sent", cure=cure)
+    return value
+
+
 _URL_CHARACTERS: Final = re.compile(r"[!-\[\]-~]+")  # what is visible in ASCII, but for the backslash
 
 
@@ -282,7 +289,7 @@ HeaderName = Annotated[str, matching(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", "the name o
 Instrumentations = Annotated[Many[str], NotEmpty, AfterValidator(_instrumentations)]
 Rate01 = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TimeoutMs = Annotated[int, Field(ge=1, le=TIMEOUT_MS_MAX)]
-Url = Annotated[str, BeforeValidator(_url)]
+Url = Annotated[str, BeforeValidator(_endpoint)]
 HeaderValue = Annotated[str, matching(r"[^\x00-\x08\x0a-\x1f\x7f]*", "a header value, without line breaks")]
 Authorities = Annotated[str, AfterValidator(_authorities)]
 """The path of a file with the certificates of authorities, in PEM format."""

@@ -38,6 +38,14 @@ def test_endpoint_that_is_no_url_is_refused(url):
         Export.model_validate({"traces_endpoint": url if url is not None else []})
 
 
+@pytest.mark.parametrize("who", ["user:secret@", "user@", "@"])
+def test_endpoint_that_says_who_sends_is_refused(who):
+    """Nobody would send it, and the collector would turn everything away; a header says it. The secret is not shown."""
+    with pytest.raises(ValidationError, match="expected a URL without user and password, which") as refused:
+        Export.model_validate({"traces_endpoint": f"https://{who}a:4318/v1/traces"})
+    assert "secret" not in str(refused.value.errors(include_input=False))
+
+
 @pytest.mark.parametrize("port", ["0", "65536", "x", "-1"])
 def test_endpoint_with_a_port_that_is_none_is_refused(port):
     """A port that is left out is that of the scheme."""
