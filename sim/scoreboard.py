@@ -75,6 +75,7 @@ FIELDS: Final = (
     # What a worker publishes with each request stands together: one call writes it.
     Field("state", "State", "gauge"),
     Field("requests", "requests whose log phase has run", "counter"),
+    Field("requests_begun", "requests", "counter"),
     Field("responses_2xx", "responses", "counter"),
     Field("responses_3xx", "responses", "counter"),
     Field("responses_4xx", "responses", "counter"),

@@ -53,6 +53,9 @@ from sim.scoreboard import POOLS, Reading, Scoreboard, State
 from sim.tally import STANDING, Key, Kind, Subject
 
 _JSON: Final = {"Content-Type": "application/json; charset=utf-8"}
+SCALE_MAX: Final = 99
+"""Digits behind the point, at most; those that Lua can write."""
+
 _UNITS: Final = {"b": ("", 0), "k": ("KiB", 10), "m": ("MiB", 20), "g": ("GiB", 30)}
 _NS_PER_S: Final = 1_000_000_000
 _PROCESSOR: Final = "batching_span_processor"
@@ -133,12 +136,14 @@ def size(count: int, unit: str, scale: int) -> str | int:
     """Return a number of bytes as Kong's `/status` tells it: a number for `b`, else text such as `1.50 MiB`.
 
     Raises:
-        UnitError: An unknown unit, or a scale below 0.
+        UnitError: An unknown unit, or a scale below 0 or above `SCALE_MAX`.
     """
     if unit.lower() not in _UNITS:
         raise UnitError(f"invalid unit '{unit}' (expected 'k/K', 'm/M', or 'g/G')")
     if scale < 0:
         raise UnitError("scale must be equal or greater than 0")
+    if scale > SCALE_MAX:
+        raise UnitError(f"scale must be at most {SCALE_MAX}")
     name, bits = _UNITS[unit.lower()]
     return f"{count / (1 << bits):.{scale}f} {name}" if name else count
 
@@ -200,7 +205,7 @@ class Status:
             },
             "server": {
                 **{f"connections_{state}": count for state, count in _connections(reading).items()},
-                "total_requests": _requests(reading),
+                "total_requests": reading.sum("requests_begun"),
             },
         }
         return _json(HTTPStatus.OK, told)
@@ -237,11 +242,6 @@ def _json(status: HTTPStatus, told: Mapping[str, Any]) -> tuple[int, dict[str, s
 def _timers(values: Mapping[str, int]) -> dict[str, int]:
     pending, running = values["timers_pending"], values["timers_running"]
     return {"pending": pending, "running": running, "total": pending + running}
-
-
-def _requests(reading: Reading) -> int:
-    """Return the requests begun, as nginx counts them."""
-    return reading.sum("requests") + reading.sum("requests_active")
 
 
 def _connections(reading: Reading) -> dict[str, int]:
@@ -286,7 +286,7 @@ class _Metrics(Collector):
         counts[node, "http", "total"] = reading.sum("connections")
         about = "Number of connections by subsystem"
         yield _gauge("kong_nginx_connections_total", about, counts, "node_id", "subsystem", "state")
-        about, counts_of_node = "Total number of requests", {(node, "http"): _requests(reading)}
+        about, counts_of_node = "Total number of requests", {(node, "http"): reading.sum("requests_begun")}
         yield _gauge("kong_nginx_requests_total", about, counts_of_node, "node_id", "subsystem")
         timers = {(state,): reading.sum(f"timers_{state}") for state in ("running", "pending")}
         yield _gauge("kong_nginx_timers", "Total number of Nginx timers", timers, "state")
@@ -328,7 +328,7 @@ class _Metrics(Collector):
 def _processed(books: Ledger) -> dict[str, int]:
     """Return the spans that have left the queue, by the cause when they left it for nothing."""
     return {
-        "": books.acknowledged + books.dropped_retries + books.dropped_refused + books.in_flight,
+        "": books.acknowledged + books.dropped_retries + books.dropped_refused,
         "queue_full": books.dropped_overflow,
         "too_large": books.rejected,
         "swallowed": books.swallowed,

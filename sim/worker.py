@@ -243,6 +243,7 @@ class Worker:
             0,
             self._state,
             counts.requests,
+            counts.requests + counts.active,
             responses[2],
             responses[3],
             responses[4],
