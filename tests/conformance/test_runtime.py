@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from math import inf
 from pathlib import Path
 
@@ -112,6 +113,15 @@ def doubling(first_s, limit_s):
     return at_s
 
 
+def agree_on_tries(arm, tries_s, limit_s):
+    """Whether a batch was tried when it should: to the ns, or on a busy machine more rarely, never sooner."""
+    expected_s = doubling(0.01, limit_s)
+    if arm.name == "virtual":
+        return arm.agree([at - tries_s[0] for at in tries_s], expected_s)
+    waits_s, least_s = ([b - a for a, b in pairwise(times)] for times in (tries_s, expected_s))
+    return len(waits_s) <= len(least_s) and arm.agree(waits_s, least_s[: len(waits_s)])
+
+
 def test_failing_batch_is_tried_for_82_seconds(prompt):
     """Delays double from 10 ms; the try after the limit is the last, and then the batch is dropped."""  # Q20, Q21
     limit_s = prompt.scaled(virtual_s=60, live_s=0.3)
@@ -120,17 +130,17 @@ def test_failing_batch_is_tried_for_82_seconds(prompt):
         async with stage.origin() as upstream, stage.origin(status={503: 1.0}) as collector:
             plugins = exporting(collector, max_retry_time=limit_s)
             async with stage.gateway(upstream, plugins=plugins) as gateway:
-                client = await stage.connect(gateway.port)
+                client, asked_s = await stage.connect(gateway.port), stage.elapsed_s()
                 client.send()
                 assert await client.answer() == 200
                 await stage.until(lambda: gateway.times_of("max_retry_time exceeded"))
                 counters = gateway.core.exporter.queues.counters()
-                return gateway.times_of("response error: 503"), counters
+                return asked_s, gateway.times_of("response error: 503"), counters
 
-    at_s, counters = prompt.run(play)
+    asked_s, at_s, counters = prompt.run(play)
     tries_s = at_s[::2]  # exporter and queue both log a failure
-    expected_s = doubling(0.01, limit_s)
-    assert prompt.agree([at - tries_s[0] for at in tries_s], expected_s)
+    assert agree_on_tries(prompt, tries_s, limit_s)
+    assert tries_s[-1] - asked_s > limit_s - ROUNDING_S
     if prompt.name == "virtual":
         assert (len(tries_s), tries_s[-1] - tries_s[0]) == (14, pytest.approx(81.91))
     assert counters.dropped_retries == counters.enqueued > 0
@@ -189,17 +199,18 @@ def test_leaving_worker_waits_for_its_retries(prompt):
         dead = await stage.dead_port()
         plugins = exporting(dead, max_retry_time=limit_s)
         async with stage.origin() as upstream, stage.gateway(upstream, plugins=plugins) as gateway:
-            client = await stage.connect(gateway.port)
+            client, asked_s = await stage.connect(gateway.port), stage.elapsed_s()
             client.send()
             assert await client.answer() == 200
             await stage.until(lambda: gateway.times_of("failed to send request: "))
-            first_s = gateway.times_of("failed to send request: ")[0]
             gateway.core.quit()
             await gateway.rested.wait()
-            return stage.elapsed_s() - first_s, gateway.core.exporter.queues.counters(), gateway.log[-1][2]
+            at_s, counters = gateway.times_of("failed to send request: "), gateway.core.exporter.queues.counters()
+            return asked_s, at_s[::2], stage.elapsed_s(), counters, gateway.log[-1][2]
 
-    took_s, counters, last = prompt.run(play)
-    assert prompt.agree([took_s], doubling(0.01, limit_s)[-1:])
+    asked_s, tries_s, rested_s, counters, last = prompt.run(play)
+    assert agree_on_tries(prompt, tries_s, limit_s)
+    assert rested_s >= tries_s[-1] > asked_s + limit_s - ROUNDING_S
     assert counters.dropped_retries == counters.enqueued > 0
     assert last == "exiting"
 
