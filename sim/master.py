@@ -349,6 +349,8 @@ class Master:
         setting = _Setting(gateway, bound, *logs)
         self._setting.close(former, setting)
         self._setting, self._former = setting, former
+        for warning in gateway.warnings:
+            self._log("warn", warning)
         self._scoreboard.numbers.add(subjects(gateway))
         self._compare_masks()
         for action in self._cycle.reconfigured(_slots(gateway), gateway.profile):

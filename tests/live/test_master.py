@@ -317,6 +317,16 @@ def test_reload_of_a_broken_configuration_changes_nothing(tmp_path):
         assert master.alive() == old
 
 
+def test_reload_warns_of_what_it_leaves_aside(tmp_path):
+    """As the start does on standard error: what is new in the file and has no effect is a line of the log."""
+    warning = "kong.yml:3: plugins[0].name: plugin acl is not simulated"
+    with running(tmp_path, reread=lambda: Gateway(workers=1, warnings=(warning,))) as master:
+        master.signal(SIGHUP)
+        master.wait_announced()
+
+        assert master.logged().count(f"warn: {warning}") == 1
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
 def test_reload_changes_the_number_of_workers(tmp_path, before, after):
     """The new generation has as many workers as the new configuration says; every old one leaves."""  # W10
