@@ -9,6 +9,8 @@ nobody else notices. Limits and times are nginx's (`sim.config.Nginx`).
 """
 
 import asyncio
+import errno
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 LINGER_S: Final = 5.0
 """How long a refused client may go on sending before its connection is cut; nginx's `lingering_timeout`."""
 
+_TIMED_OUT: Final = f"client timed out ({errno.ETIMEDOUT}: {os.strerror(errno.ETIMEDOUT)})"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -259,12 +262,12 @@ class ClientConnection(asyncio.Protocol):
             self._expire_sending(now_s, waited_s, nginx.send_timeout)
         elif self._incoming is not None:
             if not self._paused and waited_s > nginx.client_body_timeout:
-                self._refuse(Refusal(408, "client timed out while sending its body"))
+                self._refuse(Refusal(408, f"{_TIMED_OUT} while reading client request body"))
         elif self.request is not None:
             return
         elif self._head_bytes:
             if waited_s > nginx.client_header_timeout:
-                self._refuse(Refusal(408, "client timed out while sending its header"))
+                self._refuse(Refusal(408, f"{_TIMED_OUT} while reading client request headers"))
         elif waited_s > (nginx.keepalive_timeout if self.requests else nginx.client_header_timeout):
             self.close()
 
@@ -355,8 +358,10 @@ class ClientConnection(asyncio.Protocol):
             return
         self._framing_bytes = 0
         if request.content_length is None:
-            self._body_bytes += len(data)
-            self._check_body_size(self._body_bytes)
+            before = self._body_bytes
+            self._body_bytes = before + len(data)
+            if self._is_too_large(self._body_bytes):
+                raise Refusal(413, f"client intended to send too large chunked body: {before}+{len(data)} bytes")
         if request is self.request:
             self.runloop.body(request, data)
         elif self._waiting:
@@ -387,12 +392,13 @@ class ClientConnection(asyncio.Protocol):
         self._incoming = request
         self._body_bytes = 0
         self._since_s = self.runloop.now()
-        self._check_body_size(request.content_length or 0)
+        size = request.content_length or 0
+        if self._is_too_large(size):
+            raise Refusal(413, f"client intended to send too large body: {size} bytes")
 
-    def _check_body_size(self, size: int) -> None:
+    def _is_too_large(self, body_bytes: int) -> bool:
         limit = self.runloop.nginx.client_max_body_size
-        if limit and size > limit:
-            raise Refusal(413, "client intended to send too large body")
+        return bool(limit) and body_bytes > limit
 
     def _begin(self, request: Request) -> None:
         self.request = request

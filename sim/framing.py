@@ -21,6 +21,7 @@ HEAD_BYTES_MAX: Final = 32 * 1024
 CONTENT_LENGTH_MAX: Final = 2**63 - 1
 """Largest Content-Length, nginx's."""
 
+_CONTENT_TOO_LARGE: Final = 413
 _LENGTH_DIGITS_MAX: Final = 19
 
 HOSTS_MAX: Final = 1024
@@ -42,6 +43,11 @@ class Refusal(Exception):  # noqa: N818 - what a client did, not an error of the
         super().__init__(reason)
         self.status = status
         self.reason = reason
+
+
+def level_of_refusal(status: int) -> str:
+    """Return the level at which nginx logs why a request is refused."""
+    return "error" if status == _CONTENT_TOO_LARGE else "info"
 
 
 class InvalidResponseError(Exception):

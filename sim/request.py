@@ -141,7 +141,8 @@ class Request:
     Attributes:
         connection: the client's.
         method: in capitals.
-        target: path and query as sent; of an absolute-form, only these.
+        asked: the target as sent.
+        target: path and query of it.
         path: the part of the target before `?`.
         version: of HTTP, "1.1" or "1.0".
         lines: header lines as sent.
@@ -186,6 +187,7 @@ class Request:
 
     __slots__ = (
         "address",
+        "asked",
         "asks_upgrade",
         "authority",
         "body",
@@ -242,7 +244,7 @@ class Request:
         self.connection = connection
         self.client_ip = connection.peer
         self.method = method
-        self.target = target
+        self.target = self.asked = target
         self.lines = lines
         self.version = version
         self.keep_alive = keep_alive
@@ -286,7 +288,7 @@ class Request:
     @property
     def request_line(self) -> bytes:
         """The first line, as the client has sent it (nginx, `$request`)."""
-        return b"%b %b HTTP/%b" % (self.method.encode(), self.target, self.version.encode())
+        return b"%b %b HTTP/%b" % (self.method.encode(), self.asked, self.version.encode())
 
     @property
     def named(self) -> str:
@@ -351,7 +353,8 @@ class Request:
                 if note is not None:
                     note(self, value)
         if not self.names_host and self.version == "1.1":
-            raise Refusal(400, "client sent no host header")
+            without = 'client sent HTTP/1.1 request without "Host" header'
+            raise Refusal(400, f"{without} while reading client request headers")
 
     def _read_target(self) -> None:
         if self.method in NOT_SERVED:

@@ -26,7 +26,7 @@ from kongtrace.span import STATUS_ERROR
 from sim.balancer import Address, Balancer
 from sim.config import Gateway, Nginx
 from sim.forwarding import Forwarding
-from sim.framing import HeaderLines, Refusal, has_line
+from sim.framing import HeaderLines, Refusal, has_line, level_of_refusal
 from sim.instrumentation import Instrumentation
 from sim.pdk import Exit, Kong
 from sim.pdk.response import accepted, error_body, status_message
@@ -273,7 +273,8 @@ class Runloop:
         counts.requests += 1
         counts.responses[refused.status // 100] += 1
         self.execution.enter(CONTENT, None)  # whatever was handled last is not meant
-        self.log_line("info", f"*{refused.connection.number} {refused.reason}{refused.named}")
+        level = level_of_refusal(refused.status)
+        self.log_line(level, f"*{refused.connection.number} {refused.reason}{refused.named}")
         if self._on_logged is not None:
             self._on_logged(refused)
         self._on_change()
@@ -281,7 +282,7 @@ class Runloop:
     def refuse_body(self, request: Request, refusal: Refusal) -> None:
         """End a request whose body is refused: with its status, unless the answer has begun."""
         self.execution.enter(CONTENT, request.ctx)
-        self.log_line("info", refusal.reason)
+        self.log_line(level_of_refusal(refusal.status), refusal.reason)
         exchange = request.exchange
         if exchange is not None:
             exchange.cancel()

@@ -360,6 +360,45 @@ def test_refused_request_is_named_in_the_error_log():
     assert told == [f"*1 client sent invalid request: Invalid character in Content-Length, {asked}"]
 
 
+WORDS = {
+    "no host": (
+        b"GET / HTTP/1.1\r\n\r\n",
+        ("info", 'client sent HTTP/1.1 request without "Host" header while reading client request headers'),
+    ),
+    "a slow head": (
+        b"GET / HTTP/1.1\r\n",
+        ("info", "client timed out (110: Connection timed out) while reading client request headers"),
+    ),
+    "a large body": (
+        b"POST / HTTP/1.1\r\nHost: g\r\nContent-Length: 5000\r\n\r\n",
+        ("error", "client intended to send too large body: 5000 bytes"),
+    ),
+    "a large body in chunks": (
+        b"POST / HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n400\r\n%b\r\n5\r\nhello\r\n" % bytes(1024),
+        ("error", "client intended to send too large chunked body: 1024+5 bytes"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "told"), WORDS.values(), ids=WORDS)
+def test_refusal_is_told_in_nginxs_words(data, told):
+    """What an operator looks for, at the level at which nginx tells it: a body that is too large is an error."""
+    wired = Wired(nginx=Nginx(client_max_body_size="1KiB", client_header_timeout="1s"))
+    wired.client().send(data)
+    wired.runtime.advance(5)
+
+    [(level, text)] = [line for line in wired.lines if line[1].startswith("*1 client")]
+    assert (level, text.removeprefix("*1 ").partition(", client: ")[0]) == told
+
+
+def test_target_is_logged_as_it_was_sent():
+    """Whatever form it has (nginx, `$request`)."""
+    wired = Wired()
+    wired.client().send(b"GET HTTP://g/x?y HTTP/1.1\r\nHost: g\r\n\r\n")
+
+    assert wired.logged[0][:2] == (b"GET HTTP://g/x?y HTTP/1.1", 200)
+
+
 def test_refused_request_is_not_blamed_on_another_client():
     """What is under way for others has no part in it."""
     wired = Wired(kept=1)
