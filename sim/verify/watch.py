@@ -3,8 +3,8 @@
 Theory of operation. A *watched class* is the plugin's class with each handler wrapped; a coroutine is watched step by
 step, since between steps others run. Around each step a real clock runs, beside the virtual one: a step that takes long
 and in which the thread computed, or gave the processor away by itself, has stalled the loop; one that was only
-interrupted by other programs has not. A stall counts when two trials that run again have it on the same line, which an
-interval timer tells.
+interrupted by other programs has not. Garbage, most of it the watch's own, is collected between steps. A stall counts
+when two trials that run again have it on the same line, which an interval timer tells.
 
 Tasks that a handler makes are watched like the handler, but what they raise is its affair: it may expect that.
 
@@ -21,6 +21,7 @@ stack; what has none is the gateway's own affair.
 import _thread
 import asyncio
 import errno
+import gc
 import inspect
 import resource
 import signal
@@ -394,6 +395,7 @@ class Step:
     __slots__ = (
         "_alarm_s",
         "_caught",
+        "_collects",
         "_cpu_ns",
         "_first",
         "_gave_away",
@@ -418,6 +420,8 @@ class Step:
             first_s = BLOCKED_MS / 1000 if self.watch._locates else stuck_s  # noqa: SLF001 - the same
             self._alarm_s = signal.setitimer(signal.ITIMER_REAL, first_s, stuck_s)
         _running.append(self)
+        self._collects = gc.isenabled()
+        gc.disable()
         self._gave_away = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         self._cpu_ns = time.thread_time_ns()
         self._wall_ns = time.perf_counter_ns()
@@ -426,6 +430,8 @@ class Step:
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: TracebackType | None) -> None:
         wall_ns = time.perf_counter_ns() - self._wall_ns
         _running.remove(self)
+        if self._collects:
+            gc.enable()
         if self.watch._breaks_off:  # noqa: SLF001 - see above
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._previous)

@@ -1,5 +1,6 @@
 """`kongsim verify`: its report, its options, its programs."""
 
+import gc
 import io
 import json
 import re
@@ -648,3 +649,24 @@ def test_spans_of_opentelemetry_in_tasks_of_a_handler_are_silent(shop, monkeypat
     monkeypatch.setattr(programs_of_all_kinds, "TIMES", (1, 1, 5, 50))
     verdict = Search(Suspects((shop(INSTRUMENTED),)), 0).run()
     assert [(shown.mistake.code, shown.mistake.place, shown.mistake.message) for shown in verdict.shown] == []
+
+
+def test_garbage_is_not_collected_on_a_handlers_account(shop):
+    """A collection takes longer than a stall where many requests have left garbage, most of it not the plugin's."""
+    steps = """
+    async def access(self, kong, conf):
+        assert not gc.isenabled()
+        await asyncio.gather(self.part(kong))
+        assert not gc.isenabled()
+
+    async def part(self, kong):
+        assert not gc.isenabled()
+
+    def log(self, kong, conf):
+        assert not gc.isenabled()
+        kong.timer.at(0, lambda premature: [].append(1 / (not gc.isenabled())))
+"""
+    file = shop("import asyncio, gc\n" + RIGHT.partition("    def")[0] + steps)
+    verdict = Search(Suspects((file,)), 0).replay(Program((Visit(times=5, gap_ms=0),)))
+    assert [(shown.mistake.code, shown.mistake.message) for shown in verdict.shown] == []
+    assert gc.isenabled()
