@@ -50,9 +50,7 @@ _UNHELD = _references_of_the_unheld()
 
 
 def _joinable(namespace: Any) -> str:
-    if is_text(namespace):
-        return namespace  # type: ignore[no-any-return]
-    if not is_number(namespace):
+    if not (is_text(namespace) or is_number(namespace)):
         raise TypeError(f"a namespace must be a string, not {type(namespace).__name__}")
     return lua_text(namespace)
 
@@ -155,8 +153,9 @@ class TracerProvider:
             TypeError: name or namespace is neither a string nor a number, or the options are no mapping.
         """
         name = name if is_given(name) else "default"
-        if not (isinstance(name, str) or is_number(name)):
+        if not (is_text(name) or is_number(name)):
             raise TypeError(f"the name of a tracer must be a string, not {type(name).__name__}")
+        name = lua_text(name) if isinstance(name, bytes) else name
         if is_given(options) and not is_table(options):
             raise TypeError(f"the options of a tracer must be a mapping, not {type(options).__name__}")
         # A table without named fields has no options.

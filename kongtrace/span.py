@@ -13,6 +13,7 @@ All times are integers in ns since the epoch, wall clock.
 
 from __future__ import annotations
 
+from decimal import ROUND_HALF_UP, Context
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.semconv.attributes.exception_attributes import EXCEPTION_MESSAGE
@@ -38,6 +39,8 @@ EXCEPTION_EVENT = "exception"
 
 MISSING: Any = None
 """Default of an argument that must be given: Kong reports its absence as a wrong type."""
+
+_NUMBER = Context(prec=14, rounding=ROUND_HALF_UP)
 
 _CARRIED = (str, int, float, bytes, list, dict, tuple)
 """Types of attribute values that an exporter can write (S11)."""
@@ -274,8 +277,8 @@ class Span:
         if not is_number(end_time_ns):
             raise ApiError("invalid span end time")
         if end_time_ns < self.start_time_ns:
-            duration = end_time_ns - self.start_time_ns
-            self._provider.log("error", f"invalid span duration: {duration:.14g} for span: {self.name}")
+            duration = lua_text(end_time_ns - self.start_time_ns)
+            self._provider.log("error", f"invalid span duration: {duration} for span: {lua_text(self.name)}")
             return False
         self.end_time_ns = end_time_ns  # type: ignore[assignment]  # a number is kept as it was given
         return True
@@ -313,14 +316,14 @@ def clear(span: Span) -> None:
 
 
 def flag_active(span: Any) -> None:
-    """Flag as active what is no span: a plain mapping, or False, which stands for none.
+    """Flag as active what is no span: a plain mapping. A list cannot be flagged, and False stands for none.
 
     Raises:
         TypeError: it cannot be a span.
     """
     if isinstance(span, dict):
         span["active"] = True
-    elif span is not False:
+    elif span is not False and not isinstance(span, list):
         raise TypeError(f"the active span must be a span, not {type(span).__name__}")
 
 
@@ -336,8 +339,16 @@ def lua_text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
-        return f"{value:.14g}"
+        # Of two texts that are equally near, Python takes the even one and LuaJIT the one away from zero.
+        return f"{float(_NUMBER.create_decimal(value)):.14g}"
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
     return str(value)
+
+
+def lua_table(table: dict[str, Any] | list[Any] | None) -> dict[str, Any] | None:
+    """A table as the mapping that takes further keys: a list is one with the keys 1, 2 and so on, in a copy."""
+    return dict(enumerate(table, 1)) if isinstance(table, list) else table  # type: ignore[arg-type]
 
 
 def _nothing() -> None:

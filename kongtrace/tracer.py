@@ -39,6 +39,7 @@ from kongtrace.span import (
     is_number,
     is_table,
     is_text,
+    lua_table,
 )
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class Tracer:
             or (should_sample is not None and type(should_sample) is not bool)
         ):
             _check_options(start_time_ns, span_kind, should_sample, attributes)
+            attributes = lua_table(attributes)
         if trace is None:
             assert ctx is not None
             trace = self._new_trace(ctx, self._storage.fetch())
@@ -250,7 +252,7 @@ class Tracer:
 
         Raises:
             ApiError: the tracer or an option is of the wrong type.
-            TypeError: there is no tracer.
+            TypeError: there is no tracer, or no span.
         """
         if arguments and isinstance(arguments[0], (Span, NoopSpan)):
             arguments = (self, *arguments)
@@ -258,22 +260,24 @@ class Tracer:
         if is_given(tracer) and not isinstance(tracer, (Tracer, NoopTracer)) and not is_table(tracer):
             raise ApiError("invalid tracer")
         fields = _checked(options, given)
-        is_linked = span is not None and span.linked
+        if not isinstance(span, (Span, NoopSpan)):
+            raise TypeError(f"link_span needs a span, not {type(span).__name__}")
+        is_linked = span.linked
         self._fill(tracer, span, name, fields)
         if not isinstance(tracer, Tracer):
             raise TypeError("link_span needs a tracer: its span list takes the span")
-        tracer.get_spans().append(span)
+        tracer.get_spans().append(span)  # type: ignore[arg-type]  # the no-op span is listed too
         ctx = self._context()
         unlinked = ctx.get(UNLINKED)
         if is_linked:
             count(ctx, LISTED_AGAIN, 1)
-        elif unlinked is not None and span is unlinked[-1]:
+        elif unlinked and span is unlinked[-1]:
             del unlinked[-1]
             if not unlinked:
                 del ctx[UNLINKED]
         elif span is NOOP_SPAN:
             count(ctx, UNLISTED, -1)
-        return span  # type: ignore[no-any-return]  # what is not a span has failed above
+        return span  # type: ignore[no-any-return]  # one or the other kind of span
 
     def new_span(self, *arguments: Any, **given: Any) -> AnySpan | None:
         """The three functions that one page of the documentation calls by this name (C2).
@@ -425,10 +429,12 @@ class Tracer:
     def _create(self, tracer: Any, options: Mapping[str, Any]) -> Span:
         get = options.get
         provider = self._provider
+        span = provider.spans.fetch()
         parent: Any = get("parent")
         has_tracer = is_given(tracer)
         if parent is None or parent is False:
-            parent = tracer.active_span() if has_tracer else None
+            parent = tracer.active_span() if has_tracer else tracer
+        span.parent = parent
         trace_id: Any
         trace_id, sampled, inherited_id = _identity(parent)
         if trace_id is None or trace_id is False:
@@ -439,9 +445,7 @@ class Tracer:
             sampled = get("should_sample")
         if sampled is None:
             sampled = has_tracer and tracer.decide(trace_id)
-        span = provider.spans.fetch()
         span.name = span.start_time_ns = None  # type: ignore[assignment]  # until it is linked
-        span.parent = parent
         span.trace_id = trace_id
         span.parent_id = get("parent_id") if inherited_id is None else inherited_id
         span.should_sample = sampled
@@ -456,11 +460,11 @@ class Tracer:
         now = self._provider.time_ns() if start is None else start
         if not isinstance(span, Span):
             return
-        if span.tracer is None:
+        if span.tracer is None and isinstance(tracer, (Tracer, NoopTracer)):
             span.tracer = tracer
         pool = self._attributes
         pool.given_up += span.attributes is not None
-        span.attributes = options.get("attributes")
+        span.attributes = lua_table(options.get("attributes"))
         pool.adopted += span.attributes is not None
         span.start_time_ns = now
         span.name = name

@@ -65,6 +65,14 @@ def test_a_name_is_a_string(name):
         provider().new(name)
 
 
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_a_name_in_bytes_is_the_same_in_text(profile):
+    """A string of Lua is either."""
+    new = provider(profile).new
+    assert new(b"mine").name == "mine"
+    assert new("mine", {"namespace": b"APART"}).namespace is new(b"mine", {"namespace": "APART"}).namespace
+
+
 @pytest.mark.parametrize("options", [5, 0, "x", "", True])
 def test_options_are_a_mapping(options):
     """Lua indexes them."""
@@ -74,7 +82,7 @@ def test_options_are_a_mapping(options):
 
 @pytest.mark.parametrize(
     ("namespace", "key"),
-    [("", "_SPANS"), (0, "0_SPANS"), (7.0, "7_SPANS"), (False, "KONG_SPANS"), (None, "KONG_SPANS")],
+    [("", "_SPANS"), (0, "0_SPANS"), (7.0, "7_SPANS"), (b"B", "B_SPANS"), (False, "KONG_SPANS"), (None, "KONG_SPANS")],
 )
 def test_only_nil_and_false_stand_for_the_default_namespace(namespace, key):
     """An empty text and zero are true in Lua; a number is joined as Lua writes it."""

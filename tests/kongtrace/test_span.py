@@ -52,6 +52,16 @@ def test_an_end_before_the_start_leaves_the_span_open(worker, tracer, span):
     assert span.end_time_ns is not None
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [(b"caf\xc3\xa9", "café"), (b"\xff", "\udcff"), (5, "5"), (None, "nil")], ids=repr
+)
+def test_the_log_names_a_span_whatever_its_name_is(worker, tracer, name, text):
+    """Linking takes any name; bytes that are not UTF-8 survive as in headers."""  # S9
+    span = tracer.link_span(tracer, tracer.create_span(tracer), name)
+    span.finish(span.start_time_ns - 1)
+    assert worker.logged == [("error", f"invalid span duration: -1 for span: {text}")]
+
+
 @pytest.mark.parametrize("end", ["soon", True, [1]])
 def test_an_end_that_is_no_number_is_refused(span, end):
     """The span stays open."""  # S9
@@ -166,7 +176,12 @@ def test_an_event_with_a_bad_argument_is_refused(span, arguments, message):
 
 @pytest.mark.parametrize(
     ("error", "text"),
-    [("boom", "boom"), (None, "nil"), (True, "true"), (5, "5"), (1e15, "1e+15"), (ValueError("bad"), "bad")],
+    [
+        *(("boom", "boom"), (b"boom", b"boom"), (None, "nil"), (True, "true"), (ValueError("bad"), "bad")),
+        *((5, "5"), (1e15, "1e+15"), (-0.1, "-0.1"), (float("-inf"), "-inf"), (float("nan"), "nan")),
+        # Halfway between two texts of 14 digits.
+        *((687878552137785, "6.8787855213779e+14"), (-556279938824185, "-5.5627993882419e+14")),
+    ],
     ids=repr,
 )
 def test_an_error_becomes_an_exception_event(span, error, text):

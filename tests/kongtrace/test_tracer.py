@@ -258,6 +258,58 @@ def test_only_a_tracer_links(tracer, bad):
     assert tracer.get_spans() == []
 
 
+@pytest.mark.parametrize("nothing", [None, 5, "span", {}], ids=repr)
+def test_only_a_span_is_linked(worker, tracer, nothing):
+    """Nothing is listed, and no time is read."""  # D16
+    before = worker.clock.now_ns
+    with pytest.raises(TypeError, match=r"^link_span needs a span, not "):
+        tracer.link_span(tracer, nothing, "mine")
+    assert tracer.get_spans() == []
+    assert worker.clock.now_ns == before
+
+
+def test_a_failed_link_gives_a_span_no_tracer(tracer):
+    """It still gets the one that does link it."""  # S7
+    span = tracer.create_span(None)
+    with pytest.raises(TypeError):
+        tracer.link_span(False, span, "mine")
+    tracer.link_span(tracer, span, "mine")
+    assert span.tracer is tracer
+
+
+def test_the_noop_span_can_be_linked_when_another_was_made_and_released(tracer):
+    """The request knows of no span then that was made and not linked."""  # S16, P13
+    tracer.create_span(tracer).release()
+    tracer.link_span(tracer, NOOP_SPAN, "none")
+    assert tracer.get_spans() == [NOOP_SPAN]
+
+
+@both_profiles
+def test_attributes_in_a_list_have_its_positions_as_keys(profile):
+    """Others can be set beside them, and no later request gets a list to put its attributes in."""  # S4, P9
+    worker = TracedWorker(profile)
+    ctx = worker.begin()
+    tracer = worker.provider.global_tracer
+    first = tracer.start_span("first", attributes=["a", "b"])
+    first.set_attribute("key", "c")
+    assert first.attributes == {1: "a", 2: "b", "key": "c"}
+    tracer.link_span(tracer, second := tracer.create_span(tracer), "second", {"attributes": ["a"]})
+    assert second.attributes == {1: "a"}
+    worker.end(ctx)
+    worker.begin()
+    for name in ("third", "fourth"):
+        span = tracer.start_span(name)
+        span.set_attribute("key", "c")
+        assert span.attributes == {"key": "c"}
+
+
+def test_a_list_of_attributes_does_not_hinder_the_sampling_decision(tracer, worker):
+    """It is looked for a mark that it cannot have."""  # M5
+    tracer.start_span("root", attributes=["a"])
+    tracing_context(worker.provider.execution.ctx).raw_trace_id = TRACE_ID
+    assert tracer.get_sampling_decision(None, 1) is True
+
+
 def test_a_span_created_outside_any_request_is_left_to_its_holder():
     """It is in the balance as discarded, at once."""  # P13
     worker = TracedWorker()
