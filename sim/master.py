@@ -19,9 +19,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Final, NamedTuple, TextIO
+from typing import Final, NamedTuple
 
 from sim import status, worker
 from sim.access_log import AccessLog
@@ -402,31 +402,33 @@ def _run_worker(worker_main: Callable[[WorkerArgs], None], args: WorkerArgs) -> 
         sys.exit(EXIT_FATAL)
 
 
-def serve(gateway: Gateway, *, reread: Callable[[], Gateway] | None = None, screen: TextIO | None = None) -> int:
+def serve(gateway: Gateway, *, reread: Callable[[], Gateway] | None = None) -> int:
     """Run the gateway in the foreground, with nginx's signals, until told to leave; return the exit code.
+
+    Standard output is told that it serves, and where.
 
     Args:
         gateway: The configuration.
         reread: Reads it again, at HUP.
-        screen: Where it says that it serves, and where; standard output unless told otherwise.
 
     Raises:
         UserError: An address cannot be bound, a file not be opened, or another master holds the pid file.
     """
 
     def announce() -> None:
-        for line in _first_screen(master):
-            print(line, file=screen or sys.stdout, flush=True)
+        if sys.stdout is not None:
+            with suppress(OSError):  # that nobody reads it is no reason to stop
+                os.write(sys.stdout.fileno(), _first_screen(master).encode())
 
     with PidFile(Path(gateway.pid) if gateway.pid else None):
         master = Master(gateway, Scoreboard(gateway.workers), error_log=_error_log(gateway), reread=reread)
         return master.cycle(announce)
 
 
-def _first_screen(master: Master) -> list[str]:
+def _first_screen(master: Master) -> str:
     gateway = master.gateway
     where = ", ".join(map(url_of, master.listeners))
     lines = [f"listening on {where}, workers: {gateway.workers}, profile: {gateway.profile}, pid: {os.getpid()}"]
     if master.status_listeners:
         lines.append(f"status at {', '.join(f'{url_of(listener)}/status' for listener in master.status_listeners)}")
-    return lines
+    return "".join(f"{line}\n" for line in lines)

@@ -507,3 +507,28 @@ def test_serving_in_the_foreground_prints_where_and_logs_to_the_terminal(capfd):
     assert re.fullmatch(rf"listening on http://127\.0\.0\.1:\d+, workers: 1, profile: kong, pid: {server.pid}\n", out)
     assert re.search(r"\[notice\] \d+#\d+: signal 2 \(SIGINT\) received from \d+, exiting\n", err)
     assert "Traceback" not in err
+
+
+def test_serving_goes_on_though_nobody_reads_standard_output(tmp_path):
+    """A reader that has gone, as `head` does, ends neither the start nor a reload."""
+    read, write = os.pipe()
+    log = tmp_path / "error.log"
+
+    def run():
+        os.close(read)
+        sys.stdout = os.fdopen(write, "w")
+        sys.exit(serve(Gateway(workers=1, error_log=str(log))))
+
+    def wait_for(text, count):
+        while not (log.exists() and log.read_text().count(text) == count):
+            assert not process.wait([server.sentinel], 0.01)
+
+    server = process.start(run, name="serve")
+    os.close(write)
+    assert os.read(read, 1)
+    os.close(read)
+    process.kill(server, SIGHUP)
+    wait_for(": gracefully shutting down", 1)
+    process.kill(server, SIGQUIT)
+
+    assert process.reap(server, TIMEOUT_S) == 0
