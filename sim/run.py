@@ -217,9 +217,12 @@ class _Run:
         request = Request(
             host=address.hostname, port=address.port, method=asked.method, path=asked.path, headers=asked.headers
         )
-        self.load_s = time.monotonic()
         self.may_end.add(_LOAD)
         self._fork(_LOAD, partial(driver.drive, load=arrivals, request=request))
+        load = self.children[_LOAD]
+        load.ask("report")
+        self._await(lambda: load.message is not None)
+        self.load_s = load.message["begun_s"]
         self.progress.start(self.scenario, self.url)  # after the last fork: it may start a thread
 
     def _quit(self) -> None:

@@ -185,6 +185,7 @@ def drive(control: "Connection", load: OpenLoad, request: "Request") -> None:
         achieved_rate_per_s: requests sent, by the time that passed or the duration, whichever is longer.
         valid, invalid_reason: whether the figures count; see `invalid_reason`.
         connections: `{opened, peak}`: all of them, and the most at once.
+        begun_s: the beginning, in s of `time.monotonic`, which all processes share.
         elapsed_s, cpu_s: time since the beginning; CPU time of the process.
     """
     driver = _Driver(load, request)
@@ -294,6 +295,7 @@ class _Driver:
             "valid": reason is None,
             "invalid_reason": reason,
             "connections": {"opened": self._pool.opened_total, "peak": self._pool.peak},
+            "begun_s": self._begun_ns / _NS_PER_S,
             "elapsed_s": (now_ns - self._begun_ns) / _NS_PER_S,
             "cpu_s": time.process_time(),
         }

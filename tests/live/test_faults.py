@@ -1,6 +1,7 @@
 """Whatever goes wrong, every span is accounted for, on both sides of the wire."""
 
 import os
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -123,6 +124,25 @@ def test_load_bursts_and_pauses(tmp_path):
     assert (burst.requests.completed, pause.requests.completed) == (80 + 40, 80 - 20)
     assert burst.fault_window.requests == 20 + 40
     assert pause.fault_window.p99_ratio is None
+
+
+def test_fault_hits_the_requests_of_its_time_however_late_the_load_begins(tmp_path, monkeypatch):
+    """Both count from the beginning of the load, so none that is hit is taken for one of those outside."""
+    drive = runs.driver.drive
+
+    def begin_late(*args, **options):
+        ready_s = time.monotonic() + 0.1
+        while time.monotonic() < ready_s:
+            pass
+        drive(*args, **options)
+
+    monkeypatch.setattr(runs.driver, "drive", begin_late)
+    fault = "[{at: 302ms, for: 300ms, target: upstream, kind: slow, latency: 300ms}]"  # between two arrivals
+
+    window = run(tmp_path, "kong", fault, rate="200/s", duration="1600ms").fault_window
+
+    assert window.latency_ms.p50 >= 300
+    assert window.outside_latency_ms.p99 < 300
 
 
 def test_reload_makes_a_generation_and_is_told(tmp_path):
