@@ -109,7 +109,9 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
 )
 @click.option("--workers", metavar="N", help="Number of workers, or auto.  [default: one for each CPU]")
 @click.option("--error-log", metavar="FILE", help="Where errors are logged.  [default: standard error]")
-@click.option("--log-level", metavar="LEVEL", help="debug, info, notice, warn, error, crit.  [default: notice]")
+@click.option(
+    "--log-level", metavar="LEVEL", help="debug, info, notice, warn, error, crit, alert, emerg.  [default: notice]"
+)
 @click.option("--access-log", metavar="FILE", help="Where requests are logged, such as /dev/stdout.  [default: off]")
 @click.option("--pid", metavar="FILE", help="Holds the pid of the master while it runs.")
 @click.option("--profile", metavar="NAME", help="kong or safe.  [default: kong]")
@@ -137,14 +139,15 @@ def serve(*, file: str | None, plugins: tuple[str, ...], stand_ins: tuple[str, .
     """
     from sim import declarative, kong_environment, otlp_environment  # noqa: PLC0415 - imported when needed: --help is quick
 
-    fields = {name: name.replace("tracing_", "tracing.") for name in options}
-    if words := options["tracing_instrumentations"]:
-        options["tracing_instrumentations"] = f"[{words}]"
+    values = {name: options.pop(name) for name in ("workers", "tracing_instrumentations", "tracing_sampling_rate")}
+    fields = {name: name.replace("tracing_", "tracing.") for name in values}
+    if words := values["tracing_instrumentations"]:
+        values["tracing_instrumentations"] = f"[{words}]"
     environment = kong_environment.read(os.environ)
     path = file or environment.file
     if path is None:
         raise click.UsageError("there is no kong.yml: name it, or set KONG_DECLARATIVE_CONFIG")
-    settings = [*environment.settings, *_overrides(fields, options), *map(_stand_in, stand_ins)]
+    settings = [*environment.settings, *_texts(options), *_overrides(fields, values), *map(_stand_in, stand_ins)]
     export = otlp_environment.read(os.environ)
     load = partial(declarative.load, path, settings, export, enabled=environment.plugins, plugin_paths=plugins)
     gateway = load()
@@ -304,6 +307,14 @@ def verify(*, plugins: tuple[str, ...], form: str, seed: int, **options: str | N
     from sim.verify import command  # noqa: PLC0415 - imported when needed: kongsim --help is quick
 
     return command.run(plugins, form, seed, **options)
+
+
+def _texts(options: "Mapping[str, str | None]") -> "list[Override]":
+    """Return what the given options set, each the field of its name, as the text that it is: `[::1]:80` is no list."""
+    from sim.document import Override  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+
+    given = ((name, value) for name, value in options.items() if value is not None)
+    return [Override((name,), value, f"--{name.replace('_', '-')}") for name, value in given]
 
 
 def _overrides(fields: "Mapping[str, str]", options: "Mapping[str, str | None]") -> "list[Override]":

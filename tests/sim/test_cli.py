@@ -113,6 +113,10 @@ def spawn(*arguments, cwd):
             "--tracing-instrumentations: tracing.instrumentations: off stands alone: ",
         ),
         (["serve", "kong.yml", "--profile", "nice"], "--profile: profile: expected kong or safe, not 'nice'"),
+        (
+            ["serve", "kong.yml", "--listen", "[::1]:http"],
+            "--listen: listen: expected host:port, not '[::1]:http'; write 127.0.0.1:8000; ",
+        ),
         (["collector", "--listen", "here"], "--listen: expected host:port, not 'here'; write 127.0.0.1:8000; "),
     ],
 )
