@@ -46,6 +46,9 @@ SATURATED_CONNECTIONS: Final = 32
 """Requests under way in a saturated block, as in the reference's figures."""
 
 ANSWER_S_MAX: Final = 120.0
+UNANSWERED_S: Final = 30.0
+"""A request that has no answer for so long will have none."""
+
 END_S_MAX: Final = 5.0
 
 _HOST: Final = "127.0.0.1"
@@ -145,14 +148,14 @@ class _Peer:
         self._process: Process = start(target, theirs, name=name, closing=[*closing, self.control])
         theirs.close()
 
-    def ask(self, order: Any) -> Any:
-        """Send an order and return the answer."""
-        try:
+    def ask(self, order: Any, within_s: float = ANSWER_S_MAX, late: str = "") -> Any:
+        """Send an order and return the answer; `late` tells of one that does not come within that time."""
+        with suppress(EOFError, OSError):
             self.control.send(order)
-            if self.control.poll(ANSWER_S_MAX):
+            if self.control.poll(within_s):
                 return self.control.recv()
-        except (EOFError, OSError):
-            pass
+            if late:
+                raise MeasurementError(late)
         raise MeasurementError(f"the {self._name} process does not answer")
 
     def close(self) -> None:
@@ -281,7 +284,7 @@ class Bench:
             )
             received = self._collector.ask("report")["bytes"]
             before = worker.reading("read", number)
-            loaded: Load = self._load.ask(order)
+            loaded = self._loaded(order, arm)
             spent = worker.reading("rest", number).since(before)
             if loaded.failed:
                 raise MeasurementError(f"{loaded.failed} of {loaded.completed} requests of arm {arm.name} failed")
@@ -293,8 +296,14 @@ class Bench:
         """Let an arm serve so many requests, evenly spaced."""
         worker, number = launch.places[arm.name]
         worker.reading("read", number)
-        self._load.ask(load.Paced(self._request(worker.ports[number]), rate_per_s, count, "uniform", 0))
+        self._loaded(load.Paced(self._request(worker.ports[number]), rate_per_s, count, "uniform", 0), arm)
         worker.reading("rest", number)
+
+    def _loaded(self, order: load.Paced | load.Saturated, arm: Arm) -> Load:
+        # Random arrivals may take longer than their rate says.
+        takes_s = order.duration_s if isinstance(order, load.Saturated) else 3 * order.count / order.rate_per_s
+        loaded: Load = self._load.ask(order, takes_s + UNANSWERED_S, f"requests of arm {arm.name} are not answered")
+        return loaded
 
     def _request(self, port: int) -> Request:
         asked = self.plan.scenario.load[0].request

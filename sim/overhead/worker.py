@@ -12,7 +12,8 @@ line each:
     {"order": "count", "file": PATH}  -> {}               counts allocations from now on
     {"order": "counted"}              -> {"allocations": N}
 
-`{"error": TEXT}` answers a first line that cannot be carried out. The end of standard input ends the process.
+`{"error": TEXT}` answers a first line that cannot be carried out. The end of standard input ends the process. Both are
+moved to other descriptors at once: what a plugin prints goes to standard error, and there is nothing for it to read.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import uvloop
 
@@ -43,28 +44,32 @@ _LEVELS: Final = ("error", "crit", "alert", "emerg")
 def main() -> None:
     """Serve until standard input ends."""
     gc.freeze()
-    uvloop.run(_serve())
+    orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    uvloop.run(_serve(orders, answers))
 
 
-async def _serve() -> None:
+async def _serve(orders: TextIO, answers: TextIO) -> None:
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), orders)
+
+    def answer(told: Mapping[str, Any]) -> None:
+        answers.write(json.dumps(told) + "\n")
+        answers.flush()
+
     try:
         worker = Worker(json.loads(await lines.readline()))
-        _answer({"ports": await worker.listen()})
+        answer({"ports": await worker.listen()})
     except (UserError, OSError) as error:
-        _answer({"error": str(error)})
+        answer({"error": str(error)})
         return
     while line := await lines.readline():
         order = json.loads(line)
-        _answer(await worker.carry_out(order.pop("order"), **order))
+        answer(await worker.carry_out(order.pop("order"), **order))
     await worker.close()
-
-
-def _answer(told: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(told) + "\n")
-    sys.stdout.flush()
 
 
 class Worker:

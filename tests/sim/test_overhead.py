@@ -22,6 +22,7 @@ from sim import cli
 from sim.config import Gateway, Plugin, Tracing
 from sim.errors import UserError
 from sim.load.request import Request
+from sim.overhead import bench as overhead_bench
 from sim.overhead import load as overhead_load
 from sim.overhead import measurement, page, tables
 from sim.overhead.arms import OPENTELEMETRY, PARTS, Arm
@@ -446,6 +447,63 @@ def test_failing_requests_end_a_measurement(tmp_path):
         Bench(Plan(load(str(path)), arms, 400.0, 5, tmp_path)) as bench,
         bench.launch(arms) as launch,
         pytest.raises(MeasurementError, match="requests of arm off failed"),
+    ):
+        bench.turn(launch, "paced", arms)
+
+
+PRINTING = """
+print("loaded")
+
+
+class Printing:
+    PRIORITY = 5
+    VERSION = "1"
+
+    def access(self, kong, conf):
+        print("served")
+        try:
+            input()
+        except EOFError:
+            return
+        kong.response.exit(500)
+"""
+
+SILENT = """
+import asyncio
+
+
+class Silent:
+    PRIORITY = 5
+    VERSION = "1"
+
+    async def access(self, kong, conf):
+        await asyncio.Event().wait()
+"""
+
+
+def test_plugin_may_print_and_read(scenario_file, tmp_path, monkeypatch):
+    """What it prints is no answer of the measured worker, and what it reads is no order to it."""
+    (tmp_path / "printing.py").write_text(PRINTING)
+    monkeypatch.chdir(tmp_path)
+    arms = (Arm.parse("off"), Arm.parse("off+printing.py"))
+
+    with Bench(Plan(load(str(scenario_file)), arms, 400.0, 5, tmp_path)) as bench, bench.launch(arms) as launch:
+        blocks = bench.turn(launch, "paced", arms)
+
+    assert [block.load.failed for block in blocks] == [0, 0]
+
+
+def test_requests_that_are_never_answered_end_a_measurement(scenario_file, tmp_path, monkeypatch):
+    """Which arm's is told, and soon."""
+    (tmp_path / "silent.py").write_text(SILENT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(overhead_bench, "UNANSWERED_S", 0.5)
+    arms = (Arm.parse("off+silent.py"),)
+
+    with (
+        Bench(Plan(load(str(scenario_file)), arms, 400.0, 5, tmp_path)) as bench,
+        bench.launch(arms) as launch,
+        pytest.raises(MeasurementError, match=r"^requests of arm off\+silent.py are not answered$"),
     ):
         bench.turn(launch, "paced", arms)
 
