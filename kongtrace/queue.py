@@ -45,6 +45,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import accumulate, islice
 from math import ceil, floor, inf
+from sys import maxsize
 from typing import Any, Final, NamedTuple, Protocol
 
 from kongtrace.errors import ApiError, KongTraceError
@@ -76,8 +77,14 @@ UTF8_BYTES_MAX: Final = 4
 _DOUBLINGS_MAX: Final = 1023
 """Two to the power of more is no longer a float."""
 
+_ENTRIES_MAX: Final = maxsize
+"""More than there can be."""
+
 _INSTANT_S: Final = 1e-5
 """Times that differ by less are the same: no timer is finer than that."""
+
+_WALL_DIGITS: Final = 9
+"""Decimal places of s that the wall clock has once it was set; what a sum of floats has beyond is its error."""
 
 Log = Callable[[str, str], object]
 """Takes a level ("info", "warn", "error") and a message."""
@@ -231,10 +238,9 @@ class QueueParameters:
         if not isinstance(self.name, str):
             raise ApiError("arg #1 (queue_conf) must include a name")
         for parameter in _NUMBERS:
-            if not _is_number(getattr(self, parameter)):
-                raise ApiError(f"arg #1 (queue_conf) {parameter} must be a number")
-        if self.max_bytes is not None and not _is_number(self.max_bytes):
-            raise ApiError("arg #1 (queue_conf) max_bytes must be a number or nil")
+            value, is_optional = getattr(self, parameter), parameter == "max_bytes"
+            if not (_is_number(value) or (is_optional and value is None)):
+                raise ApiError(f"arg #1 (queue_conf) {parameter} must be a number{' or nil' if is_optional else ''}")
         object.__setattr__(self, "prefix", f"[{self.log_tag or ''}] queue {self.name}: ")
 
     @classmethod
@@ -259,8 +265,10 @@ _NUMBERS: Final = (
     "max_retry_time",
     "initial_retry_delay",
     "max_retry_delay",
+    "max_bytes",
     "concurrency_limit",
 )
+"""In the order in which Kong looks at them (Q11)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -398,6 +406,7 @@ class Delivery:
         "_due",
         "_ended",
         "_entries",
+        "_is_resting",
         "_out",
         "_queue",
         "_retries",
@@ -412,6 +421,7 @@ class Delivery:
         self.handler_conf = binding.handler_conf
         self._started: float | None = None  # of the wall clock
         self._due = -inf
+        self._is_resting = False
         self._retries = 0
         self._out = False
         self._ended = False
@@ -423,7 +433,8 @@ class Delivery:
             return None
         if self._started is None:
             self._begin(now)
-        elif now < self._due - _INSTANT_S:
+        elif not self._is_resting or now < self._due - _INSTANT_S:
+            self._is_resting = True  # even a pause of no length is one, in which others have their turn
             return Wait(self._due, or_entry=False)
         self._out = True
         return Send(self._binding.handler, self.handler_conf, self._entries)
@@ -459,6 +470,7 @@ class Delivery:
             self._give_up()
         else:
             self._due = now + delay
+            self._is_resting = False
             self._retries += 1
 
     def premature(self) -> None:
@@ -820,10 +832,10 @@ class Queue:
         self.exists = True
         self._bound, self._parameters = binding, parameters
         self._coalescing_s = parameters.max_coalescing_delay
-        size = parameters.max_batch_size
-        self._size = ceil(size if self.profile.has_permits else min(size, parameters.max_entries))
+        max_entries = min(parameters.max_entries, _ENTRIES_MAX)
+        size = min(parameters.max_batch_size, _ENTRIES_MAX)
+        self._size = ceil(size if self.profile.has_permits else min(size, max_entries))
         if parameters.max_bytes is None:
-            max_entries = parameters.max_entries
             self._capacity = min(ceil(CAPACITY_WARNING_THRESHOLD * max_entries), floor(max_entries))
         return None
 
@@ -856,7 +868,7 @@ class Queue:
         if self._depth < max_entries * CAPACITY_WARNING_THRESHOLD:
             self._warned = False
         elif not self._warned:
-            self.complain(now, "capacity", "warn", "queue at %s%% capacity", "80")
+            self.complain(now, "capacity", "warn", "queue at %s%% capacity", 80)
             self._warned = True
 
     def _oversize(self, size: int | None, max_bytes: float, now: float) -> str | None:
@@ -964,7 +976,7 @@ class Queue:
                     self._leave()
                     return None
                 self._collected = 1
-                self._started = now + self._step
+                self._started = self.wall(now)
             wait = self._coalesce(now)
             if wait is not None:
                 return wait
@@ -986,7 +998,7 @@ class Queue:
                     return Wait(self._wake_at, or_entry=True)
             self._waiting = self._woken = False
         while self._collected < self._size:
-            remaining = self._coalescing_s - (now + self._step - self._started)
+            remaining = self._coalescing_s - (self.wall(now) - self._started)
             if remaining < COALESCE_MIN_S:
                 break
             wait = min(remaining, COALESCE_POLL_S)
@@ -1060,7 +1072,7 @@ class Queue:
 
     def wall(self, now: float) -> float:
         """The time by which delays are measured, s."""
-        return now + self._step
+        return round(now + self._step, _WALL_DIGITS) if self._step else now
 
     def tell(self, parameters: QueueParameters, level: str, template: str, *arguments: object) -> None:
         """Log a line with the queue's prefix, which Kong formats as a part of the template."""
@@ -1170,14 +1182,14 @@ class Queues:
             plugin_id: identifies the plugin's instance.
             wall_s: s since the epoch; the first minute of it counts as warned about.
         """
-        record: MutableMapping[str, Any] = {} if config.get("queue") is None else config["queue"]
+        record: MutableMapping[str, Any] = config["queue"] if _is_given(config.get("queue")) else {}
         instance = config.get("plugin_instance_name")
-        record["log_tag"] = f"{plugin_name} plugin {plugin_id}" + (f" ({instance})" if instance is not None else "")
-        if record.get("name") is None:
+        record["log_tag"] = f"{plugin_name} plugin {plugin_id}" + (f" ({instance})" if _is_given(instance) else "")
+        if not _is_given(record.get("name")):
             record["name"] = plugin_id if queue_name is None else queue_name
         for legacy, default, parameter, warning in _LEGACY:
             value = config.get(legacy)
-            if value is None or value == default:
+            if not _is_given(value) or value == default:
                 continue
             if parameter is not None:
                 record[parameter] = value
@@ -1221,6 +1233,11 @@ _NON_STRING: Final = (
 
 def _nobody() -> None:
     """Nobody is there to be woken, or to send."""
+
+
+def _is_given(value: object) -> bool:
+    """What Lua takes for true: 0 and the empty string too."""
+    return value is not None and value is not False
 
 
 def _is_number(value: object) -> bool:

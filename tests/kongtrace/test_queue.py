@@ -1,4 +1,5 @@
 from dataclasses import fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ DEPRECATED = (
     "warn: the batch_span_count parameter is deprecated, please update your configuration to use "
     "queue.max_batch_size instead"
 )
+
+NUMBERS = {
+    "name": "q",
+    "max_batch_size": 1,
+    "max_coalescing_delay": 1,
+    "max_entries": 1,
+    "max_retry_time": 1,
+    "initial_retry_delay": 1,
+    "max_retry_delay": 1,
+}
 
 both_profiles = pytest.mark.parametrize("profile", [KONG, SAFE], ids=lambda profile: profile.name)
 
@@ -154,6 +165,8 @@ def test_queues_of_two_workspaces_are_two():
         ({"name": 5}, "arg #1 (queue_conf) must include a name"),
         ({"name": "q", "max_batch_size": "1"}, "arg #1 (queue_conf) max_batch_size must be a number"),
         ({"name": "q", "max_batch_size": True}, "arg #1 (queue_conf) max_batch_size must be a number"),
+        (NUMBERS | {"max_bytes": "1"}, "arg #1 (queue_conf) max_bytes must be a number or nil"),
+        (NUMBERS | {"max_bytes": 1}, "arg #1 (queue_conf) concurrency_limit must be a number"),
     ],
 )
 def test_a_bad_configuration_raises_with_the_text_of_kong(given, message):
@@ -325,6 +338,17 @@ def test_delays_are_capped():
     worker = Worker(KONG, initial_retry_delay=1, max_retry_delay=3, max_retry_time=8)  # Q20
     worker.put("a")
     assert worker.attempts(DOWN) == [0, 1, 3, 6, 9]
+
+
+@both_profiles
+def test_the_driver_is_told_of_every_pause(profile):
+    """A pause of no length is a turn of the event loop nevertheless, as with Kong's sleep."""
+    worker = Worker(profile, initial_retry_delay=0)  # Q20
+    worker.put("a")
+    assert isinstance(worker.queue.poll(0), Send)
+    worker.queue.done(DOWN, 0)
+    assert worker.queue.poll(0) == Wait(0, or_entry=False)
+    assert worker.drain(0) == [["a"]]
 
 
 @both_profiles
@@ -655,6 +679,15 @@ def test_a_percent_sign_in_its_name_kills_the_job(name, message):
     assert worker.queue.counters() == Counters(enqueued=1, swallowed=1)
 
 
+def test_the_share_in_the_capacity_warning_is_a_number():
+    """A name that formats one gets over it, and fails at its second percent sign."""
+    worker = Worker(KONG)
+    binding = Binding(QueueParameters("%.0f%", max_entries=1), send)  # Q14
+    worker.queue.enqueue("a", binding, 0)
+    with pytest.raises(BookkeepingError, match=r"^invalid option '%:' to 'format'$"):
+        worker.queue.enqueue("b", binding, 0)
+
+
 def test_two_percent_signs_in_a_name_are_logged_as_one_or_two():
     """One where something was formatted into the line."""
     worker = Worker(KONG)
@@ -915,6 +948,26 @@ def test_a_wall_clock_set_back_prolongs_the_retries_in_kong():
     assert len(worker.attempts(DOWN)) == 6
 
 
+def test_a_step_of_the_wall_clock_leaves_no_rounding_error():
+    """Exactly 50 ms of the delay remain, of which the job makes use, though sums of floats say less."""
+    worker = Worker(KONG, max_batch_size=5)  # Q16, Q26
+    worker.queues.exit(0)
+    worker.queues.clock_stepped(-0.001)
+    worker.put(1, now=0.057)
+    assert worker.queue.poll(0.057) == Wait(pytest.approx(0.107), or_entry=True)
+    worker.queues.clock_stepped(-5)
+    assert worker.queue.poll(5.057) == Wait(pytest.approx(5.107), or_entry=True)
+
+
+@pytest.mark.parametrize("parameter", ["max_entries", "max_batch_size"])
+@both_profiles
+def test_a_limit_may_be_infinite(profile, parameter):
+    """Then there is none."""
+    worker = Worker(profile, **{"max_batch_size": 3, parameter: inf})
+    worker.put(1, 2)
+    assert worker.drain(0) + worker.drain(1) == [[1, 2]]
+
+
 # Parameters in a plugin's configuration.
 
 
@@ -939,6 +992,15 @@ def test_legacy_parameters_are_moved_and_warned_about_once_a_minute():
         assert plugin_params(worker, config, 1e9 + seconds)["max_batch_size"] == 50
     assert config["queue"]["max_coalescing_delay"] == 1
     assert worker.lines == [DEPRECATED] * 2
+
+
+def test_what_is_false_in_a_plugins_configuration_is_not_there():
+    """As Lua has it."""
+    worker = Worker(KONG)
+    config = {"queue": False, "plugin_instance_name": False, "batch_span_count": False}  # Q9, Q27
+    assert plugin_params(worker, config) == {"log_tag": "opentelemetry plugin id", "name": "id"}
+    assert plugin_params(worker, {"queue": {"name": False}})["name"] == "id"
+    assert worker.lines == []
 
 
 # The whole.

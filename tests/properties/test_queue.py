@@ -167,8 +167,13 @@ class NaiveQueue:
                 self.job = self.doing = None
                 self.dead = True
 
+    @property
+    def wall(self) -> float:
+        """What a clock says: to the ns, once it was set."""
+        return round(self.now + self.step, 9) if self.step else self.now
+
     def elapsed(self, since: float) -> float:
-        return self.now + self.step - since
+        return self.wall - since
 
     def run(self) -> Generator[Step, Any]:
         while self.depth > 0:
@@ -189,7 +194,7 @@ class NaiveQueue:
         if not self.profile.has_permits:
             size = min(size, self.bound.parameters.max_entries)
         self.permits -= 1
-        self.taken, started = 1, self.now + self.step
+        self.taken, started = 1, self.wall
         while self.taken < size and self.delay_s - self.elapsed(started) >= 0.05:
             patience = min(self.delay_s - self.elapsed(started), 1.0)
             if self.exiting:
@@ -210,7 +215,7 @@ class NaiveQueue:
 
     def deliver(self, batch: list[bytes]) -> Generator[Step, Any]:
         limits, profile = self.bound.parameters, self.profile
-        self.in_flight, started, delay = len(batch), self.now + self.step, limits.initial_retry_delay
+        self.in_flight, started, delay = len(batch), self.wall, limits.initial_retry_delay
         while True:
             self.sent.append((self.now, batch, self.newest.handler_conf))
             outcome: Outcome = yield "send", batch
