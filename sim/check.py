@@ -15,7 +15,7 @@ Rates in 1/s, times in s, sizes in bytes. Source: kong-semantics sections 8, 10,
 
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -24,7 +24,7 @@ from sim.config import INSTRUMENTATIONS, Gateway
 from sim.document import Document, FieldPath, written
 from sim.errors import FieldError, UserError
 from sim.exporter import seconds
-from sim.outage import Attempts, Outage, outages
+from sim.outage import Attempts, Outage, outages, slowdowns_s
 from sim.plugins import BUNDLED
 from sim.plugins.opentelemetry import OpenTelemetryConfig
 from sim.resolver import is_address
@@ -106,6 +106,7 @@ class Exporting:
         requests_per_s: of all workers; None: not known.
         attempts: that its queue makes in the outage that is to be survived.
         round_trip_s: of an export request.
+        slowdowns_s: what it takes while the collector is slow, and for how long that is.
     """
 
     given: Mapping[str, Any]
@@ -115,6 +116,7 @@ class Exporting:
     requests_per_s: float | None
     attempts: Attempts
     round_trip_s: float
+    slowdowns_s: Sequence[tuple[float, float]]
 
     @property
     def is_kong(self) -> bool:
@@ -207,23 +209,29 @@ def batch_kills_its_job(plugin: Exporting) -> Iterator[Risk]:
 
 
 def batches_are_slower_than_spans(plugin: Exporting) -> Iterator[Risk]:
-    """One batch at a time: the ceiling is batch size over round trip (Q22)."""
-    rate, queue, trip_s = plugin.spans_per_s, plugin.config.queue, plugin.round_trip_s
-    if rate is None or queue.concurrency_limit == -1 or not trip_s:
+    """One batch at a time: the ceiling is batch size over round trip (Q22), for good or while the collector is slow."""
+    rate, queue = plugin.spans_per_s, plugin.config.queue
+    if rate is None or queue.concurrency_limit == -1:
         return
-    ceiling = queue.max_batch_size / trip_s
-    if rate > ceiling:
+    for trip_s, lasts_s in ((plugin.round_trip_s, math.inf), *plugin.slowdowns_s):
+        ceiling = queue.max_batch_size / trip_s if trip_s else math.inf
+        if rate <= ceiling or (rate - ceiling) * lasts_s <= queue.max_entries + queue.max_batch_size:
+            continue
         lost = f"{_rate(rate - ceiling)} spans/s are lost once {queue.max_entries} wait"
+        if lasts_s < math.inf:
+            piled = f"{_rate((rate - ceiling) * lasts_s)} spans pile up, and {queue.max_entries} can wait"
+            lost = f"in {format_duration(lasts_s)} of that {piled}"
         needed, most = _round_up(2 * rate * trip_s), PROFILES[plugin.gateway.profile].batch_entries_max
         cure = f"set it to {needed}, or sample less"
         if most is not None and needed > most:
             cure = f"sample less, or use more workers: {needed} would do, but more than {most} kill their job"
         yield Risk(
             ("queue", "max_batch_size"),
-            f"one queue sends {queue.max_batch_size} spans each {format_duration(trip_s)}, at most {_rate(ceiling)}/s, "
-            f"and {_rate(rate)}/s are expected of each worker: {lost}",
+            f"one queue sends {queue.max_batch_size} spans each {format_duration(_rounded(trip_s))}, at most "
+            f"{_rate(ceiling)}/s, and {_rate(rate)}/s are expected of each worker: {lost}",
             cure,
         )
+        return
 
 
 def outage_is_longer_than_the_queue(plugin: Exporting) -> Iterator[Risk]:
@@ -466,7 +474,8 @@ def _findings(
         trip_s = ROUND_TRIP_S if expected.round_trip_s is None else expected.round_trip_s
         outage = _outage(scenario, config, expected, trip_s)
         attempts = Attempts(config.queue, PROFILES[gateway.profile], outage)
-        plugin = Exporting(given, config, gateway, scenario, expected.requests_per_s, attempts, trip_s)
+        slow_s = [] if scenario is None else slowdowns_s(scenario, config, trip_s)
+        plugin = Exporting(given, config, gateway, scenario, expected.requests_per_s, attempts, trip_s, slow_s)
         for code, rule in RULES.items():
             for field, message, cure in rule(plugin):
                 where, at = (document, (*path, "config", *field))

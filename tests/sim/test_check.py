@@ -206,6 +206,27 @@ def test_an_attempt_lasts_as_long_as_the_fault_lets_it(findings):
     assert told(later) == []
 
 
+def test_a_collector_that_is_slow_for_a_while_has_a_ceiling_too(findings):
+    """What comes above it has to wait in the queue until the collector is quick again."""
+    load = [{"executor": "constant-arrival-rate", "rate": "100/s", "duration": "60s"}]
+    slow = {"faults": [{"at": "10s", "for": "70s", "target": "collector", "kind": "slow", "latency": "995ms"}]}
+
+    def told(max_entries):
+        queue = {"queue": {"max_entries": max_entries}}
+        plugins = [{"name": "opentelemetry", "config": queue}]
+        services = [{"name": "a", "url": "http://default", "routes": [{"paths": ["/"]}]}]
+        gateway = {"gateway": {"config": {"services": services, "plugins": plugins}}}
+        return findings(slow | gateway, load=load)
+
+    assert told(5000) == []
+    [found] = told(4000)
+    assert (found.rule, found.cure) == ("KC004", "set it to 600, or sample less")
+    assert found.message == (
+        "one queue sends 200 spans each 1s, at most 200/s, and 300/s are expected of each worker: in 50s of that 5,000 "
+        "spans pile up, and 4000 can wait"
+    )
+
+
 def test_faults_that_follow_each_other_are_one_outage(findings):
     """The collector is away until the last of them has ended."""
     load = [{"executor": "constant-arrival-rate", "rate": "100/s", "duration": "60s"}]
