@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from sim.document import Override
 
+_STANDARD_ERROR: Final = 2
+
 EXIT_FAILED: Final = 1
 EXIT_USER_ERROR: Final = 2
 EXIT_FINDINGS: Final = 97
@@ -28,6 +30,7 @@ EXIT_INTERRUPTED: Final = 130
 
 def main() -> None:
     """Run the command that the arguments name, and exit."""
+    _occupy_standard_files()
     try:
         code = commands.main(prog_name="kongsim", standalone_mode=False)
     except UserError as error:
@@ -43,6 +46,13 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def _occupy_standard_files() -> None:
+    """Open /dev/null in the place of a standard file that is closed: what is opened next would be taken for it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        pass
+    os.close(descriptor)
 
 
 @click.group()

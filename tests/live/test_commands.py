@@ -154,6 +154,22 @@ def test_gateway_is_configured_by_kongs_environment(tmp_path):
 SHOP_HOSTS = ("orders-1.internal:8080", "orders-2.internal:8080", "catalog.internal:8080")
 
 
+def test_closed_standard_error_is_no_other_file(tmp_path):
+    """What is opened next must not be taken for it: the error log was written into the pid file."""
+    config, pid = tmp_path / "kong.yml", tmp_path / "pid"
+    config.write_text("_format_version: '3.0'\n")
+    serve = ("serve", str(config), "--listen", "127.0.0.1:0", "--status-listen", "off", "--workers", "1")
+    program = (sys.executable, "-m", "sim", *serve, "--pid", str(pid))
+    running = subprocess.Popen(["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *program], stdout=subprocess.PIPE, text=True)
+    try:
+        read_until(running, "listening on")
+        assert pid.read_text() == f"{running.pid}\n"
+        assert end(running, SIGQUIT) == ("", 0)
+    finally:
+        running.kill()
+        running.communicate()
+
+
 def test_configuration_of_a_real_shop_is_served(tmp_path):
     """Services, routes, an upstream and plugins of every scope, in front of servers of another implementation."""
     kong_yml = tmp_path / "kong.yml"
