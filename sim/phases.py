@@ -11,12 +11,11 @@ its place in it, which is an iterator. A handler answers
 What a phase permits is a column of `kongtrace.PHASES`. The filters and the log phase are no part of the tuple: they run
 when there is something to filter, or nothing left to do (`sim.worker`).
 
-A handler that awaits runs in a *light thread*: whenever it goes on, the worker's `Execution` says so first, so that the
-tracer knows whose turn it is (kong-semantics R3).
+A handler that awaits runs in a light thread (`sim.light_thread`).
 """
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from kongtrace import Execution, Phase
 
@@ -27,43 +26,6 @@ AGAIN: Final = -2
 DONE: Final = -4
 
 Handler = Callable[["Request"], int | None]
-
-
-class LightThread(Coroutine[Any, Any, Any]):
-    """A coroutine that tells its worker's `Execution` whenever it goes on."""
-
-    __slots__ = ("_ctx", "_execution", "_phase", "_steps")
-
-    def __init__(self, awaitable: Awaitable[Any], execution: Execution, phase: Phase, ctx: dict[str, Any]) -> None:
-        self._steps: Generator[Any, Any, Any] = (
-            awaitable.__await__() if not isinstance(awaitable, Coroutine) else awaitable  # type: ignore[assignment]
-        )
-        self._execution = execution
-        self._phase = phase
-        self._ctx = ctx
-
-    def send(self, value: Any) -> Any:
-        """Go on."""
-        self._execution.enter(self._phase, self._ctx)
-        return self._steps.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        """Go on with an exception."""
-        self._execution.enter(self._phase, self._ctx)
-        return self._steps.throw(*error)
-
-    def close(self) -> None:
-        """Give it up."""
-        self._steps.close()
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self  # type: ignore[return-value]  # send, throw and close are all that awaiting needs
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        return self.send(None)
 
 
 class PhaseEngine:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from kongtrace import PHASES
 from sim.framing import HeaderLines, has_line
-from sim.phases import LightThread
+from sim.light_thread import LightThread
 from sim.request import HOP_BY_HOP, USUAL_OPTIONS, Request, Try, without
 from sim.upstream import TIMED_OUT, ConnectTimeoutError, NoConnectionLeftError, UpstreamConnection, system_error
 

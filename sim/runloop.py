@@ -28,9 +28,10 @@ from sim.config import Gateway, Nginx
 from sim.forwarding import Forwarding
 from sim.framing import HeaderLines, Refusal, has_line, level_of_refusal
 from sim.instrumentation import Instrumentation
+from sim.light_thread import LightThread
 from sim.pdk import Exit, Kong
 from sim.pdk.response import accepted, error_body, status_message
-from sim.phases import AGAIN, DONE, Handler, LightThread, PhaseEngine
+from sim.phases import AGAIN, DONE, Handler, PhaseEngine
 from sim.plugin import Handler as PluginHandler
 from sim.plugin import Plan, Plans
 from sim.proxy import SERVER, BufferedExchange, ProxiedExchange

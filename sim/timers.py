@@ -17,7 +17,7 @@ from typing import Any
 
 from kongtrace import PHASES, ApiError, Execution
 from sim.connection_table import unlimited
-from sim.phases import LightThread
+from sim.light_thread import LightThread
 from sim.runtime import Cancelable, Runtime
 
 TIMER = PHASES["timer"]

@@ -139,7 +139,7 @@ LAYERS = {
         "timers | upstream http_client | forwarding",
         "phases | request | resolver | config | faults",
         "runtime | scoreboard | document | threshold | access_log | connection_table",
-        "units | ledger | error_log | process | timerfd | wall_clock | framing | tally",
+        "units | ledger | light_thread | error_log | process | timerfd | wall_clock | framing | tally",
         "errors",
     ),
 }

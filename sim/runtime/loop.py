@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import cast
 
+from sim.light_thread import make_task
 from sim.runtime import Cancelable
 
 
@@ -17,6 +18,7 @@ class LoopRuntime:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        loop.set_task_factory(make_task)  # type: ignore[arg-type]  # generators are no tasks any more
         self.now = loop.time
         self.call_soon = loop.call_soon
 

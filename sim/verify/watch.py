@@ -40,6 +40,7 @@ from typing import Any, Final, Self
 import kongtrace
 from kongtrace import ApiError, Execution
 from kongtrace.findings import Finding, Frame, Stack
+from sim.light_thread import make_task
 from sim.pdk.response import Exit
 from sim.plugin import AWAITING_PHASES, PLAIN_PHASES
 from sim.runtime.virtual import NotVirtualError
@@ -244,7 +245,7 @@ class Watch:
         step = _running[-1]
         if inspect.iscoroutine(coroutine):
             coroutine = TaskSteps(self, coroutine, step.tasks)
-        task = asyncio.Task(coroutine, loop=loop, **options)
+        task = make_task(loop, coroutine, **options)
         step.tasks.append((task, stack))
         return task
 

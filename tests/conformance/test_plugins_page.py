@@ -167,6 +167,20 @@ def test_quota(tmp_path):
         assert json.loads(gateway.request().content)["message"] == "no quota: connection refused"
 
 
+def test_offers(tmp_path):
+    """The sample of tasks asks all services at once, and says of each span whose child it is."""
+    with echo() as other:
+        urls = [f"http://127.0.0.1:{other}/one", "http://127.0.0.1:9/none", f"http://127.0.0.1:{other}/two"]
+        with sampled(tmp_path, "offers", {"urls": urls}) as (gateway, collector):
+            told = dict(json.loads(gateway.request().content)["headers"])
+            spans = collector.wait_spans(gateway.wait_requests(1).ledger.acknowledged)
+    assert told["x-offers"] == f"200 of {urls[0]}, none, 200 of {urls[2]}"
+    parents = {span.span_id: span.name for span in spans}
+    offers = [span for span in spans if span.name == "offer"]
+    assert [parents[span.parent_span_id] for span in offers] == ["offers"] * 3
+    assert [event.name for span in offers for event in span.events] == ["exception"]
+
+
 def test_journal(tmp_path):
     """The sample of a timer writes what the log phase has noted, once the request is over."""
     with sampled(tmp_path, "journal") as (gateway, _collector):

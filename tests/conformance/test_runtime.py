@@ -499,6 +499,65 @@ def test_what_a_plugin_waits_for_takes_the_runtimes_time(prompt):
     assert prompt.agree([slept, computed, waited], [sleep_s, cpu_s, timeout_s])
 
 
+class Asks:
+    """A plugin that does three things at once, in tasks of its own; one of them in a task of a task."""
+
+    PRIORITY = 100
+    VERSION = "1"
+
+    async def access(self, kong, conf):
+        """Say what each has seen."""
+        whole = kong.tracing.start_span("whole")
+        kong.tracing.set_active_span(whole)
+        seen = await asyncio.gather(*(self.ask(kong, nap) for nap in (1, 3)), asyncio.wait_for(self.nest(kong), 60))
+        whole.finish()
+        kong.response.exit(200, {"seen": seen, "spans": [span.name for span in kong.tracing.get_spans()]})
+
+    async def nest(self, kong):
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self.ask(kong, 2))
+        return task.result()
+
+    async def ask(self, kong, nap):
+        """Have a span, and name the request before and after a nap, and once more after a nap that ends too soon."""
+        span = kong.tracing.start_span(f"{kong.request.get_path()} {nap}")
+        await kong.ngx.sleep(nap / 200)
+        paths = [kong.request.get_path()]
+        try:
+            async with asyncio.timeout(0.001):
+                await kong.ngx.sleep(60)
+        except TimeoutError:
+            paths.append(kong.request.get_path())
+        span.finish()
+        return [span.parent.name, span.name, *paths]
+
+
+def test_task_of_a_handler_belongs_to_its_request(prompt):
+    """Whatever the worker does meanwhile, spans and answers in a task are those of its request."""  # R3
+
+    async def play(stage):
+        answers = {}
+
+        async def ask(port, path):
+            client = await stage.connect(port)
+            client.send(path=path)
+            assert await client.answer() == 200
+            answers[path] = json.loads(client.whole.rpartition(b"\r\n\r\n")[2])
+
+        async with stage.origin() as upstream:
+            asks = {"plugins": (Plugin(name="asks"),), "classes": {"asks": Asks}}
+            async with stage.gateway(upstream, **asks) as gateway, asyncio.TaskGroup() as group:
+                for path in ("/a", "/b", "/c"):
+                    group.create_task(ask(gateway.port, path))
+        return answers
+
+    answers = prompt.run(play)
+    for path, answer in answers.items():
+        assert answer["seen"] == [["whole", f"{path} {nap}", path, path] for nap in (1, 3, 2)]
+        mine = [f"{path} {nap}" for nap in (1, 3, 2)]
+        assert answer["spans"] == ["kong", "kong.router", "kong.access.plugin.asks", "whole", *mine]
+
+
 class Slow(asyncio.Protocol):
     """Reads nothing until it is told to."""
 

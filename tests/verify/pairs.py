@@ -888,7 +888,10 @@ def log(self, kong, conf):
 import asyncio
 
 async def send(kong):
+    span = kong.tracing.start_span("send")
     await kong.ngx.sleep(0.01)
+    span.set_attribute("path", kong.request.get_path())
+    span.finish()
 
 async def access(self, kong, conf):
     await asyncio.gather(send(kong), send(kong))

@@ -515,6 +515,7 @@ SAMPLES = {
 
 CONFIGS_OF_SAMPLES = {
     "quota.py": {"quota": {"url": "http://127.0.0.1:9/"}},
+    "offers.py": {"offers": {"urls": ["http://127.0.0.1:9/"]}},
     "redact.py": {"redact": {"word": "secret"}},
 }
 
