@@ -2,20 +2,26 @@
 
 Whenever one goes on, the worker's `Execution` says so first, so that the tracer knows whose turn it is (kong-semantics
 R3). What a light thread makes a task of is a light thread of the same request, as with `ngx.thread.spawn`; else a task
-would go on in whichever request had the last turn. `asyncio.gather`, `wait_for` and `TaskGroup` make tasks.
+would go on in whichever request had the last turn. `asyncio.gather`, `wait_for` and `TaskGroup` make tasks. Who runs a
+light thread waits for these too, as nginx does, so that none touches a request that has ended.
 """
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from functools import partial
 from typing import Any
 
 from kongtrace import Execution, Phase
 
 
 class LightThread(Coroutine[Any, Any, Any]):
-    """A coroutine that tells its worker's `Execution` whenever it goes on."""
+    """A coroutine that tells its worker's `Execution` whenever it goes on.
 
-    __slots__ = ("_ctx", "_execution", "_phase", "_steps")
+    Attributes:
+        tasks: those of its tasks, and of theirs, that have not ended; None before the first.
+    """
+
+    __slots__ = ("_ctx", "_execution", "_phase", "_steps", "tasks")
 
     def __init__(self, awaitable: Awaitable[Any], execution: Execution, phase: Phase, ctx: dict[str, Any]) -> None:
         self._steps: Generator[Any, Any, Any] = (
@@ -24,6 +30,7 @@ class LightThread(Coroutine[Any, Any, Any]):
         self._execution = execution
         self._phase = phase
         self._ctx = ctx
+        self.tasks: set[asyncio.Task[Any]] | None = None
 
     def send(self, value: Any) -> Any:
         """Go on."""
@@ -39,9 +46,21 @@ class LightThread(Coroutine[Any, Any, Any]):
         """Give it up."""
         self._steps.close()
 
-    def beside(self, coroutine: Coroutine[Any, Any, Any]) -> "LightThread":
-        """Return one of the same request and phase that runs another coroutine."""
-        return LightThread(coroutine, self._execution, self._phase, self._ctx)
+    def make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
+        """Make a task that is a light thread of the same request and phase."""
+        if self.tasks is None:
+            self.tasks = set()
+        thread = LightThread(coroutine, self._execution, self._phase, self._ctx)
+        thread.tasks = self.tasks
+        task = asyncio.Task(thread, loop=loop, **options)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def cancel_tasks(self) -> None:
+        """Let its tasks end, as `ngx.exit` does."""
+        for task in tuple(self.tasks or ()):
+            task.cancel()
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self  # type: ignore[return-value]  # send, throw and close are all that awaiting needs
@@ -53,11 +72,27 @@ class LightThread(Coroutine[Any, Any, Any]):
         return self.send(None)
 
 
-def make_task(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
-) -> "asyncio.Task[Any]":
+def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
     """Make a task, a light thread where one makes it: the task factory of every runtime's loop."""
     maker = asyncio.current_task(loop)
     if maker is not None and isinstance(thread := maker.get_coro(), LightThread):
-        coroutine = thread.beside(coroutine)
+        return thread.make_task(loop, coroutine, **options)
     return asyncio.Task(coroutine, loop=loop, **options)
+
+
+def run(
+    loop: asyncio.AbstractEventLoop, thread: LightThread, done: Callable[[BaseException | None], object]
+) -> "asyncio.Task[Any]":
+    """Run a light thread; `done` gets the exception that ended it, or None, when its tasks have ended too."""
+    task = loop.create_task(thread)
+    task.add_done_callback(partial(_ended, thread, done))
+    return task
+
+
+def _ended(
+    thread: LightThread, done: Callable[[BaseException | None], object], task: "asyncio.Task[Any]", *_last: object
+) -> None:
+    if thread.tasks:
+        next(iter(thread.tasks)).add_done_callback(partial(_ended, thread, done, task))
+    else:
+        done(asyncio.CancelledError() if task.cancelled() else task.exception())

@@ -454,6 +454,8 @@ class Runloop:
 
         async def collect() -> None:
             answer.append(await handlers)
+            if answer[0] is not None:
+                thread.cancel_tasks()
 
         def ended(error: BaseException | None) -> None:
             if self._suspended.pop(request):
@@ -470,7 +472,8 @@ class Runloop:
                 self.execution.enter(phase, request.ctx)
                 self.respond(request, status)
 
-        self.runtime.run(LightThread(collect(), self.execution, phase, request.ctx), ended)
+        thread = LightThread(collect(), self.execution, phase, request.ctx)
+        self.runtime.run(thread, ended)
         return AGAIN
 
     def _answered(self, request: Request, answer: int | Exit) -> int:

@@ -13,6 +13,8 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
+from sim.light_thread import LightThread
+
 
 class Tls(NamedTuple):
     """How a connection is secured.
@@ -89,8 +91,8 @@ class Runtime(Protocol):
     def spend_cpu(self, seconds: float) -> None:
         """Compute for that many s of CPU time, and let nobody else run meanwhile."""
 
-    def run(self, thread: Awaitable[object], done: Callable[[BaseException | None], object]) -> Cancelable:
-        """Run a light thread; `done` gets the exception that ended it, or None."""
+    def run(self, thread: LightThread, done: Callable[[BaseException | None], object]) -> Cancelable:
+        """Run a light thread; `done` gets the exception that ended it, or None, when its tasks have ended too."""
 
     def connect(
         self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol], tls: Tls | None = None

@@ -8,9 +8,11 @@ import asyncio
 import hashlib
 import sys
 
+from kongtrace import PHASES
 from sim.collector import CollectorServer
 from sim.config import Nginx, Plugin
 from sim.gateway import WorkerGateway
+from sim.light_thread import LightThread
 from sim.origin import Origin, OriginServer
 from sim.runtime.virtual import VirtualWorld
 from tests.gateway import gateway_to
@@ -71,7 +73,8 @@ async def play(world, note, seed):
         gateway.quit()
 
     runtime.call_later(0.3, outage)
-    runtime.call_later(0.9, runtime.run, recover(), lambda error: note(f"recovered {error}"))
+    recovery = LightThread(recover(), gateway.provider.execution, PHASES["timer"], {})
+    runtime.call_later(0.9, runtime.run, recovery, lambda error: note(f"recovered {error}"))
     runtime.call_later(1.5, leave)
     await asyncio.gather(*clients)
     await rested.wait()

@@ -558,6 +558,51 @@ def test_task_of_a_handler_belongs_to_its_request(prompt):
         assert answer["spans"] == ["kong", "kong.router", "kong.access.plugin.asks", "whole", *mine]
 
 
+class Leaves:
+    """A plugin that leaves a task behind, and may answer itself meanwhile."""
+
+    PRIORITY = 100
+    VERSION = "1"
+
+    async def access(self, kong, conf):
+        """Make it, and do not wait for it."""
+        self.task = asyncio.create_task(self.go_on(kong, conf["told"]))
+        await kong.ngx.sleep(0)
+        if kong.request.get_path() == "/exit":
+            kong.response.exit(403, "no")
+
+    async def go_on(self, kong, told):
+        """Have a span, in another task."""
+        span = kong.tracing.start_span("left")
+        try:
+            await asyncio.gather(kong.ngx.sleep(0.02))
+            told.append((kong.request.get_path(), kong.tracing.start_span("late").parent.name))
+        finally:
+            span.finish()
+            told.append(span.end_time_ns is not None)
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "expected"),
+    [("/", 200, [("/", "kong"), True]), ("/exit", 403, [True])],
+    ids=["no answer", "an answer"],
+)
+def test_phase_waits_for_the_tasks_of_its_handlers(prompt, path, answer, expected):
+    """A task that nobody awaits ends before its phase does; one is cancelled when a handler answers itself."""  # R3
+
+    async def play(stage):
+        told = []
+        async with stage.origin() as upstream:
+            leaves = {"plugins": (Plugin(name="leaves", config={"told": told}),), "classes": {"leaves": Leaves}}
+            async with stage.gateway(upstream, **leaves) as gateway:
+                client = await stage.connect(gateway.port)
+                client.send(path=path)
+                assert await client.answer() == answer
+                return told, gateway.core.provider.balances()["KONG_SPAN"].live
+
+    assert prompt.run(play) == (expected, 0)
+
+
 class Slow(asyncio.Protocol):
     """Reads nothing until it is told to."""
 
