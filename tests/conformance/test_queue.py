@@ -236,7 +236,7 @@ class Run:
 
     def do_enqueue(self, index: int, action: dict[str, Any]) -> list[Any]:
         known(action, {"do", "t", "queue", "entry", "handler_conf", "conf", "raw_conf", "raw_handler"})
-        label, entry = action["queue"], decode(action["entry"])
+        label, entry = action["queue"], decode(action.get("entry"))
         conf = {"name": label} | self.case["queues"][label] | action.get("conf", {})
         handler = decode(action["raw_handler"]) if "raw_handler" in action else self.handlers[label]
         conf = action.get("raw_conf", conf)
@@ -276,7 +276,7 @@ class Run:
 
     def do_can_enqueue(self, _index: int, action: dict[str, Any]) -> list[Any]:
         known(action, {"do", "t", "queue", "entry"})
-        return [self.queue(action["queue"]).can_enqueue(decode(action["entry"]))]
+        return [self.queue(action["queue"]).can_enqueue(decode(action.get("entry")))]
 
     def do_exit(self, _index: int, action: dict[str, Any]) -> None:
         known(action, {"do", "t"})
