@@ -153,7 +153,7 @@ class TracerProvider:
             TypeError: name or namespace is neither a string nor a number, or the options are no mapping.
         """
         name = name if is_given(name) else "default"
-        if not (is_text(name) or is_number(name)):
+        if not (is_text(name) or is_number(name)) or name != name:  # noqa: PLR0124  nan is no key in Lua
             raise TypeError(f"the name of a tracer must be a string, not {type(name).__name__}")
         name = lua_text(name) if isinstance(name, bytes) else name
         if is_given(options) and not is_table(options):

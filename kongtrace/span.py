@@ -308,6 +308,44 @@ class Span:
         return f"<Span {self.name!r} {self.trace_id.hex()}/{self.span_id.hex()}>"
 
 
+class RelinkedSpan(Span):
+    """A span that was linked after its release, in profile ``kong``: it is listed, and waits in the pool all the same.
+
+    Its methods are still those of a released span. The tracer that fetches it makes a span of it again, but it stays
+    with the tracer that linked it, and what is only created has kept name, start and attributes (P7).
+    """
+
+    __slots__ = ()
+
+    def set_attribute(self, key: str = MISSING, value: Any = None) -> None:  # noqa: ARG002  the same parameters
+        """Refuse.
+
+        Raises:
+            ReleasedSpanError: always.
+        """
+        self._provider.used_after_release("set_attribute")
+
+    @property
+    def tracer(self) -> Tracer | NoopTracer | None:
+        """The tracer that linked it; written by the one that starts a span with it, which takes the attributes away."""
+        return _TRACER.__get__(self)  # type: ignore[no-any-return]
+
+    @tracer.setter
+    def tracer(self, tracer: Tracer | NoopTracer | None) -> None:
+        self.fetched(tracer)
+        self._provider.attributes.given_up += self.attributes is not None
+        self.attributes = None
+
+    def fetched(self, tracer: Tracer | NoopTracer | None) -> None:
+        """Be a span again, of ``tracer`` where no tracer has linked it."""
+        self.__class__ = Span  # type: ignore[assignment]
+        if self.tracer is None:
+            self.tracer = tracer
+
+
+_TRACER: Any = vars(Span)["tracer"]
+
+
 def clear(span: Span) -> None:
     """Empty every field: what the pool does to a span (P6)."""
     span.tracer = span.parent = span.name = span.trace_id = span.span_id = span.parent_id = None  # type: ignore[assignment]

@@ -33,6 +33,7 @@ from kongtrace.span import (
     NOOP_SPAN,
     AnySpan,
     NoopSpan,
+    RelinkedSpan,
     Span,
     flag_active,
     is_given,
@@ -263,7 +264,7 @@ class Tracer:
         if not isinstance(span, (Span, NoopSpan)):
             raise TypeError(f"link_span needs a span, not {type(span).__name__}")
         is_linked = span.linked
-        self._fill(tracer, span, name, fields)
+        self._refill(tracer, span, name, fields)
         if not isinstance(tracer, Tracer):
             raise TypeError("link_span needs a tracer: its span list takes the span")
         tracer.get_spans().append(span)  # type: ignore[arg-type]  # the no-op span is listed too
@@ -445,11 +446,15 @@ class Tracer:
             sampled = get("should_sample")
         if sampled is None:
             sampled = has_tracer and tracer.decide(trace_id)
-        span.name = span.start_time_ns = None  # type: ignore[assignment]  # until it is linked
         span.trace_id = trace_id
         span.parent_id = get("parent_id") if inherited_id is None else inherited_id
         span.should_sample = sampled
-        span.tracer = tracer if has_tracer else None
+        owner = tracer if has_tracer else None
+        if isinstance(span, RelinkedSpan):
+            span.fetched(owner)
+        else:
+            span.tracer = owner
+            span.name = span.start_time_ns = None  # type: ignore[assignment]  # until it is linked
         span.span_id = provider.span_ids.draw()
         kind = get("span_kind")
         span.kind = INTERNAL if kind is None else kind
@@ -468,6 +473,14 @@ class Tracer:
         pool.adopted += span.attributes is not None
         span.start_time_ns = now
         span.name = name
+
+    def _refill(self, tracer: Any, span: AnySpan, name: str, options: Mapping[str, Any]) -> None:
+        """Fill in a span that may have been released: then it is in its pool all the same."""
+        if type(span) is RelinkedSpan:
+            span.__class__ = Span  # type: ignore[assignment]
+        self._fill(tracer, span, name, options)
+        if type(span) is Span and span.span_id is None and self._provider.profile.recycles_held_objects:
+            span.__class__ = RelinkedSpan
 
     def _context(self) -> Context:
         ctx = self._execution.ctx

@@ -58,7 +58,7 @@ def test_a_tracer_has_a_name_a_rate_and_a_namespace():
     assert options == {"namespace": "APART", "sampling_rate": 1.0}
 
 
-@pytest.mark.parametrize("name", [True, {}, ["x"]])
+@pytest.mark.parametrize("name", [True, {}, ["x"], float("nan")])
 def test_a_name_is_a_string(name):
     """Lua makes a key of it."""
     with pytest.raises(TypeError, match="name of a tracer"):

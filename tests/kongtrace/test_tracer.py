@@ -2,7 +2,17 @@
 
 import pytest
 
-from kongtrace import KONG, NOOP_SPAN, PHASES, PROFILES, SAFE, ApiError, Span, tracing_context
+from kongtrace import (
+    KONG,
+    NOOP_SPAN,
+    PHASES,
+    PROFILES,
+    SAFE,
+    ApiError,
+    ReleasedSpanError,
+    Span,
+    tracing_context,
+)
 from kongtrace.context import KONG_PHASE
 from kongtrace.testing import EPOCH_NS, TracedWorker
 
@@ -256,6 +266,62 @@ def test_only_a_tracer_links(tracer, bad):
     with pytest.raises(TypeError):
         tracer.link_span(None, span, "mine")
     assert tracer.get_spans() == []
+
+
+def relinked(tracer, linking, **options):
+    """A span that has been released, and then linked by another tracer: it is in the pool."""
+    span = tracer.start_span("first")
+    span.release()
+    linking.link_span(linking, span, "again", options)
+    return span
+
+
+def test_a_span_that_is_linked_after_its_release_is_listed_but_not_usable(tracer):
+    """It has got fields again, and no methods."""  # P7
+    span = relinked(tracer, other := tracer.new("other"), start_time_ns=5, attributes={"a": 1})
+    assert (span.name, span.start_time_ns, span.attributes, span.linked) == ("again", 5, {"a": 1}, True)
+    assert span.tracer is other
+    assert tracer.get_spans() == [span, span]
+    for call in (span.finish, span.release, lambda: span.set_attribute("b", 2), lambda: span.set_status(2)):
+        with pytest.raises(ReleasedSpanError):
+            call()
+
+
+@pytest.mark.parametrize("options", [None, {}], ids=["fast", "options"])
+def test_a_start_that_fetches_such_a_span_leaves_it_to_the_tracer_that_linked_it(worker, tracer, options):
+    """All else is new."""  # P7
+    span = relinked(tracer, other := tracer.new("other"), start_time_ns=5, attributes={"a": 1})
+    assert tracer.start_span("new", options) is span
+    assert span.tracer is other
+    assert (span.name, span.start_time_ns, span.attributes) == ("new", EPOCH_NS + 1_000, None)
+    span.set_attribute("b", 2)
+    span.release()
+    assert tracer.start_span("newer").tracer is tracer
+    assert {pool: balance.live for pool, balance in worker.provider.balances().items()} == {
+        "KONG_SPAN": 1,
+        "KONG_SPAN_STORAGE": 1,
+        "KONG_SPAN_ATTRIBUTES": 0,
+        "KONG_SPAN_EVENTS": 0,
+    }
+
+
+def test_a_creation_that_fetches_such_a_span_leaves_it_as_it_was_linked(tracer):
+    """But for its ids and kind."""  # P7
+    span = relinked(tracer, other := tracer.new("other"), start_time_ns=5, attributes={"a": 1})
+    assert tracer.create_span(tracer) is span
+    assert span.tracer is other
+    assert (span.name, span.start_time_ns, span.attributes) == ("again", 5, {"a": 1})
+    span.set_attribute("b", 2)
+    assert span.attributes == {"a": 1, "b": 2}
+
+
+def test_such_a_span_can_be_linked_once_more(tracer):
+    """It is listed once more."""  # P7, S7
+    span = relinked(tracer, other := tracer.new("other"), attributes={"a": 1})
+    tracer.link_span(tracer, span, "third")
+    assert (span.name, span.attributes, span.tracer) == ("third", None, other)
+    assert tracer.get_spans() == [span] * 3
+    assert tracer.start_span("new").tracer is other
 
 
 @pytest.mark.parametrize("nothing", [None, 5, "span", {}], ids=repr)
