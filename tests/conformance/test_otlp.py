@@ -190,6 +190,7 @@ def replay_traces(case: dict[str, Any]) -> Iterator[int]:
     for encode, expected in zip(case["encodes"], case["expect"], strict=True):
         known(encode, "spans", "resource", "set")
         known(expected, "transformed", "payload", "decoded", "err")
+        resources.assign(encode)
         steps = encode_batch(encoder, [span_from(span) for span in encode["spans"]], resources, encode)
         yield Outcome(steps).compare(expected, *(["transformed"] if case["category"] == "random" else []))
 
@@ -198,8 +199,9 @@ def encode_batch(
     encoder: Encoder, spans: list[SimpleNamespace], resources: "Resources", encode: dict[str, Any]
 ) -> Iterator[tuple[str, Any]]:
     yield "transformed", [to_hex(encoder.transform_span(span)) for span in spans]
-    payload = encode_traces([encoder.encode_span(span) for span in spans], resources.of(encode))
-    assert payload == encode_traces([encoder._encode_unusual(span, span.trace_id) for span in spans], resources.last)
+    resource = resources.of(encode)
+    payload = encode_traces([encoder.encode_span(span) for span in spans], resource)
+    assert payload == encode_traces([encoder._encode_unusual(span, span.trace_id) for span in spans], resource)
     yield "payload", payload
     yield "decoded", read_message(ExportTraceServiceRequest.DESCRIPTOR, payload)
 
@@ -211,19 +213,19 @@ class Resources:
         self.encoder = encoder
         self.tables = {label: read(table) for label, table in tables.items()}
         self.rendered: dict[str, bytes] = {}
-        self.last = b""
+
+    def assign(self, encode: dict[str, Any]) -> None:
+        if encode.get("set"):
+            self.tables[encode["resource"]["$ref"]] |= read(encode["set"])
 
     def of(self, encode: dict[str, Any]) -> bytes:
         resource = encode.get("resource")
         label = resource.get("$ref") if resource else None
         if label is None:
-            self.last = self.encoder.encode_resource(read(resource), **NODE)
-            return self.last
-        self.tables[label] |= read(encode.get("set", {}))
+            return self.encoder.encode_resource(read(resource), **NODE)
         if label not in self.rendered:
             self.rendered[label] = self.encoder.encode_resource(self.tables[label], **NODE)
-        self.last = self.rendered[label]
-        return self.last
+        return self.rendered[label]
 
 
 def replay_logs(case: dict[str, Any]) -> Iterator[int]:

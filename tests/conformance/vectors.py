@@ -53,7 +53,7 @@ def cases(family: str) -> Iterator[dict[str, Any]]:
 def number(digits: str) -> int | float:
     """A whole number, which Lua holds as a double: exact up to 2**53."""
     exact = int(digits)
-    return exact if abs(exact) <= DOUBLE_EXACT_MAX else float(exact)
+    return exact if abs(exact) <= DOUBLE_EXACT_MAX and digits != "-0" else float(digits)
 
 
 NOTATION: Final[dict[str, Callable[[Any], Any]]] = {
