@@ -14,8 +14,8 @@ Theory of operation.
 through every await. A span remembers the request that it belongs to: a child joins the request of its parent, whichever
 request the worker runs at that moment. Where no span of OpenTelemetry is current, the parent is the active span of the
 running request; a context given expressly, with no span in it, starts a trace of its own (OpenTelemetry specification,
-Trace API, "Determining the Parent Span from a Context"). A span that is made current becomes Kong's active span too, if
-its request is the one that runs, so that the gateway's own spans go below it.
+Trace API, "Determining the Parent Span from a Context"). A span that ``start_as_current_span`` makes current becomes
+Kong's active span too, if its request is the one that runs, so that the gateway's own spans go below it.
 
 *Outside requests.* A span that has no parent here and starts while no request runs begins a trace of its own, when
 there is somebody to take it: ``process`` gets each sampled span once the last open span of the trace has ended; then
