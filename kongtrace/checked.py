@@ -379,6 +379,8 @@ class CheckedProvider(TracerProvider):
         findings: the same.
         context_of_task: gives the context of the request that the running task belongs to, where something else tells
             it than the execution, whose request may have the turn meanwhile; else None.
+        wrappers: types whose instances stand for a span.
+        carriers: types whose instances may hold those, and spans, after the request.
     """
 
     __slots__ = ("_custody", "_depth", "_ended", "_freed", "_keys", "_made", "_names", "findings")
@@ -386,6 +388,8 @@ class CheckedProvider(TracerProvider):
     span_class = CheckedSpan
     tracer_class = CheckedTracer
     context_of_task: Callable[[], Context | None] = staticmethod(lambda: None)
+    wrappers: tuple[type, ...] = ()
+    carriers: tuple[type, ...] = (CheckedSpan, Trace, _Record)
 
     def __init__(self, findings: FindingLog, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -826,7 +830,7 @@ class CheckedProvider(TracerProvider):
             if self.findings.knows(code, where[0]):
                 yield self._finding(code, f"{held.what} is still held after the request", record, where, phase)
                 continue
-            by = holder(held.lent(), (CheckedSpan, Trace, _Record))
+            by = holder(held.lent(), self.carriers, self.wrappers)
             if by is None:
                 continue
             if isinstance(by, Span):

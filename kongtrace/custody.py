@@ -102,12 +102,13 @@ class Custody(Generic[T]):
         return (held for held in due if held.is_held())
 
 
-def holder(lent: object, excused: tuple[type, ...]) -> object:
+def holder(lent: object, excused: tuple[type, ...], wrappers: tuple[type, ...] = ()) -> object:
     """Who holds an object.
 
     Args:
         lent: the object.
         excused: types whose instances may hold it.
+        wrappers: types whose instances stand for it: who holds one of them holds it.
 
     Returns:
         A container, or whatever else refers to it; :data:`UNSEEN` when the garbage collector knows of nobody; None when
@@ -116,10 +117,16 @@ def holder(lent: object, excused: tuple[type, ...]) -> object:
     running = list(_variables())
     local = {id(variables) for variables in running}
     holders = [found for found in gc.get_referrers(lent) if id(found) not in local and not _is_ours(found)]
-    earnest = [found for found in holders if not isinstance(found, (*_HANDLERS, *excused))]
-    if earnest:
-        return earnest[0]
-    return None if holders or _is_in(running, lent) else UNSEEN
+    is_held = bool(holders)
+    while holders:
+        found = holders.pop(0)  # the list is not to hold it too
+        if isinstance(found, wrappers):
+            behind = holder(found, excused)
+            if behind is not None and behind is not UNSEEN:
+                return behind
+        elif not isinstance(found, (*_HANDLERS, *excused)):
+            return found
+    return None if is_held or _is_in(running, lent) else UNSEEN
 
 
 def _is_in(running: list[dict[str, Any]], lent: object) -> bool:
@@ -133,7 +140,7 @@ def description(found: object, lent: object) -> str:
         return UNSEEN
     if isinstance(found, dict) and "__name__" in found:
         names = (name for name, value in found.items() if value is lent)
-        return f"{next(names, '?')} of module {found['__name__']}"
+        return f"{next(names, 'a variable')} of module {found['__name__']}"
     return f"a {type(found).__name__}"
 
 

@@ -619,6 +619,9 @@ def _context_of_task() -> Context | None:
 
 
 CheckedProvider.context_of_task = staticmethod(_context_of_task)
+CheckedProvider.wrappers = (Span,)
+# What is called back later keeps the context of its request.
+CheckedProvider.carriers = (*CheckedProvider.carriers, context_api.Context)
 
 
 def _without_none(table: dict[str, Any]) -> dict[str, Any]:

@@ -787,6 +787,44 @@ def test_span_that_another_request_has_left_somewhere_is_found(current):
         worker.end(ctx)
 
 
+def overdue(worker, ctx):
+    """End a request and let so much time pass that what is still held is found."""
+    worker.handle.get_root_span().finish()
+    worker.end(ctx)
+    worker.provider.sweep()
+
+
+def test_span_in_the_context_of_a_callback_that_is_still_due_is_silent():
+    """Whatever is called back later keeps the context of its request, and so the spans that were current."""
+    worker, found = checked_worker()
+    ctx = worker.begin()
+
+    with worker.tracer.start_as_current_span("outer"), worker.tracer.start_as_current_span("inner"):
+        due = contextvars.copy_context()
+    overdue(worker, ctx)
+
+    assert found == []
+    del due
+
+
+def test_span_that_the_program_keeps_is_found():
+    """Who has it is told, and not that it is wrapped."""
+    worker, found = checked_worker()
+    ctx = worker.begin()
+    kept = []
+
+    with worker.tracer.start_as_current_span("work") as span:
+        due = contextvars.copy_context()
+        kept.append(span)
+    del span
+    overdue(worker, ctx)
+
+    assert [(finding.code, finding.message) for finding in found] == [
+        (Code.OUTLIVES_REQUEST, "after the request a list still holds the span")
+    ]
+    del due
+
+
 def test_correct_program_is_silent():
     """Legal use of every call gives no finding."""
     worker, found = checked_worker()
