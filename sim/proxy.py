@@ -12,7 +12,14 @@ from kongtrace import PHASES
 from sim.framing import HeaderLines, has_line
 from sim.light_thread import LightThread
 from sim.request import HOP_BY_HOP, USUAL_OPTIONS, Request, Try, without
-from sim.upstream import TIMED_OUT, ConnectTimeoutError, NoConnectionLeftError, UpstreamConnection, system_error
+from sim.upstream import (
+    OUT_OF_FILES,
+    TIMED_OUT,
+    ConnectTimeoutError,
+    NoConnectionLeftError,
+    UpstreamConnection,
+    system_error,
+)
 
 if TYPE_CHECKING:
     from sim.config import Service
@@ -147,14 +154,22 @@ class ProxiedExchange:
             elif error is None:
                 self._send(made[0])
             elif isinstance(error, NoConnectionLeftError):
-                self._try.state, self._try.code = "failed", 500
-                runloop.respond(request, 500)
+                self._without_connection()
+            elif isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+                runloop.execution.enter(BALANCER, request.ctx)
+                runloop.log_line("alert", f"{system_error('socket()', error)} while connecting to upstream")
+                self._without_connection()
             else:
                 timeout = isinstance(error, ConnectTimeoutError)
                 reason = TIMED_OUT if timeout else system_error("connect()", error)
                 self._failed(f"{reason} while connecting to upstream", timeout=timeout, sent=False)
 
         runloop.runtime.run(LightThread(connect(), runloop.execution, BALANCER, request.ctx), go_on)
+
+    def _without_connection(self) -> None:
+        """The worker has no connection left, for no target (nginx)."""
+        self._try.state, self._try.code = "failed", 500
+        self._runloop.respond(self._request, 500)
 
     def _send(self, connection: UpstreamConnection) -> None:
         request = self._request

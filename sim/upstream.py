@@ -60,6 +60,10 @@ TIMED_OUT: Final = f"upstream timed out ({errno.ETIMEDOUT}: {os.strerror(errno.E
 """nginx's words of a wait that was in vain."""
 
 
+OUT_OF_FILES: Final = (errno.EMFILE, errno.ENFILE)
+"""Errors of one who may open no other file, which is no fault of the other side."""
+
+
 def system_error(call: str, error: BaseException) -> str:
     """Say in nginx's words that a call of the system failed."""
     number = error.errno if isinstance(error, OSError) else None

@@ -12,7 +12,6 @@ logs again.
 """
 
 import asyncio
-import errno
 import gc
 import os
 import signal
@@ -34,6 +33,7 @@ from sim.plugin import PluginClass
 from sim.plugins import BUNDLED
 from sim.runtime.live import LiveRuntime
 from sim.scoreboard import FIELD_INDEX, State, new_row
+from sim.upstream import OUT_OF_FILES
 from sim.wall_clock import WallClock
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Worker:
 
     def _not_accepted(self, error: OSError) -> None:
         """Say why not; without a descriptor, leave the client to another worker for a while, as nginx does."""
-        exhausted = error.errno in (errno.EMFILE, errno.ENFILE)
+        exhausted = error.errno in OUT_OF_FILES
         level = "crit" if exhausted else "error"
         self._args.error_log(level, f"accept4() failed ({error.errno}: {error.strerror})")
         if exhausted:
