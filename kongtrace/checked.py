@@ -40,7 +40,7 @@ from kongtrace.custody import Custody, Held, description, holder
 from kongtrace.event import Event
 from kongtrace.findings import Code, Finding, FindingLog, Frame, Mode, Stack
 from kongtrace.provider import TracerProvider
-from kongtrace.span import AnySpan, Span, is_number, lua_type
+from kongtrace.span import AnySpan, Span, SpanCopy, is_number, lua_type
 from kongtrace.tracer import PROPAGATION_ONLY, Tracer
 
 if TYPE_CHECKING:
@@ -298,13 +298,10 @@ class CheckedSpan(Span):
             self._provider.releasing(self)
         super().release()
 
-    def __copy__(self) -> Span:
-        """A plain span with the same fields, which shares the tables as any shallow copy does."""
+    def __copy__(self) -> SpanCopy:
+        """See :meth:`Span.__copy__`."""
         self._provider.touched(self, "copy")
-        copied = Span.__new__(Span)
-        for name in Span.__slots__:
-            setattr(copied, name, getattr(self, name))
-        return copied
+        return super().__copy__()
 
 
 class ReleasedSpan(CheckedSpan):

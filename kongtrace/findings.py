@@ -215,7 +215,8 @@ RULES: dict[Code, Rule] = {
         _ERROR,
         "A shallow copy refers to the span's attributes, events and parent, which are recycled: when it is sent,"
         " its attributes are empty or those of another request.",
-        "Copy the tables too, and drop `parent` and `tracer`; or encode the span inside the function.",
+        "Copy the tables too, and drop `parent` and `tracer`, as `copy.deepcopy(span)` does; or encode the span inside"
+        " the function.",
         "H6, C12",
     ),
     Code.WRONG_UNIT: Rule(

@@ -212,7 +212,9 @@ class TracerProvider:
             spans = trace.spans
             if self._ends_usable:
                 del ctx[key]
-                trace.active = namespace.trace = None
+                trace.active = None
+                if namespace.trace is trace:
+                    namespace.trace = None
             elif namespace.name != DEFAULT_NAMESPACE:
                 self.settle(trace)
                 continue

@@ -13,6 +13,7 @@ All times are integers in ns since the epoch, wall clock.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from decimal import ROUND_HALF_UP, Context
 from typing import TYPE_CHECKING, Any
 
@@ -273,6 +274,21 @@ class Span:
             self._provider.used_after_release("each_baggage_item")
         return _nothing
 
+    def __copy__(self) -> SpanCopy:
+        """A copy that shares attributes and events, as Lua's ``table.clone`` gives it (C12)."""
+        copied = SpanCopy.__new__(SpanCopy)
+        for name in Span.__slots__:
+            setattr(copied, name, getattr(self, name))
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpanCopy:
+        """A copy with attributes and events of its own, and without parent and tracer: it can be kept (E3)."""
+        copied = self.__copy__()
+        copied.parent = copied.tracer = None
+        copied.attributes = deepcopy(self.attributes, memo)
+        copied.events = deepcopy(self.events, memo)
+        return copied
+
     def _end(self, end_time_ns: float) -> bool:
         if not is_number(end_time_ns):
             raise ApiError("invalid span end time")
@@ -344,6 +360,29 @@ class RelinkedSpan(Span):
 
 
 _TRACER: Any = vars(Span)["tracer"]
+
+
+class SpanCopy(Span):
+    """What :func:`copy.copy` and :func:`copy.deepcopy` make of a span. It belongs to no request and to no pool."""
+
+    __slots__ = ()
+
+    def set_attribute(self, key: str = MISSING, value: Any = None) -> None:
+        """See :meth:`Span.set_attribute`."""
+        if self.attributes is None:
+            self.attributes = {}
+        super().set_attribute(key, value)
+
+    def add_event(
+        self, name: str = MISSING, attributes: dict[str, Any] | None = None, time_ns: int | None = None
+    ) -> None:
+        """See :meth:`Span.add_event`."""
+        if self.events is None:
+            self.events = []
+        super().add_event(name, attributes, time_ns)
+
+    def release(self) -> None:
+        """Do nothing: there is no memory to give back."""
 
 
 def clear(span: Span) -> None:

@@ -21,7 +21,7 @@ from sim.errors import UserError, nearest
 from sim.runtime.virtual import EverybodyWaitsError, TimeStandsStillError
 from sim.verify.mistakes import STALL, Key, Mistake
 from sim.verify.program import UPSTREAMS, Program, Visit
-from sim.verify.trial import Suspects, Trial, files_of, unheard
+from sim.verify.trial import Suspects, Trial, files_of, misconfigured, unheard
 from sim.verify.watch import Watch
 
 if TYPE_CHECKING:
@@ -75,16 +75,17 @@ class Bench:
         """Run a plugin: a file, a module or the name of a bundled one, with this configuration.
 
         Raises:
-            UserError: it cannot be loaded, or a request was made already.
+            UserError: it cannot be loaded, its configuration is wrong, or a request was made already.
         """
         if self._trial is not None:
             raise UserError("a request was made already", field=place, cure="use plugins before the first request")
-        before = set(Suspects(tuple(self._places)).load()) if self._places else set()
+        before = Suspects(tuple(self._places)).read()
         self._places.append(place)
-        if config:
-            for name in Suspects(tuple(self._places)).load():
-                if name not in before:
-                    self._configs[name] = config
+        for name, plugin in Suspects(tuple(self._places)).read().items():
+            if name not in before:
+                if wrong := misconfigured(name, plugin, config):
+                    raise UserError(wrong, file=place)
+                self._configs[name] = config
 
     def trace(self, *, sampling_rate: float = 1.0, instrumentations: str = "all") -> None:
         """Set how the gateway traces; else it traces everything."""

@@ -98,30 +98,42 @@ class Suspects:
     places: tuple[str, ...]
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def read(self) -> dict[str, PluginClass]:
+        """Return the classes by name, read anew.
+
+        Raises:
+            UserError: one cannot be read or cannot work.
+        """
+        bundled = {place: BUNDLED[place] for place in self.places if place in BUNDLED}
+        loaded = load([place for place in self.places if place not in BUNDLED], BUNDLED)
+        return bundled | {name: plugin for name, plugin in loaded.items() if name not in BUNDLED}
+
     def load(self) -> dict[str, PluginClass]:
         """Return the classes by name, read anew.
 
         Raises:
             UserError: one cannot be read or cannot work, or its configuration is wrong.
         """
-        bundled = {place: BUNDLED[place] for place in self.places if place in BUNDLED}
-        loaded = load([place for place in self.places if place not in BUNDLED], BUNDLED)
-        classes = bundled | {name: plugin for name, plugin in loaded.items() if name not in BUNDLED}
+        classes = self.read()
         for name in self.configs:
             if name not in classes:
                 raise UserError(
                     f"there is no plugin {name} here", field="--config", cure=f"these are: {', '.join(classes)}"
                 )
         for name, plugin in classes.items():
-            try:
-                configuration(plugin, self.configs.get(name, {}))
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, (name, *first["loc"])))
-                raise UserError(
-                    f"{where}: {first['msg']}", field="--config", cure=f"""write --config '{{"{name}": {{...}}}}'"""
-                ) from None
+            if wrong := misconfigured(name, plugin, self.configs.get(name, {})):
+                raise UserError(wrong, field="--config", cure=f"""write --config '{{"{name}": {{...}}}}'""")
         return classes
+
+
+def misconfigured(name: str, plugin: PluginClass, config: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the configuration of a plugin, if anything is."""
+    try:
+        configuration(plugin, config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, (name, *first['loc'])))}: {first['msg']}"
+    return None
 
 
 class Outcome(NamedTuple):

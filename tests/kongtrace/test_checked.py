@@ -33,6 +33,7 @@ from kongtrace import (
 from kongtrace import findings as findings_module
 from kongtrace.checked import CheckedProvider, CheckedSpan, tracer_provider
 from kongtrace.findings import Code, FindingError, FindingLog, Mode, Severity
+from kongtrace.span import SpanCopy
 from kongtrace.tracer import PROPAGATION_ONLY
 from sim.config import Tracing
 from sim.instrumentation import Instrumentation
@@ -1166,14 +1167,14 @@ def test_a_tracer_that_a_module_makes_before_its_worker_exists_is_checked():
     assert worker.codes() == {Code.NEVER_FINISHED}
 
 
-def test_a_shallow_copy_is_a_plain_span_with_the_same_fields():
+def test_a_shallow_copy_is_an_unchecked_span_with_the_same_fields():
     """`copy.copy` gives what can be read for as long as one likes."""
     worker = Worker()
     worker.begin()
     span = worker.tracer.start_span("work", attributes={"team": "orders"})
     copied = copy.copy(span)
 
-    assert type(copied) is Span
+    assert type(copied) is SpanCopy
     assert (copied.name, copied.span_id, copied.attributes) == ("work", span.span_id, {"team": "orders"})
 
 

@@ -230,6 +230,20 @@ def test_the_handle_of_an_ended_span_is_empty(profile):
     assert fields(kept) == dict.fromkeys(EMPTY)
 
 
+@both_profiles
+def test_the_end_of_a_request_leaves_the_running_one_alone(profile):
+    """A request may be ended while another runs, which keeps its list and its active span."""
+    worker = TracedWorker(profile)
+    tracer = worker.provider.global_tracer
+    first = worker.begin()
+    tracer.start_span("gone")
+    worker.begin()
+    tracer.set_active_span(tracer.start_span("root"))
+    worker.provider.end_request(first)
+    assert tracer.start_span("child").parent.name == "root"
+    assert [span.name for span in tracer.get_spans()] == ["root", "child"]
+
+
 def test_a_held_span_is_lent_to_another_request_in_profile_kong():
     """The stale handle writes into a span of somebody else."""  # P7, H5
     worker = TracedWorker(KONG)

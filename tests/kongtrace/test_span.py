@@ -286,6 +286,50 @@ def test_a_copy_keeps_its_fields_when_the_span_is_released(span):
     assert (copied.name, copied.trace_id, copied.span_id, copied.attributes) == ("work", *ids, {"key": 1})
 
 
+@both_profiles
+@pytest.mark.parametrize("attributes", [None, {"key": 1}])
+def test_a_copy_takes_nothing_from_the_pools_and_gives_nothing_back(attributes, profile):
+    """Its memory is no pool's, and its tables are the span's or its own."""  # C12
+    worker = TracedWorker(profile)
+    worker.begin()
+    span = worker.provider.global_tracer.start_span("work", attributes=attributes)
+    before = worker.provider.balances()
+    copied = copy.copy(span)
+    copied.set_attribute("key", 2)
+    copied.add_event("event")
+    copied.release()
+    assert worker.provider.balances() == before
+    assert copied.attributes == {"key": 2}
+    assert span.attributes == (attributes and {"key": 2})
+    assert (span.events, [event.name for event in copied.events]) == (None, ["event"])
+
+
+@both_profiles
+def test_a_deep_copy_can_be_kept(profile):
+    """It has attributes and events of its own, and refers to nothing of the request."""  # C12, E3
+    worker = TracedWorker(profile)
+    tracer = worker.provider.global_tracer
+    with worker.request("access"):
+        root = tracer.start_span("root")
+        tracer.set_active_span(root)
+        span = tracer.start_span("work", attributes={"list": [1, 2]})
+        span.add_event("seen", {"n": 1}, 5)
+        span.finish()
+        copied = copy.deepcopy(span)
+        expected = (span.name, span.trace_id, span.span_id, root.span_id, span.end_time_ns)
+        span.attributes["list"].append(3)
+        span.set_attribute("late", 1)
+        span.add_event("late")
+        root.finish()
+        del span, root
+    with worker.request("access"):
+        tracer.start_span("other", attributes={"other": 1}).finish()
+    assert (copied.name, copied.trace_id, copied.span_id, copied.parent_id, copied.end_time_ns) == expected
+    assert copied.attributes == {"list": [1, 2]}
+    assert copied.events == [Event("seen", 5, {"n": 1})]
+    assert copied.parent is copied.tracer is None
+
+
 def test_a_span_tells_its_name_and_ids(span):
     """The representation is for logs."""
     assert repr(span) == f"<Span 'work' {span.trace_id.hex()}/{span.span_id.hex()}>"

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from sim.errors import UserError
 from sim.verify.bench import Bench
 
 BLOCKING = """
@@ -103,3 +104,46 @@ def test_network_of_the_test_is_there_and_its_use_is_told(bench, tmp_path):
         server.accept()[0].close()
 
     assert [(m.code, m.place.line) for m in bench.finish()] == [("KG007", 10)]
+
+
+DEMANDING = """
+from pydantic import BaseModel
+
+
+class {name}:
+    PRIORITY = 1000
+    VERSION = "1"
+
+    class Config(BaseModel):
+        limit: int
+
+    def access(self, kong, conf):
+        kong.response.set_header("X-{name}", str(conf.limit))
+"""
+
+
+def test_plugins_may_demand_a_configuration(bench, tmp_path):
+    """What `use` is given is the configuration of the plugin that it names, and of no other."""
+    for name in ("First", "Second"):
+        (tmp_path / f"{name.lower()}.py").write_text(DEMANDING.format(name=name))
+    bench.use(str(tmp_path / "first.py"), limit=3)
+    bench.use(str(tmp_path / "second.py"), limit=4)
+    answer = bench.get()
+
+    assert (answer.headers["x-first"], answer.headers["x-second"]) == ("3", "4")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, "first.py: first.limit: Field required"),
+        ({"limit": 3, "limits": 4}, "first.py: first.limits: Extra inputs are not permitted"),
+    ],
+)
+def test_use_tells_what_is_wrong_with_a_configuration(bench, tmp_path, monkeypatch, config, expected):
+    """At once, with the plugin's file and field."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first.py").write_text(DEMANDING.format(name="First"))
+    with pytest.raises(UserError) as raised:
+        bench.use("first.py", **config)
+    assert str(raised.value) == expected
