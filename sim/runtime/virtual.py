@@ -20,6 +20,7 @@ for asyncio, else in ns.
 import asyncio
 import heapq
 import random
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -32,6 +33,9 @@ EPOCH_NS: Final = 1_767_225_600_000_000_000
 
 TURNS_MAX: Final = 1_000_000
 """Turns of the loop within one ns, which no program that gets anywhere needs."""
+
+LACKING: Final = "sim.runtime.virtual.lacking"
+"""Audit event (PEP 578) of what was asked for and is not there; its argument is the name."""
 
 _NS_PER_S: Final = 1_000_000_000
 
@@ -131,6 +135,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
 def _lacks(name: str) -> Callable[..., NoReturn]:
     def refuse(*_arguments: object, **_options: object) -> NoReturn:
+        sys.audit(LACKING, name)
         raise NotVirtualError(f"a virtual world has no {name}; ask the Runtime, or use the live one")
 
     return refuse

@@ -43,7 +43,7 @@ from kongtrace.findings import Finding, Frame, Stack
 from sim.light_thread import make_task
 from sim.pdk.response import Exit
 from sim.plugin import AWAITING_PHASES, PLAIN_PHASES
-from sim.runtime.virtual import NotVirtualError
+from sim.runtime.virtual import LACKING, NotVirtualError
 from sim.timers import Answer, Timers
 from sim.verify.mistakes import (
     BEHIND_THE_GATEWAY,
@@ -86,6 +86,7 @@ HANDLERS: Final = ("init_worker", "configure", *AWAITING_PHASES, *PLAIN_PHASES)
 
 _NETWORK: Final = ("connect", "sendto", "sendmsg", "getaddrinfo", "gethostbyname", "gethostbyaddr")
 _PROCESS: Final = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec")
+_CONNECTIONS: Final = ("create_connection", "create_datagram_endpoint", "create_unix_connection", "getaddrinfo")
 _SIGNAL: Final = ("os.kill", "os.killpg", "signal.pthread_kill")
 _THREAD: Final = ("_thread.start_new_thread", "_thread.start_joinable_thread")
 ELSEWHERE: Final = {
@@ -93,6 +94,7 @@ ELSEWHERE: Final = {
     **dict.fromkeys(_PROCESS, "a process"),
     **dict.fromkeys(_SIGNAL, "a signal"),
     **dict.fromkeys(_THREAD, "a thread"),
+    LACKING: "what it lacks here",
 }
 """What a handler may ask the operating system for, by the audit event (PEP 578) that tells of it."""
 
@@ -224,27 +226,34 @@ class Watch:
         if self._locates:
             self.tell(STALL, f"the loop stood still for about {_rounded(milliseconds):g} ms", stack)
 
-    def asked_elsewhere(self, event: str, caller: FrameType) -> None:
-        """A handler asks the operating system for something.
+    def asked_elsewhere(self, event: str, arguments: tuple[object, ...], caller: FrameType) -> None:
+        """A handler asks the operating system for something, or the event loop for what it has from there.
 
         Raises:
             ConnectionRefusedError: it does not get it.
         """
         if self.execution.phase.name == "init_worker":
             return
-        what = ELSEWHERE[event]
-        self.tell(BEHIND_THE_GATEWAY, f"the operating system is asked for {what} ({event})", stack_of(caller))
-        if self._isolates and event not in _THREAD:
+        if event == LACKING:
+            event = str(arguments[0])
+            what, message = event, f"the event loop is asked for {event}"
+            refused = event in _CONNECTIONS
+        else:
+            what = ELSEWHERE[event]
+            message = f"the operating system is asked for {what} ({event})"
+            refused = event not in _THREAD
+        self.tell(BEHIND_THE_GATEWAY, message, _running[-1].stack(caller))
+        if self._isolates and refused:
             raise ConnectionRefusedError(errno.ECONNREFUSED, f"the virtual world has not got {what}: {event}")
 
     def task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
         """Make a task of the loop, and note whose it is; one of a plugin's is watched."""
-        stack = stack_of(_getframe(1))
-        if not (_running and self._is_by_user(stack)):
+        step = _running[-1] if _running else None
+        stack = () if step is None else step.stack(_getframe(1))
+        if step is None or not self._is_by_user(stack):
             return _Task(self, coroutine, loop=loop, **options)
-        step = _running[-1]
         if inspect.iscoroutine(coroutine):
-            coroutine = TaskSteps(self, coroutine, step.tasks)
+            coroutine = TaskSteps(self, coroutine, step.tasks, stack)
         task = make_task(loop, coroutine, **options)
         step.tasks.append((task, stack))
         return task
@@ -387,6 +396,7 @@ class Step:
         first: line of the handler.
         tasks: takes those that it makes.
         lets: whether an exception may leave it.
+        origin: where the task was made that it belongs to, if that is not the handler's.
 
     Attributes:
         watch: the same.
@@ -401,14 +411,18 @@ class Step:
         "_first",
         "_gave_away",
         "_lets",
+        "_origin",
         "_previous",
         "_wall_ns",
         "tasks",
         "watch",
     )
 
-    def __init__(self, watch: Watch, first: Frame, tasks: Tasks | None = None, lets: Lets | None = None) -> None:
+    def __init__(
+        self, watch: Watch, first: Frame, tasks: Tasks | None = None, lets: Lets | None = None, origin: Stack = ()
+    ) -> None:
         self.watch = watch
+        self._origin = origin
         self.tasks: Tasks = [] if tasks is None else tasks
         self._lets = lets or _lets_handler
         self._first = first
@@ -457,6 +471,12 @@ class Step:
         if not isinstance(error, Exception):
             raise LeftError(f"{type(error).__name__}: {error}") from error
 
+    def stack(self, caller: FrameType) -> Stack:
+        """What it does now, and for whom."""
+        frames = stack_of(caller)
+        entry = next((index for index, frame in enumerate(frames) if frame.filename == __file__), len(frames))
+        return frames[:entry] + self._origin
+
     def _note(self, _signum: int, frame: FrameType | None) -> None:
         before, self._caught = self._caught, self._caught or stack_of(frame)
         if before or not self.watch._locates:  # noqa: SLF001 - see above
@@ -469,9 +489,9 @@ _running: Final[list[Step]] = []
 
 @cache
 def _listen() -> None:
-    def heard(event: str, _arguments: object, depth: int = 1) -> None:
+    def heard(event: str, arguments: tuple[object, ...], depth: int = 1) -> None:
         if event in ELSEWHERE and _running:
-            _running[-1].watch.asked_elsewhere(event, _getframe(depth))
+            _running[-1].watch.asked_elsewhere(event, arguments, _getframe(depth))
 
     sys.addaudithook(heard)
     if sys.version_info < (3, 12):
@@ -543,11 +563,12 @@ class TaskSteps(Coroutine[Any, Any, Any]):
         watch: that looks at it.
         coroutine: of the plugin.
         tasks: of the handler.
+        origin: where the task was made.
     """
 
-    def __init__(self, watch: Watch, coroutine: "CoroutineType[Any, Any, Any]", tasks: Tasks) -> None:
+    def __init__(self, watch: Watch, coroutine: "CoroutineType[Any, Any, Any]", tasks: Tasks, origin: Stack) -> None:
         self._coroutine = coroutine
-        self._step = partial(Step, watch, _frame_of(coroutine.cr_code), tasks, _lets_task)
+        self._step = partial(Step, watch, _frame_of(coroutine.cr_code), tasks, _lets_task, origin)
 
     def send(self, value: Any) -> Any:
         """See `Coroutine.send`."""

@@ -1070,4 +1070,43 @@ def access(self, kong, conf):
     kong.log.debug(os.getpid())
 """,
     ),
+    "connection whose failure is expected": (
+        """
+import asyncio
+
+async def access(self, kong, conf):
+    try:
+        await asyncio.open_connection("127.0.0.1", 80)  # KG007
+    except Exception:
+        kong.log.warn("no connection")
+""",
+        """
+async def access(self, kong, conf):
+    sock = kong.ngx.socket.tcp()
+    sock.settimeout(100)
+    if (await sock.connect("127.0.0.1", 1))[0] is None:
+        kong.log.warn("no connection")
+""",
+    ),
+    "client of a library that makes tasks": (
+        """
+import asyncio
+
+import httpx
+
+CLIENT = httpx.AsyncClient(verify=False)
+
+async def access(self, kong, conf):
+    try:
+        await asyncio.gather(CLIENT.get("http://127.0.0.1:1/"))  # KG007
+    except httpx.HTTPError:
+        kong.log.warn("no answer")
+""",
+        """
+async def access(self, kong, conf):
+    answer, error = await kong.ngx.http.new().request_uri("http://127.0.0.1:1/")
+    if answer is None:
+        kong.log.warn(error)
+""",
+    ),
 }
