@@ -5,8 +5,8 @@ goes back, from any origin. The driver, one per queue, is a loop:
 
 1. The ``schedule`` that was handed in starts it, which happens when an entry comes to an absent queue.
 2. It polls. The answer is :class:`Send`: send the entries and tell ``done`` what came of it, then poll again; or
-   :class:`Wait`: poll again at that time, or earlier when ``Queue.wake`` is called, if the wait is ``or_entry``; or
-   None: there is nothing left, the loop ends.
+   :class:`Wait`: poll again at that time, or earlier when ``Queue.wake`` is called; or None: there is nothing left, the
+   loop ends.
 
 Theory of operation. A queue is *absent* until an entry comes; then a job is *scheduled*. The job takes the first entry
 and *coalesces*: it waits for more until the batch is full or ``max_coalescing_delay`` s have passed since that first
@@ -102,7 +102,7 @@ class QueueProfile:
         name: as in :class:`kongtrace.profile.Profile`.
         accepted: statuses that count as success (O18, H29).
         retryable: statuses after which a batch is tried again; None: all. No answer at all is always tried again.
-        honours_retry_after: a ``Retry-After`` of the collector is the least delay.
+        honours_retry_after: a ``Retry-After`` of the collector is the least delay, also before the next batch.
         jitter: the largest share by which a delay is shortened at random.
         bounds_retry_time: no attempt starts later than ``max_retry_time`` s after the first; else the limit is looked
             at only after a failure (Q21).
@@ -296,7 +296,7 @@ class Binding:
 
 
 class Wait(NamedTuple):
-    """Poll again at ``until`` (s), or as soon as an entry wakes the job if ``or_entry``."""
+    """Poll again at ``until`` (s), or as soon as ``Queue.wake`` is called, which no entry does unless ``or_entry``."""
 
     until: float
     or_entry: bool
@@ -459,15 +459,16 @@ class Delivery:
             queue.refused += count
             self._give_up()
         elif queue.is_past_exit(now + delay, self._binding.parameters.max_retry_time):
-            lost = count + queue.drop_waiting()
-            self._tell("error", "worker is exiting and its time for retries is over. %d queue entries were lost", lost)
             self._end()
-            queue.dropped_shutdown += lost
+            queue.lose_at_exit(self._binding.parameters, count)
         elif queue.wall(now) - self._started + latest > self._binding.parameters.max_retry_time:
             self._tell(
                 "error", "could not send entries due to max_retry_time exceeded. %d queue entries were lost", count
             )
             self._give_up()
+            if queue.profile.honours_retry_after and outcome.retry_after_s:
+                self._tell("warn", "collector asks to wait, the next entries do for %.0f s", outcome.retry_after_s)
+                queue.held_until = now + outcome.retry_after_s
         else:
             self._due = now + delay
             self._is_resting = False
@@ -556,9 +557,10 @@ class Queue:
 
     Attributes:
         exists: not absent (Q10, Q24).
-        wake: called when a job that waits ``or_entry`` should be polled, though not from within this call; the driver
-            sets it.
+        wake: called when a job that waits should be polled, because of an entry or because the worker is leaving,
+            though not from within this call; the driver sets it.
         exiting: the worker is on its way out.
+        held_until: the collector wants no other batch before this time, s.
     """
 
     def __init__(
@@ -572,6 +574,7 @@ class Queue:
         self.wake: Callable[[], object] = _nobody
         self.exiting = False
         self._exited_at = inf
+        self.held_until = -inf
         self._step = 0.0  # s by which the wall clock has been set forward
         self._complaints: dict[str, tuple[float, int]] = {}  # by kind: when logged last, how often not since
         self._entries: deque[Any] = deque()
@@ -707,10 +710,19 @@ class Queue:
         """The worker is leaving: coalesce no longer than needed (Q17). Retries go on (Q25)."""
         self.exiting, self._exited_at = True, now
         self._settle()
+        if now < self.held_until:
+            self.wake()
 
     def is_past_exit(self, retry_at: float, max_retry_time: float) -> bool:
         """Whether a retry would come too late for a worker that is leaving."""
         return self.exiting and self.profile.bounds_exit and retry_at - self._exited_at > max_retry_time
+
+    def lose_at_exit(self, parameters: QueueParameters, taken: int = 0) -> None:
+        """Let go of what waits, and of as many entries taken from it: the worker is leaving and has no time for it."""
+        lost = taken + self.drop_waiting()
+        text = "worker is exiting and its time for retries is over. %d queue entries were lost"
+        self.tell(parameters, "error", text, lost)
+        self.dropped_shutdown += lost
 
     def drop_waiting(self) -> int:
         """Let go of what waits; whoever asks for it keeps the accounts of what is returned."""
@@ -975,6 +987,11 @@ class Queue:
                 if len(self._entries) <= self._overtaken:
                     self._leave()
                     return None
+                if now < self.held_until - _INSTANT_S:
+                    if not self.is_past_exit(self.held_until, self._parameters.max_retry_time):
+                        return Wait(self.held_until, or_entry=False)
+                    self.lose_at_exit(self._parameters)
+                    continue
                 self._collected = 1
                 self._started = self.wall(now)
             wait = self._coalesce(now)

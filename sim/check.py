@@ -237,9 +237,9 @@ def batches_are_slower_than_spans(plugin: Exporting) -> Iterator[Risk]:
 def outage_is_longer_than_the_queue(plugin: Exporting) -> Iterator[Risk]:
     """A batch is given up after its time, and the oldest are dropped when the queue is full (Q14, Q20-Q22, H30)."""
     attempts = plugin.attempts
-    if attempts.given_up or (attempts.outage.lasts_s and not attempts.patience_s):
+    if attempts.given_up or (attempts.outage.lasts_s and not attempts.period_s):
         yield _batches_are_given_up(plugin)
-    if plugin.spans_per_s and attempts.patience_s and plugin.config.queue.concurrency_limit == 1:
+    if plugin.spans_per_s and attempts.period_s and plugin.config.queue.concurrency_limit == 1:
         yield from _queue_overflows(plugin, plugin.spans_per_s)
 
 
@@ -250,7 +250,7 @@ def _batches_are_given_up(plugin: Exporting) -> Risk:
         enough_s += max(outage.retry_after_s, min(queue.max_retry_delay, 2 * outage.lasts_s))
     lasts, after = format_duration(outage.lasts_s), f"{format_duration(_rounded(patience_s))} {outage}"
     cure = f"set it to {_round_up(enough_s)}"
-    if not patience_s:
+    if not patience_s and (queue.concurrency_limit == -1 or not plugin.attempts.period_s):
         message = f"what fails is given up at once: of {lasts} of outage every span is lost"
     elif queue.concurrency_limit == -1:
         message = f"each span is given up after {after}, and {lasts} of outage are to be survived"
@@ -276,7 +276,7 @@ def _queue_overflows(plugin: Exporting, rate: float) -> Iterator[Risk]:
     outage_s = min(outage.lasts_s, outage.loaded_s)
     late_s = min(attempts.noticed_s, outage.loaded_s) - outage_s
     field, capacity, factor = _capacity(plugin)
-    given_up_per_s = queue.max_batch_size / attempts.patience_s if attempts.given_up else 0.0
+    given_up_per_s = queue.max_batch_size / attempts.period_s if attempts.given_up else 0.0
     if (rate - given_up_per_s) * (outage_s + late_s) <= capacity + queue.max_batch_size:
         return
     held_s = (capacity + queue.max_batch_size) / (rate - given_up_per_s)

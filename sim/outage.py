@@ -92,22 +92,28 @@ class Attempts:
         return self.failed_s(bisect_right(_ATTEMPTS, limit_s, key=self.failed_s))
 
     @property
+    def period_s(self) -> float:
+        """From the first attempt at a batch that is given up to that at the next, which waits if it is asked to."""
+        return self.patience_s + self.outage.retry_after_s
+
+    @property
     def given_up(self) -> int:
         """How many batches are given up, one after the other; 0 too where that takes no time, and all of them are."""
-        return max(0, math.ceil(self.outage.fails_until_s / self.patience_s) - 1) if self.patience_s else 0
+        failing_s = self.outage.fails_until_s - self.patience_s
+        return max(0, math.ceil(failing_s / self.period_s)) if self.period_s else 0
 
     @property
     def noticed_s(self) -> float:
         """When the queue finds out that an outage is over, after its beginning: at the next attempt."""
-        lasts_s, patience_s = self.outage.lasts_s, self.patience_s
-        if not patience_s:
+        lasts_s, period_s = self.outage.lasts_s, self.period_s
+        if not period_s:
             return lasts_s
-        given_up_s = lasts_s // patience_s * patience_s
+        given_up_s = lasts_s // period_s * period_s
         since_s = lasts_s - given_up_s
         number = bisect_left(_ATTEMPTS, since_s, key=self.started_s)
         if self.outage.answers_last and number and self.failed_s(number - 1) >= since_s:
             return lasts_s
-        return given_up_s + min(self.started_s(number), patience_s)
+        return given_up_s + min(self.started_s(number), period_s)
 
 
 def _doublings(ratio: float) -> int:

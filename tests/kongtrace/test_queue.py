@@ -418,6 +418,55 @@ def test_safe_waits_as_long_as_it_is_asked_to(status):
     assert worker.queue.poll(0) == Wait(7.0, or_entry=False)
 
 
+def test_a_batch_given_up_leaves_the_wish_to_wait_to_the_next():
+    """A collector that asks for more than max_retry_time gets no second batch before that, nor a third."""
+    worker = Worker(SAFE, max_retry_time=60)  # OTLP/HTTP Throttling
+    worker.put("a", "b")
+    assert worker.drain(0, SAFE.outcome(429, retry_after_s=90.0)) == [["a"]]
+    assert worker.queue.poll(0) == worker.queue.poll(89) == Wait(90.0, or_entry=False)
+    assert worker.queue.counters() == Counters(enqueued=2, dropped_retries=1, queued=1)
+    assert worker.lines[-1] == "warn: [] queue q: collector asks to wait, the next entries do for 90 s"
+    assert worker.drain(90) == [["b"]]
+    worker.put("c", now=91)
+    assert worker.drain(91, SAFE.outcome(503, retry_after_s=90.0)) == [["c"]]
+    worker.put("d", now=100)
+    assert worker.queue.poll(100) == Wait(181.0, or_entry=False)
+
+
+def test_a_wish_to_wait_holds_no_worker_that_leaves():
+    """Where it goes beyond the time that an exiting worker has for retries, what waits is dropped."""
+    worker = Worker(SAFE, max_retry_time=60)  # W12, H32
+    worker.put("a", "b", "c")
+    worker.drain(0, SAFE.outcome(429, retry_after_s=90.0))
+    worker.queues.exit(20)
+    assert worker.wakes == 1
+    assert worker.queue.poll(20) is None
+    assert worker.queue.counters() == Counters(enqueued=3, dropped_retries=1, dropped_shutdown=2)
+    assert worker.lines[-1] == (
+        "error: [] queue q: worker is exiting and its time for retries is over. 2 queue entries were lost"
+    )
+
+
+def test_a_wish_to_wait_for_ever_is_heard():
+    """Until the worker leaves; a number of many digits is infinite."""
+    worker = Worker(SAFE)
+    worker.put("a", "b")
+    worker.drain(0, SAFE.outcome(429, retry_after_s=inf))
+    assert worker.queue.poll(1e9) == Wait(inf, or_entry=False)
+    worker.queues.exit(1e9)
+    assert worker.queue.poll(1e9) is None
+
+
+def test_a_worker_that_leaves_waits_as_it_is_asked_to_if_it_can():
+    """The rest is sent within its time for retries."""
+    worker = Worker(SAFE, max_retry_time=60)
+    worker.put("a", "b")
+    worker.drain(0, SAFE.outcome(429, retry_after_s=70.0))
+    worker.queues.exit(20)
+    assert worker.queue.poll(20) == Wait(70.0, or_entry=False)
+    assert worker.drain(70) == [["b"]]
+
+
 def test_kong_retries_whatever_failed():
     """A bad request is sent again for a minute, and a wish to wait is not heard."""
     worker = Worker(KONG)  # Q20, O18

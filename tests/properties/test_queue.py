@@ -15,7 +15,7 @@ TICK_S = 1 / 64  # sums of it are exact
 LONG_S = 1000.0  # longer than any queue of these tests can take, given a collector that answers
 RANDOM = 0.5
 
-Step = tuple[str, Any]  # "wait", "sleep" until a time or "send" entries
+Step = tuple[str, Any]  # "wait", "sleep", "hold" until a time or "send" entries
 
 
 def ticks(longest: int) -> st.SearchStrategy[float]:
@@ -62,6 +62,7 @@ class NaiveQueue:
         self.profile = profile
         self.exiting = self.dead = False
         self.exited_at = 0.0
+        self.held_until = 0.0
         self.step = 0.0
         self.accounts = dict.fromkeys(
             (
@@ -155,12 +156,12 @@ class NaiveQueue:
             if what == "send" and outcome is None:
                 return
             is_permitted = what == "wait" and self.permits > 0
-            if what in {"wait", "sleep"} and not is_permitted and now < value - TICK_S / 1000:
+            if what != "send" and not is_permitted and now < value - TICK_S / 1000:
                 return
             answer = outcome if what == "send" else is_permitted
             outcome = None
             try:
-                self.doing = next(self.job) if what == "sleep" else self.job.send(answer)
+                self.doing = next(self.job) if what in {"sleep", "hold"} else self.job.send(answer)
             except StopIteration:
                 self.job = self.doing = None
             except DiedError:
@@ -175,8 +176,25 @@ class NaiveQueue:
     def elapsed(self, since: float) -> float:
         return self.wall - since
 
+    def exit(self, now: float) -> None:
+        self.exiting, self.exited_at = True, now
+        if self.doing is not None and self.doing[0] == "hold":
+            self.doing = "sleep", now
+
+    def hold(self) -> Generator[Step, Any]:
+        limit = self.bound.parameters.max_retry_time
+        while self.now < self.held_until - TICK_S / 1000:
+            if self.exiting and self.held_until - self.exited_at > limit:
+                self.accounts["dropped_shutdown"] += len(self.table)
+                self.clear()
+                return
+            yield "hold", self.held_until
+
     def run(self) -> Generator[Step, Any]:
         while self.depth > 0:
+            yield from self.hold()
+            if self.depth == 0:
+                return
             yield from self.coalesce()
             self.give_back()
             batch = [self.table[place] for place in range(self.front, self.front + self.taken) if place in self.table]
@@ -237,6 +255,8 @@ class NaiveQueue:
             if self.elapsed(started) + pause * profile.bounds_retry_time > limits.max_retry_time:
                 self.accounts["dropped_retries"] += len(batch)
                 self.in_flight = 0
+                if profile.honours_retry_after and outcome.retry_after_s is not None:
+                    self.held_until = self.now + outcome.retry_after_s
                 return
             yield "sleep", self.now + pause
             delay *= 2
@@ -376,7 +396,8 @@ class QueueMachine(RuleBasedStateMachine):
     def exit(self, turn: bool) -> None:
         if turn:
             self.queue.exit(self.now)
-            self.naive.exiting, self.naive.exited_at = True, self.now
+            self.naive.exit(self.now)
+            self.both_turn()
 
     @rule(turn=rarely(), seconds=st.sampled_from([-3.0, -0.5, 0.5, 10.0]))
     def set_clock(self, turn: bool, seconds: float) -> None:

@@ -204,6 +204,10 @@ def test_an_attempt_lasts_as_long_as_the_fault_lets_it(findings):
     [asked] = told(later, profile="safe")
     assert asked.startswith("a batch is given up after 50s where attempts fail at once, 25s apart at least: 1 of")
     assert told(later) == []
+    [beyond] = told(later | {"retry_after": "90s"}, profile="safe")
+    assert beyond.startswith(
+        "a batch is given up after 5ms where attempts fail at once, 90s apart at least: 1 of up to"
+    )
 
 
 def test_a_collector_that_is_slow_for_a_while_has_a_ceiling_too(findings):
