@@ -96,7 +96,7 @@ class SpanData(Protocol):
         start_time_ns: ns since the epoch, or None.
         end_time_ns: ns since the epoch, or None while the span is open.
         attributes: mapping, or None.
-        events: list of (name, time_ns, attributes), or None; a :class:`~kongtrace.link.Link` among them is a link.
+        events: list of (name, time_ns, attributes), or None; a :class:`~kongtrace.event.Link` among them is a link.
         status: 0, 1 or 2; any other value is no status (L4).
     """
 
