@@ -33,7 +33,7 @@ from math import exp, gcd
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 from urllib.parse import parse_qsl
 
-from sim.config import ActiveChecks, PassiveChecks, Target, Upstream
+from sim.entity import ActiveChecks, PassiveChecks, Target, Upstream
 from sim.resolver import Resolver, is_address
 from sim.router import authority, normalized
 

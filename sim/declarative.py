@@ -27,22 +27,17 @@ from sim.config import (
     IpBlock,
     Listen,
     LogLevel,
-    Many,
     Nginx,
-    Plugin,
     ProfileName,
     RealIpHeader,
-    Route,
-    Service,
-    Target,
     Tracing,
-    Upstream,
-    Url,
     Workers,
     available_cpus,
 )
 from sim.document import Document, FieldPath, Model, Override
+from sim.entity import Plugin, Route, Service, Target, Upstream
 from sim.errors import nearest, shown
+from sim.field import Many, Url
 from sim.plugins import BUNDLED
 from sim.plugins.stand_in import PRIORITIES, stand_ins
 from sim.plugins.synthetic import SyntheticConfig

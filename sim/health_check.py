@@ -19,7 +19,7 @@ from sim.timers import Timers
 from sim.upstream import ConnectTimeoutError, Pool, UpstreamConnection
 
 if TYPE_CHECKING:
-    from sim.config import ActiveChecks
+    from sim.entity import ActiveChecks
 
 
 INTERVAL_S_MIN: Final = 0.001

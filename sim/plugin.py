@@ -27,7 +27,8 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from sim.config import Gateway, Plugin
+from sim.config import Gateway
+from sim.entity import Plugin
 from sim.errors import UserError, nearest, shown
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from sim.upstream import (
 )
 
 if TYPE_CHECKING:
-    from sim.config import Service
+    from sim.entity import Service
     from sim.router import Match
     from sim.runloop import Runloop
 

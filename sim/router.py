@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sim.config import Route, Service, path_pattern
+from sim.entity import Route, Service, path_pattern
 from sim.resolver import is_address
 
 if TYPE_CHECKING:

@@ -20,15 +20,10 @@ from sim.config import (
     SYSTEM,
     Addresses,
     Gateway,
-    HeaderName,
     Instrumentations,
     Listen,
-    Many,
-    Method,
     Nginx,
-    Path,
     ProfileName,
-    Rate01,
     Seed,
     Tracing,
     Workers,
@@ -36,8 +31,10 @@ from sim.config import (
 )
 from sim.declarative import Entities, read_entities, require_use, with_stand_ins
 from sim.document import Document, Model, NotEmpty, Override, matching
+from sim.entity import Method
 from sim.errors import FieldError, UserError, meant, nearest, shown
 from sim.faults import Fault
+from sim.field import HeaderName, Many, Path, Rate01
 from sim.plugin import is_file
 from sim.plugins import BUNDLED
 from sim.plugins.synthetic import SyntheticConfig

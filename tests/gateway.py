@@ -16,7 +16,8 @@ from signal import SIGHUP, SIGQUIT
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from sim import process, worker
-from sim.config import Gateway, Nginx, Plugin, Route, Service, Tracing
+from sim.config import Gateway, Nginx, Tracing
+from sim.entity import Plugin, Route, Service
 from sim.error_log import ErrorLog
 from sim.master import Master
 from sim.plugins import BUNDLED

@@ -9,7 +9,8 @@ import random
 
 import h11
 
-from sim.config import Gateway, Route, Service, Tracing
+from sim.config import Gateway, Tracing
+from sim.entity import Route, Service
 from sim.gateway import WorkerGateway
 from sim.upstream import UpstreamConnection
 

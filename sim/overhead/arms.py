@@ -24,7 +24,8 @@ from kongtrace import NoopTracer, Span, Tracer, TracerProvider, checked
 from kongtrace.context import Context
 from kongtrace.otlp import encode_traces
 from kongtrace.queue import Binding, Outcome, Queues
-from sim.config import Gateway, Plugin
+from sim.config import Gateway
+from sim.entity import Plugin
 from sim.errors import UserError
 from sim.exporter import Endpoint, Exporter
 from sim.plugin import load

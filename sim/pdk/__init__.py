@@ -8,8 +8,8 @@ them all. Header names are case-insensitive; header values are text, bodies byte
 from typing import Any
 
 from kongtrace import Execution, NoopTracer, Tracer, TracerProvider
-from sim.config import Route
-from sim.config import Service as ServiceEntity
+from sim.entity import Route
+from sim.entity import Service as ServiceEntity
 from sim.ngx import Ngx
 from sim.pdk.log import Log, Records, Telemetry
 from sim.pdk.node import Node

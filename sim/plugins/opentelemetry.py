@@ -20,9 +20,9 @@ from kongtrace.propagation import PropagationContext
 from kongtrace.queue import Binding, QueueParameters
 from kongtrace.tracer import PROPAGATION_ONLY
 from sim import __version__
-from sim.config import TIMEOUT_MS_MAX, HeaderName, HeaderValue, Many, Rate01, Url
 from sim.document import Model
 from sim.errors import FieldError, shown
+from sim.field import TIMEOUT_MS_MAX, HeaderName, HeaderValue, Many, Rate01, Url
 from sim.instrumentation import BALANCER
 from sim.pdk import Kong
 from sim.pdk.request import decoded_args

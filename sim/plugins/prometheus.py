@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Final
 
 from sim import __version__
 from sim.balancer import Address, Balancer
-from sim.config import Gateway, Upstream
+from sim.config import Gateway
 from sim.document import Model
+from sim.entity import Upstream
 from sim.pdk import Kong
 from sim.resolver import is_address
 from sim.tally import Kind, Subject

@@ -27,7 +27,8 @@ from kongtrace import PHASES, propagation, tracing
 from kongtrace.checked import CheckedProvider, CheckedSpan, tracer_provider
 from kongtrace.context import span_list
 from kongtrace.findings import Frame
-from sim.config import Gateway, Nginx, Plugin, Route, Service, Tracing
+from sim.config import Gateway, Nginx, Tracing
+from sim.entity import Plugin, Route, Service
 from sim.errors import UserError
 from sim.gateway import WorkerGateway
 from sim.http_server import HttpConnection, HttpServer, response

@@ -47,8 +47,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from kongtrace import PHASES, TracerProvider
 from kongtrace.context import KONG_PHASE
 from sim import peer
-from sim.config import Gateway, Plugin, Tracing
+from sim.config import Gateway, Tracing
 from sim.cycle import WorkerArgs
+from sim.entity import Plugin
 from sim.error_log import ErrorLog
 from sim.http_server import HttpConnection, HttpServer, response
 from sim.plugins import BUNDLED

@@ -15,7 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sim import collector, origin
-from sim.config import Plugin, Tracing
+from sim.config import Tracing
+from sim.entity import Plugin
 from sim.load import driver
 from sim.load.driver import ConstantArrivalRate
 from sim.load.request import Request

@@ -10,7 +10,8 @@ import sys
 
 from kongtrace import PHASES
 from sim.collector import CollectorServer
-from sim.config import Nginx, Plugin
+from sim.config import Nginx
+from sim.entity import Plugin
 from sim.gateway import WorkerGateway
 from sim.light_thread import LightThread
 from sim.origin import Origin, OriginServer

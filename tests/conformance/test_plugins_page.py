@@ -12,7 +12,7 @@ import pytest
 from kongtrace import PHASES
 from sim import ngx, pdk
 from sim import plugin as plugins
-from sim.config import Plugin
+from sim.entity import Plugin
 from sim.pdk import log, node, request, response, service
 from sim.pdk.part import phases_of
 from sim.plugins import BUNDLED

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from kongtrace.queue import Binding, Outcome, QueueParameters
-from sim.config import Nginx, Plugin
+from sim.config import Nginx
+from sim.entity import Plugin
 from tests.stage import LOOPBACK, ROUNDING_S, Client, Live, Virtual
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from sim.config import Plugin
+from sim.entity import Plugin
 from sim.plugins.request_termination import RequestTerminationConfig
 from tests import peers
 from tests.gateway import (

@@ -6,7 +6,7 @@ import pytest
 
 from kongtrace.checked import tracer_provider
 from sim import collector, origin
-from sim.config import Plugin
+from sim.entity import Plugin
 from sim.load import driver
 from sim.load.driver import ConstantArrivalRate
 from sim.load.request import Request

@@ -6,7 +6,8 @@ import pytest
 import trustme
 
 from sim import worker
-from sim.config import Nginx, Plugin
+from sim.config import Nginx
+from sim.entity import Plugin
 from sim.wall_clock import WallClock
 from tests.gateway import echo, gateway_to, live, recording_collector
 

@@ -10,7 +10,7 @@ from signal import SIGKILL, SIGQUIT, SIGTERM
 import pytest
 
 from kongtrace import NOOP_SPAN
-from sim.config import Plugin
+from sim.entity import Plugin
 from sim.ledger import Ledger
 from sim.plugins.opentelemetry import OpenTelemetry
 from sim.scoreboard import State

@@ -7,7 +7,7 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.sqlite3 import SQLite3Instrumentor
 
 from kongtrace import otel
-from sim.config import Plugin
+from sim.entity import Plugin
 from tests.gateway import attributes, traced_gateway
 
 FAR = trace.SpanContext(7, 8, is_remote=True)

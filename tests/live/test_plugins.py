@@ -10,7 +10,8 @@ from signal import SIGTERM
 import pytest
 import trustme
 
-from sim.config import Nginx, Plugin
+from sim.config import Nginx
+from sim.entity import Plugin
 from tests import peers
 from tests.gateway import TIMEOUT_S, attributes, echo, gateway_to, live, recording_collector, traced_gateway
 

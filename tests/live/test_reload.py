@@ -16,7 +16,8 @@ from signal import SIGHUP, SIGKILL, SIGQUIT, SIGTERM
 import pytest
 
 from sim import origin, process
-from sim.config import Nginx, Plugin
+from sim.config import Nginx
+from sim.entity import Plugin
 from sim.scoreboard import State
 from tests import peers
 from tests.gateway import TIMEOUT_S, echo, gateway_to, live, recording_collector, traced_gateway

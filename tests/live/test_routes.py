@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sim.config import Route
+from sim.entity import Route
 from tests.gateway import echo, gateway_to, live
 
 

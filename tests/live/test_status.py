@@ -10,7 +10,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sim.config import Gateway, Plugin, Route, Service, Target, Upstream
+from sim.config import Gateway
+from sim.entity import Plugin, Route, Service, Target, Upstream
 from sim.scoreboard import State
 from tests import peers
 from tests.gateway import TIMEOUT_S, echo, gateway_to, live, traced_gateway

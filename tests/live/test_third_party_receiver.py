@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sim import process
-from sim.config import Plugin
+from sim.entity import Plugin
 from tests import peers
 from tests.gateway import echo, gateway_to, live
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from sim import process
-from sim.config import Upstream
+from sim.entity import Upstream
 from tests import peers
 from tests.gateway import attributes, echo, gateway_to, live, recording_collector
 

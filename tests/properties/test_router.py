@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.config import Route, Service
+from sim.entity import Route, Service
 from sim.router import Router, normalized
 
 SERVICE = Service(name="s", host="127.0.0.1")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from sim.balancer import Balancer, xxhash32
-from sim.config import Upstream
+from sim.entity import Upstream
 from sim.resolver import Resolver
 from sim.router import Captures
 

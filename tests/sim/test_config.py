@@ -3,7 +3,8 @@ import os
 import pytest
 from pydantic import ValidationError
 
-from sim.config import Export, Gateway, Nginx, Plugin, Route, Service, affinity, parse_address
+from sim.config import Gateway, Nginx, affinity, parse_address
+from sim.entity import Plugin
 from sim.errors import FieldError
 from sim.plugins.opentelemetry import OpenTelemetryConfig
 
@@ -23,34 +24,6 @@ def test_address_of_another_form_is_refused(text):
     """The message names the form."""
     with pytest.raises(FieldError, match=r"^expected host:port, not "):
         parse_address(text)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        *("collector:4318", "//a", "ftp://a/", "http://", "http:///x", "http://a b/", "http://a/x y", "http://a/\nx"),
-        *("http://a\\b/", "http://a/\u00e9", "http://[::1/", 7, None),
-    ],
-)
-def test_endpoint_that_is_no_url_is_refused(url):
-    """What would be another request line, or no host, is found before anything runs."""
-    with pytest.raises(ValidationError, match=r"expected a URL such as http://127\.0\.0\.1:4318/v1/traces, not "):
-        Export.model_validate({"traces_endpoint": url if url is not None else []})
-
-
-@pytest.mark.parametrize("who", ["user:secret@", "user@", "@"])
-def test_endpoint_that_says_who_sends_is_refused(who):
-    """Nobody would send it, and the collector would turn everything away; a header says it. The secret is not shown."""
-    with pytest.raises(ValidationError, match="expected a URL without user and password, which") as refused:
-        Export.model_validate({"traces_endpoint": f"https://{who}a:4318/v1/traces"})
-    assert "secret" not in str(refused.value.errors(include_input=False))
-
-
-@pytest.mark.parametrize("port", ["0", "65536", "x", "-1"])
-def test_endpoint_with_a_port_that_is_none_is_refused(port):
-    """A port that is left out is that of the scheme."""
-    with pytest.raises(ValidationError, match="expected a port from 1 to 65535 in "):
-        Export(traces_endpoint=f"http://a:{port}/")
 
 
 def test_gateway_has_the_defaults_of_kong():
@@ -87,56 +60,6 @@ def test_instrumentations_are_checked_as_kong_checks_them(words, message):
     """Unknown words and `off` beside others are start-up errors."""  # I1
     with pytest.raises(ValidationError, match=message):
         Gateway.model_validate({"tracing": {"instrumentations": words}})
-
-
-def test_service_url_stands_for_its_parts():
-    """`url` is shorthand for host, port and path."""
-    service = Service.model_validate({"name": "orders", "url": "http://default:9000/api"})
-
-    assert (service.host, service.port, service.path) == ("default", 9000, "/api")
-    assert Service.model_validate({"name": "orders", "url": "http://default"}).port == 80
-
-
-def test_service_has_the_defaults_of_kong():
-    """A minute for each step, and five retries."""
-    service = Service(name="orders", host="default")
-
-    assert (service.connect_timeout, service.write_timeout, service.read_timeout) == (60_000, 60_000, 60_000)
-    assert (service.retries, service.port, service.path) == (5, 80, None)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"url": "http://a", "host": "b"},
-        {"url": "http://a:99999"},
-        {"url": "a"},
-        {"host": "a b"},
-        {"host": "a", "connect_timeout": 0},
-        {"host": "a", "retries": 40_000},
-        {"host": "a", "protocol": "grpc"},
-        {},
-    ],
-)
-def test_service_out_of_range_is_refused(fields):
-    """Kong's ranges hold."""
-    with pytest.raises(ValidationError):
-        Service.model_validate({"name": "orders"} | fields)
-
-
-def test_route_needs_something_to_match():
-    """A route without paths, hosts and methods is an error, as in Kong."""
-    assert Route(name="all", service="orders", paths=("/",)).strip_path
-    with pytest.raises(ValidationError, match="matches nothing"):
-        Route(name="all", service="orders")
-
-
-def test_ids_are_the_same_in_every_run_and_differ_by_scope():
-    """A queue is named after its plugin's id, so it must not change between runs."""  # O18
-    of_all = Plugin(name="opentelemetry")
-
-    assert of_all.id == Plugin(name="opentelemetry").id
-    assert of_all.id != Plugin(name="opentelemetry", service="orders").id
 
 
 def test_opentelemetry_has_the_defaults_of_kong():

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kongtrace import ApiError
-from sim.config import Nginx, Plugin, Route
+from sim.config import Nginx
+from sim.entity import Plugin, Route
 from tests.hostile import SOAK, hostile_parts
 from tests.wire import Wired
 

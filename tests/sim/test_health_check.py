@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import uvloop
 
-from sim.config import ActiveChecks
+from sim.entity import ActiveChecks
 from sim.health_check import HealthChecks
 from sim.resolver import Resolver
 from sim.runtime.live import LiveRuntime

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from sim import cli
-from sim.config import Gateway, Plugin, Tracing
+from sim.config import Gateway, Tracing
+from sim.entity import Plugin
 from sim.errors import UserError
 from sim.load.request import Request
 from sim.overhead import bench as overhead_bench

@@ -8,8 +8,9 @@ import pytest
 
 from sim import declarative
 from sim import plugin as plugins
-from sim.config import Gateway, Plugin, Route, Service
+from sim.config import Gateway
 from sim.document import Document
+from sim.entity import Plugin, Route, Service
 from sim.errors import UserError
 from sim.plugin import Plans
 from sim.plugins import BUNDLED

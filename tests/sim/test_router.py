@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sim.config import Route, Service
+from sim.entity import Route, Service
 from sim.router import FINDINGS_MAX, Router, normalized
 
 ORDERS = Service(name="orders", host="127.0.0.1", port=8080)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from sim.config import Nginx, Plugin, Route, Service, Tracing
+from sim.config import Nginx, Tracing
 from sim.document import Override, parse_override
+from sim.entity import Plugin, Route, Service
 from sim.errors import UserError
 from sim.faults import KINDS, Fault
 from sim.plugins.opentelemetry import OpenTelemetryConfig, QueueConfig

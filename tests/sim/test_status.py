@@ -5,7 +5,8 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sim.config import Gateway, Plugin
+from sim.config import Gateway
+from sim.entity import Plugin
 from sim.scoreboard import FIELD_INDEX, Scoreboard, State, new_row
 from sim.status import Status
 

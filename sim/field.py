@@ -1,0 +1,55 @@
+"""What may stand in a field of a file: the types that entities, settings and plugins' configurations share.
+
+A type checks what it is given and raises :class:`~sim.errors.FieldError`, which says what was expected.
+"""
+
+import re
+from contextlib import suppress
+from typing import Annotated, Final, TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import BeforeValidator, Field, Strict
+
+from sim.document import matching
+from sim.errors import FieldError, shown
+
+T = TypeVar("T")
+
+TIMEOUT_MS_MAX: Final = 2**31 - 2
+
+PORTS: Final = {"http": 80, "https": 443}
+"""The port of a URL that names none, by its scheme."""
+
+_URL_CHARACTERS: Final = re.compile(r"[!-\[\]-~]+")  # what is visible in ASCII, but for the backslash
+
+
+def url_parts(value: object) -> SplitResult:
+    """Split a URL of http or https; its port can be read then; raises FieldError."""
+    parts = None
+    if isinstance(value, str) and _URL_CHARACTERS.fullmatch(value):
+        with suppress(ValueError):  # a bracket without its pair
+            parts = urlsplit(value)
+    if parts is None or parts.scheme not in PORTS or not parts.hostname:
+        raise FieldError(f"expected a URL such as http://127.0.0.1:4318/v1/traces, not {shown(value)}")
+    with suppress(ValueError):
+        if parts.port != 0:
+            return parts
+    raise FieldError(f"expected a port from 1 to 65535 in {shown(value)}")
+
+
+def _endpoint(value: object) -> object:
+    if "@" in url_parts(value).netloc:
+        cure = "write a header: Authorization, with Basic and both in base64"
+        raise FieldError("expected a URL without user and password, which are not sent", cure=cure)
+    return value
+
+
+Many = Annotated[tuple[T, ...], Strict(strict=False)]
+"""A list in a file, a tuple in the program."""
+Path = Annotated[str, matching(r"/[!-~]*", "a path that begins with /")]
+HeaderName = Annotated[str, matching(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", "the name of a header")]
+HeaderValue = Annotated[str, matching(r"[^\x00-\x08\x0a-\x1f\x7f]*", "a header value, without line breaks")]
+Rate01 = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TimeoutMs = Annotated[int, Field(ge=1, le=TIMEOUT_MS_MAX)]
+Url = Annotated[str, BeforeValidator(_endpoint)]
+"""Where something is posted to, without user and password."""

@@ -1,0 +1,54 @@
+import pytest
+from pydantic import ValidationError
+
+from sim.entity import Plugin, Route, Service
+
+
+def test_service_url_stands_for_its_parts():
+    """`url` is shorthand for host, port and path."""
+    service = Service.model_validate({"name": "orders", "url": "http://default:9000/api"})
+
+    assert (service.host, service.port, service.path) == ("default", 9000, "/api")
+    assert Service.model_validate({"name": "orders", "url": "http://default"}).port == 80
+
+
+def test_service_has_the_defaults_of_kong():
+    """A minute for each step, and five retries."""
+    service = Service(name="orders", host="default")
+
+    assert (service.connect_timeout, service.write_timeout, service.read_timeout) == (60_000, 60_000, 60_000)
+    assert (service.retries, service.port, service.path) == (5, 80, None)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"url": "http://a", "host": "b"},
+        {"url": "http://a:99999"},
+        {"url": "a"},
+        {"host": "a b"},
+        {"host": "a", "connect_timeout": 0},
+        {"host": "a", "retries": 40_000},
+        {"host": "a", "protocol": "grpc"},
+        {},
+    ],
+)
+def test_service_out_of_range_is_refused(fields):
+    """Kong's ranges hold."""
+    with pytest.raises(ValidationError):
+        Service.model_validate({"name": "orders"} | fields)
+
+
+def test_route_needs_something_to_match():
+    """A route without paths, hosts and methods is an error, as in Kong."""
+    assert Route(name="all", service="orders", paths=("/",)).strip_path
+    with pytest.raises(ValidationError, match="matches nothing"):
+        Route(name="all", service="orders")
+
+
+def test_ids_are_the_same_in_every_run_and_differ_by_scope():
+    """A queue is named after its plugin's id, so it must not change between runs."""  # O18
+    of_all = Plugin(name="opentelemetry")
+
+    assert of_all.id == Plugin(name="opentelemetry").id
+    assert of_all.id != Plugin(name="opentelemetry", service="orders").id
