@@ -179,7 +179,7 @@ class Replay:
             return
         self.error(expect.get("err"), error)
         if error is None:
-            self.equal("ret", expect.get("ret"), returned)
+            self.equal("ret", id_text(do, expect.get("ret")), returned)
         self.equal("logs", expect.get("logs", []), self.logs)
         if do["op"] == "process_span":
             self.equal("calls", expect["calls"], self.called)
@@ -410,7 +410,8 @@ class Replay:
         return self.shown(NOOP_SPAN) if self.spans[span] is NOOP_SPAN else self.state(self.spans[span])
 
     def op_read(self, span: str, field: str) -> Any:
-        return self.shown(getattr(self.spans[span], field, None))
+        value = getattr(self.spans[span], field, None)
+        return value.hex() if field in IDS and isinstance(value, bytes) else self.shown(value)
 
     def op_write(self, span: str, field: str, value: Any = None) -> None:
         setattr(self.spans[span], field, self.value(value, field))
@@ -443,6 +444,11 @@ class Replay:
 
     def op_end_request(self) -> None:
         self.provider.end_request(self.ctx)
+
+
+def id_text(do: dict[str, Any], recorded: Any) -> Any:
+    """An id that was read from a span, in hexadecimal, however it was recorded."""
+    return recorded["$hex"] if do.get("field") in IDS and isinstance(recorded, dict) else recorded
 
 
 def as_id(value: Any) -> Any:
