@@ -27,7 +27,7 @@ from kongtrace import (
 from kongtrace.context import KONG_PHASE, Trace, tracing_context
 from kongtrace.provider import SpentList
 from kongtrace.span import lua_table
-from tests.conformance.vectors import cases, decode
+from tests.conformance.vectors import as_double, cases, decode
 
 LEVELS = {"error": "ERR", "warn": "WARN"}
 IDS = frozenset({"trace_id", "span_id", "parent_id"})
@@ -127,7 +127,7 @@ class Replay:
     def time_ns(self) -> int:
         clock = self.case["clock"]
         self.clock_calls += 1
-        return clock["start"] + (self.clock_calls - 1) * clock["step"]
+        return as_double(clock["start"] + (self.clock_calls - 1) * clock["step"])
 
     def no_bytes(self, count: int) -> bytes:
         raise AssertionError(f"{count} random bytes more than were recorded")

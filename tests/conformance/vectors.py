@@ -50,10 +50,14 @@ def cases(family: str) -> Iterator[dict[str, Any]]:
             yield json.loads(line, parse_int=number)
 
 
+def as_double(whole: int) -> int | float:
+    """A whole number as Lua holds it: exact up to 2**53."""
+    return whole if abs(whole) <= DOUBLE_EXACT_MAX else float(whole)
+
+
 def number(digits: str) -> int | float:
-    """A whole number, which Lua holds as a double: exact up to 2**53."""
-    exact = int(digits)
-    return exact if abs(exact) <= DOUBLE_EXACT_MAX and digits != "-0" else float(digits)
+    """A whole number in JSON."""
+    return as_double(int(digits)) if digits != "-0" else -0.0
 
 
 NOTATION: Final[dict[str, Callable[[Any], Any]]] = {
