@@ -112,21 +112,22 @@ def test_every_field_of_a_bundled_plugin_is_on_the_page():
 
 SAMPLES = {
     re.match(r"# (\w+)\.py", source)[1]: source
-    for source in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    for page in (PAGE, PAGE.with_name("propagation.md"))
+    for source in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 }
-"""The samples by name; each begins with the name of its file."""
+"""The samples by name, of this page and of the one on propagation; each begins with the name of its file."""
 
 
 @contextmanager
-def sampled(directory, name, config=None, **options):
-    """Run a gateway to an echo with a sample, traced."""
+def sampled(directory, name, config=None, *, exported=True, **options):
+    """Run a gateway to an echo with a sample; its traces are exported, unless that is not wanted."""
     path = directory / f"{name}.py"
     path.write_text(SAMPLES[name], encoding="utf-8")
     classes = plugins.load([str(path)], {})
     (plugin,) = classes
     with echo() as upstream, recording_collector() as collector:
         entity = Plugin(name=plugin, config=config or {})
-        gateway = gateway_to(upstream, plugins=(entity,), collector=collector.port, **options)
+        gateway = gateway_to(upstream, plugins=(entity,), collector=collector.port if exported else None, **options)
         with live(directory, gateway, classes) as running:
             yield running, collector
             running.stop()
@@ -179,6 +180,21 @@ def test_offers(tmp_path):
     offers = [span for span in spans if span.name == "offer"]
     assert [parents[span.parent_span_id] for span in offers] == ["offers"] * 3
     assert [event.name for span in offers for event in span.events] == ["exception"]
+
+
+def test_join(tmp_path):
+    """The sample of propagation goes on in the client's trace, with a span of its own, or begins one."""
+    trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    with sampled(tmp_path, "join", exported=False) as (gateway, _collector):
+        sent = {"traceparent": f"00-{trace_id}-{span_id}-01"}
+        joined, begun = (
+            dict(json.loads(gateway.request(headers=headers).content)["headers"]) for headers in (sent, {})
+        )
+    version, trace, span, flags = joined["traceparent"].split("-")
+    assert (version, trace, flags) == ("00", trace_id, "01")
+    assert span != span_id
+    assert re.fullmatch(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-01", begun["traceparent"])
+    assert begun["traceparent"].split("-")[1] != trace_id
 
 
 def test_journal(tmp_path):

@@ -42,7 +42,7 @@ def test_the_documented_examples_run(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/testing.md").read_text(), re.DOTALL)
     run = run_pytest(tmp_path, "\n".join(blocks[1:]))
     assert run.returncode == 0, run.stdout
-    assert "2 passed" in run.stdout
+    assert "3 passed" in run.stdout
 
 
 @pytest.mark.parametrize(("leak", "report"), LEAKS.items())

@@ -285,23 +285,23 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(request=requests, name=tracers, span=names, attributes=st.none() | st.dictionaries(keys, attribute_values()))
     def start_span(self, request: int, name: str, span: str, attributes: dict[str, Any] | None) -> None:
-        self._start(request, name, span, {}, {} if attributes is None else {"attributes": attributes})
+        self._start(self.enter(request), name, span, {}, {} if attributes is None else {"attributes": attributes})
 
     @rule(request=requests, name=tracers, span=names, back=moments, data=st.data())
     def start_span_with_options(self, request: int, name: str, span: str, back: int, data: st.DataObject) -> None:
         options = self.options_of(self.requests[request], data)
-        self._start(request, name, span, options, {"start_time_ns": self.clock.now_ns - back})
+        self._start(self.enter(request), name, span, options, {"start_time_ns": self.clock.now_ns - back})
 
     @rule(request=requests, name=tracers, span=names)
     def start_active_span(self, request: int, name: str, span: str) -> None:
-        started = self._start(request, name, span, {}, {})
+        started = self._start(self.enter(request), name, span, {}, {})
         if started is not None:
             self._activate(self.requests[request], self.tracers[name], started)
 
     def _start(
-        self, index: int, name: str, span_name: str, options: dict[str, Any], start: dict[str, Any]
+        self, request: NaiveRequest, name: str, span_name: str, options: dict[str, Any], start: dict[str, Any]
     ) -> NaiveSpan | None:
-        request, tracer = self.enter(index), self.tracers[name]
+        tracer = self.tracers[name]
         given = {**self.real(options), **start}
         real = tracer.start_span(span_name, given) if options else tracer.start_span(span_name, **given)
         if not PHASES[request.phase].spans:
@@ -363,8 +363,10 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(request=requests, pick=picks, key=keys, value=st.none() | attribute_values())
     def set_attribute(self, request: int, pick: int, key: str, value: Any) -> None:
         span = self.pick(self.enter(request).spans, pick)
-        if span is None:
-            return
+        if span is not None:
+            self._set_attribute(span, key, value)
+
+    def _set_attribute(self, span: NaiveSpan, key: str, value: Any) -> None:
         span.real.set_attribute(key, value)
         if span.attributes is None:
             span.table, span.attributes = span.real.attributes, {}
@@ -539,9 +541,48 @@ class Lifecycle(RuleBasedStateMachine):
             target.table = target.attributes = None
             self.listed(entered, tracer.namespace.name).append(target)
 
-    @rule(request=requests, by_hand=st.sets(picks, max_size=3), held=st.booleans(), exporter=st.none() | tracers)
-    def end_request(self, request: int, by_hand: set[int], held: bool, exporter: str | None) -> None:
-        """After a request's end none of its spans is live, and all are empty."""
+    @rule(
+        request=requests,
+        running=requests,
+        by_hand=st.sets(picks, max_size=3),
+        held=st.booleans(),
+        exporter=st.none() | tracers,
+    )
+    def end_request(self, request: int, running: int, by_hand: set[int], held: bool, exporter: str | None) -> None:
+        """After a request's end none of its spans is live, and all are empty; another one may run meanwhile."""
+        self._end(request, running, by_hand=by_hand, held=held, exporter=exporter)
+
+    @rule(
+        request=requests,
+        name=tracers,
+        spans=st.lists(st.sets(st.sampled_from(["attribute", "event", "status", "active"])), max_size=4),
+        held=st.booleans(),
+    )
+    def serve(self, request: int, name: str, spans: list[set[str]], held: bool) -> None:
+        """A request goes on to its end, so that many do: what one leaves in the pools, the next is given."""
+        self.requests[request].phase = "access"
+        entered, started = self.enter(request), []
+        for touched in spans:
+            span = self._start(entered, name, "query", {}, {})
+            assert span is not None
+            if "attribute" in touched:
+                self._set_attribute(span, "try_count", 1)
+            if "event" in touched:
+                span.real.add_event("retry")
+                self._happened(span, Event("retry", self.clock.now_ns, None))
+            if "status" in touched:
+                span.real.set_status(2)
+                span.status = 2
+            if "active" in touched:
+                self._activate(entered, self.tracers[name], span)
+            started.append(span)
+        for span in reversed(started):
+            self._finish(entered, span, None)
+        # Nobody holds what is in no variable.
+        started = span = None  # type: ignore[assignment]
+        self._end(request, request, by_hand=set(), held=held, exporter=name)
+
+    def _end(self, request: int, running: int, *, by_hand: set[int], held: bool, exporter: str | None) -> None:
         self.requests[request].phase = "log"
         entered = self.enter(request)
         self._is_one_tree(entered)
@@ -555,6 +596,7 @@ class Lifecycle(RuleBasedStateMachine):
         if self.profile is not KONG:
             self._let_go(entered, held=held)
         self._is_counted(entered)
+        self.enter(running)
         self.provider.end_request(entered.ctx)
         unlinked = [span for span in entered.spans if not span.linked]
         if self.profile is KONG:
@@ -567,7 +609,7 @@ class Lifecycle(RuleBasedStateMachine):
             else:
                 self._release_all(spans)
                 self.pools["storage"].release(entered.storage[namespace])
-        self._replace(request)
+        self._replace(request, running)
 
     def _let_go(self, request: NaiveRequest, *, held: bool) -> None:
         """Profile `safe` lends only what nobody holds: hold the spans beyond the end, or let them go before it."""
@@ -577,25 +619,29 @@ class Lifecycle(RuleBasedStateMachine):
             if not held:
                 del span.real
 
-    @rule(request=requests)
-    def abandon_request(self, request: int) -> None:
+    @rule(request=requests, running=requests)
+    def abandon_request(self, request: int, running: int) -> None:
         """A request whose log phase failed gives up its spans; nothing is recycled (E4)."""
-        entered = self.enter(request)
+        entered = self.requests[request]
         self._is_counted(entered)
+        self.enter(running)
         self.provider.abandon_request(entered.ctx)
         self._give_up([span for span in entered.spans if not span.linked])
         for spans in entered.lists.values():
             self._forget(spans)
-        self._replace(request)
+        self._replace(request, running)
 
     def _is_counted(self, request: NaiveRequest) -> None:
         """A request knows how many spans it made, wherever they have gone."""
         made, again = self.provider.made_in(request.ctx)
         assert (made - again, again) == (request.made, request.linked_again)
 
-    def _replace(self, index: int) -> None:
-        self.requests[index] = NaiveRequest()
-        self.enter(index)
+    def _replace(self, ended: int, running: int) -> None:
+        """The request that runs goes on, whichever has ended."""
+        if running != ended:
+            for name in TRACERS:
+                self._start(self.requests[running], name, "kong", {}, {})
+        self.requests[ended] = NaiveRequest()
 
     def _release_all(self, spans: list[NaiveSpan]) -> None:
         for span in spans:

@@ -159,6 +159,28 @@ def end_forgets_a_span(patch: Patch) -> None:
     patch.setattr(TracerProvider, "_take_back", lambda self, spans: take_back(self, spans[1:]))
 
 
+def end_stops_the_running_request(patch: Patch) -> None:
+    end = TracerProvider.end_request
+
+    def stop(self, ctx):
+        end(self, ctx)
+        for namespace in self.execution.namespaces:
+            namespace.trace = None
+
+    patch.setattr(TracerProvider, "end_request", stop)
+
+
+def abandon_stops_the_running_request(patch: Patch) -> None:
+    abandon = TracerProvider.abandon_request
+
+    def stop(self, ctx):
+        abandon(self, ctx)
+        for namespace in self.execution.namespaces:
+            namespace.trace = None
+
+    patch.setattr(TracerProvider, "abandon_request", stop)
+
+
 def end_forgets_unlinked_spans(patch: Patch) -> None:
     end = TracerProvider.end_request
 
@@ -289,6 +311,7 @@ SAFE_FAULTS = {
         *(finish_leaves_the_active_span, finish_clears_the_active_span, second_finish_counts),
         *(sampler_ignores_the_parent, sampler_reads_the_other_end, parent_is_the_root),
         *(end_forgets_a_namespace, end_forgets_a_span, end_forgets_unlinked_spans, end_recycles_what_is_held),
+        *(end_stops_the_running_request, abandon_stops_the_running_request),
         *(
             end_takes_all_spans_for_unheld,
             release_by_hand_is_not_counted,
