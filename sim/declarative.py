@@ -190,6 +190,9 @@ def load(
     provided = {"collector"} if collector else ()
     entities = read_entities(Document.read(file), provided=provided, enabled=enabled, classes=classes)
     require_use(told_settings.stand_ins, entities, told, ("stand_ins",))
+    if told_settings.collector and not any(plugin.lacks_endpoint for plugin in entities.plugins):
+        unused = told.error("nothing is exported there: no opentelemetry plugin leaves out where to", ("collector",))
+        entities = entities._replace(warnings=(*entities.warnings, str(unused)))
     beside = {"collector", "stand_ins"}
     values = {name: getattr(told_settings, name) for name in _Settings.model_fields if name not in beside}
     values |= {"plugin_classes": classes, "seed": secrets.randbits(32), "export": export}

@@ -120,6 +120,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 self._turns = 0
         self._turns += 1
         if self._turns > TURNS_MAX:
+            self._turns = 0  # what is cancelled now has its turns to end
             raise TimeStandsStillError(f"{TURNS_MAX} turns of the loop at {self.now_ns / _NS_PER_S:g} s")
         due = []
         while deadlines and deadlines[0][0] <= self.now_ns:

@@ -361,6 +361,17 @@ def test_a_gateway_of_its_own_is_told_the_rest(tmp_path):
     assert gateway.plugins[0].config == {"traces_endpoint": ENDPOINT}
 
 
+def test_a_collector_to_which_nothing_would_be_exported_is_told(tmp_path):
+    """The option fills a gap; where there is none the spans go elsewhere, or nowhere, and the user waits for them."""
+    path = tmp_path / "kong.yml"
+    path.write_text("_format_version: '3.0'\nplugins: [{name: correlation-id}]\n", encoding="utf-8")
+
+    assert load(str(path), [Override(("collector",), ENDPOINT, "--collector")]).warnings == (
+        "--collector: collector: nothing is exported there: no opentelemetry plugin leaves out where to",
+    )
+    assert load(str(path)).warnings == ()
+
+
 def test_a_wrong_setting_names_the_option(tmp_path):
     """No file and no line is to blame."""
     path = tmp_path / "kong.yml"

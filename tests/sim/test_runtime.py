@@ -84,15 +84,21 @@ def test_world_in_which_everybody_waits_is_an_error(world):
 
 
 def test_world_whose_time_stands_still_is_an_error(world, monkeypatch):
-    """A loop that turns without getting anywhere is told too."""
+    """A loop that turns without getting anywhere is told too, and what turned comes to its end."""
     monkeypatch.setattr("sim.runtime.virtual.TURNS_MAX", 1000)
+    ended = []
 
     async def play():
-        while True:
+        try:
+            while True:
+                await asyncio.sleep(0)
+        finally:
             await asyncio.sleep(0)
+            ended.append(True)
 
     with pytest.raises(TimeStandsStillError, match=r"^1000 turns of the loop at 0 s$"):
         world.run(play())
+    assert ended == [True]
 
 
 @pytest.mark.parametrize(
