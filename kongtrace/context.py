@@ -146,7 +146,7 @@ class TracingContext:
 
     def add_trace_id_formats(self, formats: dict[str, str]) -> dict[str, str]:
         """Merge the ids that one plugin injected with those of the others; gives all of them (X31)."""
-        if self.trace_id_formats is None:
+        if not self.trace_id_formats:
             self.trace_id_formats = formats
         else:
             self.trace_id_formats.update(formats)

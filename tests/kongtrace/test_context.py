@@ -25,6 +25,15 @@ def test_formats_of_several_plugins_are_merged():
     assert context.add_trace_id_formats({"b3": "bb", "w3c": "cc"}) == {"w3c": "cc", "b3": "bb"}
 
 
+def test_formats_are_added_to_the_first_that_there_are():
+    """A plugin that had none to give, as datadog without a trace id, does not collect those of the others."""  # X31
+    context = tracing_context({})
+    context.add_trace_id_formats(none := {})
+    context.add_trace_id_formats(first := {"w3c": "aa"})
+    assert context.add_trace_id_formats({"b3": "bb"}) is first
+    assert (none, first) == ({}, {"w3c": "aa", "b3": "bb"})
+
+
 def test_a_request_without_spans_has_an_empty_list():
     """Reading the list makes none."""
     ctx = {}
