@@ -91,4 +91,5 @@ def decode(value: Any) -> Any:
         ((key, content),) = value.items()
         if key in NOTATION:
             return NOTATION[key](content)
-    return {key: decode(item) for key, item in value.items()}
+    # No table holds nil.
+    return {key: decode(item) for key, item in value.items() if item is not None}
