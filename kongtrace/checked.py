@@ -39,8 +39,9 @@ from kongtrace.context import DEFAULT_NAMESPACE, KONG_PHASE, TRACING_CONTEXT, UN
 from kongtrace.custody import Custody, Held, description, holder
 from kongtrace.event import Event
 from kongtrace.findings import Code, Finding, FindingLog, Frame, Mode, Stack
+from kongtrace.lua import is_number, lua_type
 from kongtrace.provider import TracerProvider
-from kongtrace.span import AnySpan, Span, SpanCopy, is_number, lua_type
+from kongtrace.span import AnySpan, Span, SpanCopy
 from kongtrace.tracer import PROPAGATION_ONLY, Tracer
 
 if TYPE_CHECKING:

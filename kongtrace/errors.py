@@ -17,3 +17,7 @@ class ApiError(KongTraceError, ValueError):
 
 class ReleasedSpanError(KongTraceError, RuntimeError):
     """A method was called on a span whose memory has gone back to the pool (kong-semantics P7, P11)."""
+
+
+class BookkeepingError(KongTraceError, RuntimeError):
+    """Kong's own bookkeeping failed, as profile ``kong`` reproduces it (kong-semantics H26-H28); the text is Lua's."""

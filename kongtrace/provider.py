@@ -29,10 +29,11 @@ from kongtrace.context import (
 )
 from kongtrace.errors import ApiError, ReleasedSpanError
 from kongtrace.ids import SPAN_ID_BYTES, TRACE_ID_BYTES, IdSupply
+from kongtrace.lua import is_given, is_number, is_table, is_text, lua_text
 from kongtrace.noop import NoopTracer
 from kongtrace.pool import Balance, Pool
 from kongtrace.profile import SAFE, Profile
-from kongtrace.span import AnySpan, Span, clear, is_given, is_number, is_table, is_text, lua_text
+from kongtrace.span import AnySpan, Span, clear
 from kongtrace.tracer import Tracer
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ nothing can be dropped: enqueue raises (H28). In the log phase a permit cannot b
 many (Q29): the job then collects more permits than there are entries, the front of the queue passes its back, and what
 is enqueued until the back has caught up is never seen by anybody: ``swallowed``. And a job that dies leaves a queue
 that nobody drains (H26). Profile ``kong`` has all three, profile ``safe`` none; their differences are the fields of
-:class:`QueueProfile`.
+:class:`~kongtrace.queue_profile.QueueProfile`.
 
 Most entries meet none of this, and need not wake the job either: `Queue._settle` finds out how far the next entries may
 go straight to the back of the queue, and `Queue.enqueue` asks no more than that.
@@ -38,7 +38,6 @@ Source: kong-semantics section 13; OTLP specification, "OTLP/HTTP Response".
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
@@ -46,9 +45,13 @@ from dataclasses import dataclass, field, fields
 from itertools import accumulate, islice
 from math import ceil, floor, inf
 from sys import maxsize
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from kongtrace.errors import ApiError, KongTraceError
+from kongtrace.errors import ApiError, BookkeepingError, KongTraceError
+from kongtrace.lua import is_given, is_number, lua_format, lua_length
+
+if TYPE_CHECKING:
+    from kongtrace.queue_profile import Outcome, QueueProfile
 
 CAPACITY_WARNING_THRESHOLD: Final = 0.8
 """Share of ``max_entries`` from which on the queue warns (Q14)."""
@@ -59,11 +62,6 @@ COALESCE_POLL_S: Final = 1.0
 COALESCE_MIN_S: Final = 0.05
 """A coalescing delay of which less remains counts as over; also the whole delay of an exiting worker (Q16, Q17)."""
 
-BATCH_BYTES_MAX: Final = 16 * 1024 * 1024
-"""What profile ``safe`` puts into a request at most: the OpenTelemetry collector takes 20 MiB, uncompressed."""
-
-ATTEMPT_S: Final = 10.0
-"""What profile ``safe`` gives a whole attempt: the default of ``OTEL_EXPORTER_OTLP_TIMEOUT``."""
 
 LEGACY_WARNING_INTERVAL_S: Final = 60.0
 """A legacy parameter is warned about at most once in this time (Q27)."""
@@ -88,117 +86,6 @@ _WALL_DIGITS: Final = 9
 
 Log = Callable[[str, str], object]
 """Takes a level ("info", "warn", "error") and a message."""
-
-
-class BookkeepingError(KongTraceError, RuntimeError):
-    """Kong's own bookkeeping failed, as profile ``kong`` reproduces it (kong-semantics H26-H28); the text is Lua's."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueueProfile:
-    """What distinguishes the queue of one profile from the other's; ``docs/profiles.md`` has the sources.
-
-    Attributes:
-        name: as in :class:`kongtrace.profile.Profile`.
-        accepted: statuses that count as success (O18, H29).
-        retryable: statuses after which a batch is tried again; None: all. No answer at all is always tried again.
-        honours_retry_after: a ``Retry-After`` of the collector is the least delay, also before the next batch.
-        jitter: the largest share by which a delay is shortened at random.
-        bounds_retry_time: no attempt starts later than ``max_retry_time`` s after the first; else the limit is looked
-            at only after a failure (Q21).
-        bounds_exit: an exiting worker tries no batch again later than ``max_retry_time`` s after its exit began, and
-            drops with that batch all that wait behind it; else each of them has that time for itself (Q25, H32).
-        counts_partial_success: entries that an answer of success refuses are not counted as acknowledged.
-        enforces_bytes: ``max_bytes`` holds: what has no size is refused, and what is too large is refused before
-            anything is dropped for it; else Q14(f) and Q15.
-        has_permits: entries are counted by a semaphore (H28, Q29).
-        loses_silently: entries that nobody will ever send are accepted: a job that cannot be scheduled (Q13, H26), or
-            whose timer is not run (N4, N5), a limit that is neither 1 nor -1, a job of its own that finds the worker
-            exiting (Q23).
-        formats_names: the queue's name is part of a format string, so a percent sign in it kills the job.
-        batch_entries_max: a larger batch kills the job; None: no limit (H26).
-        reads_wall_clock: delays are measured by a clock that can be set (Q26).
-        complaint_interval_s: what concerns single entries is logged at most once in this time, s; 0: each time.
-        compression: of what is sent, "gzip" or "none", unless the operator says otherwise.
-        batch_bytes_max: strings of a batch are no longer together than this, B, a single one excepted; None: no limit.
-        attempt_s: s that an attempt may take as a whole, unless the operator says otherwise; None: no limit.
-    """
-
-    name: str
-    accepted: range
-    retryable: frozenset[int] | None
-    honours_retry_after: bool
-    jitter: float
-    bounds_retry_time: bool
-    bounds_exit: bool
-    counts_partial_success: bool
-    enforces_bytes: bool
-    has_permits: bool
-    loses_silently: bool
-    formats_names: bool
-    batch_entries_max: int | None
-    reads_wall_clock: bool
-    complaint_interval_s: float
-    compression: str
-    batch_bytes_max: int | None
-    attempt_s: float | None
-
-    def outcome(self, status: int, body: str = "", *, retry_after_s: float | None = None, refused: int = 0) -> Outcome:
-        """What an answer of the collector means for a batch (O18).
-
-        Args:
-            status: HTTP status.
-            body: of the answer, for the log.
-            retry_after_s: seconds that the header ``Retry-After`` asks for.
-            refused: entries that the collector accepted the request without (OTLP ``partial_success``).
-        """
-        if status in self.accepted:
-            return Outcome(ok=True, status=status, refused=refused)
-        reason = f"response error: {status}, body: {body}"
-        return Outcome(ok=False, reason=reason, status=status, retry_after_s=retry_after_s)
-
-
-KONG = QueueProfile(
-    name="kong",
-    accepted=range(200, 201),
-    retryable=None,
-    honours_retry_after=False,
-    jitter=0.0,
-    bounds_retry_time=False,
-    bounds_exit=False,
-    counts_partial_success=False,
-    enforces_bytes=False,
-    has_permits=True,
-    loses_silently=True,
-    formats_names=True,
-    batch_entries_max=7997,
-    reads_wall_clock=True,
-    complaint_interval_s=0.0,
-    compression="none",
-    batch_bytes_max=None,
-    attempt_s=None,
-)
-SAFE = QueueProfile(
-    name="safe",
-    accepted=range(200, 300),
-    retryable=frozenset({429, 502, 503, 504}),
-    honours_retry_after=True,
-    jitter=0.5,
-    bounds_retry_time=True,
-    bounds_exit=True,
-    counts_partial_success=True,
-    enforces_bytes=True,
-    has_permits=False,
-    loses_silently=False,
-    formats_names=False,
-    batch_entries_max=None,
-    reads_wall_clock=False,
-    complaint_interval_s=60.0,
-    compression="gzip",
-    batch_bytes_max=BATCH_BYTES_MAX,
-    attempt_s=ATTEMPT_S,
-)
-PROFILES: Final = {profile.name: profile for profile in (KONG, SAFE)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +126,7 @@ class QueueParameters:
             raise ApiError("arg #1 (queue_conf) must include a name")
         for parameter in _NUMBERS:
             value, is_optional = getattr(self, parameter), parameter == "max_bytes"
-            if not (_is_number(value) or (is_optional and value is None)):
+            if not (is_number(value) or (is_optional and value is None)):
                 raise ApiError(f"arg #1 (queue_conf) {parameter} must be a number{' or nil' if is_optional else ''}")
         object.__setattr__(self, "prefix", f"[{self.log_tag or ''}] queue {self.name}: ")
 
@@ -312,24 +199,6 @@ class Send(NamedTuple):
 
 Action = Wait | Send | None
 """What a job has to do next; None: it is at its end."""
-
-
-class Outcome(NamedTuple):
-    """What came of sending a batch; made by :meth:`QueueProfile.outcome`, or by hand when there was no answer.
-
-    Attributes:
-        ok: the batch was taken.
-        reason: why it was not, for the log.
-        status: HTTP status; None: no answer.
-        retry_after_s: s that the collector asks to wait.
-        refused: entries that the collector refused while it took the others.
-    """
-
-    ok: bool
-    reason: str | None = None
-    status: int | None = None
-    retry_after_s: float | None = None
-    refused: int = 0
 
 
 class Counters(NamedTuple):
@@ -502,7 +371,7 @@ class Delivery:
     def _check_name(self, prefix: str) -> None:
         """Die as the job does when it says that it passes the entries on."""
         try:
-            _lua_format(prefix + "passing %d entries to handler", (len(self._entries),))
+            lua_format(prefix + "passing %d entries to handler", (len(self._entries),))
         except BookkeepingError:
             self._end()
             self._queue.swallowed += len(self._entries)
@@ -871,7 +740,7 @@ class Queue:
         if max_bytes is not None:
             if size is None:
                 self.complain(now, "non-string", "error", _NON_STRING)
-                size = _lua_length(entry)
+                size = lua_length(entry)
             self.bytes += size
         self._append(entry)
         return None
@@ -1097,7 +966,7 @@ class Queue:
         if not arguments:
             self.log(level, prefix + template)
         elif self.profile.formats_names and "%" in prefix:
-            self.log(level, _lua_format(prefix + template, arguments))
+            self.log(level, lua_format(prefix + template, arguments))
         else:
             self.log(level, prefix + template % arguments)
 
@@ -1199,14 +1068,14 @@ class Queues:
             plugin_id: identifies the plugin's instance.
             wall_s: s since the epoch; the first minute of it counts as warned about.
         """
-        record: MutableMapping[str, Any] = config["queue"] if _is_given(config.get("queue")) else {}
+        record: MutableMapping[str, Any] = config["queue"] if is_given(config.get("queue")) else {}
         instance = config.get("plugin_instance_name")
-        record["log_tag"] = f"{plugin_name} plugin {plugin_id}" + (f" ({instance})" if _is_given(instance) else "")
-        if not _is_given(record.get("name")):
+        record["log_tag"] = f"{plugin_name} plugin {plugin_id}" + (f" ({instance})" if is_given(instance) else "")
+        if not is_given(record.get("name")):
             record["name"] = plugin_id if queue_name is None else queue_name
         for legacy, default, parameter, warning in _LEGACY:
             value = config.get(legacy)
-            if not _is_given(value) or value == default:
+            if not is_given(value) or value == default:
                 continue
             if parameter is not None:
                 record[parameter] = value
@@ -1252,15 +1121,6 @@ def _nobody() -> None:
     """Nobody is there to be woken, or to send."""
 
 
-def _is_given(value: object) -> bool:
-    """What Lua takes for true: 0 and the empty string too."""
-    return value is not None and value is not False
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _string_size(entry: object) -> int | None:
     """Bytes of a string; None: it is none."""
     if isinstance(entry, bytes):
@@ -1271,7 +1131,7 @@ def _string_size(entry: object) -> int | None:
 def _size(entry: object) -> int:
     """What an entry counts for where there is a ``max_bytes``."""
     size = _string_size(entry)
-    return _lua_length(entry) if size is None else size
+    return lua_length(entry) if size is None else size
 
 
 def _within(entries: deque[Any], count: int, bytes_max: int) -> int:
@@ -1281,49 +1141,6 @@ def _within(entries: deque[Any], count: int, bytes_max: int) -> int:
             return count
     sizes = accumulate(_string_size(entry) or 0 for entry in islice(entries, count))
     return max(1, sum(1 for size in sizes if size <= bytes_max))
-
-
-def _lua_length(entry: object) -> int:
-    """What ``#`` says of a table: how many numbers from 1 on are keys. A record of ours is a table without any.
-
-    Raises:
-        BookkeepingError: it is no table, and has no length.
-    """
-    if isinstance(entry, int | float) or callable(entry):
-        raise BookkeepingError(f"attempt to get length of a {type(entry).__name__} value")
-    if isinstance(entry, list | tuple):
-        return len(entry)
-    length = 0
-    while isinstance(entry, Mapping) and length + 1 in entry:
-        length += 1
-    return length
-
-
-_DIRECTIVE: Final = re.compile(r"%([-+ #0]*\d{0,2}(?:\.\d{0,2})?)(.?)", re.DOTALL)
-
-
-def _lua_format(template: str, arguments: tuple[object, ...]) -> str:
-    """What Lua's ``string.format`` makes of a template.
-
-    Raises:
-        BookkeepingError: a directive in it is unknown, or has no argument, or one of the wrong type.
-    """
-    given = iter(enumerate(arguments, start=2))
-
-    def expand(directive: re.Match[str]) -> str:
-        if directive[0] == "%%":
-            return "%"
-        conversion = directive[2]
-        if not conversion or conversion not in "cdeEfgGiosuxX":
-            raise BookkeepingError(f"invalid option '{directive[0]}' to 'format'")
-        position, value = next(given, (len(arguments) + 2, None))
-        if value is None:
-            raise BookkeepingError(f"bad argument #{position} to 'format' (no value)")
-        if conversion != "s" and not _is_number(value):
-            raise BookkeepingError(f"bad argument #{position} to 'format' (number expected, got string)")
-        return directive[0] % value
-
-    return _DIRECTIVE.sub(expand, template)
 
 
 _UNBOUND: Final = Binding(QueueParameters(""), _nobody)

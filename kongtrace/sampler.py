@@ -11,7 +11,7 @@ import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from kongtrace.span import is_number
+from kongtrace.lua import is_number
 
 SAMPLING_BYTES = 8
 """Bytes of the trace id that decide (M2)."""

@@ -14,13 +14,13 @@ All times are integers in ns since the epoch, wall clock.
 from __future__ import annotations
 
 from copy import deepcopy
-from decimal import ROUND_HALF_UP, Context
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.semconv.attributes.exception_attributes import EXCEPTION_MESSAGE
 
 from kongtrace.errors import ApiError
 from kongtrace.event import Event
+from kongtrace.lua import is_number, is_table, is_text, lua_text, lua_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,30 +41,9 @@ EXCEPTION_EVENT = "exception"
 MISSING: Any = None
 """Default of an argument that must be given: Kong reports its absence as a wrong type."""
 
-_NUMBER = Context(prec=14, rounding=ROUND_HALF_UP)
 
 _CARRIED = (str, int, float, bytes, list, dict, tuple)
 """Types of attribute values that an exporter can write (S11)."""
-
-
-def is_number(value: object) -> bool:
-    """Whether Lua would call ``value`` a number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def is_text(value: object) -> bool:
-    """Whether Lua would call ``value`` a string."""
-    return isinstance(value, (str, bytes))
-
-
-def is_given(value: object) -> bool:
-    """Whether Lua would take ``value`` for true: anything but nil and false."""
-    return value is not None and value is not False
-
-
-def is_table(value: object) -> bool:
-    """Whether Lua would call ``value`` a table."""
-    return isinstance(value, (dict, list))
 
 
 class Span:
@@ -402,30 +381,6 @@ def flag_active(span: Any) -> None:
         span["active"] = True
     elif span is not False and not isinstance(span, list):
         raise TypeError(f"the active span must be a span, not {type(span).__name__}")
-
-
-def lua_type(value: object) -> str:
-    """What Lua's ``type()`` calls a value, where it has a word for it."""
-    return "function" if callable(value) else type(value).__name__
-
-
-def lua_text(value: object) -> str:
-    """What Lua's ``tostring()`` makes of a value, where it has a word for it."""
-    if value is None:
-        return "nil"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        # Of two texts that are equally near, Python takes the even one and LuaJIT the one away from zero.
-        return f"{float(_NUMBER.create_decimal(value)):.14g}"
-    if isinstance(value, bytes):
-        return value.decode(errors="surrogateescape")
-    return str(value)
-
-
-def lua_table(table: dict[str, Any] | list[Any] | None) -> dict[str, Any] | None:
-    """A table as the mapping that takes further keys: a list is one with the keys 1, 2 and so on, in a copy."""
-    return dict(enumerate(table, 1)) if isinstance(table, list) else table  # type: ignore[arg-type]
 
 
 def _nothing() -> None:

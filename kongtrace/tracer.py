@@ -25,23 +25,10 @@ from kongtrace.context import (
     tracing_context,
 )
 from kongtrace.errors import ApiError
+from kongtrace.lua import is_given, is_number, is_table, is_text, lua_table
 from kongtrace.noop import NoopTracer
 from kongtrace.sampler import Decision, sample
-from kongtrace.span import (
-    INTERNAL,
-    MISSING,
-    NOOP_SPAN,
-    AnySpan,
-    NoopSpan,
-    RelinkedSpan,
-    Span,
-    flag_active,
-    is_given,
-    is_number,
-    is_table,
-    is_text,
-    lua_table,
-)
+from kongtrace.span import INTERNAL, MISSING, NOOP_SPAN, AnySpan, NoopSpan, RelinkedSpan, Span, flag_active
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

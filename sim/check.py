@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from kongtrace.queue import PROFILES
+from kongtrace.queue_profile import PROFILES
 from sim.config import INSTRUMENTATIONS, Gateway
 from sim.document import Document, FieldPath, written
 from sim.errors import FieldError, UserError

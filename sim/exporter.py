@@ -12,7 +12,7 @@ side; *read* for each wait for a part of the answer. What bounds the whole attem
 (`sim.config.Export`), else from the profile. All in s here, in ms in the plugin's configuration, where 0 stands for
 nginx's 60 s.
 
-Answers: what counts as success is the profile's (`kongtrace.queue.QueueProfile`).
+Answers: what counts as success is the profile's (`kongtrace.queue_profile.QueueProfile`).
 """
 
 import asyncio
@@ -34,7 +34,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from kongtrace.otlp import encode_traces
-from kongtrace.queue import Job, Outcome, Queue, QueueProfile, Queues, Send
+from kongtrace.queue import Job, Queue, Queues, Send
+from kongtrace.queue_profile import Outcome, QueueProfile
 from sim import __version__
 from sim.config import Export
 from sim.connection_table import unlimited

@@ -11,8 +11,7 @@ from functools import partial
 from itertools import count
 
 import kongtrace
-from kongtrace import PHASES, TracerProvider, tracing
-from kongtrace import queue as kong_queue
+from kongtrace import PHASES, TracerProvider, queue_profile, tracing
 from kongtrace.context import KONG_PHASE, Execution
 from sim.config import Gateway
 from sim.connection import ClientConnection
@@ -132,7 +131,7 @@ class WorkerGateway:
         resolver = Resolver(runtime, gateway.hosts)
         instrumentation = Instrumentation(self.provider, gateway.tracing)
         self.exporter = make_exporter(
-            kong_queue.PROFILES[gateway.profile],
+            queue_profile.PROFILES[gateway.profile],
             runtime,
             self.timers,
             resolver,

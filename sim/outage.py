@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from kongtrace.queue import PROFILES, QueueProfile
+from kongtrace.queue_profile import PROFILES, QueueProfile
 from sim.exporter import seconds
 from sim.faults import Fault
 from sim.plugins.opentelemetry import OpenTelemetryConfig, QueueConfig

@@ -18,7 +18,8 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from kongtrace.queue import SAFE, Binding, Outcome, QueueParameters, Queues, Send
+from kongtrace.queue import Binding, QueueParameters, Queues, Send
+from kongtrace.queue_profile import SAFE, Outcome
 
 ROUNDS = 25
 SPANS = 8_000  # a round

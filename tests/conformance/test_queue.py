@@ -13,7 +13,8 @@ from itertools import count
 from typing import Any
 
 from kongtrace.errors import KongTraceError
-from kongtrace.queue import KONG, Binding, Job, Outcome, QueueParameters, Queues, Send, Wait
+from kongtrace.queue import Binding, Job, QueueParameters, Queues, Send, Wait
+from kongtrace.queue_profile import KONG, Outcome
 from tests.conformance.vectors import NULL, cases, decode, noop
 
 LEVELS = {"info": "INFO", "warn": "WARN", "error": "ERR"}

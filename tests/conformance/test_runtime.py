@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from kongtrace.queue import Binding, Outcome, QueueParameters
+from kongtrace.queue import Binding, QueueParameters
+from kongtrace.queue_profile import Outcome
 from sim.config import Nginx
 from sim.entity import Plugin
 from tests.stage import LOOPBACK, ROUNDING_S, Client, Live, Virtual

@@ -25,8 +25,8 @@ from kongtrace import (
     TracerProvider,
 )
 from kongtrace.context import KONG_PHASE, Trace, tracing_context
+from kongtrace.lua import lua_table
 from kongtrace.provider import SpentList
-from kongtrace.span import lua_table
 from tests.conformance.vectors import as_double, cases, decode
 
 LEVELS = {"error": "ERR", "warn": "WARN"}

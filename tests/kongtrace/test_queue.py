@@ -5,24 +5,20 @@ from typing import Any
 
 import pytest
 
-from kongtrace.errors import ApiError
+from kongtrace.errors import ApiError, BookkeepingError
 from kongtrace.queue import (
     ACCEPTED,
-    KONG,
-    SAFE,
     SIZED_ENTRIES_MAX,
     Binding,
-    BookkeepingError,
     Counters,
     Delivery,
     Job,
-    Outcome,
     QueueParameters,
-    QueueProfile,
     Queues,
     Send,
     Wait,
 )
+from kongtrace.queue_profile import KONG, SAFE, Outcome, QueueProfile
 
 TAKEN = Outcome(ok=True)
 DOWN = Outcome(ok=False, reason="down")

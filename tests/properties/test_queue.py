@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kongtrace.errors import KongTraceError
-from kongtrace.queue import KONG, SAFE, Binding, Outcome, QueueParameters, QueueProfile, Queues, Send, Wait
+from kongtrace.queue import Binding, QueueParameters, Queues, Send, Wait
+from kongtrace.queue_profile import KONG, SAFE, Outcome, QueueProfile
 
 TICK_S = 1 / 64  # sums of it are exact
 LONG_S = 1000.0  # longer than any queue of these tests can take, given a collector that answers

@@ -12,9 +12,10 @@ import trustme
 import uvloop
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from kongtrace import queue as kong_queue
+from kongtrace import queue_profile
 from kongtrace.otlp import encode_traces
-from kongtrace.queue import Binding, Counters, Outcome, QueueParameters
+from kongtrace.queue import Binding, Counters, QueueParameters
+from kongtrace.queue_profile import Outcome
 from sim import __version__
 from sim.config import Export
 from sim.exporter import LOGGED_BYTES_MAX, PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _retry_after
@@ -32,7 +33,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 def exporter(profile="kong", export=None, trusted=None, timers=None, log=lambda *_: None, resolver=None):
     """An exporter of the running loop; its queues are not driven without timers."""
     runtime = LiveRuntime(asyncio.get_running_loop(), seed=1)
-    profile = kong_queue.PROFILES[profile]
+    profile = queue_profile.PROFILES[profile]
     return Exporter(
         profile, runtime, timers, resolver or Resolver(runtime, {}), export or Export(), trusted, log, lambda: None
     )

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kongtrace.queue import KONG, SAFE, Binding, Outcome, Queue, QueueParameters, Wait
+from kongtrace.queue import Binding, Queue, QueueParameters, Wait
+from kongtrace.queue_profile import KONG, SAFE, Outcome
 from sim.outage import Attempts, Outage
 from sim.plugins.opentelemetry import QueueConfig
 
