@@ -30,6 +30,8 @@ TRACERS = {  # name: options
     "apart": {"sampling_rate": 0.5, "namespace": "APART"},
 }
 EXCEPTION = "exception"
+TOUCHES = {"attribute", "event", "status", "active"}
+"""What a request does to its spans when it is served as a whole."""
 
 
 def random_bytes(seed: int) -> Callable[[int], bytes]:
@@ -177,6 +179,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.pools = {tag: NaivePool() for tag in ("spans", "storage", "attributes", "events")}
         self.requests = [NaiveRequest() for _ in range(OPEN_REQUESTS)]
         self.ended: list[NaiveSpan] = []
+        self.given: list[tuple[Any, Any]] = []  # attributes of spans that are gone, and as they were
         self.copies: list[tuple[Any, Any]] = []
         self.encoder = otlp.Encoder(otlp.KONG if self.profile is KONG else otlp.SAFE)
         self.ids: set[bytes] = set()
@@ -287,10 +290,13 @@ class Lifecycle(RuleBasedStateMachine):
     def start_span(self, request: int, name: str, span: str, attributes: dict[str, Any] | None) -> None:
         self._start(self.enter(request), name, span, {}, {} if attributes is None else {"attributes": attributes})
 
-    @rule(request=requests, name=tracers, span=names, back=moments, data=st.data())
-    def start_span_with_options(self, request: int, name: str, span: str, back: int, data: st.DataObject) -> None:
+    @rule(request=requests, name=tracers, span=names, back=moments, by_name=st.booleans(), data=st.data())
+    def start_span_with_options(
+        self, request: int, name: str, span: str, back: int, by_name: bool, data: st.DataObject
+    ) -> None:
         options = self.options_of(self.requests[request], data)
-        self._start(self.enter(request), name, span, options, {"start_time_ns": self.clock.now_ns - back})
+        start = {"start_time_ns": self.clock.now_ns - back}
+        self._start(self.enter(request), name, span, options, start, by_name=by_name)
 
     @rule(request=requests, name=tracers, span=names)
     def start_active_span(self, request: int, name: str, span: str) -> None:
@@ -299,11 +305,20 @@ class Lifecycle(RuleBasedStateMachine):
             self._activate(self.requests[request], self.tracers[name], started)
 
     def _start(
-        self, request: NaiveRequest, name: str, span_name: str, options: dict[str, Any], start: dict[str, Any]
+        self,
+        request: NaiveRequest,
+        name: str,
+        span_name: str,
+        options: dict[str, Any],
+        start: dict[str, Any],
+        *,
+        by_name: bool = True,
     ) -> NaiveSpan | None:
         tracer = self.tracers[name]
         given = {**self.real(options), **start}
-        real = tracer.start_span(span_name, given) if options else tracer.start_span(span_name, **given)
+        # What is no keyword argument can only be given in a table.
+        named = by_name and "trace_id" not in given
+        real = tracer.start_span(span_name, **given) if named else tracer.start_span(span_name, given)
         if not PHASES[request.phase].spans:
             assert real is NOOP_SPAN
             return None
@@ -485,7 +500,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     def _process(self, request: NaiveRequest, tracer: Tracer) -> None:
         seen: list[Span] = []
-        tracer.process_span(seen.append)
+        self.provider.new(tracer.name, dict(TRACERS[tracer.name])).process_span(seen.append)
         listed = self.listed(request, tracer.namespace.name)
         assert list(map(id, seen)) == [id(span.real) for span in listed if span.tracer.name == tracer.name]
 
@@ -555,7 +570,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(
         request=requests,
         name=tracers,
-        spans=st.lists(st.sets(st.sampled_from(["attribute", "event", "status", "active"])), max_size=4),
+        spans=st.lists(st.just(TOUCHES) | st.sets(st.sampled_from(sorted(TOUCHES))), max_size=5),
         held=st.booleans(),
     )
     def serve(self, request: int, name: str, spans: list[set[str]], held: bool) -> None:
@@ -609,6 +624,7 @@ class Lifecycle(RuleBasedStateMachine):
             else:
                 self._release_all(spans)
                 self.pools["storage"].release(entered.storage[namespace])
+        self.provider.end_request(entered.ctx)  # once more: nothing is left to take back
         self._replace(request, running)
 
     def _let_go(self, request: NaiveRequest, *, held: bool) -> None:
@@ -652,6 +668,8 @@ class Lifecycle(RuleBasedStateMachine):
             return
         span.gone = True
         is_kong = self.profile is KONG
+        if span.table is not None and not is_kong:
+            self.given = [*self.given, (span.table, deepcopy(span.attributes))][-ENDED_SPANS:]
         if span.table is not None and self.pools["attributes"].release(span.table) and is_kong:
             assert span.table == {}, "released attributes are empty"
         if span.list is not None and self.pools["events"].release(span.list) and is_kong:
@@ -722,18 +740,23 @@ class Lifecycle(RuleBasedStateMachine):
 
     @invariant()
     def what_is_kept_beyond_the_request_stays_as_it_was(self) -> None:
-        """A copy is unaffected by release; in profile `safe` a released span stays empty while it is held."""
+        """A copy is unaffected by release; in profile `safe` so are attributes, and a held span stays empty."""
         for copied, as_it_was in self.copies:
             assert copied == as_it_was
         for span in self.ended:
             assert not span.left(), "a span that is held is not lent"
+        for table, as_it_was in self.given:
+            assert table == as_it_was, "attributes stay as they were for whoever gave or took them"
 
     @invariant()
     def pools_keep_no_more_than_their_limit(self) -> None:
-        """No free list is longer than its limit, and none holds an object twice or one that is not empty."""
+        """No free list is longer than its limit, and none holds an object twice or one that is not empty.
+
+        Profile `safe` keeps spans alone.
+        """
         for tag in self.pools:
             free = getattr(self.provider, tag).free
-            assert len(free) <= FREE_MAX
+            assert len(free) <= (FREE_MAX if self.profile is KONG or tag == "spans" else 0)
             assert len({id(obj) for obj in free}) == len(free)
             assert not any(free) or tag == "spans"
 

@@ -41,6 +41,58 @@ def forgetful_of(field: str) -> Fault:
     return fault
 
 
+def forgetful_at_once(field: str) -> Fault:
+    """An end of the request that leaves one field where it gives all spans back at once."""
+
+    def fault(patch: Patch) -> None:
+        empty = TracerProvider._empty
+
+        def forget(self, spans):
+            kept = [getattr(each, field) for each in spans]
+            at_once = empty(self, spans)
+            for each, value in zip(spans, kept, strict=True):
+                if at_once:
+                    setattr(each, field, value)
+            return at_once
+
+        patch.setattr(TracerProvider, "_empty", forget)
+
+    return fault
+
+
+def pool_takes_all_at_once_when_due(patch: Patch) -> None:
+    take_back = TracerProvider._take_back
+
+    def take(self, spans):
+        due = self.spans.due
+        self.spans.due = max(due, len(spans) + 1)
+        take_back(self, spans)
+        self.spans.due += due - max(due, len(spans) + 1)
+
+    patch.setattr(TracerProvider, "_take_back", take)
+
+
+def pool_of_tables_keeps_one_more(patch: Patch) -> None:
+    release_all = pool.Pool.release_all
+
+    def wider(self, objs):
+        self.free_max += 1
+        release_all(self, objs)
+        self.free_max -= 1
+
+    patch.setattr(pool.Pool, "release_all", wider)
+
+
+def pool_of_tables_keeps_what_is_in_them(patch: Patch) -> None:
+    def keep(self, objs):
+        for obj in objs:
+            content = dict(obj)
+            self.release(obj)
+            obj.update(content)
+
+    patch.setattr(pool.Pool, "release_all", keep)
+
+
 def pool_keeps_one_more(patch: Patch) -> None:
     init = pool.Pool.__init__
 
@@ -244,6 +296,43 @@ def process_span_ignores_the_name(patch: Patch) -> None:
     )
 
 
+def process_span_wants_the_very_tracer(patch: Patch) -> None:
+    process = Tracer.process_span
+    patch.setattr(
+        Tracer,
+        "process_span",
+        lambda self, processor, *extra: process(
+            self, lambda each, *more: each.tracer is self and processor(each, *more), *extra
+        ),
+    )
+
+
+def decision_skips_finished_spans(patch: Patch) -> None:
+    def skip(self, should_sample=None):
+        for each in self.get_spans():
+            if each.end_time_ns is None:
+                each.should_sample = should_sample
+
+    patch.setattr(Tracer, "set_should_sample", skip)
+
+
+def early_end_counts(patch: Patch) -> None:
+    def end(self, end_time_ns):
+        self.end_time_ns = end_time_ns
+        return True
+
+    patch.setattr(Span, "_end", end)
+
+
+def event_happens_at_the_start(patch: Patch) -> None:
+    add_event = Span.add_event
+    patch.setattr(
+        Span,
+        "add_event",
+        lambda self, name, attributes=None, time_ns=None: add_event(self, name, attributes, self.start_time_ns),
+    )
+
+
 def process_span_goes_backward(patch: Patch) -> None:
     process = Tracer.process_span
 
@@ -278,6 +367,25 @@ def ids_may_be_zero(patch: Patch) -> None:
     patch.setattr(IdSupply, "draw", draw)
 
 
+def kind_by_name_is_ignored(patch: Patch) -> None:
+    start = Tracer.start_span
+
+    def ignore(self, name, options=None, span_kind=None, **given):
+        return start(self, name, options, **given)
+
+    patch.setattr(Tracer, "start_span", ignore)
+
+
+def abandoned_list_is_counted_each_time(patch: Patch) -> None:
+    settle = TracerProvider.settle
+
+    def again(self, trace):
+        trace.settled = False
+        settle(self, trace)
+
+    patch.setattr(TracerProvider, "settle", again)
+
+
 def parent_is_the_root(patch: Patch) -> None:
     start = Tracer.start_span
 
@@ -296,6 +404,8 @@ KONG_FAULTS = {
         fault.__name__: fault
         for fault in (
             *(pool_keeps_one_more, pool_is_never_replaced, pool_is_first_in_first_out, balance_is_off_by_one),
+            *(pool_takes_all_at_once_when_due, pool_of_tables_keeps_one_more, pool_of_tables_keeps_what_is_in_them),
+            *(process_span_wants_the_very_tracer, abandoned_list_is_counted_each_time, kind_by_name_is_ignored),
             *(
                 release_runs_twice,
                 end_forgets_unlinked_spans,
@@ -306,23 +416,35 @@ KONG_FAULTS = {
     },
 }
 SAFE_FAULTS = {
-    fault.__name__: fault
-    for fault in (
-        *(finish_leaves_the_active_span, finish_clears_the_active_span, second_finish_counts),
-        *(sampler_ignores_the_parent, sampler_reads_the_other_end, parent_is_the_root),
-        *(end_forgets_a_namespace, end_forgets_a_span, end_forgets_unlinked_spans, end_recycles_what_is_held),
-        *(end_stops_the_running_request, abandon_stops_the_running_request),
-        *(
-            end_takes_all_spans_for_unheld,
-            release_by_hand_is_not_counted,
-            second_link_is_not_counted,
-            events_are_shared,
-            attributes_are_shared,
-            process_span_ignores_the_name,
-            process_span_goes_backward,
-        ),
-        *(ids_repeat, ids_may_be_zero),
-    )
+    **{
+        f"forgets {field} at once": forgetful_at_once(field)
+        for field in ("attributes", "events", "status", "active", "end_time_ns")
+    },
+    **{
+        fault.__name__: fault
+        for fault in (
+            *(
+                pool_of_tables_keeps_one_more,
+                decision_skips_finished_spans,
+                early_end_counts,
+                event_happens_at_the_start,
+            ),
+            *(finish_leaves_the_active_span, finish_clears_the_active_span, second_finish_counts),
+            *(sampler_ignores_the_parent, sampler_reads_the_other_end, parent_is_the_root),
+            *(end_forgets_a_namespace, end_forgets_a_span, end_forgets_unlinked_spans, end_recycles_what_is_held),
+            *(end_stops_the_running_request, abandon_stops_the_running_request),
+            *(
+                end_takes_all_spans_for_unheld,
+                release_by_hand_is_not_counted,
+                second_link_is_not_counted,
+                events_are_shared,
+                attributes_are_shared,
+                process_span_ignores_the_name,
+                process_span_goes_backward,
+            ),
+            *(ids_repeat, ids_may_be_zero),
+        )
+    },
 }
 
 
