@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from traceback import StackSummary, format_list
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Never
 
 from kongtrace.errors import KongTraceError
 
@@ -45,6 +45,10 @@ class Mode(StrEnum):
     COUNT = "count"
     REPORT = "report"
     RAISE = "raise"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Never:
+        raise ValueError(f"there is no mode {value!r}; expected one of {', '.join(cls)}")
 
 
 class Severity(IntEnum):

@@ -83,6 +83,9 @@ class TracerProvider:
         log: takes a level ("debug", "info", "notice", "warn", "error") and a message.
         profile: ``SAFE`` or ``KONG``.
         sampling_rate: the configured ``tracing_sampling_rate``, 0 to 1 (D20).
+
+    Raises:
+        TypeError: ``profile`` is no profile.
     """
 
     __slots__ = (
@@ -119,6 +122,8 @@ class TracerProvider:
         profile: Profile = SAFE,
         sampling_rate: float = 1.0,
     ) -> None:
+        if not isinstance(profile, Profile):
+            raise TypeError(f"profile must be kongtrace.SAFE or kongtrace.KONG, not {profile!r}")
         self.time_ns = time_ns
         self.trace_ids = IdSupply(random_bytes, TRACE_ID_BYTES)
         self.span_ids = IdSupply(random_bytes, SPAN_ID_BYTES)

@@ -136,6 +136,12 @@ def test_the_noop_tracer_can_be_asked_for():
     assert ours.new("x", {"noop": True}) is ours.noop_tracer is ours.global_tracer
 
 
+def test_a_profile_is_no_name():
+    """The word of a configuration is refused at once, and what to write instead is named."""
+    with pytest.raises(TypeError, match=r"^profile must be kongtrace\.SAFE or kongtrace\.KONG, not 'kong'$"):
+        provider("kong")
+
+
 def test_a_global_tracer_is_set_and_told():
     """Whoever follows it is called."""  # T5
     ours, told = provider(), []
