@@ -21,6 +21,7 @@ import os
 import signal
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 from weakref import finalize
@@ -32,7 +33,7 @@ from sim.errors import UserError
 
 if TYPE_CHECKING:
     # `multiprocess` carries no types; its surface is that of the standard library's module.
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess as Process
     from typing import Any, Protocol
@@ -191,17 +192,25 @@ def send_signal(pid: int, signum: int, *, parent_pid: int) -> bool:
 class SharedCounter:
     """Counts up, together with all processes that are forked after it was made; each number is given once, 1 first.
 
-    It is the offset of an open file, which a forked process has in common with its parent: lseek(2) moves it and tells
-    where it is in one step. So there is no lock that one who is killed could leave held.
+    It is the size of a file in memory. A byte that is appended gets a place of its own, whoever appends at the same
+    time, and leaves the offset behind it (open(2), O_APPEND). So there is no lock that one who is killed could leave
+    held. An offset that processes share would not do: Linux moves it for two of them at once (seen on 6.18).
     """
 
     def __init__(self) -> None:
-        self._descriptor = os.memfd_create("counter")
-        finalize(self, os.close, self._descriptor)
+        self._file = os.memfd_create("counter")
+        finalize(self, os.close, self._file)
 
-    def next(self) -> int:
-        """Return the next number."""
-        return os.lseek(self._descriptor, 1, os.SEEK_CUR)
+    def numbers(self) -> Callable[[], int]:
+        """Return what gives the next number, in this process alone: one that is forked then asks again."""
+        own = os.open(f"/proc/self/fd/{self._file}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+        def number() -> int:
+            os.write(own, b"\0")
+            return os.lseek(own, 0, os.SEEK_CUR)
+
+        finalize(number, os.close, own)
+        return number
 
 
 class Signals:

@@ -117,7 +117,7 @@ class Worker:
             on_rest=self._stop,
             slot=args.slot,
             tally=args.record.tally,
-            number=args.connections.next,
+            number=args.connections.numbers(),
             classes=classes,
             make_provider=make_provider,
             on_logged=args.access_log.note if args.access_log else None,

@@ -46,9 +46,14 @@ def test_child_exits_with_the_code_that_it_chose():
 
 def test_shared_counter_gives_each_number_once():
     """However many processes count at the same time."""
-    counter, rounds = process.SharedCounter(), 5_000
-    assert counter.next() == 1
-    children = [_started(lambda control: control.send([counter.next() for _ in range(rounds)])) for _ in range(3)]
+    counter, rounds = process.SharedCounter(), 30_000
+    assert counter.numbers()() == 1
+
+    def count(control):
+        number = counter.numbers()
+        control.send([number() for _ in range(rounds)])
+
+    children = [_started(count) for _ in range(3)]
 
     given = [number for _child, control in children for number in control.recv()]
 
