@@ -211,26 +211,23 @@ def end_forgets_a_span(patch: Patch) -> None:
     patch.setattr(TracerProvider, "_take_back", lambda self, spans: take_back(self, spans[1:]))
 
 
-def end_stops_the_running_request(patch: Patch) -> None:
-    end = TracerProvider.end_request
+def _stop_the_running_request(patch: Patch, after: str) -> None:
+    method = getattr(TracerProvider, after)
 
     def stop(self, ctx):
-        end(self, ctx)
+        method(self, ctx)
         for namespace in self.execution.namespaces:
             namespace.trace = None
 
-    patch.setattr(TracerProvider, "end_request", stop)
+    patch.setattr(TracerProvider, after, stop)
+
+
+def end_stops_the_running_request(patch: Patch) -> None:
+    _stop_the_running_request(patch, "end_request")
 
 
 def abandon_stops_the_running_request(patch: Patch) -> None:
-    abandon = TracerProvider.abandon_request
-
-    def stop(self, ctx):
-        abandon(self, ctx)
-        for namespace in self.execution.namespaces:
-            namespace.trace = None
-
-    patch.setattr(TracerProvider, "abandon_request", stop)
+    _stop_the_running_request(patch, "abandon_request")
 
 
 def end_forgets_unlinked_spans(patch: Patch) -> None:
