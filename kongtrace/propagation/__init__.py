@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from kongtrace.errors import ApiError
 from kongtrace.propagation import aws, b3, datadog, gcp, instana, jaeger, ot, w3c
 from kongtrace.propagation.context import Log, MissingFieldError, PropagationContext, UnguardedError
+from kongtrace.propagation.fields import decimal
 from kongtrace.propagation.headers import Headers, HeaderValue, RequestHeaders, single
 
 if TYPE_CHECKING:
@@ -311,7 +312,7 @@ def propagate(
     return inject(params, context, headers, plugin=plugin, tracing=tracing, log=log, profile=profile)
 
 
-FLAGS: Final = re.compile(r"[ \t-\r]*([+-]?(?:0[xX][0-9A-Fa-f]+|[0-9]+))[ \t-\r]*")
+FLAGS: Final = re.compile(r"[ \t-\r]*([+-]?)(?:0[xX]([0-9A-Fa-f]+)|([0-9]+))[ \t-\r]*")
 SAMPLED_FLAG: Final = 1
 
 
@@ -335,8 +336,9 @@ def _number(flags: HeaderValue | None) -> int:
     number = FLAGS.fullmatch(single("x-b3-flags", flags))
     if number is None:
         raise UnguardedError(f"x-b3-flags header is not a number: {flags!r}")
-    text = number[1]
-    return int(text, 16 if "x" in text.lower() else 10)
+    sign, hexadecimal, digits = number.groups()
+    magnitude = decimal(digits) if digits else int(hexadecimal, 16)
+    return -magnitude if sign == "-" else magnitude
 
 
 def _format(formats: Mapping[str, _Entry], name: str) -> _Entry:

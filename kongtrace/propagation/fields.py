@@ -40,11 +40,17 @@ def is_zero(text: str) -> bool:
 
 def from_decimal(digits: str) -> bytes | None:
     """The number in as few bytes as it needs, big-endian; None for 0, which stands for "no id" (X9)."""
+    number = decimal(digits)
+    return number.to_bytes((number.bit_length() + 7) // 8, "big") or None
+
+
+def decimal(digits: str) -> int:
+    """The number, however many digits it has."""
     number = 0
     for start in range(0, len(digits), DECIMAL_CHUNK):
         chunk = digits[start : start + DECIMAL_CHUNK]
         number = number * 10 ** len(chunk) + int(chunk)
-    return number.to_bytes((number.bit_length() + 7) // 8, "big") or None
+    return number
 
 
 def to_decimal(identifier: bytes) -> str:

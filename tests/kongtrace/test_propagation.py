@@ -449,6 +449,8 @@ def test_b3_before_w3c_loses_the_trace_in_profile_kong_alone(profile, found, sen
         (PropagationContext(w3c_flags=1), False, 1),
         (PropagationContext(flags="1"), False, 1),
         (PropagationContext(flags=" 0x10 "), True, 17),
+        (PropagationContext(flags="-6"), True, -5),
+        (PropagationContext(flags="+" + 6_000 * "0" + "6"), True, 7),
     ],
 )
 def test_flags_of_log_records_are_the_received_ones_and_the_sampled_bit(received, sampled, flags):
