@@ -118,8 +118,8 @@ class TracedWorker:
     def begin(self, phase: str = "access") -> Context:
         """A new request, entered in ``phase``; gives its context."""
         ctx: Context = {}
-        self._open.append(ctx)
         self.enter(phase, ctx)
+        self._open.append(ctx)
         return ctx
 
     def enter(self, phase: str, ctx: Context | None) -> None:

@@ -106,9 +106,11 @@ def test_an_exception_gives_the_request_up():
 
 
 def test_a_phase_that_nginx_does_not_have_is_refused():
-    """The error lists the phases that there are."""
+    """The error lists the phases that there are, and no request has begun."""
+    worker = TracedWorker()
     with pytest.raises(KongTraceError, match=r"'acess'.*access"):
-        TracedWorker().begin("acess")
+        worker.begin("acess")
+    worker.check()
 
 
 @given(trace_id=trace_ids(), span_id=span_ids(), given_attributes=attributes())
