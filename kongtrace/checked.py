@@ -401,9 +401,9 @@ class CheckedProvider(TracerProvider):
         self._keys: dict[str | None, set[Any]] = {}
         self._made: dict[Any, int] = {}
 
-    def new(self, name: Any = None, options: dict[str, Any] | None = None) -> Tracer | NoopTracer:
+    def new(self, name: Any = None, options: dict[str, Any] | None = None, **given: Any) -> Tracer | NoopTracer:
         """See :meth:`TracerProvider.new`."""
-        tracer = super().new(name, options)
+        tracer = super().new(name, options, **given)
         if self.execution.span_ctx is not None and (name in self._made or len(self._made) < DISTINCT_MAX):
             self._made[name] = made = self._made.get(name, 0) + 1
             if made > TRACERS_MAX:

@@ -19,6 +19,7 @@ from kongtrace.tracer import Tracer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kongtrace.sampler import Decision
     from kongtrace.span import AnySpan, Span
 
 
@@ -64,12 +65,17 @@ class GlobalTracer:
 
     def new(self, name: Any = None, options: dict[str, Any] | None = None, **given: Any) -> Tracer | NoopTracer:
         """A tracer (D2), its options in a mapping or as keyword arguments: see :meth:`TracerProvider.new`."""
-        tracer = self.provider.new(name, {**(options or {}), **given} if given else options)
+        tracer = self.provider.new(name, options, **given)
         if isinstance(tracer, Tracer):
             self._made.add(tracer)
         return tracer
 
     __call__ = new
+
+    @property
+    def sampler(self) -> Callable[..., Decision]:
+        """The sampler of the global tracer: see :meth:`Tracer.sampler`. The no-op tracer has none, as in Kong."""
+        return self.provider.global_tracer.sampler  # type: ignore[union-attr]  # said above
 
     def set_global_tracer(self, tracer: object = None) -> None:
         """Make ``tracer`` the one that this handle stands for (T5).

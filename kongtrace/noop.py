@@ -30,7 +30,7 @@ class NoopTracer:
 
     def new(self, name: Any = None, options: dict[str, Any] | None = None, **given: Any) -> Tracer | NoopTracer:
         """A tracer (D2), its options in a mapping or as keyword arguments: see :meth:`TracerProvider.new`."""
-        return self._provider.new(name, {**(options or {}), **given} if given else options)
+        return self._provider.new(name, options, **given)
 
     __call__ = new
 

@@ -34,7 +34,7 @@ from kongtrace.noop import NoopTracer
 from kongtrace.pool import Balance, Pool
 from kongtrace.profile import SAFE, Profile
 from kongtrace.span import AnySpan, Span, clear
-from kongtrace.tracer import Tracer
+from kongtrace.tracer import Tracer, check_keywords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -48,6 +48,8 @@ def _references_of_the_unheld() -> int:
 
 
 _UNHELD = _references_of_the_unheld()
+
+_OPTIONS = ("sampling_rate", "namespace", "noop")
 
 
 def _joinable(namespace: Any) -> str:
@@ -147,17 +149,20 @@ class TracerProvider:
         self._memo: dict[object, Tracer] = {}
         self._spent = SpentList(self.give_up)
 
-    def new(self, name: Any = None, options: dict[str, Any] | None = None) -> Tracer | NoopTracer:
+    def new(self, name: Any = None, options: dict[str, Any] | None = None, **given: Any) -> Tracer | NoopTracer:
         """A tracer (D2).
 
         Args:
             name: the tracer's name, "default" when left out.
             options: ``sampling_rate`` (default 1.0, written into the table as Kong does, T3), ``namespace`` (default
                 "KONG"), ``noop`` (true gives the no-op tracer).
+            given: the same as keyword arguments, which go first.
 
         Raises:
-            TypeError: name or namespace is neither a string nor a number, or the options are no mapping.
+            TypeError: name or namespace is neither a string nor a number, the options are no mapping, or there is no
+                such keyword.
         """
+        check_keywords(given, _OPTIONS)
         name = name if is_given(name) else "default"
         if not (is_text(name) or is_number(name)) or name != name:  # noqa: PLR0124  nan is no key in Lua
             raise TypeError(f"the name of a tracer must be a string, not {type(name).__name__}")
@@ -166,6 +171,7 @@ class TracerProvider:
             raise TypeError(f"the options of a tracer must be a mapping, not {type(options).__name__}")
         # A table without named fields has no options.
         fields = options if isinstance(options, dict) else {}
+        fields = {**fields, **given} if given else fields
         namespace, rate = fields.get("namespace"), fields.get("sampling_rate")
         namespace = _joinable(namespace) if is_given(namespace) else DEFAULT_NAMESPACE
         rate = rate if is_given(rate) else 1.0

@@ -31,7 +31,7 @@ from kongtrace.sampler import Decision, sample
 from kongtrace.span import INTERNAL, MISSING, NOOP_SPAN, AnySpan, NoopSpan, RelinkedSpan, Span, flag_active
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from kongtrace.provider import TracerProvider
 
@@ -99,7 +99,7 @@ class Tracer:
 
     def new(self, name: Any = None, options: dict[str, Any] | None = None, **given: Any) -> Tracer | NoopTracer:
         """Another tracer (D2), its options in a mapping or as keyword arguments: see :meth:`TracerProvider.new`."""
-        return self._provider.new(name, {**(options or {}), **given} if given else options)
+        return self._provider.new(name, options, **given)
 
     __call__ = new
 
@@ -221,6 +221,7 @@ class Tracer:
 
         Raises:
             ApiError: an argument of the wrong type.
+            TypeError: there is no such keyword.
         """
         span = self._create(tracer, _checked(options, given))
         ctx = self._execution.ctx
@@ -240,7 +241,7 @@ class Tracer:
 
         Raises:
             ApiError: the tracer or an option is of the wrong type.
-            TypeError: there is no tracer, or no span.
+            TypeError: there is no tracer, no span, or no such keyword.
         """
         if arguments and isinstance(arguments[0], (Span, NoopSpan)):
             arguments = (self, *arguments)
@@ -503,6 +504,18 @@ def _check_name(name: object) -> None:
 
 
 _CHECKED = ("start_time_ns", "span_kind", "should_sample", "attributes")
+_OPTIONS = (*_CHECKED, "parent", "trace_id", "parent_id")
+
+
+def check_keywords(given: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse a keyword that no option has; in a mapping Kong looks at what it knows, and at nothing else.
+
+    Raises:
+        TypeError: there is one.
+    """
+    for name in given:
+        if name not in known:
+            raise TypeError(f"unexpected keyword argument {name!r}, expected one of {', '.join(known)}")
 
 
 def _check_options(start_time_ns: object, span_kind: object, should_sample: object, attributes: object) -> None:
@@ -519,6 +532,7 @@ def _check_options(start_time_ns: object, span_kind: object, should_sample: obje
 
 def _checked(options: object, given: dict[str, Any]) -> Mapping[str, Any]:
     """Options in a mapping, and those given by name, which go first; their types have been checked."""
+    check_keywords(given, _OPTIONS)
     fields = given
     # A table without named fields has no options.
     if isinstance(options, dict):

@@ -168,7 +168,7 @@ class _NoopProvider(TracerProvider):
 
     __slots__ = ()
 
-    def new(self, _name: Any = None, _options: dict[str, Any] | None = None) -> NoopTracer:
+    def new(self, name: Any = None, options: dict[str, Any] | None = None, **given: Any) -> NoopTracer:
         return self.noop_tracer
 
 

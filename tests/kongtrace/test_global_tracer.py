@@ -71,3 +71,21 @@ def test_it_tells_what_it_stands_for(handle, worker):
     assert "NoopTracer" in repr(handle)
     handle.use(worker.provider)
     assert repr(worker.provider.global_tracer) in repr(handle)
+
+
+def test_its_sampler_is_the_global_tracers(handle, worker):
+    """The no-op tracer has none."""  # D18, T6
+    assert not hasattr(handle, "sampler")
+    handle.use(worker.provider)
+    handle.set_global_tracer(handle.new("half", sampling_rate=0.5))
+    assert handle.sampler(bytes(8)) == (True, None)
+    assert handle.sampler(b"\xff" * 8) == (False, None)
+
+
+@pytest.mark.parametrize("call", ["new", "__call__"])
+def test_a_misspelt_option_is_told(handle, worker, call):
+    """As a keyword, that is; a mapping may have more, as in Lua. So it is with every tracer."""  # D2
+    for tracer in (handle, worker.provider.noop_tracer, worker.provider.global_tracer):
+        with pytest.raises(TypeError, match="'sample_rate', expected one of sampling_rate, namespace, noop"):
+            getattr(tracer, call)("mine", sample_rate=0.1)
+        assert getattr(tracer, call)("mine", {"sample_rate": 0.1}).sampling_rate == 1.0

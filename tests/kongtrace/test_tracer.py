@@ -32,6 +32,18 @@ def tracer(worker):
     return worker.provider.global_tracer
 
 
+# Options.
+
+
+@pytest.mark.parametrize("call", ["start_span", "create_span", "link_span"])
+def test_a_keyword_that_is_no_option_is_told(tracer, call):
+    """Nothing has been started then."""  # S2
+    arguments = {"start_span": ("work",), "create_span": (tracer,), "link_span": (tracer.create_span(tracer), "work")}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'kind'"):
+        getattr(tracer, call)(*arguments[call], kind=3)
+    assert tracer.get_spans() == []
+
+
 # Starting.
 
 
