@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from kongtrace import ApiError
 from kongtrace.context import KONG_PHASE
 from kongtrace.propagation import Headers
 from sim.access_log import escaped
@@ -450,14 +449,6 @@ _NOTED: Final[Mapping[bytes, Callable[[Request, bytes], None]]] = {
 }
 _NOTED_SIZES: Final = frozenset(map(len, _NOTED))
 _NUMBER_SIGN, _QUESTION_MARK = b"#?"
-
-
-def header_line(name: str, value: object) -> tuple[bytes, bytes]:
-    """Return a header line; a bool is written as in Lua."""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    if "\r" in text or "\n" in text or not name:
-        raise ApiError(f"invalid header: {name!r}: {text!r}")
-    return name.encode("latin-1"), text.encode("utf-8", "surrogateescape")
 
 
 def without(lines: HeaderLines, name: str) -> HeaderLines:

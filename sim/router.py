@@ -24,7 +24,7 @@ header that it noticed first, and so may take one of a lower rank of the same ki
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -120,6 +120,11 @@ class Match:
     upstream_host: bytes
     terms: Terms
 
+    def to(self, service: Service) -> "Match":
+        """Return the same with another service, asked for the same."""
+        terms, host = Terms.of(self.route, service), _host_of(service)
+        return replace(self, service=service, address=_address_of(service), upstream_host=host, terms=terms)
+
 
 class _Candidate:
     """A route with one of its paths, ready to be compared."""
@@ -136,7 +141,7 @@ class _Candidate:
         self.wildcards = tuple(_wildcard(host) for host in hosts if "*" in host)
         self.methods = frozenset(route.methods)
         self.headers = tuple((name.lower().encode(), _header_test(values)) for name, values in route.headers.items())
-        self.address = (service.host, service.port) if service is not None and is_address(service.host) else None
+        self.address = _address_of(service) if service is not None else None
         self.upstream_host = _host_of(service) if service is not None else b""
         self.terms = Terms.of(route, service)
         self.position = 0
@@ -338,6 +343,10 @@ def _position(candidate: _Candidate) -> int:
 def _wildcard(host: str) -> re.Pattern[str]:
     pattern = re.escape(host).replace(r"\*", ".+")
     return re.compile(pattern + ("$" if re.search(r":\d+$", host) else r"(?::\d+)?$"))
+
+
+def _address_of(service: Service) -> tuple[str, int] | None:
+    return (service.host, service.port) if is_address(service.host) else None
 
 
 def _host_of(service: Service) -> bytes:

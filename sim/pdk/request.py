@@ -6,16 +6,21 @@ give what the connection says. The functions that need the body wait for it.
 
 import json
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from email.parser import BytesParser
 from email.policy import HTTP
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
-from kongtrace import ApiError
+from sim.pdk.arguments import checked_number, checked_text
 from sim.pdk.part import BEFORE_CONTENT, IN_REQUEST, Part, permitted
 
 ARGS_MAX: Final = 100
-"""Query arguments and headers that are looked at."""
+"""Query arguments that are looked at, unless a plugin says how many."""
+
+ARGS_SEEN_MAX: Final = 1_000
+"""How many it may ask for."""
 
 _MS_PER_NS: Final = 1e-6
 
@@ -85,18 +90,18 @@ class ClientRequest(Part):
     @permitted(*IN_REQUEST)
     def get_query_arg(self, name: str) -> str | bool | None:
         """Return the first value of an argument of the query; True when it has none; None when it is not there."""
-        value = self._query().get(name)
+        value = self._query().get(checked_text(name, "query argument name"))
         return value[0] if isinstance(value, list) else value
 
     @permitted(*IN_REQUEST)
     def get_query(self, max_args: int = ARGS_MAX) -> Args:
         """Return the arguments of the query: a value, True where there is none, or a list where there are several."""
-        return self._query(max_args)
+        return self._query(checked_number(max_args, "max_args", 1, ARGS_SEEN_MAX))
 
     @permitted(*IN_REQUEST)
     def get_header(self, name: str) -> str | None:
         """Return a header's first value, or None."""
-        value = self._request.headers.get(name.lower())
+        value = self._request.headers.get(checked_text(name, "header name").lower())
         return value[0] if isinstance(value, list) else value
 
     @permitted(*IN_REQUEST)
@@ -131,9 +136,12 @@ class ClientRequest(Part):
         request = self._request
         header = request.headers.get("content-type")
         content_type = (header[0] if isinstance(header, list) else header) or ""
-        kind = mimetype or content_type.partition(";")[0].strip().lower()
+        given = content_type if mimetype is None else checked_text(mimetype, "mimetype")
+        kind = given.partition(";")[0].strip().lower()
+        if not kind:
+            return None, "missing content type", None
         body = await request.read_body()
-        return *parsed_body(kind, content_type, body), kind or None
+        return *parsed_body(kind, content_type, body), kind
 
     def _query(self, max_args: int = ARGS_MAX) -> Args:
         return decoded_args(self._request.target.partition(b"?")[2].decode("latin-1"), max_args)
@@ -144,10 +152,10 @@ def parsed_body(kind: str, content_type: str, body: bytes) -> tuple[Any, str | N
     if kind == "application/x-www-form-urlencoded":
         return decoded_args(body.decode("latin-1")), None
     if kind == "application/json":
-        try:
-            return json.loads(body), None
-        except ValueError:
-            return None, "invalid json body"
+        with suppress(ValueError):
+            if isinstance(said := json.loads(body), dict | list):
+                return said, None
+        return None, "invalid json body"
     if kind == "multipart/form-data":
         message = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode("latin-1") + body)
         if not message.is_multipart():
@@ -160,8 +168,6 @@ def parsed_body(kind: str, content_type: str, body: bytes) -> tuple[Any, str | N
 
 def decoded_args(query: str, max_args: int = ARGS_MAX) -> Args:
     """Return the arguments of a URL-encoded text, `max_args` at most."""
-    if max_args < 1:
-        raise ApiError("max_args must be >= 1")
     args: Args = {}
     for pair in [pair for pair in query.split("&") if pair][:max_args]:
         name, sign, text = pair.partition("=")
@@ -204,13 +210,13 @@ def normalized(path: str) -> str:
     return text.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
-def encoded_args(args: dict[str, Any]) -> str:
-    """Return arguments URL-encoded, in the order of their names."""
+def encoded_args(args: Mapping[str, list[str | bool]]) -> str:
+    """Return arguments URL-encoded, in the order of their names; False is left out."""
     pairs = []
-    for name, value in sorted(args.items()):
-        for one in value if isinstance(value, list | tuple) else [value]:
-            if one is True:
+    for name, values in sorted(args.items()):
+        for value in values:
+            if value is True:
                 pairs.append(quote(name, safe=""))
-            elif one is not False:
-                pairs.append(f"{quote(name, safe='')}={quote(str(one), safe='')}")
+            elif value is not False:
+                pairs.append(f"{quote(name, safe='')}={quote(value, safe='')}")
     return "&".join(pairs)

@@ -6,8 +6,9 @@ from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 from kongtrace import ApiError
+from sim.pdk.arguments import checked_body, checked_header, checked_table, checked_text
 from sim.pdk.part import AFTER_CONTENT, BEFORE_HEAD, Part, permitted
-from sim.request import ARG, BODY_BUFFER, EXITED, Request, header_line, without
+from sim.request import ARG, BODY_BUFFER, EXITED, Request, without
 from sim.request import Part as BodyPart
 
 JSON: Final = "application/json; charset=utf-8"
@@ -73,7 +74,7 @@ class Response(Part):
     @permitted(*AFTER_CONTENT)
     def get_header(self, name: str) -> str | None:
         """Return a header's first value, or None."""
-        value = headers_of(self._request.response_lines).get(name.lower().replace("_", "-"))
+        value = headers_of(self._request.response_lines).get(_key(checked_text(name, "header name")))
         return value[0] if isinstance(value, list) else value
 
     @permitted(*AFTER_CONTENT)
@@ -98,26 +99,25 @@ class Response(Part):
     @permitted(*BEFORE_HEAD)
     def set_header(self, name: str, value: Value | list[Value]) -> None:
         """Replace a header."""
-        self._set(name, value)
+        self._set({name: value})
 
     @permitted(*BEFORE_HEAD)
     def add_header(self, name: str, value: Value) -> None:
         """Add a header line."""
         self._check_not_sent()
-        self._request.response_lines.append(header_line(name, value))
+        self._request.response_lines += self._lines({name: value})
 
     @permitted(*BEFORE_HEAD)
     def clear_header(self, name: str) -> None:
         """Remove a header."""
         self._check_not_sent()
         request = self._request
-        request.response_lines = without(request.response_lines, name)
+        request.response_lines = without(request.response_lines, checked_text(name, "header name"))
 
     @permitted(*BEFORE_HEAD)
     def set_headers(self, headers: Headers) -> None:
         """Replace several headers."""
-        for name, value in headers.items():
-            self._set(name, value)
+        self._set(checked_table(headers, "headers"))
 
     @permitted("body_filter")
     def get_raw_body(self) -> bytes | None:
@@ -136,10 +136,8 @@ class Response(Part):
     @permitted("body_filter")
     def set_raw_body(self, body: bytes | str) -> None:
         """Replace the part that is passing; Content-Length stays as it is, unless a header_filter clears it."""
-        if not isinstance(body, bytes | str):
-            raise ApiError("body must be a string")
         ctx = self._request.ctx
-        ctx[ARG].chunk = body.encode() if isinstance(body, str) else body
+        ctx[ARG].chunk = checked_body(body)
         ctx.pop(BODY_BUFFER, None)
 
     @permitted(*BEFORE_HEAD)
@@ -152,28 +150,52 @@ class Response(Part):
         _checked_status(status)
         if not isinstance(body, bytes | str | Mapping | list | None):
             raise ApiError("body must be a nil, string or table")
-        lines = _lines(headers or {})
+        lines = self._given(headers)
         if isinstance(body, Mapping | list):
-            body = json.dumps(body, separators=(",", ":"))
+            body = _json(body)
             if not any(name.lower() == b"content-type" for name, _value in lines):
-                lines.append(header_line("Content-Type", JSON))
+                lines.append((b"Content-Type", JSON.encode()))
         raise Exit(status, body.encode() if isinstance(body, str) else body, lines)
 
     @permitted(*BEFORE_HEAD)
     def error(self, status: int, message: str | None = None, headers: Headers | None = None) -> NoReturn:
         """Answer with an error, in the form that the client accepts: JSON, HTML, XML or plain text."""
-        if not _ERROR_MIN <= status <= _STATUS_MAX:
-            raise ApiError(f"code must be a number between {_ERROR_MIN} and {_STATUS_MAX}")
+        self._check_not_sent()
+        _checked_status(status, _ERROR_MIN)
+        if not isinstance(message, str | None):
+            raise ApiError("message must be a nil or string")
         request = self._request
         content_type, body = error_body(accepted(request), request.id, message or status_message(status))
-        lines = [*_lines(headers or {}), header_line("Content-Type", content_type)]
-        self._check_not_sent()
-        raise Exit(status, body, lines)
+        raise Exit(status, body, [*self._given(headers), (b"Content-Type", content_type.encode())])
 
-    def _set(self, name: str, value: Any) -> None:
+    def _set(self, headers: Mapping[str, Any]) -> None:
         self._check_not_sent()
         request = self._request
-        request.response_lines = without(request.response_lines, name) + _lines({name: value})
+        lines = self._lines(headers)
+        for name in {name for name, _value in lines}:
+            request.response_lines = without(request.response_lines, name.decode())
+        request.response_lines += lines
+
+    def _given(self, headers: Headers | None) -> list[tuple[bytes, bytes]]:
+        if not isinstance(headers, Mapping | None):
+            raise ApiError("headers must be a nil or table")
+        return self._lines(headers or {})
+
+    def _lines(self, headers: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+        """Return headers as lines, but for those that are the gateway's own to write."""
+        lines = []
+        for name, value in headers.items():
+            values = checked_header(name, value)
+            match _key(name):
+                case "transfer-encoding":
+                    pass
+                case "connection":
+                    if any("close" in one.lower() for one in values):
+                        self._request.keep_alive = False
+                case _:
+                    written = name.replace("_", "-").encode()
+                    lines += [(written, one.encode("utf-8", "surrogateescape")) for one in values]
+        return lines
 
     def _check_not_sent(self) -> None:
         if self._request.header_sent:
@@ -228,18 +250,20 @@ def _preferred(accept: str) -> str:
     return next((kind for _quality, kind in wishes if kind in _FORMS), "application/json")
 
 
-def _checked_status(status: int) -> int:
+def _key(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _json(body: Mapping[str, Any] | list[Any]) -> str:
+    try:
+        return json.dumps(body, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ApiError(f"body encoding failed while flushing response: {error}") from None
+
+
+def _checked_status(status: int, least: int = _STATUS_MIN) -> int:
     if not isinstance(status, int) or isinstance(status, bool):
         raise ApiError("code must be a number")
-    if not _STATUS_MIN <= status <= _STATUS_MAX:
-        raise ApiError(f"code must be a number between {_STATUS_MIN} and {_STATUS_MAX}")
+    if not least <= status <= _STATUS_MAX:
+        raise ApiError(f"code must be a number between {least} and {_STATUS_MAX}")
     return status
-
-
-def _lines(headers: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
-    lines = []
-    for name, value in headers.items():
-        if name.lower().replace("_", "-") == "transfer-encoding":
-            continue
-        lines += [header_line(name, one) for one in (value if isinstance(value, list | tuple) else [value])]
-    return lines

@@ -1,23 +1,29 @@
 """`kong.service`: the target, what it is asked and what it has answered."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
 from kongtrace import ApiError, Execution
+from sim.field import TIMEOUT_MS_MAX
+from sim.pdk.arguments import (
+    checked_args,
+    checked_body,
+    checked_header,
+    checked_integer,
+    checked_table,
+    checked_text,
+    checked_token,
+)
 from sim.pdk.part import HEADERS_TO_SERVICE, OF_SERVICE, TO_SERVICE, Part, permitted
 from sim.pdk.request import encoded_args, parsed_body
 from sim.pdk.response import headers_of
 from sim.request import SERVICE_BODY, Outgoing, Request
-from sim.resolver import is_address
 
-HTTP_PORT: Final = 80
-TOKENS_MAX: Final = 1024
-"""Names of headers, and methods, of which it is remembered that they may be written."""
+PORT_MAX: Final = 65_535
+RETRIES_MAX: Final = 32_767
 
 FORM: Final = "application/x-www-form-urlencoded"
 
@@ -36,72 +42,82 @@ class ServiceRequest(Part):
     @permitted(*TO_SERVICE)
     def set_scheme(self, scheme: str) -> None:
         """Set the protocol; there is only "http"."""
-        if scheme != "http":
+        if checked_text(scheme, "scheme") != "http":
             raise ApiError("invalid scheme: " + scheme)
 
     @permitted(*TO_SERVICE)
     def set_path(self, path: str) -> None:
         """Replace the path, that of the service included."""
-        if not isinstance(path, str) or not path.startswith("/"):
+        if not checked_text(path, "path").startswith("/"):
             raise ApiError("path must start with /")
         _outgoing(self._request).path = quote(path, _IN_TARGET).encode()
 
     @permitted(*TO_SERVICE)
     def set_raw_query(self, query: str) -> None:
         """Replace the query."""
-        _outgoing(self._request).query = quote(query, _IN_TARGET).encode()
+        _outgoing(self._request).query = quote(checked_text(query, "query"), _IN_TARGET).encode()
 
     @permitted(*TO_SERVICE)
     def set_query(self, args: Mapping[str, Any]) -> None:
         """Replace the query by arguments: a value, True for none, or a list of values each."""
-        _outgoing(self._request).query = encoded_args(dict(args)).encode("latin-1")
+        _outgoing(self._request).query = encoded_args(checked_args(args)).encode("latin-1")
 
     @permitted(*TO_SERVICE)
     def set_method(self, method: str) -> None:
         """Replace the method."""
-        _outgoing(self._request).method = _token(method.upper()).encode()
+        method = checked_token(checked_text(method, "method"), "method")
+        _outgoing(self._request).method = method.upper().encode()
 
     @permitted(*HEADERS_TO_SERVICE)
     def set_header(self, name: str, value: object) -> None:
-        """Replace a header; `Host` is what the service is called."""
-        if name.lower() == "host":
-            _outgoing(self._request).host = _text(value).encode("latin-1")
-        else:
-            self._request.headers.set(_token(name), _text(value))
+        """Replace a header; `Host` is what the service is called; a list stands for several lines."""
+        self._set(name, checked_header(name, value))
 
     @permitted(*HEADERS_TO_SERVICE)
     def add_header(self, name: str, value: object) -> None:
-        """Add a header line."""
-        self._request.headers.add(_token(name), _text(value))
+        """Add a header line, or several."""
+        self._add(name, checked_header(name, value))
 
     @permitted(*HEADERS_TO_SERVICE)
     def clear_header(self, name: str) -> None:
         """Remove a header."""
-        self._request.headers.clear(name)
+        self._request.headers.clear(checked_text(name, "header"))
 
     @permitted(*HEADERS_TO_SERVICE)
     def set_headers(self, headers: Mapping[str, object]) -> None:
-        """Replace several headers; a list stands for several lines."""
+        """Replace several headers."""
+        given = {name: checked_header(name, value) for name, value in checked_table(headers, "headers").items()}
+        for name, values in given.items():
+            self._set(name, values)
+
+    def _set(self, name: str, values: list[str]) -> None:
+        self._request.headers.clear(name)
+        self._add(name, values)
+
+    def _add(self, name: str, values: list[str]) -> None:
         request = self._request
-        for name, value in headers.items():
-            request.headers.clear(name)
-            for one in value if isinstance(value, list | tuple) else [value]:
-                request.headers.add(_token(name), _text(one))
+        for value in values:
+            if name.lower() == "host":
+                _outgoing(request).host = value.encode("latin-1")
+            else:
+                request.headers.add(name, value)
 
     @permitted(*TO_SERVICE)
     async def set_raw_body(self, body: bytes | str) -> None:
         """Replace the body, once the client's has been read."""
+        octets = checked_body(body)
         await self._request.read_body()
-        self._request.replace_body(body.encode() if isinstance(body, str) else body)
+        self._request.replace_body(octets)
 
     @permitted(*TO_SERVICE)
     async def set_body(self, args: Mapping[str, Any], mimetype: str | None = None) -> None:
         """Replace the body by a mapping, as a form or as JSON, as `mimetype` or the client's Content-Type says."""
+        checked_table(args, "args")
         request = self._request
         header = request.headers.get("content-type")
         kind = mimetype or str(header[0] if isinstance(header, list) else header or FORM).partition(";")[0].strip()
         if kind == FORM:
-            body = encoded_args(dict(args)).encode()
+            body = encoded_args(checked_args(args)).encode()
         elif kind == "application/json":
             body = json.dumps(args).encode()
         else:
@@ -175,39 +191,34 @@ class Service(Part):
     @permitted("access")
     def set_upstream(self, name: str) -> tuple[bool | None, str | None]:
         """Let the targets of an upstream get the request; None and the reason when there is no such upstream."""
-        if name not in self._upstreams:
+        if checked_text(name, "host") not in self._upstreams:
             return None, f"could not find an Upstream named '{name}'"
         self._change(host=name)
         return True, None
 
     @permitted("access")
     def set_target(self, host: str, port: int) -> None:
-        """Let the request go to a host, name or address, and port."""
-        if not isinstance(port, int) or not 0 <= port <= 65_535:
-            raise ApiError("port must be an integer between 0 and 65535: given " + str(port))
-        self._change(host=host, port=port)
+        """Let the request go to a host, name or address, and port; `Host` is that host alone."""
+        self._change(host=checked_text(host, "host"), port=checked_integer(port, "port", 0, PORT_MAX))
+        _outgoing(self._request).host = (f"[{host}]" if ":" in host else host).encode("latin-1")
 
     @permitted("access")
     def set_retries(self, retries: int) -> None:
         """Set how often another try is made."""
-        self._change(retries=retries)
+        self._change(retries=checked_integer(retries, "retries", 0, RETRIES_MAX))
 
     @permitted("access")
     def set_timeouts(self, connect_timeout: int, write_timeout: int, read_timeout: int) -> None:
         """Set the timeouts, ms."""
-        self._change(connect_timeout=connect_timeout, write_timeout=write_timeout, read_timeout=read_timeout)
+        given = {"connect_timeout": connect_timeout, "write_timeout": write_timeout, "read_timeout": read_timeout}
+        self._change(**{name: checked_integer(ms, name, 1, TIMEOUT_MS_MAX) for name, ms in given.items()})
 
     def _change(self, **fields: Any) -> None:
         request = self._request
         match = request.match
         if match is None or match.service is None:
             raise ApiError("the request has no service")
-        service = match.service.model_copy(update=fields)
-        request.match = replace(match, service=service)
-        if "host" in fields:
-            address = (service.host, service.port) if is_address(service.host) else None
-            host = service.host if service.port == HTTP_PORT else f"{service.host}:{service.port}"
-            request.match = replace(request.match, address=address, upstream_host=host.encode())
+        request.match = match.to(match.service.model_copy(update=fields))
 
 
 def _outgoing(request: Request) -> Outgoing:
@@ -216,21 +227,4 @@ def _outgoing(request: Request) -> Outgoing:
     return request.outgoing
 
 
-def _text(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    if _BREAKS_LINES.search(text):
-        # What a client has a plugin write must not become a line, or a request, of its own.
-        raise ApiError(f"invalid header value: {text!r}")
-    return text
-
-
-@lru_cache(TOKENS_MAX)
-def _token(text: str) -> str:
-    if not _TOKEN.fullmatch(text):
-        raise ApiError(f"invalid name: {text!r}")
-    return text
-
-
-_BREAKS_LINES: Final = re.compile(r"[\r\n\0]")
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
 _IN_TARGET: Final = "/?:@!$&'()*+,;=%[]"

@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from sim.config import Nginx
-from sim.entity import Plugin
+from sim.entity import Plugin, Upstream
 from tests import peers
 from tests.gateway import TIMEOUT_S, attributes, echo, gateway_to, live, recording_collector, traced_gateway
 
@@ -673,6 +673,163 @@ def test_plugin_may_change_target_and_request(tmp_path):
     assert ("x-one", "1") in headers
     assert [value for name, value in headers if name == "x-many"] == ["1", "2"]
     assert "x-mine" not in dict(headers)
+
+
+class Steers(Base):
+    """Makes the calls that the configuration names, of `kong.service`."""
+
+    def access(self, kong, conf):
+        """Call."""
+        for name, *arguments in conf["calls"]:
+            getattr(kong.service, name)(*arguments)
+
+
+@pytest.mark.parametrize("host", ["upstream", "127.0.0.1"])
+@pytest.mark.parametrize("call", [("set_upstream", "pool"), ("set_target", "localhost")])
+def test_plugin_may_name_another_upstream_or_host(tmp_path, host, call):
+    """It is asked in place of the service's, whether that is a name or an address."""
+    with echo() as other:
+        calls = [call if call[0] == "set_upstream" else (*call, other)]
+        pool = Upstream(name="pool", targets=({"target": f"127.0.0.1:{other}"},))
+        options = {"service": {"host": host, "port": 1}, "upstreams": (pool,), "hosts": {}}
+        with served(tmp_path, Steers, configs={"steers": {"calls": calls}}.items(), **options) as gateway:
+            asked = told(gateway.request())
+
+    assert asked["headers"]["host"] == (f"127.0.0.1:{other}" if call[0] == "set_upstream" else "localhost")
+
+
+@pytest.mark.parametrize(("host", "told_host"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_target_that_a_plugin_sets_is_called_by_its_host_alone(tmp_path, host, told_host):
+    """Also where the route preserves the client's Host: Kong writes it where that would stand."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        calls = {"steers": {"calls": [("set_target", host, server.getsockname()[1])]}}
+        route = {"preserve_host": True}
+        with (
+            served(tmp_path, Steers, configs=calls.items(), route=route) as gateway,
+            ThreadPoolExecutor(1) as client,
+        ):
+            answer = client.submit(gateway.request)
+            upstream, _ = server.accept()
+            head = upstream.recv(65536)
+            upstream.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+            upstream.close()
+            assert answer.result(TIMEOUT_S).status == 204
+
+    assert f"\r\nHost: {told_host}\r\n".encode() in head
+
+
+def test_timeouts_that_a_plugin_sets_hold_for_the_request(tmp_path):
+    """A service that is silent for longer is given up with 504, as often as the plugin lets it be tried."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        calls = [("set_timeouts", 5_000, 5_000, 100), ("set_retries", 0)]
+        plugins = (Plugin(name="steers", config={"calls": calls}),)
+        with live(tmp_path, gateway_to(silent.getsockname()[1], plugins=plugins), {"steers": Steers}) as gateway:
+            assert gateway.request().status == 504
+            log = gateway.log.read_text()
+
+    assert log.count("upstream timed out (110: Connection timed out) while reading response header") == 1
+
+
+WRONG_ARGUMENTS = {
+    "service.set_upstream(3)": "host must be a string",
+    "service.set_target(3, 80)": "host must be a string",
+    "service.set_target('there', True)": "port must be an integer",
+    "service.set_target('there', 65_536)": "port must be an integer between 0 and 65535: given 65536",
+    "service.set_retries('x')": "retries must be an integer",
+    "service.set_timeouts(1, 1.5, 1)": "write_timeout must be an integer",
+    "service.set_timeouts(0, 1, 1)": "connect_timeout must be an integer between 1 and 2147483646: given 0",
+    "service.request.set_scheme(3)": "scheme must be a string",
+    "service.request.set_path(3)": "path must be a string",
+    "service.request.set_raw_query(None)": "query must be a string",
+    "service.request.set_query('x')": "args must be a table",
+    "service.request.set_query({1: 2})": "arg keys must be strings",
+    "service.request.set_query({'a': None})": "attempt to use nil as query arg value",
+    "service.request.set_method(3)": "method must be a string",
+    "service.request.set_method('GET /')": "invalid method: 'GET /'",
+    "service.request.set_header(3, 'x')": "invalid header name 3: got number, expected string",
+    "service.request.set_header('A', None)": (
+        'invalid header value for "A": got nil, expected array of string, string, number or boolean'
+    ),
+    "service.request.add_header('A', 'x\\r\\ny')": "invalid header value: 'x\\r\\ny'",
+    "service.request.clear_header(3)": "header must be a string",
+    "service.request.set_headers('x')": "headers must be a table",
+    "service.request.set_raw_body(3)": "body must be a string",
+    "service.request.set_body('x')": "args must be a table",
+    "request.get_header(3)": "header name must be a string",
+    "request.get_query_arg(None)": "query argument name must be a string",
+    "request.get_query('x')": "max_args must be a number",
+    "request.get_query(0)": "max_args must be >= 1",
+    "request.get_query(1_001)": "max_args must be <= 1000",
+    "response.set_status('x')": "code must be a number",
+    "response.set_header('A:', 'x')": "invalid header name: 'A:'",
+    "response.set_header('A\\r\\nB', 'x')": "invalid header name: 'A\\r\\nB'",
+    "response.add_header('A', {})": (
+        'invalid header value for "A": got table, expected array of string, string, number or boolean'
+    ),
+    "response.clear_header(3)": "header name must be a string",
+    "response.set_headers([])": "headers must be a table",
+    "response.exit(99)": "code must be a number between 100 and 599",
+    "response.exit(200, 5)": "body must be a nil, string or table",
+    "response.exit(200, None, 'x')": "headers must be a nil or table",
+    "response.exit(200, {'a': float('inf')})": (
+        "body encoding failed while flushing response: Out of range float values are not JSON compliant"
+    ),
+    "response.error('x')": "code must be a number",
+    "response.error(399)": "code must be a number between 400 and 599",
+    "response.error(400, 5)": "message must be a nil or string",
+}
+
+
+class Errs(Base):
+    """Makes the calls that the configuration names, and answers with what they say."""
+
+    async def access(self, kong, conf):
+        """Call."""
+        said = {}
+        for call in conf["calls"]:
+            try:
+                given = eval(f"kong.{call}", {"kong": kong})
+                said[call] = await given if asyncio.iscoroutine(given) else given
+            except Exception as error:  # noqa: BLE001 - it is what is looked for
+                said[call] = f"{type(error).__name__}: {error}"
+        kong.response.exit(200, said)
+
+
+def test_wrong_argument_is_refused_by_the_call_in_kongs_words(tmp_path):
+    """Nothing of it goes out, and nobody waits for an answer that cannot be written."""
+    with served(tmp_path, Errs, configs={"errs": {"calls": list(WRONG_ARGUMENTS)}}.items()) as gateway:
+        said = json.loads(gateway.request().content)
+
+    assert said == {call: f"ApiError: {message}" for call, message in WRONG_ARGUMENTS.items()}
+
+
+class Names(Base):
+    """Sets headers for the service and for the client in all ways that there are."""
+
+    def access(self, kong, _conf):
+        """Set those for the service."""
+        kong.service.request.set_headers({"Host": "there.example", "X-Many": ["1", True]})
+        kong.service.request.add_header("X-Many", [2])
+
+    def header_filter(self, kong, _conf):
+        """Set those for the client."""
+        kong.response.add_header("X_Many", ["1", "2"])
+        kong.response.add_header("Transfer-Encoding", "gzip")
+        kong.response.set_header("Connection", "close")
+
+
+def test_headers_may_have_several_values_and_none_that_the_gateway_writes_itself(tmp_path):
+    """A list is several lines, `Host` counts also among several headers, and a wish to close closes."""
+    with served(tmp_path, Names) as gateway:
+        answer = gateway.request()
+    headers = [(name.lower(), value) for name, value in json.loads(answer.content)["headers"]]
+
+    assert ("host", "there.example") in headers
+    assert [value for name, value in headers if name == "x-many"] == ["1", "true", "2"]
+    assert answer.headers.get_all("X-Many") == ["1", "2"]
+    assert answer.headers.get_all("Connection") == ["close"]
+    assert answer.headers["Transfer-Encoding"] is None
 
 
 class Asks(Base):
