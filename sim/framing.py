@@ -21,6 +21,12 @@ HEAD_BYTES_MAX: Final = 32 * 1024
 CONTENT_LENGTH_MAX: Final = 2**63 - 1
 """Largest Content-Length, nginx's."""
 
+LENGTHLESS: Final = frozenset({*range(100, 200), 204})
+"""Statuses of answers that have neither a body nor a Content-Length (RFC 9110 8.6)."""
+
+BODILESS: Final = LENGTHLESS | {304}
+"""Statuses of answers that have no body (RFC 9112 6.3)."""
+
 _CONTENT_TOO_LARGE: Final = 413
 _LENGTH_DIGITS_MAX: Final = 19
 

@@ -9,7 +9,7 @@ time ran out. Once the answer's head has gone to the client, a failure can only 
 from typing import TYPE_CHECKING, Final
 
 from kongtrace import PHASES
-from sim.framing import HeaderLines, has_line
+from sim.framing import BODILESS, LENGTHLESS, HeaderLines, has_line
 from sim.light_thread import LightThread
 from sim.request import HOP_BY_HOP, USUAL_OPTIONS, Request, Try, without
 from sim.upstream import (
@@ -41,6 +41,7 @@ _VIA_OF: Final = {
 _NS_PER_MS: Final = 1_000_000
 NO_CONTENT: Final = 204
 _LENGTH: Final = b"content-length"
+_TYPE: Final = b"content-type"
 _DATE: Final = b"date"
 _CONNECTION: Final = b"connection"
 _FORWARDING: Final = frozenset(
@@ -69,6 +70,7 @@ class ProxiedExchange:
     """
 
     __slots__ = (
+        "_bodiless",
         "_body_begun",
         "_body_sent",
         "_chunked_answer",
@@ -84,6 +86,7 @@ class ProxiedExchange:
         self._request = request
         self._body_begun = False
         self._body_sent = False
+        self._bodiless = False
         self._chunked_answer = False
         self._connection: UpstreamConnection | None = None
         self._held = False
@@ -240,10 +243,12 @@ class ProxiedExchange:
             self._give_up()
             return
         if request.plan is not None and request.plan.header_filter:
-            has_length = has_line(request.response_lines, _LENGTH)
             status = request.status
-        bodiless = request.method == "HEAD" or status in (204, 304)
-        if not has_length and not bodiless:
+            if status in LENGTHLESS:
+                request.response_lines = without(request.response_lines, "Content-Length")
+            has_length = has_line(request.response_lines, _LENGTH)
+        self._bodiless = request.method == "HEAD" or status in BODILESS
+        if not has_length and not self._bodiless:
             if request.version == "1.1":
                 self._chunked_answer = True
                 request.response_lines.append((b"Transfer-Encoding", b"chunked"))
@@ -261,6 +266,8 @@ class ProxiedExchange:
         has_length = has_options = has_date = False
         # What plugins have set before stands first.
         kept = request.response_lines
+        if kept:
+            kept = request.response_lines = _beside(kept, lines)
         for line in lines:
             name = line[0]
             if len(name) in _ANSWER_SIZES and (lower := name.lower()) in _ANSWER_NOTED:
@@ -314,6 +321,8 @@ class ProxiedExchange:
         self._runloop.end(request)
 
     def _write_body(self, data: bytes) -> None:
+        if self._bodiless:
+            return
         self._body_begun = True
         self._request.connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked_answer else data)
 
@@ -419,6 +428,12 @@ class BufferedExchange(ProxiedExchange):
         self._runloop.log_line("error", f"{reason} while reading upstream")
         request.upstream_response, request.response_lines = None, []
         self._runloop.respond(request, 504 if timeout else 502)
+
+
+def _beside(kept: HeaderLines, lines: HeaderLines) -> HeaderLines:
+    """Return what plugins have set before, but for what there can be once and the upstream's answer says (nginx)."""
+    taken = {_LENGTH} | ({_TYPE} if has_line(lines, _TYPE) else set())
+    return [line for line in kept if line[0].lower() not in taken]
 
 
 def _milliseconds(ns: int) -> bytes:

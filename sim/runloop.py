@@ -26,7 +26,7 @@ from kongtrace.span import STATUS_ERROR
 from sim.balancer import Address, Balancer
 from sim.config import Gateway, Nginx
 from sim.forwarding import Forwarding
-from sim.framing import HeaderLines, Refusal, has_line, level_of_refusal
+from sim.framing import BODILESS, LENGTHLESS, HeaderLines, Refusal, has_line, level_of_refusal
 from sim.instrumentation import Instrumentation
 from sim.light_thread import LightThread
 from sim.pdk import Exit, Kong
@@ -481,7 +481,7 @@ class Runloop:
         if not isinstance(answer, Exit):
             return answer
         request.ctx[EXITED] = True
-        names = {name.lower() for name, _value in answer.headers}
+        names = {name.lower() for name, _value in answer.headers} | {_LENGTH}
         kept = [line for line in request.response_lines if line[0].lower() not in names]
         self._answer(request, answer.status, answer.body or b"", kept + answer.headers)
         return DONE
@@ -620,7 +620,9 @@ class Runloop:
         if status in _EXITS:
             request.ctx[EXITED] = True
         content_type, body = error_body(accepted(request), request.id, message or status_message(status))
-        kept = without(request.response_lines, "Content-Type") if request.response_lines else []
+        kept = request.response_lines
+        if kept:
+            kept = without(without(kept, "Content-Type"), "Content-Length")
         self._answer(request, status, body, [*kept, (b"Content-Type", content_type.encode()), *lines])
 
     def respond_buffered(self, request: Request, body: bytes) -> None:
@@ -646,15 +648,19 @@ class Runloop:
         if request.upstream_response is None:
             if not has_line(lines, _DATE):
                 lines.append(self.date_line(self.time_ns()))
+            if has_line(lines, _SERVER):
+                lines = without(lines, "Server")
             lines.append((b"X-Kong-Response-Latency", b"%d" % ((self.time_ns() - request.started_ns) // _NS_PER_MS)))
             lines.append((b"Server", SERVER))
         request.status = status
         request.response_lines = lines
         if self.header_filter(request) and (filtered := self.body_filter(request, body, last=True)) is not None:
-            if not has_line(request.response_lines, _LENGTH):
+            if request.status in LENGTHLESS:
+                request.response_lines = without(request.response_lines, "Content-Length")
+            elif not has_line(request.response_lines, _LENGTH):
                 request.response_lines.append((b"Content-Length", b"%d" % len(filtered)))
             self.write_head(request)
-            if request.method != "HEAD":
+            if request.method != "HEAD" and request.status not in BODILESS:
                 request.connection.write(filtered)
             request.connection.flush()
         self.end(request)
@@ -829,6 +835,7 @@ class Runloop:
 
 _DATE: Final = b"date"
 _LENGTH: Final = b"content-length"
+_SERVER: Final = b"server"
 
 _EXITS: Final = frozenset({404})
 """Statuses of the gateway's own answers that are no failure of the service (`kong.response.get_source`)."""

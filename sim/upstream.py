@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 import httptools
 
 from sim.connection_table import unlimited
-from sim.framing import HeaderLines, InvalidResponseError, is_response_framed
+from sim.framing import BODILESS, HeaderLines, InvalidResponseError, is_response_framed
 
 if TYPE_CHECKING:
     from sim.runtime import Runtime, Tls
@@ -51,10 +51,6 @@ SWEEP_S: Final = 0.05
 
 
 SWITCHING_PROTOCOLS: Final = 101
-
-BODILESS: Final = frozenset({204, 304})
-"""Statuses whose responses have no body (RFC 9112 6.3)."""
-
 
 TIMED_OUT: Final = f"upstream timed out ({errno.ETIMEDOUT}: {os.strerror(errno.ETIMEDOUT)})"
 """nginx's words of a wait that was in vain."""

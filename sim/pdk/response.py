@@ -17,7 +17,7 @@ Value = str | int | float | bool
 Headers = Mapping[str, Value | list[Value] | tuple[Value, ...]]
 Body = bytes | str | Mapping[str, Any] | list[Any] | None
 
-_STATUS_MIN, _STATUS_MAX, _ERROR_MIN = 100, 599, 400
+_STATUS_MIN, _FINAL_MIN, _ERROR_MIN, _STATUS_MAX = 100, 200, 400, 599
 
 MESSAGES: Final = {
     400: "Bad request",
@@ -94,7 +94,7 @@ class Response(Part):
     def set_status(self, status: int) -> None:
         """Replace the status."""
         self._check_not_sent()
-        self._request.status = _checked_status(status)
+        self._request.status = self._final(status)
 
     @permitted(*BEFORE_HEAD)
     def set_header(self, name: str, value: Value | list[Value]) -> None:
@@ -147,7 +147,7 @@ class Response(Part):
         A mapping or a list becomes JSON.
         """
         self._check_not_sent()
-        _checked_status(status)
+        self._final(status)
         if not isinstance(body, bytes | str | Mapping | list | None):
             raise ApiError("body must be a nil, string or table")
         lines = self._given(headers)
@@ -167,6 +167,12 @@ class Response(Part):
         request = self._request
         content_type, body = error_body(accepted(request), request.id, message or status_message(status))
         raise Exit(status, body, [*self._given(headers), (b"Content-Type", content_type.encode())])
+
+    def _final(self, status: int) -> int:
+        """Return the status; the connection ends with one that its client takes for interim."""
+        if _checked_status(status) < _FINAL_MIN:
+            self._request.keep_alive = False
+        return status
 
     def _set(self, headers: Mapping[str, Any]) -> None:
         self._check_not_sent()

@@ -832,6 +832,72 @@ def test_headers_may_have_several_values_and_none_that_the_gateway_writes_itself
     assert answer.headers["Transfer-Encoding"] is None
 
 
+class Bodiless(Base):
+    """Gives the answer a status, or a method, that has no body, and a body all the same."""
+
+    def access(self, kong, _conf):
+        """Answer, when told so in the query."""
+        status = kong.request.get_query_arg("exit")
+        if status is not None:
+            kong.response.exit(int(status), "body")
+
+    def header_filter(self, kong, _conf):
+        """Change the status of the service's answer."""
+        status = kong.request.get_query_arg("status")
+        if status is not None:
+            kong.response.set_status(int(status))
+
+    def body_filter(self, kong, _conf):
+        """Replace the body."""
+        if kong.ngx.arg[2]:
+            kong.response.set_raw_body("body")
+
+
+@pytest.mark.parametrize(
+    "asked", ["GET /?exit=204", "GET /?exit=304", "GET /?status=204", "GET /?status=304", "HEAD /"]
+)
+def test_answer_that_must_not_have_a_body_has_none(tmp_path, asked):
+    """The next answer on the connection begins where its client looks for it; nginx drops the body too."""
+    with served(tmp_path, Bodiless) as gateway:
+        first, next_one = f"{asked} HTTP/1.1\r\nHost: a\r\n\r\n", "GET /?exit=403 HTTP/1.1\r\nHost: a\r\n"
+        data = gateway.exchange(f"{first}{next_one}Connection: close\r\n\r\n".encode())
+    head, _, rest = data.partition(b"\r\n\r\n")
+
+    assert rest.startswith(b"HTTP/1.1 403 ")
+    assert (b"Content-Length" in head) == ("204" not in asked)
+
+
+def test_interim_status_of_a_plugins_answer_ends_the_connection(tmp_path):
+    """A client takes it for one that another answer follows, so none does."""
+    with served(tmp_path, Bodiless) as gateway:
+        data = gateway.exchange(b"GET /?exit=101 HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")
+
+    assert data.startswith(b"HTTP/1.1 101 ")
+    assert data.endswith(b"\r\nConnection: close\r\n\r\n")
+
+
+class Early(Base):
+    """Sets headers of the answer before the service is asked, of which an answer can have one only."""
+
+    def access(self, kong, _conf):
+        """Set them."""
+        kong.response.set_headers({"Content-Length": 3, "Content-Type": "text/x", "X-Early": "1"})
+        if kong.request.get_path() == "/exit":
+            kong.response.exit(200, "body", {"Server": "mine"})
+
+
+@pytest.mark.parametrize("path", ["/", "/exit"])
+def test_header_that_an_answer_has_once_is_the_one_that_the_answer_is_written_with(tmp_path, path):
+    """The service's Content-Length and Content-Type, or the gateway's Server, replace what a plugin has set before."""
+    with served(tmp_path, Early) as gateway:
+        answer = gateway.request("GET", path)
+
+    assert answer.headers["X-Early"] == "1"
+    assert answer.headers.get_all("Content-Length") == [str(len(answer.content))]
+    assert len(answer.headers.get_all("Server")) == 1
+    assert answer.content.startswith(b"{" if path == "/" else b"body")
+
+
 class Asks(Base):
     """Tells the client what `kong.request` says."""
 
