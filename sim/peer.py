@@ -4,8 +4,8 @@ The parent forks a peer and holds the other end of its pipe. On `"report"` the p
 On `"stop"`, on the pipe's end of file and on SIGTERM it stops, sends its final report, and exits with 0; one that
 comes to its own end (load) does the same unasked. So the last dict before the pipe's end of file is the final one.
 Any other order is the peer's own, such as a fault that begins or ends.
-SIGINT and SIGQUIT are ignored: from the keyboard they reach every process of the terminal, and it is the parent that
-decides.
+SIGINT, SIGQUIT and SIGHUP are ignored: from the keyboard, and when the terminal is closed, they reach every process of
+it, and it is the parent that decides.
 
 The event loop is made here, after the fork: an epoll descriptor shared with the parent would serve neither.
 """
@@ -40,7 +40,7 @@ def run(
         report: The report as of now; called at any time once the event loop runs.
         obey: Takes the orders that are the peer's own; without it there are none.
     """
-    for signum in (signal.SIGINT, signal.SIGQUIT):
+    for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     gc.freeze()  # the parent's objects are never garbage here: walking them would stall the loop for milliseconds
     uvloop.run(_run(control, main, report, obey))

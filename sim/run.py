@@ -237,8 +237,8 @@ class _Run:
         if name != _MASTER:
             foreign += self.master.sockets
         closing = [resource for resource in foreign if resource is not keeping]
-        # Ctrl-C reaches every process of the terminal; it is this one that ends the peers (`sim.peer`).
-        ignoring = [] if name == _MASTER else [signal.SIGINT, signal.SIGQUIT]
+        # Ctrl-C, and the end of a terminal, reach every process of it; it is this one that ends the peers (`sim.peer`).
+        ignoring = [] if name == _MASTER else [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP]
         process = start(target, theirs, name=name, closing=closing, ignoring=ignoring)
         theirs.close()
         self.children[name] = _Child(name, process, ours)
@@ -374,11 +374,11 @@ class _Run:
 
     def _end(self) -> None:
         """End what still runs, what sends before what receives, and reap all."""
-        self.progress.close()
-        for fault, entry in self.under_way:
-            if fault.kind == "stop":  # one that stands still would be killed, and could not say what it held
-                self._continue_worker(entry["pid"])
         try:
+            self.progress.close()
+            for fault, entry in self.under_way:
+                if fault.kind == "stop":  # one that stands still would be killed, and could not say what it held
+                    self._continue_worker(entry["pid"])
             self._stop([_LOAD, _MASTER], TERMINATE_S_MAX)
             self._stop([_COLLECTOR, *self.scenario.upstreams], STOP_S_MAX)
         except KeyboardInterrupt:

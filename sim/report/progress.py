@@ -1,9 +1,11 @@
 """What a run shows while it goes on: a live view on a terminal, one line where nobody watches.
 
 A run calls :meth:`Progress.start` when it listens, :meth:`Progress.update` a few times a second, and
-:meth:`Progress.close` before anything else is printed, also after an error.
+:meth:`Progress.close` before anything else is printed, also after an error. A terminal that is gone, or cannot be
+written to, stops the view and not the run.
 """
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from rich.console import Console, Group
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
     from sim.scenario import Scenario
 
-_REFRESHES_PER_S: Final = 4
 _BAR_WIDTH: Final = 24
 _NS_PER_S: Final = 1_000_000_000
 _MIB: Final = 1 << 20
@@ -59,25 +60,29 @@ class Progress:
         workers = f"{scenario.gateway.workers} worker{'s' * (scenario.gateway.workers > 1)}"
         rates = dict.fromkeys(rate for _duration_s, *ends in load.stages_per_s for rate in ends)
         what = f"{' to '.join(map(format_rate, rates))} for {format_duration(load.duration)}"
-        self._console.print(
-            f"{scenario.name}: {workers} on {url}, profile {scenario.profile}, {what}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=_REFRESHES_PER_S, transient=True)
-            self._live.start()
+        with suppress(OSError):
+            self._console.print(
+                f"{scenario.name}: {workers} on {url}, profile {scenario.profile}, {what}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            if self._console.is_terminal:
+                self._live = Live(console=self._console, auto_refresh=False, transient=True)
+                self._live.start()
 
     def update(self, moment: Moment) -> None:
         """Show a moment of the run."""
         if self._live is not None:
-            self._live.update(self._view(moment))
+            with suppress(OSError):
+                self._live.update(self._view(moment), refresh=True)
             self._before = moment
 
     def close(self) -> None:
         """Leave the terminal as it was found."""
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.update("", refresh=True)  # its last view is shown whole, also when no terminal is so tall
+                self._live.stop()
             self._live = None
 
     def _view(self, moment: Moment) -> "RenderableType":

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import re
@@ -338,6 +339,40 @@ def test_progress_shows_living_workers_and_what_they_do():
     assert re.search(r"0 +4711 +serving +500 +200 +6 +42 +60 +0", out)
     assert "3.0 s of 10 s" in out
     assert re.search(r"spans +3,000 created +2,940 acknowledged +0 lost", out)
+
+
+def test_progress_leaves_nothing_of_a_view_that_is_taller_than_the_terminal():
+    """What does not fit is never printed, at the end neither: it would scroll away and could not be taken back."""
+    scoreboard = Scoreboard(30)
+    for slot in range(30):
+        record = scoreboard.open(slot, 1)
+        record.started(4700 + slot)
+        publish(record, 1, state=1)
+    out = io.StringIO()
+    progress = Progress(Console(file=out, width=80, height=10, force_terminal=True, color_system=None))
+
+    progress.start(load(str(SCENARIO)), "http://127.0.0.1:8000")
+    reports = {"load": LOAD | {"state": "running"}, "collector": COLLECTOR}
+    progress.update({"elapsed_s": 1.0, "workers": scoreboard.read(), **reports})
+    progress.close()
+
+    assert "4700" in out.getvalue()
+    assert "4729" not in out.getvalue()
+
+
+def test_progress_does_not_mind_a_terminal_that_is_gone():
+    """Whoever closes the window ends the view, not the run."""
+
+    class Gone(io.StringIO):
+        def write(self, _text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    progress = Progress(Console(file=Gone(), width=80, force_terminal=True))
+
+    progress.start(load(str(SCENARIO)), "http://127.0.0.1:8000")
+    reports = {"load": LOAD | {"state": "running"}, "collector": COLLECTOR}
+    progress.update({"elapsed_s": 1.0, "workers": Scoreboard(1).read(), **reports})
+    progress.close()
 
 
 def test_progress_may_be_closed_before_it_started():

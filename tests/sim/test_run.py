@@ -218,9 +218,9 @@ def test_interrupted_run_ends_in_order_and_tells_what_it_has(running, signum):
     assert run.exit_code() == 0
 
 
-@pytest.mark.parametrize("signum", [SIGINT, SIGQUIT])
+@pytest.mark.parametrize("signum", [SIGINT, SIGQUIT, SIGHUP])
 def test_interrupt_of_the_whole_terminal_is_the_same(running, signum):
-    """Ctrl-C reaches every process of the terminal at once; peers leave it to the run to end them."""
+    """Ctrl-C, or a window that is closed, reaches every process at once; peers leave it to the run to end them."""
     run = running(duration="60s")
     assert run.hear() == "started"
 
@@ -228,6 +228,20 @@ def test_interrupt_of_the_whole_terminal_is_the_same(running, signum):
 
     assert run.hear() == "interrupted"
     assert run.exit_code() == 0
+
+
+def test_every_process_is_ended_whatever_fails_at_the_end(tmp_path):
+    """Also when the view cannot be closed: else this process would wait for them for ever as it exits."""
+
+    class Unclosable(View):
+        def close(self):
+            raise OSError("the terminal is gone")
+
+    before = psutil.Process().children()
+    with pytest.raises(OSError, match="the terminal is gone"):
+        runs.run(tiny(tmp_path), out_dir=tmp_path, progress=Unclosable())
+
+    assert psutil.Process().children() == before
 
 
 def test_interrupting_twice_does_not_wait(running, monkeypatch, tmp_path):
