@@ -5,7 +5,7 @@ counts from the *intended* start, so neither a wait for a connection nor what a 
 ("coordinated omission", G. Tene; the measure of wrk2).
 
 Every offered request ends in exactly one account: `completed` when a whole answer arrived, whatever its status;
-`failed` when none did, by reason; `unsent` when the load was stopped before its time.
+`failed` when none did, by reason; `unsent` when its time had come and the load was stopped before it was sent.
 
 | reason | |
 |---|---|
@@ -173,8 +173,8 @@ def drive(control: "Connection", load: OpenLoad, request: "Request") -> None:
     Its report:
         state: `running` while requests arrive, `draining` while answers are awaited, then `finished`.
         requests: `{offered, sent, completed, failed, unsent, outstanding, resent, waited}`: offered are those whose
-            intended time has come (all of the schedule at the end), outstanding those under way (0 at the end),
-            waited those that found all `connections_max` connections busy.
+            intended time has come, outstanding those under way (0 at the end), waited those that found all
+            `connections_max` connections busy.
         by_status: completed requests by status.
         failed_by_reason: failed requests by reason.
         latency_ms: `{p50, p90, p99, p99_9, max, mean}` of completed requests.
@@ -331,12 +331,16 @@ class _Driver:
             self._check_settled()
 
     def _leave_unsent(self) -> None:
-        if self._next_ns is not None:
-            self._unsent = 1 + sum(1 for _ in self._starts_ns)
-            self._offered += self._unsent
-            self._next_ns = None
-            self._arrived_ns = time.monotonic_ns()
-            self._check_settled()
+        if self._next_ns is None:
+            return
+        self._arrived_ns = time.monotonic_ns()
+        # What would have come later is not walked: of a load of a day that takes longer than anybody waits for it.
+        while self._next_ns is not None and self._next_ns <= self._arrived_ns:
+            self._offered += 1
+            self._unsent += 1
+            self._next_ns = next(self._starts_ns, None)
+        self._next_ns = None
+        self._check_settled()
 
     def _outstanding(self) -> int:
         return self._offered - self._completed - self._failed_by_reason.total() - self._unsent

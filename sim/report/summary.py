@@ -321,7 +321,7 @@ def summarize(
             "upstreams": {name: _upstream(report) for name, report in upstreams.items()},
             "workers": [_worker(account) for account in sorted(workers.accounts, key=_birth) if _incarnations(account)],
             "faults": faults,
-            "warnings": [*scenario.gateway.warnings, *_caveats(collector, not_carried_out)],
+            "warnings": [*scenario.gateway.warnings, *_caveats(collector, not_carried_out, interrupted=interrupted)],
             "environment": environment,
         }
     )
@@ -364,10 +364,11 @@ def _fault_window(window: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**window, "latency_ms": inside, "outside_latency_ms": outside, "p99_ratio": ratio}
 
 
-def _caveats(collector: Mapping[str, Any], not_carried_out: Iterable[Fault]) -> Iterable[str]:
+def _caveats(collector: Mapping[str, Any], not_carried_out: Iterable[Fault], *, interrupted: bool) -> Iterable[str]:
     """What a reader of the figures has to know."""
+    why = "the run was interrupted" if interrupted else "nobody was there"
     for fault in not_carried_out:
-        yield f"fault {fault.target} {fault.kind} at {format_duration(fault.at)} was not carried out: nobody was there"
+        yield f"fault {fault.target} {fault.kind} at {format_duration(fault.at)} was not carried out: {why}"
     if collector["unchecked"]:
         yield (
             f"the collector knows {SPANS_MAX:,} spans at most: {collector['unchecked']:,} more came, "

@@ -120,9 +120,10 @@ def reading():
 def summary(reading):
     """Summarize the quickstart with what was reported, or with something else."""
 
-    def make(*overrides, interrupted=False, workers=reading, **changes):
+    def make(*overrides, interrupted=False, left_out=False, workers=reading, **changes):
+        scenario = load(str(SCENARIO), [parse_override(text) for text in overrides])
         return summarize(
-            load(str(SCENARIO), [parse_override(text) for text in overrides]),
+            scenario,
             load=LOAD | changes,
             collector=COLLECTOR,
             upstreams={"default": ORIGIN},
@@ -132,6 +133,7 @@ def summary(reading):
             elapsed_s=14.2,
             error_log={"lines": 9, "bytes": 700, "debug": 0, "info": 0, **dict.fromkeys(LEVELS[2:], 1)},
             faults=[{"at_s": 5.0, "target": "worker", "slot": 1, "kind": "kill", "pid": 23417}],
+            not_carried_out=scenario.faults if left_out else (),
             interrupted=interrupted,
         )
 
@@ -306,6 +308,14 @@ def test_failed_thresholds_say_so_in_words(summary):
 
     assert re.search(r"requests\.failed == 0 +2 +FAILED", out)
     assert re.search(r"requests\.failed / requests\.sent < 1% +0\.0667% +passed", out)
+
+
+@pytest.mark.parametrize(("interrupted", "why"), [(True, "the run was interrupted"), (False, "nobody was there")])
+def test_a_fault_that_was_not_carried_out_says_why(summary, interrupted, why):
+    """Who pressed Ctrl-C before its time looks for no worker that was missing."""
+    warnings = summary(left_out=True, interrupted=interrupted).warnings
+
+    assert warnings == [f"fault worker kill at 5s was not carried out: {why}"]
 
 
 def test_progress_is_one_line_where_nobody_watches(reading):
