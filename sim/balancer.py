@@ -463,7 +463,7 @@ def _hash_on(upstream: Upstream) -> tuple[HashOn, ...]:
 
 def _address(request: "Request", name: str) -> str | None:
     del name
-    return request.connection.peer
+    return request.client_ip
 
 
 def _path(request: "Request", name: str) -> str | None:

@@ -58,6 +58,12 @@ class Forwarding:
                 return client
         return client
 
+    def named(self, request: "Request", name: str) -> str | None:
+        """Return what `X-Forwarded-` and `name` says; None when it is not there, or no trusted proxy says it."""
+        if not self.trusts or not self.is_trusted(request.connection.peer):
+            return None
+        return next(iter([*_values(request, f"x-forwarded-{name}".encode())][::-1]), None)
+
     def lines(self, request: "Request") -> bytes:
         """Return the header lines, joined."""
         connection = request.connection
@@ -85,10 +91,8 @@ class Forwarding:
             "X-Forwarded-Path": path.decode("latin-1"),
             "X-Forwarded-Prefix": prefix,
         }
-        if self.trusts and self.is_trusted(peer):
-            for name in ("Proto", "Host", "Port", "Path", "Prefix"):
-                for value in _values(request, b"x-forwarded-" + name.lower().encode()):
-                    told[f"X-Forwarded-{name}"] = value
+        for name in ("Proto", "Host", "Port", "Path", "Prefix"):
+            told[f"X-Forwarded-{name}"] = self.named(request, name.lower()) or told[f"X-Forwarded-{name}"]
         return "\r\n".join(f"{name}: {value}" for name, value in told.items() if value).encode("latin-1")
 
 

@@ -355,7 +355,7 @@ class Runloop:
         if match is None:
             self.respond(request, 404, NO_ROUTE)
             return DONE
-        if match.terms.https_only:
+        if match.terms.https_only and self.forwarding.named(request, "proto") != "https":
             return self._require_https(request, match.route.https_redirect_status_code)
         request.plan = self._plan_of[match.terms.route]
         return None
@@ -375,7 +375,8 @@ class Runloop:
             lines = [(b"Upgrade", b"TLS/1.2, HTTP/1.1")]
             self.respond(request, status, "Please use HTTPS protocol", lines)
         else:
-            self._answer(request, status, b"", [(b"Location", b"https://" + request.host.encode() + request.target)])
+            host = self.forwarding.named(request, "host") or request.host
+            self._answer(request, status, b"", [(b"Location", b"https://" + host.encode("latin-1") + request.target)])
         return DONE
 
     def _access(self, request: Request) -> int | None:

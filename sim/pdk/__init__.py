@@ -24,7 +24,7 @@ __all__ = ["Exit", "Kong"]
 
 
 class Client(Part):
-    """`kong.client`: who asks. No address is trusted to forward another one."""
+    """`kong.client`: who asks."""
 
     @permitted(*WITH_CLIENT)
     def get_ip(self) -> str:
@@ -35,6 +35,13 @@ class Client(Part):
     def get_port(self) -> int:
         """Return the port that the connection comes from."""
         return int(self._request.connection.transport.get_extra_info("peername")[1])
+
+    @permitted(*WITH_CLIENT)
+    def get_forwarded_ip(self) -> str:
+        """Return the address of the client: the connection's, unless a trusted proxy names another."""
+        return self._request.client_ip
+
+    get_forwarded_port = get_port
 
     @permitted(*WITH_CLIENT)
     def get_protocol(self) -> str:
@@ -48,9 +55,6 @@ class Client(Part):
     @permitted(*WITH_CLIENT)
     def get_credential(self) -> None:
         """Return None: nobody is authenticated."""
-
-    get_forwarded_ip = get_ip
-    get_forwarded_port = get_port
 
 
 class Router(Part):

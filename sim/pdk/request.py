@@ -1,7 +1,7 @@
 """`kong.request`: what the client asked.
 
-Header names are case-insensitive, and an underscore finds a dash. No address is trusted, so the `forwarded` functions
-give what the connection says. The functions that need the body wait for it.
+Header names are case-insensitive, and an underscore finds a dash. The `forwarded` functions give what a trusted proxy
+says (`trusted_ips`), else the same as those of their name without it. The functions that need the body wait for it.
 """
 
 import json
@@ -22,7 +22,10 @@ ARGS_MAX: Final = 100
 ARGS_SEEN_MAX: Final = 1_000
 """How many it may ask for."""
 
+PORT_MAX: Final = 65_535
+
 _MS_PER_NS: Final = 1e-6
+_HOST_AND_PORT: Final = re.compile(r"(?:.*@)?(\[[^\]]*\]|[^:]*):?(.*)", re.DOTALL)
 
 Args = dict[str, str | bool | list[str | bool]]
 
@@ -43,11 +46,27 @@ class ClientRequest(Part):
     @permitted("certificate", *IN_REQUEST)
     def get_port(self) -> int:
         """Return the port that the connection came in on."""
-        return int(self._request.connection.transport.get_extra_info("sockname")[1])
+        return self._request.connection.port
 
-    get_forwarded_scheme = get_scheme
-    get_forwarded_host = get_host
-    get_forwarded_port = get_port
+    @permitted(*IN_REQUEST)
+    def get_forwarded_scheme(self) -> str:
+        """Return "http", or what a trusted proxy says in `X-Forwarded-Proto`."""
+        return (self._forwarded("proto") or "http").lower()
+
+    @permitted(*IN_REQUEST)
+    def get_forwarded_host(self) -> str:
+        """Return the host that a trusted proxy names in `X-Forwarded-Host`, else the request's."""
+        named = self._forwarded("host")
+        return _HOST_AND_PORT.match(named)[1].lower() if named else self._request.host  # type: ignore[index]  # all match
+
+    @permitted(*IN_REQUEST)
+    def get_forwarded_port(self) -> int:
+        """Return the port that a trusted proxy names in `X-Forwarded-Port` or `-Host`, else the connection's."""
+        behind_host = _HOST_AND_PORT.match(self._forwarded("host") or "")[2]  # type: ignore[index]  # all match
+        for port in (self._forwarded("port"), behind_host):
+            if port and port.isdecimal() and 0 < int(port) <= PORT_MAX:
+                return int(port)
+        return self._request.connection.port
 
     @permitted(*IN_REQUEST)
     def get_http_version(self) -> float:
@@ -64,13 +83,16 @@ class ClientRequest(Part):
         """Return the path, normalised as RFC 3986 section 6 asks, without query."""
         return normalized(self._request.path)
 
-    get_forwarded_path = get_path
+    @permitted(*IN_REQUEST)
+    def get_forwarded_path(self) -> str:
+        """Return what a trusted proxy says in `X-Forwarded-Path`, else the same path."""
+        return self._forwarded("path") or normalized(self._request.path)
 
     @permitted(*IN_REQUEST)
     def get_forwarded_prefix(self) -> str | None:
-        """Return the prefix that the route strips, or None."""
+        """Return what a trusted proxy says in `X-Forwarded-Prefix`, else the prefix that the route strips, or None."""
         match = self._request.match
-        return (match.prefix or None) if match is not None and match.route.strip_path else None
+        return self._forwarded("prefix") or (match.stripped or None if match is not None else None)
 
     @permitted(*IN_REQUEST)
     def get_raw_path(self) -> str:
@@ -142,6 +164,10 @@ class ClientRequest(Part):
             return None, "missing content type", None
         body = await request.read_body()
         return *parsed_body(kind, content_type, body), kind
+
+    def _forwarded(self, name: str) -> str | None:
+        request = self._request
+        return request.connection.runloop.forwarding.named(request, name)
 
     def _query(self, max_args: int = ARGS_MAX) -> Args:
         return decoded_args(self._request.target.partition(b"?")[2].decode("latin-1"), max_args)

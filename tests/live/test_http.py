@@ -21,6 +21,7 @@ import uvicorn
 
 from sim import process
 from sim.config import Nginx, Tracing
+from sim.entity import Plugin
 from tests import peers
 from tests.gateway import echo, gateway_to, live
 from tests.hostile import SOAK, hostile_parts
@@ -444,6 +445,44 @@ def test_client_is_who_the_trusted_proxies_name(tmp_path, recursive, client):
         told = told_headers(gateway, X_Forwarded_For="198.51.100.1, 192.0.2.7, 10.0.0.9")
         assert told["x-real-ip"] == client
         assert told_headers(gateway, X_Forwarded_For="nonsense")["x-real-ip"] == "127.0.0.1"
+
+
+class Told:
+    """Answers with what the PDK says of the client."""
+
+    PRIORITY = 1
+    VERSION = "1"
+
+    def access(self, kong, _conf):
+        """Answer."""
+        names = ("scheme", "host", "port", "path", "prefix")
+        said = {name: getattr(kong.request, f"get_forwarded_{name}")() for name in names}
+        kong.response.exit(200, said | {"client": kong.client.get_forwarded_ip(), "peer": kong.client.get_ip()})
+
+
+@pytest.mark.parametrize("trusts", [True, False])
+def test_plugins_are_told_of_the_client_what_a_trusted_proxy_says(tmp_path, trusts):
+    """And what the connection says when it is a stranger."""
+    options = {"trusted_ips": ("127.0.0.1",) if trusts else (), "plugins": (Plugin(name="told"),), **OFF}
+    sent = FALSE | {"X_Forwarded_Host": "user@Other.example:81", "X_Forwarded_Port": "nonsense"}
+    with live(tmp_path, gateway_to(1, route={"paths": ("/a",)}, **options), {"told": Told}) as gateway:
+        headers = {name.replace("_", "-"): value for name, value in sent.items()}
+        said = json.loads(gateway.request("GET", "/a/%62", headers=headers).content)
+        port = gateway.port
+
+    named = {"scheme": "https", "host": "other.example", "port": 81, "path": "/other", "prefix": "/prefix"}
+    seen = {"scheme": "http", "host": "127.0.0.1", "port": port, "path": "/a/b", "prefix": "/a"}
+    assert said == (named if trusts else seen) | {"client": "192.0.2.8" if trusts else "127.0.0.1", "peer": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("trusts", "proto", "status"), [(True, "https", 200), (True, "http", 426), (False, "https", 426)]
+)
+def test_route_for_https_alone_takes_what_a_trusted_proxy_has_received_over_tls(tmp_path, trusts, proto, status):
+    """Strangers, and what came plainly, are told to come again."""
+    options = {"trusted_ips": ("127.0.0.1",) if trusts else (), "route": {"protocols": ("https",)}, **OFF}
+    with echo() as upstream, live(tmp_path, gateway_to(upstream, **options)) as gateway:
+        assert gateway.request(headers={"X-Forwarded-Proto": proto}).status == status
 
 
 # Time.

@@ -36,7 +36,7 @@ class World:
 
 def request(peer="10.1.1.1", path="/", target=None, lines=(), captures=None):
     return SimpleNamespace(
-        connection=SimpleNamespace(peer=peer),
+        client_ip=peer,
         path=path,
         target=(target or path).encode(),
         match=SimpleNamespace(captures=captures),
