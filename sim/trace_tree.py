@@ -22,6 +22,7 @@ ATTRIBUTES_SHOWN_MAX: Final = 12
 VALUE_SHOWN_MAX: Final = 60
 """How many characters of an attribute's value are shown."""
 
+_KINDS: Final = {number: name.removeprefix("SPAN_KIND_").lower() for name, number in Span.SpanKind.items()}
 _NS_PER_MS: Final = 1_000_000
 _UNPRINTABLE: Final = "\N{REPLACEMENT CHARACTER}"
 
@@ -41,7 +42,8 @@ def render_trace(spans: "Sequence[Span]") -> Tree:
             tops.append((span, "orphan"))
         else:
             children.setdefault(span.parent_span_id, []).append(span)
-    begin_ns, end_ns = min(map(_start_ns, spans)), max(span.end_time_unix_nano for span in spans)
+    begin_ns = min(filter(None, map(_start_ns, spans)), default=0)
+    end_ns = max(span.end_time_unix_nano for span in spans)
     count = f"{len(spans)} span{'s' * (len(spans) != 1)}"
     tree = Tree(Text(f"trace {spans[0].trace_id.hex()}  {_ms(begin_ns, end_ns)}  {count}", style="bold"))
     for span, mark in tops:
@@ -73,7 +75,7 @@ def _line(span: Span, mark: str) -> Text:
         f"  {_ms(span.start_time_unix_nano, span.end_time_unix_nano)}", style="cyan"
     )
     if span.kind:
-        line.append(f"  {Span.SpanKind.Name(span.kind).removeprefix('SPAN_KIND_').lower()}", style="blue")
+        line.append(f"  {_KINDS.get(span.kind, f'kind {span.kind}')}", style="blue")
     if span.status.code == SpanStatus.STATUS_CODE_OK:
         line.append("  ok", style="green")
     elif span.status.code == SpanStatus.STATUS_CODE_ERROR:
@@ -115,7 +117,9 @@ def _printable(text: str) -> str:
 
 
 def _ms(start_ns: int, end_ns: int) -> str:
-    return f"{(end_ns - start_ns) / _NS_PER_MS:.3f} ms" if end_ns else "unfinished"
+    if not end_ns:
+        return "unfinished"
+    return f"{(end_ns - start_ns) / _NS_PER_MS:.3f} ms" if start_ns else "no start"
 
 
 def _start_ns(span: Span) -> int:

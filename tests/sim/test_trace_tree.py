@@ -107,6 +107,24 @@ def test_tree_of_unfinished_spans_has_no_duration():
     assert _text(_span("kong", end_ms=0)).startswith("trace 00000000000000000000000000000007  unfinished  1 span\n")
 
 
+def test_kind_that_has_no_name_is_shown_by_its_number():
+    """The field is open: a sender may know a kind that we do not, and a damaged one may send anything."""
+    assert _text(_span("kong", kind=99)).endswith("kong  10.000 ms  kind 99")
+    assert _text(_span("kong", kind=-1)).endswith("kong  10.000 ms  kind -1")
+
+
+def test_span_without_a_start_does_not_reach_back_to_1970():
+    """A time of 0 is none; the trace begins with the first span that has one."""
+    unset = _span("early", "kong")
+    unset.start_time_unix_nano = 0
+
+    assert _text(_span("kong"), unset) == _expected("""
+        trace 00000000000000000000000000000007  10.000 ms  2 spans
+        └── kong  10.000 ms  internal
+            └── early  no start  internal
+    """)
+
+
 def test_every_kind_of_value_is_shown():
     """OTLP's values in short; an absent one, which is what Kong sends for unsupported types, is told apart."""
     number = AnyValue(double_value=0.5)
