@@ -15,6 +15,7 @@ exchange: the whole request was sent, and nothing came after the response. So no
 import asyncio
 import errno
 import os
+import ssl
 from collections import defaultdict
 from collections.abc import Callable
 from math import inf
@@ -62,7 +63,8 @@ OUT_OF_FILES: Final = (errno.EMFILE, errno.ENFILE)
 
 def system_error(call: str, error: BaseException) -> str:
     """Say in nginx's words that a call of the system failed."""
-    number = error.errno if isinstance(error, OSError) else None
+    # The number of an error of TLS is the library's, not the system's.
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
     return f"{call} failed ({number}: {os.strerror(number)})" if number else f"{call} failed: {error}"
 
 

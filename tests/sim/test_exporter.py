@@ -21,6 +21,7 @@ from sim.config import Export
 from sim.exporter import LOGGED_BYTES_MAX, PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _retry_after
 from sim.resolver import Resolver
 from sim.runtime.live import LiveRuntime
+from sim.upstream import system_error
 from tests import stage
 from tests.peers import free_port
 
@@ -251,6 +252,15 @@ def test_a_collector_that_asks_who_is_there_is_shown_the_client_certificate(auth
                 made.close()
 
     outcomes(scenario)
+
+
+def test_an_alert_of_tls_is_told_by_its_name():
+    """The number of such an error is OpenSSL's: as one of the system's it said "Operation not permitted"."""
+    alert = ssl.SSLError(
+        ssl.SSL_ERROR_SSL, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required"
+    )
+
+    assert system_error("recv()", alert) == f"recv() failed: {alert}"
 
 
 # How long it waits for what.
