@@ -194,6 +194,8 @@ class Worker:
     def _accepted(self, connection: ClientConnection, task: "asyncio.Task[Any]") -> None:
         self._accepting.discard(task)
         self._gateway.arriving.discard(connection)
+        if task.cancelled():  # uvloop has closed it and tells nobody, not even one that stood already
+            self._clients.pop(connection, None)
         self._gateway.rest()
 
     # Leaving.

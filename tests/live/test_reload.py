@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from signal import SIGHUP, SIGKILL, SIGQUIT, SIGTERM
+from signal import SIGCONT, SIGHUP, SIGKILL, SIGQUIT, SIGSTOP, SIGTERM
 
 import pytest
 
@@ -276,6 +276,19 @@ def test_worker_tells_of_its_end_in_the_words_of_nginx(tmp_path):
             told[signum] = [line.split(": ", 1)[1] for line in lines if f" {worker.pid}#{worker.pid}: " in line]
 
     assert told == {SIGQUIT: ["gracefully shutting down", "exiting", "exit"], SIGTERM: ["exiting", "exit"]}
+
+
+def test_worker_leaves_that_is_terminated_in_the_turn_of_an_arrival(tmp_path):
+    """A connection that has just come is closed with the others, and not waited for when it is gone already."""
+    with echo() as upstream, live(tmp_path, gateway_to(upstream)) as gateway, ExitStack() as clients:
+        (worker,) = gateway.scoreboard.read().alive
+        os.kill(worker.pid, SIGSTOP)
+        for _ in range(5):
+            clients.enter_context(gateway.connect())
+        os.kill(worker.pid, SIGTERM)
+        os.kill(worker.pid, SIGCONT)
+
+        gateway.wait_logged(f"worker process {worker.pid} exited with code 0")
 
 
 class Forgetful:
