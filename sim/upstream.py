@@ -375,16 +375,18 @@ class Pool:
         if not self._admits():
             raise NoConnectionLeftError("worker_connections are not enough")
         self._connecting += 1
+        connection = UpstreamConnection(self, place)
         try:
             async with asyncio.timeout(timeout_s):
-                made = await self._runtime.connect(
-                    place[0], place[1], lambda: UpstreamConnection(self, place), *place[2:]
-                )
-        except TimeoutError:
+                await self._runtime.connect(place[0], place[1], lambda: connection, *place[2:])
+        except BaseException as error:
+            self.open.pop(connection, None)  # one that stood just before is closed by uvloop, which tells nobody
+            if not isinstance(error, TimeoutError):
+                raise
             raise ConnectTimeoutError(f"no connection within {timeout_s:g} s") from None
         finally:
             self._connecting -= 1
-        return cast("UpstreamConnection", made)
+        return connection
 
     @property
     def size(self) -> int:

@@ -183,6 +183,25 @@ def test_silent_address_is_a_connect_timeout(world):
     assert world.run(play()) == 60.0
 
 
+def test_connection_that_comes_as_its_time_is_over_is_not_kept(world):
+    """It stands, and is cancelled before anybody learns of it: uvloop closes it and tells nobody."""
+    runtime = world.runtime("host")
+
+    async def connect(_host, _port, protocol):
+        protocol().connection_made(asyncio.Transport())
+        await asyncio.Event().wait()
+
+    runtime.connect = connect
+
+    async def play():
+        pool = Pool(runtime)
+        with pytest.raises(ConnectTimeoutError):
+            await pool.connect((LOOPBACK, 80), 1)
+        return pool.size
+
+    assert world.run(play()) == 0
+
+
 def test_address_has_one_listener(world):
     """A second one is refused; after the first has closed there is room."""
     runtime = world.runtime("host")
