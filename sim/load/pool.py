@@ -12,7 +12,6 @@ Times are in ns of `time.monotonic_ns`.
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -131,7 +130,13 @@ class Pool:
 
     async def _connect(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError, asyncio.CancelledError):  # cancelled by `give_up`
+        try:
             await loop.create_connection(lambda: connection, self._request.host, self._request.port)
-        if not connection.established:
+        except OSError:
             self.lost(connection)
+        except (
+            asyncio.CancelledError
+        ):  # by `give_up`; one that stood just before is closed by uvloop, which tells nobody
+            if connection in self._connections:
+                connection.failure = "timeout"
+                self.lost(connection)

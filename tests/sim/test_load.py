@@ -13,6 +13,7 @@ from hdrh.histogram import HdrHistogram
 
 from sim.load.driver import LAG_MS_NEGLIGIBLE, ConstantArrivalRate, RampingArrivalRate, drive, invalid_reason
 from sim.load.latency import LATENCY_US_MAX, Latencies
+from sim.load.pool import Pool
 from sim.load.request import Request
 from sim.origin import Origin
 from sim.origin import serve as serve_origin
@@ -400,6 +401,37 @@ def test_unanswered_request_times_out():
         report = _driven(port, duration_s=0.05, timeout_s=0.2)
 
     assert report["failed_by_reason"] == {"timeout": 10}
+
+
+def test_connection_that_stands_as_it_is_given_up_is_not_waited_for():
+    """It was cancelled a moment before: uvloop closes it and tells nobody."""
+    reasons = []
+
+    class Accounts:
+        failed = reasons.append
+
+    class Wire(asyncio.Transport):
+        def write(self, data):
+            pass
+
+    async def connect(protocol, _host, _port):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            protocol().connection_made(Wire())
+
+    async def play():
+        asyncio.get_running_loop().create_connection = connect
+        pool = Pool(Request(host="127.0.0.1", port=1), 1, Accounts())
+        for intended_ns in (1, 2):
+            pool.begin(intended_ns)
+            await asyncio.sleep(0)
+            pool.give_up(intended_ns)
+            await asyncio.sleep(0)
+        return pool.peak
+
+    assert asyncio.run(play()) == 1
+    assert reasons == ["timeout"] * 2
 
 
 def test_drain_ends_at_its_limit():
