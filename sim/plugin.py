@@ -217,7 +217,10 @@ def is_file(place: str) -> bool:
 def _read(place: str) -> dict[str, PluginClass]:
     module = _file_module(place) if is_file(place) else _named_module(place)
     file = getattr(module, "__file__", None) or place
-    found = [value for value in vars(module).values() if _is_plugin(value) and value.__module__ == module.__name__]
+    here = [value for value in vars(module).values() if _is_plugin(value)]
+    # A package may bring forward what its modules hold; what else is imported is a base class, or another plugin.
+    found = [value for value in here if value.__module__ == module.__name__]
+    found = found or [value for value in here if value.__module__.startswith(f"{module.__name__}.")]
     if not found:
         raise UserError(
             "holds no plugin: a class with PRIORITY and VERSION", file=file, cure="write PRIORITY = 1000, VERSION = '1'"
@@ -287,8 +290,9 @@ def _check_handlers(plugin: Any, wrong: Callable[[str, object, str], UserError])
 def _check_parameters(plugin: Any, phase: str, wrong: Callable[[str, object, str], UserError]) -> None:
     method = getattr(plugin, phase)
     given = {"init_worker": "kong", "configure": "kong, configs"}.get(phase, "kong, conf")
+    is_bound = isinstance(inspect.getattr_static(plugin, phase), staticmethod | classmethod)
     try:
-        inspect.signature(method).bind(None, *given.split(", "))
+        inspect.signature(method).bind(*(() if is_bound else (None,)), *given.split(", "))
     except (TypeError, ValueError):
         raise wrong(f"{phase} is called with {given}", method, f"write def {phase}(self, {given})") from None
 
@@ -319,12 +323,16 @@ def _file_module(place: str) -> ModuleType:
 
 
 def _neighbours(path: Path) -> list[str]:
-    return sorted(other.name for other in path.parent.glob("*.py"))
+    return sorted(other.name for other in path.parent.glob("*.py") if other.is_file())
 
 
 def _named_module(place: str) -> ModuleType:
+    if not all(map(str.isidentifier, place.split("."))):
+        message = f"expected a file such as greeter.py, or a module such as mine.greeter, not {shown(place)}"
+        raise UserError(message, field="plugin")
     importlib.invalidate_caches()
-    sys.modules.pop(place, None)
+    for name in [name for name in sys.modules if name == place or name.startswith(f"{place}.")]:
+        del sys.modules[name]
     return _run(lambda: importlib.import_module(place), place)
 
 
@@ -346,4 +354,13 @@ def _failure(error: BaseException, place: str) -> UserError:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     last = next((frame for frame in reversed(frames) if frame.filename != __file__), None)
     message = f"cannot be loaded: {type(error).__name__}: {error}"
-    return UserError(message, file=last.filename if last else place, line=last.lineno if last else None)
+    cure = _beside(error, Path(place).parent) if is_file(place) else None
+    return UserError(message, file=last.filename if last else place, line=last.lineno if last else None, cure=cure)
+
+
+def _beside(error: BaseException, folder: Path) -> str | None:
+    """Return the cure where a module is missing that stands beside the plugin's file, which Python does not look at."""
+    name = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else None
+    if name and ((folder / f"{name}.py").is_file() or (folder / name).is_dir()):
+        return f"it is in {folder.resolve()}: set PYTHONPATH to that"
+    return None

@@ -57,7 +57,7 @@ def read(file: str) -> frozenset[Entry]:
         raise UserError(f"cannot be read: {error.strerror}", file=file, cure=cure) from error
     except (ValueError, KeyError, TypeError) as error:
         cure = "write it again with --write-baseline"
-        raise UserError(f"is no baseline: {error!r}", file=file, cure=cure) from error
+        raise UserError("is no baseline", file=file, cure=cure) from error
 
 
 def without_known(shown: list[Shown], known: frozenset[Entry]) -> list[Shown]:

@@ -77,6 +77,37 @@ def test_plugin_may_be_a_module(tmp_path, monkeypatch):
     assert plugins.load(["mine.greeter"], {})["greeter"].VERSION == "1.0"
 
 
+def test_package_may_bring_forward_what_its_modules_hold(tmp_path, monkeypatch):
+    """All of it is read anew each time; a base class that it builds upon is no plugin of it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "brought").mkdir()
+    (tmp_path / "brought" / "__init__.py").write_text("from .handler import Greeter\n", encoding="utf-8")
+    for priority in (1000, 20_000):
+        source = GOOD.replace("1000", str(priority))
+        (tmp_path / "brought" / "handler.py").write_text(source, encoding="utf-8")
+        assert priority == plugins.load(["brought"], {})["brought"].PRIORITY
+
+    own = "from .handler import Greeter\n\n\nclass Polite(Greeter):\n    NAME = 'polite'\n"
+    (tmp_path / "brought" / "__init__.py").write_text(own, encoding="utf-8")
+    assert plugins.load(["brought"], {}).keys() == {"polite"}
+
+
+def test_handler_may_do_without_self(load):
+    """A linter asks for it where nothing of the instance is used."""
+    assert load(GOOD.replace("    async def access(self, ", "    @staticmethod\n    async def access("))
+    assert load(GOOD.replace("    async def access(self, ", "    @classmethod\n    async def access(cls, "))
+
+
+def test_helper_beside_a_file_is_told_where_it_is(load, tmp_path):
+    """Python does not look there, as the folder of a plugin is no place of modules."""
+    (tmp_path / "helper.py").touch()
+    with pytest.raises(UserError) as refused:
+        load("from helper import x\n")
+
+    reason = "cannot be loaded: ModuleNotFoundError: No module named 'helper'"
+    assert str(refused.value) == f"greeter.py:1: {reason}; it is in {tmp_path}: set PYTHONPATH to that"
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -139,6 +170,7 @@ def test_plugin_that_cannot_work_is_refused_with_one_line(load, source, message)
     [
         ("greter.py", "greter.py: cannot be read: No such file or directory; did you mean greeter.py?"),
         ("no.such.module", "there is no module no; give a file, or set PYTHONPATH to where it is"),
+        (".", "plugin: expected a file such as greeter.py, or a module such as mine.greeter, not '.'"),
     ],
 )
 def test_plugin_that_is_not_there_is_told_in_one_line(load, place, message):
