@@ -7,6 +7,7 @@ the program failed; 130 interrupted.
 
 import json
 import os
+import secrets
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -159,7 +160,8 @@ def serve(*, file: str | None, plugins: tuple[str, ...], stand_ins: tuple[str, .
         raise click.UsageError("there is no kong.yml: name it, or set KONG_DECLARATIVE_CONFIG")
     settings = [*environment.settings, *_texts(options), *_overrides(fields, values), *map(_stand_in, stand_ins)]
     export = otlp_environment.read(os.environ)
-    load = partial(declarative.load, path, settings, export, enabled=environment.plugins, plugin_paths=plugins)
+    read = partial(declarative.load, path, settings, export, enabled=environment.plugins, plugin_paths=plugins)
+    load = partial(read, seed=secrets.randbits(32))
     gateway = load()
     for warning in (*environment.warnings, *export.warnings, *gateway.warnings):
         click.echo(warning, err=True)

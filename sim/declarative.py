@@ -7,7 +7,6 @@ request, or is another plugin, a warning names it. Both carry file and line.
 """
 
 import re
-import secrets
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
@@ -170,13 +169,15 @@ def load(
     *,
     enabled: Collection[str] | None = None,
     plugin_paths: Iterable[str] = (),
+    seed: int = 0,
 ) -> Gateway:
     """Read a ``kong.yml`` for a gateway of its own; raises UserError.
 
     ``settings`` are the fields of :class:`Gateway` that are not entities; ``collector``, the URL for the opentelemetry
     plugins that name none: without it, and without an endpoint in ``export``, each has to; and ``stand_ins``.
     ``enabled`` are the plugins that the file may name, as ``KONG_PLUGINS`` lists them.
-    ``plugin_paths`` are the files or modules of further plugins.
+    ``plugin_paths`` are the files or modules of further plugins. ``seed`` is that of every random draw; the node's id
+    follows from it, so it stays when the file is read again.
     """
     export = export or Export()
     told = Document("settings", CommentedMap())
@@ -195,7 +196,7 @@ def load(
         entities = entities._replace(warnings=(*entities.warnings, str(unused)))
     beside = {"collector", "stand_ins"}
     values = {name: getattr(told_settings, name) for name in _Settings.model_fields if name not in beside}
-    values |= {"plugin_classes": classes, "seed": secrets.randbits(32), "export": export}
+    values |= {"plugin_classes": classes, "seed": seed, "export": export}
     gateway = Gateway.model_validate({**values, **entities._asdict()})
     return gateway.exporting_to(collector) if collector else gateway
 

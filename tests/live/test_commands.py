@@ -280,6 +280,36 @@ def test_gateway_runs_a_plugin_from_a_file_and_after_a_reload_its_new_code(tmp_p
         assert end(gateway, SIGQUIT)[1] == 0
 
 
+NODE = """class Node:
+    PRIORITY = 1
+    VERSION = "1"
+
+    def access(self, kong, conf):
+        kong.response.exit(200, kong.node.get_id())
+"""
+
+
+def test_node_keeps_its_id_over_a_reload_and_no_other_has_it(tmp_path):
+    """Else every series of its metrics, and `service.instance.id`, would begin anew with each HUP."""
+    plugin, kong_yml = tmp_path / "node.py", tmp_path / "kong.yml"
+    plugin.write_text(NODE)
+    routes = [{"name": "r", "paths": ["/"], "plugins": [{"name": "node"}]}]
+    service = {"name": "orders", "url": "http://127.0.0.1:9", "routes": routes}
+    kong_yml.write_text(json.dumps({"_format_version": "3.0", "services": [service]}))
+    options = ("--listen", "127.0.0.1:0", "--workers", "1", "--status-listen", "off", "--plugin", str(plugin))
+    seen = []
+    for _ in range(2):
+        with command("serve", str(kong_yml), *options) as gateway:
+            url = read_until(gateway, r"listening on (http://[^,\s]+)")[1]
+            before = get(url, {})
+            gateway.send_signal(SIGHUP)
+            read_until(gateway, "exited with code 0")
+            assert get(url, {}) == before
+            seen.append(before)
+            assert end(gateway, SIGQUIT)[1] == 0
+    assert seen[0] != seen[1]
+
+
 @pytest.mark.parametrize("name", ["serve", "check"])
 def test_mistake_in_a_plugin_is_one_line_and_exit_code_2(tmp_path, name):
     """Nothing is started."""
