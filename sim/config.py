@@ -126,6 +126,12 @@ def _ip_block(text: object) -> object:
     return text
 
 
+def _real_ip_header(name: str) -> str:
+    if name == "proxy_protocol":
+        raise FieldError("proxy_protocol is not read: connections begin with HTTP", cure="write the name of a header")
+    return name
+
+
 def available_cpus() -> int:
     """Return the number of CPUs that this process may use: what ``auto`` workers are."""
     return len(os.sched_getaffinity(0))
@@ -193,7 +199,7 @@ CpuMasks = Annotated[Many[str], BeforeValidator(_cpu_masks)]
 LogLevel = Literal["debug", "info", "notice", "warn", "error", "crit", "alert", "emerg"]
 FilePath = Annotated[str, Field(min_length=1)]
 FileOrOff = Annotated[FilePath | None, BeforeValidator(lambda value: None if value == "off" else value)]
-RealIpHeader = Literal["X-Real-IP", "X-Forwarded-For"]
+RealIpHeader = Annotated[HeaderName, AfterValidator(_real_ip_header)]
 IpBlock = Annotated[str, BeforeValidator(_ip_block)]
 Workers = Annotated[int, BeforeValidator(_workers)]
 Timeout = Annotated[Seconds, Field(gt=0)]

@@ -145,8 +145,8 @@ class _Reader:
 
     def addresses(self, text: str, name: str) -> list[str] | str:
         """Read addresses with flags; those for TLS are left out, with a line."""
-        entries = [entry.strip() for entry in text.strip(", ").split(",")]
-        if entries[0] == "off":
+        entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+        if entries[:1] == ["off"]:
             return "off"
         addresses: list[str] = []
         for entry in entries:
@@ -155,9 +155,13 @@ class _Reader:
             if _NO_TLS & set(flags):
                 self.warnings.append(f"{name}: {entry} is left out: connections are plain HTTP/1.1")
                 continue
-            if flags:
+            of_socket = [flag for flag in flags if flag != "proxy_protocol"]
+            if of_socket != flags:
+                told = "a proxy that speaks it gets 400"
+                self.warnings.append(f"{name}: proxy_protocol of {address} is not simulated: {told}")
+            if of_socket:
                 told = "all workers share one socket, and its queue is not set"
-                self.warnings.append(f"{name}: {' '.join(flags)} of {address} is not simulated: {told}")
+                self.warnings.append(f"{name}: {' '.join(of_socket)} of {address} is not simulated: {told}")
             addresses.append(address)
         if not addresses:
             raise FieldError("no address without TLS is left", cure="add one, such as 127.0.0.1:8000")

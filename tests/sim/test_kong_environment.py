@@ -28,6 +28,7 @@ def gateway(tmp_path):
         ("PROXY_LISTEN", "0.0.0.0:8000, [::1]:8001", "listen", ("0.0.0.0:8000", "[::1]:8001")),
         ("PROXY_LISTEN", "localhost:8000 reuseport backlog=16384", "listen", ("localhost:8000",)),
         ("PROXY_LISTEN", "127.0.0.1:8000,127.0.0.1:8443 ssl http2", "listen", ("127.0.0.1:8000",)),
+        ("PROXY_LISTEN", ",127.0.0.1:8000,, ", "listen", ("127.0.0.1:8000",)),
         ("STATUS_LISTEN", "127.0.0.1:8100", "status_listen", ("127.0.0.1:8100",)),
         ("STATUS_LISTEN", "off", "status_listen", ()),
         ("LOG_LEVEL", "warn", "log_level", "warn"),
@@ -35,6 +36,7 @@ def gateway(tmp_path):
         ("PROXY_ACCESS_LOG", "off", "access_log", None),
         ("TRUSTED_IPS", "10.0.0.0/8, ::1", "trusted_ips", ("10.0.0.0/8", "::1")),
         ("REAL_IP_HEADER", "X-Forwarded-For", "real_ip_header", "X-Forwarded-For"),
+        ("REAL_IP_HEADER", "CF-Connecting-IP", "real_ip_header", "CF-Connecting-IP"),
         ("REAL_IP_RECURSIVE", "on", "real_ip_recursive", True),
         ("NGINX_HTTP_KEEPALIVE_TIMEOUT", "10", "nginx.keepalive_timeout", 10.0),
         ("NGINX_HTTP_KEEPALIVE_REQUESTS", "7", "nginx.keepalive_requests", 7),
@@ -79,6 +81,9 @@ def test_variable_sets_its_field(gateway, name, text, field, value):
         ("PROXY_LISTEN", "127.0.0.1:8000 fast", "KONG_PROXY_LISTEN: unknown flag 'fast' in '127.0.0.1:8000 fast'"),
         ("PROXY_LISTEN", "127.0.0.1:8443 ssl", "KONG_PROXY_LISTEN: no address without TLS is left; add one"),
         ("PROXY_LISTEN", "off", "KONG_PROXY_LISTEN: listen:"),
+        ("PROXY_LISTEN", ",", "KONG_PROXY_LISTEN: no address without TLS is left; add one"),
+        ("REAL_IP_HEADER", "X Real", "KONG_REAL_IP_HEADER: real_ip_header: expected the name of a header"),
+        ("REAL_IP_HEADER", "proxy_protocol", "KONG_REAL_IP_HEADER: real_ip_header: proxy_protocol is not read"),
         ("NGINX_WORKER_PROCESSES", "many", "KONG_NGINX_WORKER_PROCESSES: workers: expected auto or a whole number"),
         (
             "NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT",
@@ -144,6 +149,10 @@ def test_option_of_the_command_line_goes_before_the_variable(gateway):
                 ),
                 "KONG_PROXY_LISTEN: 0.0.0.0:8443 ssl is left out: connections are plain HTTP/1.1",
             ],
+        ),
+        (
+            {"KONG_PROXY_LISTEN": "0.0.0.0:8000 proxy_protocol"},
+            ["KONG_PROXY_LISTEN: proxy_protocol of 0.0.0.0:8000 is not simulated: a proxy that speaks it gets 400"],
         ),
         (
             {"KONG_OPENTELEMETRY_TRACING": "off", "KONG_TRACING_INSTRUMENTATIONS": "all"},
