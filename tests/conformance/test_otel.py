@@ -291,6 +291,16 @@ def test_documented_samples_run():
     assert (run.returncode, run.stderr) == (0, "")
 
 
+def test_documented_plugin_is_one(tmp_path):
+    """The gateway loads it as it stands there."""
+    text = (Path(__file__).parents[2] / "docs/otel.md").read_text()
+    setting, plugin, _outside = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "orders.py").write_text(setting + plugin)
+    program = "from sim.plugin import load; print(*load(['orders.py'], {}))"
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "orders\n", "")
+
+
 def test_without_the_extra_the_error_names_it():
     """Without opentelemetry-api the import says which extra to install."""
     program = "import sys; sys.modules['opentelemetry.trace'] = None; import kongtrace.otel"
