@@ -12,6 +12,7 @@ Delays in s, truncated to whole ms (N1).
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -171,7 +172,10 @@ class Timers:
     def _arm(self, timer: _Timer, delay_ms: int) -> None:
         expire = partial(self._expire, timer, premature=False)
         runtime = self._runtime
-        timer.handle = runtime.call_later(delay_ms / 1000, expire) if delay_ms else runtime.call_soon(expire)
+        if delay_ms:
+            timer.handle = runtime.call_later(delay_ms / 1000, expire)
+        else:
+            timer.handle = runtime.call_soon(expire, context=Context())
         self._pending[timer] = None
 
     def _expire(self, timer: _Timer, *, premature: bool) -> None:

@@ -87,7 +87,7 @@ class Calendar:
     def now(self):
         return self.now_s
 
-    def call_soon(self, callback, *arguments):
+    def call_soon(self, callback, *arguments, context=None):
         self.due.append((self.now_s, callback, arguments))
 
     def call_later(self, delay_s, callback, *arguments):

@@ -11,6 +11,7 @@ Times: `time_ns` is the wall clock in ns since the epoch; `now` is monotonic, in
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import NamedTuple, Protocol
 
 from sim.light_thread import LightThread
@@ -79,11 +80,13 @@ class Runtime(Protocol):
     def random(self) -> float:
         """Return a random number, 0 <= x < 1."""
 
-    def call_soon(self, callback: Callable[..., object], *arguments: object) -> Cancelable:
+    def call_soon(
+        self, callback: Callable[..., object], *arguments: object, context: Context | None = None
+    ) -> Cancelable:
         """Call back after the current turn of the event loop, before it waits again."""
 
     def call_later(self, delay_s: float, callback: Callable[..., object], *arguments: object) -> Cancelable:
-        """Call back in `delay_s` s."""
+        """Call back in `delay_s` s, in an empty context (`contextvars`)."""
 
     def alarm(self, callback: Callable[[int], int | None]) -> Alarm:
         """Make an alarm; it is not armed."""

@@ -9,12 +9,16 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
+from types import coroutine
+from typing import Any, TypeVar
 
 from sim.runtime import Alarm, Tls
 from sim.runtime.loop import LoopRuntime
 from sim.timerfd import TimerFd
+
+T = TypeVar("T")
 
 _NS_PER_S = 1_000_000_000
 
@@ -48,7 +52,9 @@ class LiveRuntime(LoopRuntime):
     ) -> object:
         """Open a TCP connection to an address, secured by `tls`, and return its protocol; raises OSError."""
         secured: dict[str, Any] = {} if tls is None else {"ssl": tls.context, "server_hostname": tls.server_name}
-        _transport, made = await self._loop.create_connection(protocol, host, port, **secured)
+        opening = self._loop.create_connection(protocol, host, port, **secured)
+        # A connection calls its protocol in the context that it was opened in, whoever uses it by then.
+        _transport, made = await _in_context(Context(), opening)
         return made
 
     async def listen(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> "LiveListener":
@@ -59,6 +65,23 @@ class LiveRuntime(LoopRuntime):
         """Return an address of a host name, IPv4 before IPv6; raises OSError."""
         found = await self._loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
         return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+
+
+@coroutine
+def _in_context(context: Context, opening: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Run a coroutine in a context of its own, within the task that awaits it."""
+    step: Callable[[Any], Any] = opening.send
+    value: Any = None
+    while True:
+        try:
+            awaited = context.run(step, value)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]  # what the coroutine returns
+        try:
+            value = yield awaited
+            step = opening.send
+        except BaseException as error:  # noqa: BLE001  # for the coroutine, whatever it is
+            step, value = opening.throw, error
 
 
 class LiveListener:

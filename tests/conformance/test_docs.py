@@ -97,7 +97,7 @@ class Worker:
         """`ngx.now()`: s, to the ms (R8)."""
         return self.time // MS_NS / 1000
 
-    def call_soon(self, callback):
+    def call_soon(self, callback, context=None):
         """What the timers ask of their runtime."""
         self.due.append(callback)
 

@@ -9,9 +9,11 @@ import json
 import os
 import subprocess
 import sys
+from contextvars import ContextVar
 from itertools import pairwise
 from math import inf
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -499,6 +501,58 @@ def test_what_a_plugin_waits_for_takes_the_runtimes_time(prompt):
 
     slept, computed, _asked, waited = prompt.run(play)
     assert prompt.agree([slept, computed, waited], [sleep_s, cpu_s, timeout_s])
+
+
+OWNER = ContextVar("OWNER", default=None)
+
+
+class Marks:
+    """A plugin that marks the context in which it waits, and notes what its other handlers and its timers see there."""
+
+    PRIORITY = 100
+    VERSION = "1"
+
+    seen: ClassVar[list[tuple[str, str | None]]] = []
+
+    async def access(self, kong, conf):
+        """With `hold`, leave a connection to the upstream, timers and a deadline behind, and wait for the other."""
+        if kong.request.get_query_arg("hold"):
+            OWNER.set("held")
+            await kong.ngx.http.new().request_uri(f"http://{LOOPBACK}:{conf['port']}/")
+            for delay_s in (0, 0.01):
+                kong.timer.at(delay_s, lambda _premature: self.seen.append(("timer", OWNER.get())))
+            while "log" not in dict(self.seen):
+                await kong.ngx.sleep(0.01)
+            self.seen.append(("access", OWNER.get()))
+
+    def header_filter(self, _kong, _conf):
+        """Note."""
+        self.seen.append(("header_filter", OWNER.get()))
+
+    def log(self, _kong, _conf):
+        """Note."""
+        self.seen.append(("log", OWNER.get()))
+
+
+def test_context_of_a_handler_reaches_no_other_request_and_no_timer(prompt):
+    """A context variable follows its task alone: connections are used again, and timers belong to no request."""
+
+    async def play(stage):
+        Marks.seen.clear()
+        async with stage.origin() as upstream:
+            plugins = (Plugin(name="marks", config={"port": upstream}),)
+            async with stage.gateway(upstream, plugins=plugins, classes={"marks": Marks}) as gateway:
+                first, second = [await stage.connect(gateway.port) for _ in range(2)]
+                first.send(path="/?hold=1")
+                await stage.until(lambda: len(Marks.seen) == 2)
+                second.send()
+                assert (await second.answer(), await first.answer()) == (200, 200), gateway.log
+                await stage.until(lambda: len(Marks.seen) == 7)
+        return list(Marks.seen)
+
+    seen = prompt.run(play)
+    filtered = [("header_filter", None), ("log", None)]
+    assert seen == [("timer", None), ("timer", None), *filtered, ("access", "held"), *filtered]
 
 
 class Asks:
