@@ -14,7 +14,6 @@ Rates in 1/s, times in s, sizes in bytes. Source: kong-semantics sections 8, 10,
 """
 
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -442,11 +441,7 @@ def check_scenario(scenario: Scenario, expected: Expected) -> list[Finding]:
     rate = max(max(first, last) for load in scenario.load for _, first, last in load.stages_per_s)
     trip_s = (scenario.collector.latency or None) if expected.round_trip_s is None else expected.round_trip_s
     expected = expected._replace(requests_per_s=rate, round_trip_s=trip_s)
-    document: Document = scenario.document
-    below: FieldPath = _CONFIG
-    config = Document.read(document.file).plain(_CONFIG)
-    if isinstance(config, str):
-        document, below = Document.read(str(pathlib.Path(document.file).parent / config)), ()
+    document, below = (scenario.document, _CONFIG) if scenario.kong_yml is None else (scenario.kong_yml, ())
     return _findings(scenario.gateway, scenario, expected, document, below)
 
 

@@ -5,10 +5,12 @@ because the load generator fell behind; 97 findings of `check` or `verify`; 2 ba
 the program failed; 130 interrupted.
 """
 
+import errno
 import json
 import os
 import secrets
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 
     from sim.document import Override
 
+_STANDARD_OUTPUT: Final = 1
 _STANDARD_ERROR: Final = 2
+_UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What a full disk, and a terminal that is gone, answer to who writes."""
 
 EXIT_FAILED: Final = 1
 EXIT_USER_ERROR: Final = 2
@@ -35,18 +40,31 @@ def main() -> None:
     try:
         code = commands.main(prog_name="kongsim", standalone_mode=False)
     except UserError as error:
-        click.echo(f"kongsim: {error}", err=True)
+        _complain(str(error))
         code = EXIT_USER_ERROR
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "kongsim"
-        click.echo(f"kongsim: {error.format_message()} (see {path} --help)", err=True)
+        _complain(f"{error.format_message()} (see {path} --help)")
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
         code = EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_OUTPUT)  # what it still holds is written as Python exits
+        _complain(f"cannot write what came of it: {error.strerror}")
+        code = EXIT_FAILED
     sys.exit(code)
+
+
+def _complain(message: str) -> None:
+    """Print one line for the user to standard error, if anybody is there to read it."""
+    with suppress(OSError):
+        click.echo(f"kongsim: {message}", err=True)
 
 
 def _occupy_standard_files() -> None:
@@ -99,17 +117,22 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     try:
         with folder(checked, out) as out_dir:
             summary = runs.run(checked, out_dir=out_dir, progress=Progress(Console(stderr=True)))
-            summary.write(out_dir)
     except UserError as error:
         raise checked.placed(error) from None
     except runs.RunError as error:
-        click.echo(f"kongsim: {error}", err=True)
+        _complain(str(error))
         return EXIT_FAILED
+    code = summary.exit_code
+    try:
+        summary.write(out_dir)
+    except OSError as error:  # what it holds is shown all the same
+        _complain(f"{out_dir}: cannot write there: {error.strerror}")
+        code = EXIT_FAILED
     if as_json:
         click.echo(summary.to_json(), nl=False)
     else:
         show(summary, str(out_dir), Console())
-    return summary.exit_code
+    return code
 
 
 @commands.command()
@@ -210,7 +233,7 @@ def overhead(
         with folder(checked, out) as out_dir:
             outcome = command.measured(asked, out_dir, Console(stderr=True))
     except command.MeasurementError as error:
-        click.echo(f"kongsim: {error}", err=True)
+        _complain(str(error))
         return EXIT_FAILED
     if as_json:
         click.echo(outcome.to_json(), nl=False)
@@ -269,14 +292,14 @@ def check(
         export = otlp_environment.read(os.environ)
         told = _overrides({"workers": "workers", "profile": "profile"}, options)
         settings = [*environment.settings, *map(_stand_in, stand_ins), *told]
-        gateway = declarative.load(file, settings, export, enabled=environment.plugins, plugin_paths=plugins)
+        gateway = declarative.load(document, settings, export, enabled=environment.plugins, plugin_paths=plugins)
         warnings, kind = (*environment.warnings, *export.warnings, *gateway.warnings), "configuration"
         findings = checks.check_gateway(gateway, document, expected)
     else:
         given = {"plugin": plugins, "stand-in": stand_ins, **{name: options[name] for name in _OF_A_KONG_YML}}
         for name in (name for name, value in given.items() if value):
             raise UserError("is for a kong.yml; a scenario says it itself", field=f"--{name}", cure="leave it out")
-        loaded = scenario.load(file)
+        loaded = scenario.load(document)
         warnings, kind = loaded.gateway.warnings, "scenario"
         findings = checks.check_scenario(loaded, expected)
     for warning in warnings:

@@ -35,7 +35,7 @@ from sim.config import (
 )
 from sim.document import Document, FieldPath, Model, Override
 from sim.entity import Plugin, Route, Service, Target, Upstream
-from sim.errors import nearest, shown
+from sim.errors import UserError, nearest, shown
 from sim.field import Many, Url
 from sim.plugins import BUNDLED
 from sim.plugins.stand_in import PRIORITIES, stand_ins
@@ -163,7 +163,7 @@ class _Settings(Model):
 
 
 def load(
-    file: str,
+    file: str | Document,
     settings: Iterable[Override] = (),
     export: Export | None = None,
     *,
@@ -189,7 +189,10 @@ def load(
     if enabled is not None:
         enabled = {*enabled, *(name for name in classes if name not in BUNDLED)}
     provided = {"collector"} if collector else ()
-    entities = read_entities(Document.read(file), provided=provided, enabled=enabled, classes=classes)
+    document = Document.read(file) if isinstance(file, str) else file
+    if not is_kong_yml(document) and {"gateway", "load"} & document.root.keys():
+        raise UserError("is a scenario, expected a kong.yml", file=document.file, cure="run it with kongsim run")
+    entities = read_entities(document, provided=provided, enabled=enabled, classes=classes)
     require_use(told_settings.stand_ins, entities, told, ("stand_ins",))
     if told_settings.collector and not any(plugin.lacks_endpoint for plugin in entities.plugins):
         unused = told.error("nothing is exported there: no opentelemetry plugin leaves out where to", ("collector",))

@@ -32,6 +32,7 @@ NAMES_MAX = 8
 """Neighbours that are listed when a file is missing."""
 
 _STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
+_TOKEN = re.compile(r"\(('<[^']+>'),\)")  # how the reader names what it has found
 
 
 class Model(BaseModel):
@@ -157,6 +158,7 @@ class Document:
         for depth, step in enumerate(above):
             if isinstance(node, CommentedMap) and node.get(step) is None:
                 node[step] = CommentedMap()
+                self._overrides[path[: depth + 1]] = origin
             node = self._child(node, step, path[: depth + 1], origin)
         if isinstance(node, CommentedSeq):
             self._child(node, last, path, origin)
@@ -227,6 +229,8 @@ def override(field: str, value: str, origin: str) -> Override:
         return Override(parse_path(field), _parse(value, origin), origin)
     except FieldError as error:
         raise UserError(error.message, file=origin, cure=error.cure) from None
+    except UserError as error:
+        raise UserError(error.message, file=origin, cure="put the value in quotes") from None
 
 
 class _UnreadableError(Exception):
@@ -270,13 +274,15 @@ def _read_text(file: str) -> str:
 
 def _neighbour(path: Path) -> str | None:
     try:
-        names = {entry.stem: entry.name for entry in sorted(path.parent.iterdir()) if entry.suffix in {".yaml", ".yml"}}
+        entries = sorted(entry for entry in path.parent.iterdir() if entry.name != path.name)
+        names = {entry.stem: entry.name for entry in entries if entry.suffix in {".yaml", ".yml"}}
     except OSError:
         return f"there is no folder {path.parent}"
     close = get_close_matches(path.stem, names, n=1)
     if close:
         return f"did you mean {path.parent / names[close[0]]}?"
-    return f"in {path.parent} there are {', '.join(list(names.values())[:NAMES_MAX])}" if names else None
+    are = "are" if len(names) > 1 else "is"
+    return f"in {path.parent} there {are} {', '.join(list(names.values())[:NAMES_MAX])}" if names else None
 
 
 def _parse(text: str, file: str) -> Any:
@@ -284,8 +290,12 @@ def _parse(text: str, file: str) -> Any:
         return _yaml().load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = " ".join(str(error.problem or error.context or "not YAML").split())
-        raise UserError(f"not YAML: {problem}", file=file, line=mark.line + 1 if mark else None) from None
+        problem = str(error.problem or error.context or "not YAML")
+        if problem.startswith("but "):
+            problem = f"{error.context}, {problem}"
+        problem = _TOKEN.sub(r"\1", " ".join(problem.split()))
+        cure = "indent with spaces" if r"'\t'" in problem else None
+        raise UserError(f"not YAML: {problem}", file=file, line=mark.line + 1 if mark else None, cure=cure) from None
     except RecursionError:
         raise UserError("nested too deeply", file=file) from None
     except Exception as error:  # noqa: BLE001 - on broken numbers and tags the reader fails in many ways

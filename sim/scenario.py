@@ -29,7 +29,7 @@ from sim.config import (
     Workers,
     available_cpus,
 )
-from sim.declarative import Entities, read_entities, require_use, with_stand_ins
+from sim.declarative import is_kong_yml, read_entities, require_use, with_stand_ins
 from sim.document import Document, Model, NotEmpty, Override, matching
 from sim.entity import Method
 from sim.errors import FieldError, UserError, meant, nearest, shown
@@ -288,6 +288,7 @@ class Scenario:
         name: what summary and run folder are called.
         faults: each as often as it comes.
         document: what it was read from, overrides, seed and ``kong.yml`` in place.
+        kong_yml: the file that ``gateway.config`` names; None: it holds the configuration itself.
     """
 
     name: str
@@ -300,6 +301,7 @@ class Scenario:
     faults: tuple[Fault, ...]
     thresholds: tuple[Threshold, ...]
     document: Document = field(repr=False, compare=False)
+    kong_yml: Document | None = field(repr=False, compare=False)
 
     @property
     def as_run(self) -> str:
@@ -318,9 +320,12 @@ class Scenario:
         return self.document.error(error.message, ("gateway", error.field), cure=error.cure)
 
 
-def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
+def load(file: str | Document, overrides: Iterable[Override] = ()) -> Scenario:
     """Read and check a scenario; one without a seed gets a random one; raises UserError."""
-    document = Document.read(file)
+    document = Document.read(file) if isinstance(file, str) else file
+    if is_kong_yml(document):
+        cure = "serve it with kongsim serve, or name it in the gateway.config of a scenario"
+        raise UserError("is a kong.yml, expected a scenario", file=document.file, cure=cure)
     for override in overrides:
         document.set(override)
     if "seed" not in document.root:
@@ -329,7 +334,10 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
     content = document.validate(_File, document.plain())
     loaded = plugins.load(_plugin_paths(document, content), BUNDLED)
     classes = with_stand_ins(loaded, content.gateway.stand_ins, document, _STAND_INS)
-    entities = _entities(document, content, classes)
+    kong_yml = _kong_yml(document, content)
+    provided = {"collector", *content.upstreams, *_hosts(document, content)}
+    place = (document, _CONFIG) if kong_yml is None else (kong_yml, ())
+    entities = read_entities(*place, provided=provided, classes=classes)
     require_use(content.gateway.stand_ins, entities, document, _STAND_INS)
     told = ("listen", "status_listen", "workers", "tracing", "nginx")
     settings = {name: getattr(content.gateway, name) for name in told}
@@ -348,6 +356,7 @@ def load(file: str, overrides: Iterable[Override] = ()) -> Scenario:
         faults=faults,
         thresholds=content.thresholds,
         document=document,
+        kong_yml=kong_yml,
     )
 
 
@@ -374,11 +383,11 @@ def _plugin_paths(document: Document, content: _File) -> tuple[str, ...]:
     return paths
 
 
-def _entities(document: Document, content: _File, classes: plugins.Classes) -> Entities:
-    """Read ``gateway.config``, or the file that it names beside the scenario, which then takes its place."""
-    config, provided = content.gateway.config, {"collector", *content.upstreams, *_hosts(document, content)}
+def _kong_yml(document: Document, content: _File) -> Document | None:
+    """Read the file that ``gateway.config`` names, beside the scenario, and put it in its place; None for a mapping."""
+    config = content.gateway.config
     if isinstance(config, dict):
-        return read_entities(document, _CONFIG, provided=provided, classes=classes)
+        return None
     if not isinstance(config, str):
         message = f"expected services, routes and plugins, or the path of a kong.yml, not {shown(config)}"
         raise document.error(message, _CONFIG)
@@ -390,7 +399,7 @@ def _entities(document: Document, content: _File, classes: plugins.Classes) -> E
             raise
         raise document.error(f"{path}: {error.message}", _CONFIG, cure=error.cure) from None
     document.root["gateway"]["config"] = kong_yml.root
-    return read_entities(kong_yml, provided=provided, classes=classes)
+    return kong_yml
 
 
 def _hosts(document: Document, content: _File) -> set[str]:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import pytest
 
 from sim.cli import main
 from sim.declarative import load as load_kong_yml
+from sim.report.summary import Summary
 from sim.scenario import load
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +95,11 @@ def spawn(*arguments, cwd):
             "--set gateway.worker=1: gateway.worker: unknown field; did you mean workers?",
         ),
         (["run", "short.yaml", "--set", "x"], "--set x: expected FIELD=VALUE; write --set load[0].rate=800/s"),
-        (["run", "kong.yml"], "kong.yml:1: _format_version: unknown field; known here: name, profile, seed, gateway, "),
+        (
+            ["run", "kong.yml"],
+            "kong.yml: is a kong.yml, expected a scenario; serve it with kongsim serve, or name it in ",
+        ),
+        (["serve", "short.yaml"], "short.yaml: is a scenario, expected a kong.yml; run it with kongsim run"),
         (["check", "none.yaml"], "none.yaml: no such file; in . there are kong.yml, short.yaml"),
         (
             ["check", "kong.yml"],
@@ -197,6 +203,53 @@ def test_check_accepts_what_can_be_run(kongsim, files):
 
     Path("kong.yml").write_text(KONG_YML.replace("opentelemetry", "jwt"), encoding="utf-8")
     assert kongsim("check", "kong.yml")[:2] == (0, "kong.yml: configuration ok\n")
+
+
+def test_check_reads_a_pipe(files):
+    """What another program has made needs no file: it is read once."""
+    for text, kind in ((SHORT, "scenario"), (KONG_YML.replace("opentelemetry", "jwt"), "configuration")):
+        command = [sys.executable, "-m", "sim", "check", "/dev/stdin"]
+        done = subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, f"/dev/stdin: {kind} ok\n"), done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["check", "short.yaml"], ["--help"]])
+def test_a_result_that_cannot_be_written_is_one_line(files, arguments):
+    """A full disk is told, and is no success."""
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "sim", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "kongsim: cannot write what came of it: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_summary_that_cannot_be_written_is_shown_all_the_same(files, kongsim, monkeypatch):
+    """What a run has found is not lost with its folder; the exit code says that something is missing."""
+
+    def full(_summary, _folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Summary, "write", full)
+    code, out, err = kongsim("run", "short.yaml", "--out", "out", "--json")
+
+    assert code == 1
+    assert json.loads(out)["ledger"]["unaccounted"] == 0
+    assert "kongsim: out: cannot write there: No space left on device\n" in err
+
+
+def test_an_interrupt_before_there_is_anything_to_tell_is_one_line(kongsim, monkeypatch):
+    """Silence would leave open whether it was heard."""
+
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sim.scenario.load", interrupted)
+    code, out, err = kongsim("run", "short.yaml")
+
+    assert (code, out, err.strip()) == (130, "", "kongsim: interrupted")
 
 
 def test_help_names_the_commands_that_exist(kongsim):

@@ -55,7 +55,11 @@ def test_plain_data_holds_nothing_of_the_reader(document):
         ("- a\n", "a.yaml:1: expected a mapping of fields, not a list"),
         ("a: [\n", "a.yaml:2: not YAML: "),
         ("a: 1\na: 2\n", 'a.yaml:2: not YAML: found duplicate key "a"'),
-        ("a: 1\n---\nb: 2\n", "a.yaml:2: not YAML: but found another document"),
+        (
+            "a: 1\n---\nb: 2\n",
+            "a.yaml:2: not YAML: expected a single document in the stream, but found another document",
+        ),
+        ("a:\n\tb: 1\n", "a.yaml:2: not YAML: found character '\\t' that cannot start any token; indent with spaces"),
         ("a: \x07\n", "a.yaml: not YAML: "),
         ("a: *b\n", "a.yaml:1: not YAML: found undefined alias 'b'"),
         ("a: " + "[" * 600 + "\n", "a.yaml: nested too deeply"),
@@ -88,12 +92,16 @@ def test_a_missing_file_is_looked_for_nearby(tmp_path):
 
     for name, cure in (
         ("quikstart.yaml", f"did you mean {tmp_path}/quickstart.yaml?"),
-        ("zzz.yaml", f"in {tmp_path} there are quickstart.yaml"),
+        ("zzz.yaml", f"in {tmp_path} there is quickstart.yaml"),
         ("none/a.yaml", f"there is no folder {tmp_path}/none"),
     ):
         with pytest.raises(UserError) as caught:
             Document.read(str(tmp_path / name))
         assert str(caught.value) == f"{tmp_path / name}: no such file; {cure}"
+
+    (tmp_path / "quikstart.yaml").symlink_to("elsewhere")
+    with pytest.raises(UserError, match=r"quikstart\.yaml: no such file; did you mean .*/quickstart\.yaml\?"):
+        Document.read(str(tmp_path / "quikstart.yaml"))
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):
@@ -115,6 +123,7 @@ def test_an_override_takes_the_place_of_a_value_and_answers_for_it(document):
     assert read.plain() == {"a": {"b": 2}, "c": {"d": 3}}
     assert str(read.error("wrong", ("a", "b", "x"))) == "--b: a.b.x: wrong"
     assert str(read.error("wrong", ("a",))) == f"{read.file}:1: a: wrong"
+    assert str(read.error("unknown field", ("c",))) == "--d: c: unknown field"
 
 
 @pytest.mark.parametrize(
@@ -132,6 +141,14 @@ def test_an_override_of_what_is_not_there_is_refused(document, field, message):
     with pytest.raises(UserError) as caught:
         document("a: [1]\ns: text\n").set(override(field, "1", "--x"))
     assert str(caught.value) == message
+
+
+def test_an_override_that_is_no_yaml_has_no_line():
+    """What is one value for a shell may be more for YAML."""
+    with pytest.raises(UserError) as caught:
+        override("listen", "[::1]:0", "--listen")
+    reason = "not YAML: expected '<document start>', but found '<scalar>'"
+    assert str(caught.value) == f"--listen: {reason}; put the value in quotes"
 
 
 def test_text_keeps_the_comments_of_the_author(document):

@@ -384,7 +384,7 @@ def test_gateway_config_is_a_mapping_or_a_file(scenario, config):
 
 def test_a_missing_gateway_file_is_named_where_it_is_asked_for(scenario):
     """The path is relative to the scenario, and names nearby are offered."""
-    with pytest.raises(UserError, match=r"gateway\.config: /.*/kong\.yml: no such file; in /.* there are a\.yaml"):
+    with pytest.raises(UserError, match=r"gateway\.config: /.*/kong\.yml: no such file; in /.* there is a\.yaml"):
         scenario(MINIMAL, parse_override("gateway.config=kong.yml"))
 
 
