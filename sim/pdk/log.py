@@ -72,7 +72,7 @@ class Records:
 
 
 class Log:
-    """`kong.log`: called, or by level; several arguments are joined.
+    """`kong.log`: called, or by level; several arguments are concatenated, with nothing between them.
 
     Args:
         provider: of the worker's tracers; its log takes the lines.
@@ -124,7 +124,7 @@ class Log:
 
     def inspect(self, *values: object) -> None:
         """Log values as Python shows them, at level debug."""
-        self._log("debug", tuple(map(repr, values)))
+        self._log("debug", (" ".join(map(repr, values)),))
 
     def write(self, level: str, message: str) -> None:
         """Log at a level by its name."""
@@ -133,7 +133,7 @@ class Log:
     def _log(self, level: str, message: tuple[object, ...]) -> None:
         if LEVELS[level] > self._least:
             return
-        text = " ".join(map(str, message)) if len(message) > 1 else str(message[0] if message else "")
+        text = "".join(map(str, message))
         frame = _getframe(2)
         ctx = self._execution.ctx
         request = ctx.get(REQUEST) if ctx is not None else None

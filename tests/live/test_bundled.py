@@ -270,7 +270,7 @@ class Talks:
 
     def access(self, kong, conf):
         """Log under the plugin's span."""
-        kong.log.warn("order", 7, "is late")  # noqa: PLE1205 - it joins its arguments
+        kong.log.warn("order ", 7, " is late")  # noqa: PLE1205 - it concatenates its arguments
         kong.ctx.shared["team"] = "blue"
         kong.response.set_header("X-Told", str(kong.telemetry.log("talks", conf, "order", "shipped", {"order.id": 7})))
         assert kong.telemetry.log("talks", conf, 1, "shipped") == (None, "message_type must be a string")
