@@ -397,7 +397,7 @@ class Runloop:
             request.handler = handler
             try:
                 handler.call(kong, handler.conf)
-            except (Exception, Exit) as error:  # noqa: BLE001 - a handler may raise anything, and the request goes on (R6)
+            except (*_ERRORS, Exit) as error:
                 return self._answered(request, self._interrupted(request, span, error))
             span.finish()
         return None
@@ -419,7 +419,7 @@ class Runloop:
                     # The worker was terminated.
                     raise
                 return self._interrupted(request, span, error)
-            except (Exception, Exit) as error:  # noqa: BLE001 - see above
+            except (Exception, Exit) as error:  # noqa: BLE001 - a handler may raise anything, and the request goes on (R6)
                 return self._interrupted(request, span, error)
             span.finish()
         return None
@@ -696,7 +696,7 @@ class Runloop:
                 span.finish()
                 self._replace_answer(request, answer)
                 return True
-            except Exception as error:  # noqa: BLE001 - see above
+            except _ERRORS as error:
                 # The span stays open, as Kong leaves it (R6).
                 self._filter_failed(request, error, "header_filter")
                 return False
@@ -735,7 +735,7 @@ class Runloop:
             request.handler = handler
             try:
                 handler.call(kong, handler.conf)
-            except Exception as error:  # noqa: BLE001 - see above
+            except _ERRORS as error:
                 self._filter_failed(request, error, "body_filter")
                 return None
         if last:
@@ -758,7 +758,7 @@ class Runloop:
         request.head_bytes = len(head)
         request.connection.write(head)
 
-    def _filter_failed(self, request: Request, error: Exception, phase: str) -> None:
+    def _filter_failed(self, request: Request, error: BaseException, phase: str) -> None:
         self._report(error, phase)
         request.connection.abort()
 
@@ -806,7 +806,7 @@ class Runloop:
             for handler in plan.log:
                 request.handler = handler
                 handler.call(kong, handler.conf)
-        except Exception as error:  # noqa: BLE001 - see above
+        except _ERRORS as error:
             self._report(error, "log")
             return False
         return True
@@ -833,6 +833,9 @@ class Runloop:
         how = "lua entry thread aborted: runtime error" if waits else f"failed to run {phase}_by_lua*"
         self.log_line("error", f"{how}: {what}")
 
+
+_ERRORS: Final = (Exception, asyncio.CancelledError)
+"""What a handler that does not wait may raise: a cancellation that it comes upon is not its own."""
 
 _DATE: Final = b"date"
 _LENGTH: Final = b"content-length"

@@ -1,6 +1,7 @@
 """Plugins on real sockets: phases and what they permit, the PDK, early exit, errors, timers, instrumentations."""
 
 import asyncio
+import http.client
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -729,6 +730,42 @@ def test_timeouts_that_a_plugin_sets_hold_for_the_request(tmp_path):
             log = gateway.log.read_text()
 
     assert log.count("upstream timed out (110: Connection timed out) while reading response header") == 1
+
+
+class Cancelled(Base):
+    """Looks in a phase at what was cancelled, which is an error that `except Exception` does not catch."""
+
+    def look(self, kong, phase):
+        """Raise CancelledError."""
+        if kong.request.get_query_arg("in") == phase:
+            result = asyncio.get_running_loop().create_future()
+            result.cancel()
+            result.result()
+
+    def header_filter(self, kong, _conf):
+        """Look."""
+        self.look(kong, "header_filter")
+
+    def body_filter(self, kong, _conf):
+        """Look."""
+        self.look(kong, "body_filter")
+
+    def log(self, kong, _conf):
+        """Look."""
+        self.look(kong, "log")
+
+
+@pytest.mark.parametrize("phase", ["header_filter", "body_filter", "log"])
+def test_cancellation_in_a_phase_that_does_not_wait_is_an_error_like_any_other(tmp_path, phase):
+    """The request ends, and nobody waits for it."""
+    with served(tmp_path, Cancelled) as gateway:
+        if phase == "log":
+            assert gateway.request("GET", f"/?in={phase}").status == 200
+        else:
+            with pytest.raises((http.client.HTTPException, ConnectionError)):
+                gateway.request("GET", f"/?in={phase}")
+        gateway.wait_requests(1)
+        assert f"failed to run {phase}_by_lua*" in gateway.log.read_text()
 
 
 WRONG_ARGUMENTS = {
