@@ -40,6 +40,7 @@ _VIA_OF: Final = {
 }
 _NS_PER_MS: Final = 1_000_000
 NO_CONTENT: Final = 204
+NOT_MODIFIED: Final = 304
 _LENGTH: Final = b"content-length"
 _TYPE: Final = b"content-type"
 _DATE: Final = b"date"
@@ -401,8 +402,9 @@ class BufferedExchange(ProxiedExchange):
         """Keep the head."""
         self._take_head(status, lines)
         request = self._request
-        # The body is framed anew, since plugins may replace it.
-        request.response_lines = without(request.response_lines, "Content-Length")
+        if not lacks_body(request):
+            # The body is framed anew, since plugins may replace it.
+            request.response_lines = without(request.response_lines, "Content-Length")
 
     def on_body(self, data: bytes) -> None:
         """Keep a part of the body."""
@@ -428,6 +430,12 @@ class BufferedExchange(ProxiedExchange):
         self._runloop.log_line("error", f"{reason} while reading upstream")
         request.upstream_response, request.response_lines = None, []
         self._runloop.respond(request, 504 if timeout else 502)
+
+
+def lacks_body(request: Request) -> bool:
+    """Whether the service's answer speaks of a body that does not come with it (RFC 9110 8.6)."""
+    answer = request.upstream_response
+    return answer is not None and (request.method == "HEAD" or answer[0] == NOT_MODIFIED)
 
 
 def _beside(kept: HeaderLines, lines: HeaderLines) -> HeaderLines:

@@ -104,12 +104,14 @@ class Outgoing:
         path: the whole path.
         query: without `?`.
         host: the Host header.
+        buffered: the whole answer is read before anything of it is sent.
     """
 
     method: bytes | None = None
     path: bytes | None = None
     query: bytes | None = None
     host: bytes | None = None
+    buffered: bool = False
 
 
 @dataclass(slots=True)

@@ -34,7 +34,7 @@ from sim.pdk.response import accepted, error_body, status_message
 from sim.phases import AGAIN, DONE, Handler, PhaseEngine
 from sim.plugin import Handler as PluginHandler
 from sim.plugin import Plan, Plans
-from sim.proxy import SERVER, BufferedExchange, ProxiedExchange
+from sim.proxy import SERVER, BufferedExchange, ProxiedExchange, lacks_body
 from sim.request import ARG, EXITED, SERVICE_BODY, Part, RefusedRequest, Request, without
 from sim.resolver import Resolver, is_address
 from sim.router import Match, Router
@@ -607,7 +607,9 @@ class Runloop:
 
     def _proxy(self, request: Request) -> int | None:
         assert request.plan is not None
-        kind = BufferedExchange if request.plan.buffered else ProxiedExchange
+        changed = request.outgoing
+        is_buffered = request.plan.buffered or (changed is not None and changed.buffered)
+        kind = BufferedExchange if is_buffered else ProxiedExchange
         exchange = request.exchange = kind(self, request)
         exchange.begin()
         return DONE
@@ -644,7 +646,9 @@ class Runloop:
         self._answer(request, request.status, request.ctx[SERVICE_BODY], request.response_lines)
 
     def _answer(self, request: Request, status: int, body: bytes, lines: HeaderLines) -> None:
-        if not has_line(lines, _LENGTH):
+        # How long the body of a service's answer is that comes without it, only the service knows.
+        is_length_known = body or not lacks_body(request)
+        if is_length_known and not has_line(lines, _LENGTH):
             lines.append((b"Content-Length", b"%d" % len(body)))
         if request.upstream_response is None:
             if not has_line(lines, _DATE):
@@ -658,7 +662,7 @@ class Runloop:
         if self.header_filter(request) and (filtered := self.body_filter(request, body, last=True)) is not None:
             if request.status in LENGTHLESS:
                 request.response_lines = without(request.response_lines, "Content-Length")
-            elif not has_line(request.response_lines, _LENGTH):
+            elif (filtered or is_length_known) and not has_line(request.response_lines, _LENGTH):
                 request.response_lines.append((b"Content-Length", b"%d" % len(filtered)))
             self.write_head(request)
             if request.method != "HEAD" and request.status not in BODILESS:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -34,10 +33,7 @@ class ServiceRequest(Part):
     @permitted(*TO_SERVICE)
     def enable_buffering(self) -> None:
         """Read the whole answer before anything of it is sent: `kong.service.response.get_raw_body` has it then."""
-        request = self._request
-        if request.plan is None:
-            raise ApiError("buffering can be enabled once the route is known")
-        request.plan = replace(request.plan, buffered=True)
+        _outgoing(self._request).buffered = True
 
     @permitted(*TO_SERVICE)
     def set_scheme(self, scheme: str) -> None:

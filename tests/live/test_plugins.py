@@ -11,6 +11,7 @@ from signal import SIGTERM
 import pytest
 import trustme
 
+from kongtrace import ApiError
 from sim.config import Nginx
 from sim.entity import Plugin, Upstream
 from tests import peers
@@ -627,6 +628,72 @@ def test_response_handler_that_raises_is_500_without_anything_of_the_services(tm
     assert (answer.headers["X-Half"], answer.headers["Server"], answer.headers["X-Second"]) == (None, None, "500")
     assert "runtime error: access_by_lua(" in log
     assert "second log" in log
+
+
+class Collects(Base):
+    """Has the answer buffered from the phase on that the query names, and tells how long its body is."""
+
+    def rewrite(self, kong, _conf):
+        """Ask for it."""
+        self.ask(kong, "rewrite")
+
+    def access(self, kong, _conf):
+        """Ask for it."""
+        self.ask(kong, "access")
+
+    def ask(self, kong, phase):
+        """Do so, when it is the phase."""
+        if kong.request.get_query_arg("in") == phase:
+            kong.service.request.enable_buffering()
+
+    def header_filter(self, kong, _conf):
+        """Tell."""
+        try:
+            kong.response.set_header("X-Size", len(kong.service.response.get_raw_body()))
+        except ApiError as error:
+            kong.response.set_header("X-Size", str(error))
+
+
+@pytest.mark.parametrize("phase", ["rewrite", "access"])
+def test_plugin_may_have_the_answer_buffered(tmp_path, phase):
+    """Also before the route is known; of other requests nothing is kept."""
+    with served(tmp_path, Collects) as gateway:
+        answer = gateway.request("GET", f"/chunked?in={phase}")
+        other = gateway.request("GET", "/chunked")
+
+    assert answer.headers["X-Size"] == answer.headers["Content-Length"] == str(len(answer.content))
+    assert "only available with buffered proxying" in other.headers["X-Size"]
+
+
+class Weighs(Base):
+    """Tells how long the body of the service's answer is."""
+
+    def response(self, kong, _conf):
+        """Tell."""
+        kong.response.set_header("X-Size", len(kong.service.response.get_raw_body()))
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "length"),
+    [
+        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n", "1234"),
+        ("HEAD", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", None),
+        ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 1234\r\n\r\n", "1234"),
+    ],
+)
+def test_buffered_answer_that_comes_without_its_body_tells_the_length_of_that_alone(tmp_path, method, head, length):
+    """Which only the service knows (RFC 9110 8.6)."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gateway = gateway_to(server.getsockname()[1], plugins=(Plugin(name="weighs"),))
+        with live(tmp_path, gateway, {"weighs": Weighs}) as gateway, ThreadPoolExecutor(1) as client:
+            answer = client.submit(gateway.request, method)
+            upstream, _ = server.accept()
+            upstream.recv(65536)
+            upstream.sendall(head)
+            headers = answer.result(TIMEOUT_S).headers
+            upstream.close()
+
+    assert (headers["Content-Length"], headers["X-Size"]) == (length, "0")
 
 
 def test_buffered_answer_that_breaks_off_is_502(tmp_path):
