@@ -17,6 +17,7 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 import click
 import pytest
@@ -35,11 +36,13 @@ from opentelemetry.semconv._incubating.attributes import (
 import kongtrace
 from kongtrace import KONG, NOOP_SPAN, PHASES, SAFE, ApiError, Execution, NoopTracer, Span, TracerProvider, otlp
 from sim import cli
-from sim.config import SAMPLING_RATE_DEFAULT, Tracing
+from sim.config import INSTRUMENTATIONS, SAMPLING_RATE_DEFAULT, Tracing
+from sim.entity import Plugin
 from sim.instrumentation import Instrumentation
 from sim.ngx import Network, Ngx
 from sim.pdk import Kong
 from sim.timers import Timers
+from tests.stage import LOOPBACK, Virtual
 
 DOCS = Path(__file__).parents[2] / "docs"
 START_NS = 1_700_000_000_000_000_000
@@ -1163,3 +1166,56 @@ def test_every_example_of_the_guide_gives_what_it_shows(page):
         kongtrace.tracing.use(None)
 
     assert runner.summarize(verbose=False).failed == 0
+
+
+class Traced:
+    """A plugin that gives cause for a span of each kind, and notes what was made."""
+
+    PRIORITY = 10
+    VERSION = "1"
+
+    made: ClassVar[set[tuple[str, int]]] = set()
+
+    def rewrite(self, _kong, _conf):
+        """Have a handler."""
+
+    async def access(self, kong, conf):
+        """Ask the database and the service."""
+        await kong.db.query("SELECT 1")
+        await kong.ngx.http.new().request_uri(f"http://{LOOPBACK}:{conf['port']}/")
+
+    def header_filter(self, _kong, _conf):
+        """Have a handler."""
+
+    def log(self, kong, _conf):
+        """Note."""
+        self.made.update((span.name, span.kind) for span in kong.tracing.get_spans())
+
+
+ROW = re.compile(
+    r"^\| `(?P<word>\w+)`(?P<any>, and every other)? \| `(?P<span>kong[\w.]*)` \| (?P<kind>\d) \|", re.MULTILINE
+)
+SPANS = list(ROW.finditer((DOCS / "tracing.md").read_text().replace("NAME", "traced")))
+
+
+@pytest.mark.parametrize("word", ["all", *(row["word"] for row in SPANS)])
+def test_the_gateway_makes_the_spans_of_the_table(word):
+    """Those of the word, and those that any word brings."""  # I1-I12
+
+    async def play(stage):
+        Traced.made.clear()
+        async with stage.origin() as upstream:
+            options = {
+                "plugins": (Plugin(name="traced", config={"port": upstream}),),
+                "tracing": Tracing(instrumentations=(word,), sampling_rate=1.0),
+            }
+            async with stage.gateway(upstream, classes={"traced": Traced}, **options) as gateway:
+                client = await stage.connect(gateway.port)
+                client.send()
+                assert await client.answer() == 200, gateway.log
+                await stage.until(lambda: Traced.made)
+
+    Virtual().run(play)
+    assert {row["word"] for row in SPANS} == set(INSTRUMENTATIONS) - {"all", "off"}
+    told = {(row["span"], int(row["kind"])) for row in SPANS if row["any"] or word in {row["word"], "all"}}
+    assert told == Traced.made
