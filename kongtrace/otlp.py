@@ -294,7 +294,9 @@ class _UnusualError(Exception):
     """The fast path does not know this span."""
 
 
-_UNUSUAL = (_UnusualError, ApiError, AttributeError, KeyError, TypeError, UnicodeEncodeError, struct.error)
+_UNUSUAL = (
+    *(_UnusualError, ApiError, AttributeError, KeyError, RecursionError, TypeError, UnicodeEncodeError, struct.error),
+)
 """What the fast path trips over."""
 
 
@@ -419,7 +421,7 @@ class Encoder:
             trace_id: the raw trace id of the request, in place of the span's own (O13, O17).
 
         Raises:
-            ApiError: the span has no trace id, or its attributes are no mapping.
+            ApiError: the span has no trace id, an id that is not bytes, or attributes that are no mapping.
         """
         trace_id = span.trace_id if trace_id is None else trace_id
         if trace_id is None:
@@ -511,7 +513,10 @@ class Encoder:
             return []
 
     def _encode_unusual(self, span: SpanData, trace_id: bytes | None) -> bytes:
-        return _field(b"\x12", _span(self.transform_span(span, trace_id)))
+        try:
+            return _field(b"\x12", _span(self.transform_span(span, trace_id)))
+        except RecursionError:
+            raise ApiError("attributes nested too deeply, or within themselves") from None
 
     def _events(self, events: Any) -> bytes:
         plain = self._plain_events(events) or ()
@@ -624,7 +629,13 @@ class Encoder:
 
 
 def fit_id(identifier: bytes, size: int) -> bytes:
-    """An id of ``size`` bytes: the last ones of a longer id, zeros before a shorter one (X1)."""
+    """An id of ``size`` bytes: the last ones of a longer id, zeros before a shorter one (X1).
+
+    Raises:
+        ApiError: it is not bytes.
+    """
+    if not isinstance(identifier, bytes):
+        raise ApiError(f"an id must be bytes, not {type(identifier).__name__}")
     return identifier[-size:].rjust(size, b"\0")
 
 

@@ -301,6 +301,28 @@ def test_span_without_a_trace_id_is_refused():
             Encoder(KONG).encode_span(span)
 
 
+@pytest.mark.parametrize("field", ["trace_id", "parent_id"])
+@pytest.mark.parametrize("identifier", ["0af7651916cd43dd8448eb211c80319c", "0af7651916cd43dd", 7, [1]])
+def test_span_whose_id_is_not_bytes_is_refused_and_the_others_are_not(field, identifier):
+    """Nothing looks at an id that is given, before it is written."""  # S2
+    refused = []
+    spans = [a_span(), a_span(**{field: identifier}), a_span()]
+    assert len(Encoder(SAFE).encode_spans(spans, None, refused)) == 2
+    assert [str(error) for error in refused] == [f"an id must be bytes, not {type(identifier).__name__}"]
+
+
+def test_span_with_an_attribute_that_contains_itself_is_refused_and_the_others_are_not():
+    """So is one that is nested deeper than it can be written."""
+    cyclic, deep = [], []
+    cyclic.append(cyclic)
+    for _ in range(2_000):
+        deep = [deep]
+    refused = []
+    spans = [a_span(), *(a_span(attributes={"value": value}) for value in (cyclic, {"x": cyclic}, deep)), a_span()]
+    assert len(Encoder(SAFE).encode_spans(spans, None, refused)) == 2
+    assert {str(error) for error in refused} == {"attributes nested too deeply, or within themselves"}
+
+
 @pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 900, 1023, 1024, 16_383, 16_384, 100_000])
 def test_span_may_be_of_any_length(size: int):
     """Lengths of one, two and three bytes are written alike."""
