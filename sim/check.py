@@ -105,7 +105,7 @@ class Exporting:
         requests_per_s: of all workers; None: not known.
         attempts: that its queue makes in the outage that is to be survived.
         round_trip_s: of an export request.
-        slowdowns_s: what it takes while the collector is slow, and for how long that is.
+        slowdowns_s: what it takes while the collector is slow, for how long that is, and for how long requests come.
     """
 
     given: Mapping[str, Any]
@@ -115,7 +115,7 @@ class Exporting:
     requests_per_s: float | None
     attempts: Attempts
     round_trip_s: float
-    slowdowns_s: Sequence[tuple[float, float]]
+    slowdowns_s: Sequence[tuple[float, float, float]]
 
     @property
     def is_kong(self) -> bool:
@@ -212,14 +212,18 @@ def batches_are_slower_than_spans(plugin: Exporting) -> Iterator[Risk]:
     rate, queue = plugin.spans_per_s, plugin.config.queue
     if rate is None or queue.concurrency_limit == -1:
         return
-    for trip_s, lasts_s in ((plugin.round_trip_s, math.inf), *plugin.slowdowns_s):
+    for trip_s, lasts_s, loaded_s in ((plugin.round_trip_s, math.inf, math.inf), *plugin.slowdowns_s):
         ceiling = queue.max_batch_size / trip_s if trip_s else math.inf
-        if rate <= ceiling or (rate - ceiling) * lasts_s <= queue.max_entries + queue.max_batch_size:
+        if rate <= ceiling:
+            continue
+        piled = _piled(rate, queue.max_batch_size, trip_s, lasts_s, loaded_s)
+        if piled <= queue.max_entries:
             continue
         lost = f"{_rate(rate - ceiling)} spans/s are lost once {queue.max_entries} wait"
         if lasts_s < math.inf:
-            piled = f"{_rate((rate - ceiling) * lasts_s)} spans pile up, and {queue.max_entries} can wait"
-            lost = f"in {format_duration(lasts_s)} of that {piled}"
+            lost = (
+                f"in {format_duration(lasts_s)} of that {_rate(piled)} spans pile up, and {queue.max_entries} can wait"
+            )
         needed, most = _round_up(2 * rate * trip_s), PROFILES[plugin.gateway.profile].batch_entries_max
         cure = f"set it to {needed}, or sample less"
         if most is not None and needed > most:
@@ -231,6 +235,14 @@ def batches_are_slower_than_spans(plugin: Exporting) -> Iterator[Risk]:
             cure,
         )
         return
+
+
+def _piled(rate: float, batch_size: int, trip_s: float, lasts_s: float, loaded_s: float) -> float:
+    """Return how many spans wait at most while requests of this length are sent, the first as the time begins."""
+    if lasts_s == math.inf:
+        return math.inf
+    arriving_s = min(math.ceil(lasts_s / trip_s) * trip_s, loaded_s)
+    return rate * arriving_s - batch_size * (math.ceil(arriving_s / trip_s) - 1)
 
 
 def outage_is_longer_than_the_queue(plugin: Exporting) -> Iterator[Risk]:
@@ -275,10 +287,14 @@ def _queue_overflows(plugin: Exporting, rate: float) -> Iterator[Risk]:
     outage_s = min(outage.lasts_s, outage.loaded_s)
     late_s = min(attempts.noticed_s, outage.loaded_s) - outage_s
     field, capacity, factor = _capacity(plugin)
-    given_up_per_s = queue.max_batch_size / attempts.period_s if attempts.given_up else 0.0
-    if (rate - given_up_per_s) * (outage_s + late_s) <= capacity + queue.max_batch_size:
+    # The batch that is being sent came before, and each that is given up makes room for one.
+    period_s, filling_s = attempts.period_s, outage_s + late_s
+    taken = queue.max_batch_size * (math.ceil(filling_s / period_s) - 1)
+    if max(rate * min(filling_s, period_s), rate * filling_s - taken) <= capacity:
         return
-    held_s = (capacity + queue.max_batch_size) / (rate - given_up_per_s)
+    held_s = capacity / rate
+    if held_s > period_s:
+        held_s = capacity / (rate - queue.max_batch_size / period_s)
     late = f", {format_duration(_rounded(late_s))} more until the next attempt {outage}" if late_s >= 1 else ""
     line = f", each with an error line, {_size(rate * FULL_LINE_BYTES)}/s of log" if plugin.is_kong else ""
     least_late_s = outage.fails_until_s - outage.lasts_s + max(outage.retry_after_s, RETRY_DELAY_S)

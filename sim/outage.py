@@ -160,13 +160,13 @@ def _outage_by(fault: Fault, scenario: Scenario, config: OpenTelemetryConfig, tr
     )
 
 
-def slowdowns_s(scenario: Scenario, config: OpenTelemetryConfig, trip_s: float) -> list[tuple[float, float]]:
-    """Return what an export request takes while the collector is slow, and for how long requests come meanwhile.
+def slowdowns_s(scenario: Scenario, config: OpenTelemetryConfig, trip_s: float) -> list[tuple[float, float, float]]:
+    """Return what an export request takes while the collector is slow, how long it is, and how long requests come.
 
     A slowness beyond the exporter's patience is none of them: it is an outage. The arguments are those of `outages`.
     """
     return [
-        (trip_s + fault.latency, min(fault.window_s[1], scenario.duration_s) - fault.at)
+        (trip_s + fault.latency, min(fault.window_s[1], scenario.duration_s) - fault.at, scenario.duration_s - fault.at)
         for fault in scenario.faults
         if (fault.target, fault.kind) == ("collector", "slow") and _outage_by(fault, scenario, config, trip_s) is None
     ]
