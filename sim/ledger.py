@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 ACCOUNTS: Final = {
     "created": "made by a tracer of the worker",
     "copied_again": "copies of a span beyond its first: it was linked twice, or two exporters saw it",
-    "unsampled": "released unsampled, never meant for the exporter",
-    "unprocessed": "sampled, but handed to no queue: no exporter, or it failed before, or a plugin sends by itself",
+    "unsampled": "seen by an exporter, and not sampled",
+    "unprocessed": "seen by no exporter: there is none, it failed before, tracing is off, or a plugin sends by itself",
     "enqueued": "copied to the exporter's queue",
-    "rejected": "refused by the queue: too large",
+    "rejected": "not taken by the queue: too large, cannot be encoded, or the queue is smaller than a batch",
     "lost_in_request": "open, or finished but not yet handed on, when the worker died or was terminated",
     "acknowledged": "sent, and accepted by the collector",
     "dropped_overflow": "dropped as the oldest of a full queue",
