@@ -398,11 +398,12 @@ def b3_hides_w3c(plugin: Exporting) -> Iterator[Risk]:
 def all_is_not_first(plugin: Exporting) -> Iterator[Risk]:
     """`all` counts in the first place only (I2, H35)."""
     words = plugin.gateway.tracing.instrumentations
-    if "all" in words[1:]:
+    if "all" in words[1:] and words[0] != "all":
+        made = dict.fromkeys(("request", *(word for word in words if word != "all")))
         yield Risk(
             (TOP, "gateway", "tracing", "instrumentations"),
-            f"all counts in the first place only: of {len(INSTRUMENTATIONS) - 2} kinds of span the request's alone "
-            "is made",
+            f"all counts in the first place only: of {len(INSTRUMENTATIONS) - 2} kinds of span none but "
+            f"{', '.join(made)} is made",
             "write [all]",
         )
 

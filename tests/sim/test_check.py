@@ -316,6 +316,20 @@ def test_a_rule_knows_every_form_of_its_mistake(config, expected, rule, findings
     assert {finding.rule for finding in findings(config, expected)} == {rule}
 
 
+def test_words_beside_a_misplaced_all_count(findings):
+    """What is listed is made, and the request's span always (I2, I3); behind the first `all` another is idle."""
+
+    def told(*words):
+        tracing = {"instrumentations": list(words), "sampling_rate": 1.0}
+        config = {"services": [{"name": "a", "url": "http://default"}], "plugins": [{"name": "opentelemetry"}]}
+        return [found.message for found in findings({"gateway": {"tracing": tracing, "config": config}})]
+
+    only = "all counts in the first place only: of 9 kinds of span none but {} is made"
+    assert told("request", "all") == [only.format("request")]
+    assert told("router", "balancer", "all") == [only.format("request, router, balancer")]
+    assert told("all", "all") == []
+
+
 def test_a_read_timeout_of_0_is_that_of_nginx(findings):
     """60 s, not none at all."""
     found = [{finding.rule for finding in findings({"read_timeout": 0}, Expected(round_trip_s=s))} for s in (59, 60)]
