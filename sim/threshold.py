@@ -111,7 +111,7 @@ def _meant(name: str) -> str | None:
 def _limit(text: str, metric: str, over: str | None) -> float:
     if over is None and metric.startswith("latency."):
         try:
-            return parse_duration(int(text) if text == "0" else text) * _MS_PER_S
+            return parse_duration(text) * _MS_PER_S
         except FieldError as error:
             raise FieldError(error.message, cure="write 200ms") from None
     if over is not None and (percentage := _PERCENTAGE.fullmatch(text)):

@@ -110,7 +110,7 @@ Bytes = Annotated[int, BeforeValidator(parse_size)]
 
 
 def _is_zero(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
+    return value == "0" or (isinstance(value, int | float) and not isinstance(value, bool) and value == 0)
 
 
 def _text(value: object, pattern: re.Pattern[str], expected: str, units: str) -> str:

@@ -6,7 +6,16 @@ from sim.units import format_duration, format_rate, parse_duration, parse_rate, 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30s", 30.0), ("2ms", 0.002), ("150us", 0.00015), ("1m30s", 90.0), ("1.5h", 5400.0), ("1d", 86400.0), (0, 0.0)],
+    [
+        ("30s", 30.0),
+        ("2ms", 0.002),
+        ("150us", 0.00015),
+        ("1m30s", 90.0),
+        ("1.5h", 5400.0),
+        ("1d", 86400.0),
+        (0, 0.0),
+        ("0", 0.0),
+    ],
 )
 def test_duration_is_read_in_seconds(text, seconds):
     """Every unit, sums of units and a bare zero."""
