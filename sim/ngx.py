@@ -12,6 +12,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
 from weakref import finalize
@@ -37,6 +38,9 @@ TIMEOUT_S: Final = 60.0
 
 ANSWER_BYTES_MAX: Final = 8 * 1024 * 1024
 """How much of an answer's body the HTTP client reads."""
+
+_READ_BYTES: Final = 1 << 20
+"""What a socket takes at once."""
 
 _MISMATCHES: Final = (62, 64)
 """OpenSSL's codes of a certificate for another name, and for another address."""
@@ -310,20 +314,23 @@ class TcpSocket:
         self._check()
         if self._reader is None:
             return None, "closed", b""
+        got = bytearray()
         partial = b""
         try:
             async with asyncio.timeout(self._timeouts_s[2]):
                 if what == "*a":
-                    return await self._reader.read(), None, b""
+                    while part := await self._reader.read(_READ_BYTES):
+                        got += part
+                    return bytes(got), None, b""
                 if what == "*l":
                     return (await self._reader.readuntil(b"\n")).rstrip(b"\n").replace(b"\r", b""), None, b""
                 return await self._reader.readexactly(int(what)), None, b""
         except TimeoutError:
-            return None, "timeout", partial
+            return None, "timeout", bytes(got) + await _come(self._reader)
         except asyncio.IncompleteReadError as error:
             partial = error.partial
         except OSError:
-            pass
+            partial = bytes(got)
         self.close()
         return None, "closed", partial
 
@@ -339,6 +346,14 @@ class TcpSocket:
         check_waits(self._execution)
         if self._execution.ctx is not self._ctx:
             raise ApiError("bad request")
+
+
+async def _come(reader: asyncio.StreamReader) -> bytes:
+    """Take what has come and was not read: nothing is waited for."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0):
+            return await reader.read(_READ_BYTES)
+    return b""
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -503,6 +503,50 @@ def test_what_a_plugin_waits_for_takes_the_runtimes_time(prompt):
     assert prompt.agree([slept, computed, waited], [sleep_s, cpu_s, timeout_s])
 
 
+class Mumbles(asyncio.Protocol):
+    """A server that says half of what it has to say."""
+
+    def connection_made(self, transport):
+        transport.write(b"half")
+
+
+class Listens:
+    """Asks for more than there is, in each way that there is."""
+
+    PRIORITY = 100
+    VERSION = "1"
+
+    async def access(self, kong, conf):
+        """Wait in vain, and tell what had come."""
+        heard = []
+        for what in (100, "*l", "*a"):
+            sock = kong.ngx.socket.tcp()
+            sock.settimeout(conf["timeout_s"] * 1000)
+            assert await sock.connect("127.0.0.1", conf["port"]) == (1, None)
+            for _ in range(2):
+                data, error, partial = await sock.receive(what)
+                heard.append([data, error, partial.decode()])
+            sock.close()
+        kong.response.exit(200, heard)
+
+
+def test_what_had_come_when_the_time_ran_out_is_told_once(prompt):
+    """However it was to be read."""
+    timeout_s = prompt.scaled(virtual_s=90, live_s=0.1)
+
+    async def play(stage):
+        listener = await stage.runtime.listen(LOOPBACK, 0, Mumbles)
+        plugins = (Plugin(name="listens", config={"timeout_s": timeout_s, "port": listener.address[1]}),)
+        async with stage.gateway(1, plugins=plugins, classes={"listens": Listens}) as gateway:
+            client = await stage.connect(gateway.port)
+            client.send()
+            assert await client.answer() == 200, gateway.log
+        listener.close()
+        return json.loads(client.whole.rpartition(b"\r\n\r\n")[2])
+
+    assert prompt.run(play) == 3 * [[None, "timeout", "half"], [None, "timeout", ""]]
+
+
 OWNER = ContextVar("OWNER", default=None)
 
 
