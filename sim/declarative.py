@@ -297,6 +297,9 @@ class _EntityReader:
 
     def file(self, data: Any, path: FieldPath) -> None:
         """Read the mapping that holds all lists."""
+        told = data.get("_info") if isinstance(data, dict) else None
+        if isinstance(told, dict) and told.get("defaults"):
+            self._warn("not simulated: what is left out has Kong's defaults", (*path, "_info", "defaults"))
         data = self._simulated("file", data, path)
         self.version = data.pop("_format_version", FORMAT_VERSIONS[-1])
         if self.version not in FORMAT_VERSIONS:

@@ -159,6 +159,13 @@ def test_what_cannot_be_simulated_is_left_out_with_a_warning(entities):
     ]
 
 
+def test_defaults_that_deck_fills_in_get_a_warning(entities):
+    """They would change what every entity does; what else decK notes changes nothing."""
+    info = "_info:\n  select_tags: [team]\n  defaults: {route: {strip_path: false}}\n"
+    (warning,) = entities(f"{info}services: [{{name: orders, host: a.example}}]\n").warnings
+    assert warning.endswith("3: _info.defaults: not simulated: what is left out has Kong's defaults")
+
+
 def test_plugins_and_credentials_of_others_get_a_warning(entities):
     """A plugin that Kong does not bring, an enterprise plugin, entities of plugins: one line each."""
     read = entities(
