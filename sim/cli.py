@@ -215,7 +215,7 @@ def overhead(
 
     An arm is off, noop, a sampling rate such as 0.1, or the file of another scenario; behind it -export exports
     nothing, +checked checks spans, +plugin.py adds a plugin, @REVISION takes the code of a git revision. The first arm
-    is what the others are compared with. In all it takes about three times as long as the comparison.
+    is what the others are compared with. Other stages follow: in all it takes three minutes or more.
     """
     from rich.console import Console  # noqa: PLC0415 - imported when needed: kongsim --help is quick
 

@@ -129,12 +129,20 @@ def _run_child(
 def run(program: str, *arguments: str, folder: Path) -> tuple[int, str]:
     """Run another program to its end; return its exit code and what it wrote to standard error.
 
+    It gets TERM, and can put its things in order, when this process is interrupted meanwhile.
+
     Raises:
         FileNotFoundError: there is no such program.
     """
     command = [program, *arguments]
-    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603 - no shell
-    return done.returncode, done.stderr
+    nothing, out = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, stdin=nothing, stdout=nothing, stderr=out, text=True) as child:  # noqa: S603 - no shell
+        try:
+            _out, told = child.communicate()
+        except BaseException:
+            child.terminate()
+            raise
+    return child.returncode, told
 
 
 def kill(process: Process, signum: int) -> None:

@@ -286,8 +286,9 @@ class Bench:
             before = worker.reading("read", number)
             loaded = self._loaded(order, arm)
             spent = worker.reading("rest", number).since(before)
-            if loaded.failed:
-                raise MeasurementError(f"{loaded.failed} of {loaded.completed} requests of arm {arm.name} failed")
+            if failed := loaded.failed + loaded.errors * (not self._errors_are_meant):
+                asked = loaded.failed + loaded.completed
+                raise MeasurementError(f"{failed} of {asked} requests of arm {arm.name} failed")
             sent_bytes = self._collector.ask("report")["bytes"] - received
             blocks.append(Block(stage, launch.number, turn, place, arm.name, spent, loaded, sent_bytes))
         return blocks
@@ -310,6 +311,14 @@ class Bench:
         return Request(host=_HOST, port=port, method=asked.method, path=asked.path, headers=asked.headers)
 
     @property
+    def _errors_are_meant(self) -> bool:
+        """Whether an answer of 5xx may be one that the scenario asks of an upstream."""
+        upstreams = self.plan.scenario.upstreams.values()
+        return any(
+            share for upstream in upstreams for status, share in upstream.status.items() if status >= load.SERVER_ERROR
+        )
+
+    @property
     def _arrival(self) -> str:
         return self.plan.scenario.load[0].arrival
 
@@ -322,13 +331,18 @@ def _trees(revisions: Iterable[str | None]) -> Iterator[dict[str | None, Path]]:
     with ExitStack() as ended:
         for revision in sorted(revision for revision in revisions if revision is not None):
             folder = Path(ended.enter_context(tempfile.TemporaryDirectory(prefix="kongsim-")))
+            ended.callback(_forget, here, folder / "tree")  # also when it is interrupted before it is there
             _git(here, "worktree", "add", "--detach", str(folder / "tree"), revision)
-            ended.callback(_git, here, "worktree", "remove", "--force", str(folder / "tree"))
             if not (folder / "tree" / _WORKER).is_file():
                 cure = "name a later one, or measure it with its own kongsim"
                 raise UserError(f"revision {revision} is older than this command", field="--arms", cure=cure)
             trees[revision] = folder / "tree"
         yield trees
+
+
+def _forget(folder: Path, tree: Path) -> None:
+    with suppress(FileNotFoundError):
+        run("git", "worktree", "remove", "--force", str(tree), folder=folder)
 
 
 def _git(folder: Path, *arguments: str) -> None:

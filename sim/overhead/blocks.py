@@ -36,7 +36,8 @@ class Load:
 
     Attributes:
         completed: requests answered.
-        failed: requests without an answer, or with one of 5xx.
+        failed: requests without an answer.
+        errors: answers of 5xx.
         p50_ms: median latency, from the intended start.
         p99_ms: its 99th percentile.
         lag_p99_ms: of the generator's own lateness.
@@ -45,6 +46,7 @@ class Load:
 
     completed: int
     failed: int
+    errors: int
     p50_ms: float
     p99_ms: float
     lag_p99_ms: float

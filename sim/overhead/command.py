@@ -1,6 +1,8 @@
 """`kongsim overhead`: what the options ask for, the measurement with its progress, and the files that come of it."""
 
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +73,17 @@ def _share(text: object) -> float:
         raise FieldError(f"expected a share such as 1%, not {shown(text)}", cure="write 1%") from None
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let TERM and HUP do what Ctrl-C does: the checkouts of other revisions are not left behind."""
+    before = {signum: signal.signal(signum, signal.default_int_handler) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def measured(asked: Asked, out_dir: Path, console: Console) -> Outcome:
     """Measure, with a bar for each stage, and write figures, raw blocks and page.
 
@@ -80,7 +93,7 @@ def measured(asked: Asked, out_dir: Path, console: Console) -> Outcome:
     """
     plan = Plan(asked.scenario, asked.arms, asked.rate_per_s, asked.scenario.seed, out_dir)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _interruptible(), Progress(*columns, console=console, transient=True) as progress:
         bars = {stage: progress.add_task(stage, total=1.0, start=False) for stage in STAGES}
 
         def told(stage: str, share: float) -> None:

@@ -29,7 +29,7 @@ from sim.timerfd import TimerFd
 
 CONNECTIONS_MAX: Final = 256
 _NS_PER_S: Final = 1_000_000_000
-_SERVER_ERROR: Final = 500
+SERVER_ERROR: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class _Target:
         """Account for an answer."""
         now_ns = time.monotonic_ns()
         self._completed += 1
-        self._failed += status >= _SERVER_ERROR
+        self._errors += status >= SERVER_ERROR
         self._latency.record((now_ns - intended_ns) // 1000)
         self._one_less(now_ns)
 
@@ -168,7 +168,7 @@ class _Target:
 
     def _begin(self) -> None:
         self._latency, self._lag = Latencies(), Latencies()
-        self._completed = self._failed = self._left = self._until_ns = 0
+        self._completed = self._failed = self._errors = self._left = self._until_ns = 0
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def _one_less(self, now_ns: int) -> None:
@@ -185,6 +185,7 @@ class _Target:
         return Load(
             completed=self._completed,
             failed=self._failed,
+            errors=self._errors,
             p50_ms=latency_ms["p50"],
             p99_ms=latency_ms["p99"],
             lag_p99_ms=self._lag.summary_ms()["p99"],

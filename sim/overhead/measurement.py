@@ -138,7 +138,7 @@ def measure(plan: Plan, *, time_s: float, precision: float, told: Callable[[str,
         plan: what.
         time_s: how long the paced stage may last.
         precision: see `Measurement`.
-        told: called with the name of the stage and the share of it that is done, after each turn.
+        told: called with the name of the stage and the share of it that is done: 0 as it begins, 1 when it is over.
 
     Raises:
         UserError: an arm cannot be started.
@@ -187,6 +187,7 @@ def footprints(bench: Bench, measured: Measurement, told: Callable[[str, float],
         told("memory", done / len(rounds))
         with bench.launch([arm]) as launch:
             measured.footprints.append(_footprint(bench, launch, arm))
+    told("memory", 1.0)
 
 
 def _footprint(bench: Bench, launch: Launch, arm: Arm) -> Footprint:
@@ -214,7 +215,8 @@ def _turns(
     enough: Callable[[], bool],
 ) -> None:
     """Run turns of a stage, launch after launch, and note which of their blocks count."""
-    begun_s = time.monotonic()
+    begun_s, share = time.monotonic(), 0.0
+    told(stage, share)
     saturated_s = SATURATED_S if stage == "saturated" else 0.0
     kept = len(measured.settled)
     done: list[Block] = []
@@ -224,14 +226,18 @@ def _turns(
         while time.monotonic() < until_s or len(blocks) < TURNS_MIN * len(arms):
             blocks += bench.turn(launch, stage, arms, saturated_s)
             measured.settled[kept:] = [*done, *_settled(blocks, len(arms))]
-            told(stage, min(1.0, (time.monotonic() - begun_s) / time_s))
+            # Where the turns are long, those that a launch has at least take longer than the time there is.
+            turns = len(blocks) / len(arms)
+            share = max(share, min(1.0, (time.monotonic() - begun_s) / time_s, turns / TURNS_MIN))
+            told(stage, share)
             if enough():
                 break
         measured.blocks += blocks
         done += _settled(blocks, len(arms))
         measured.settled[kept:] = done
         if enough():
-            return
+            break
+    told(stage, 1.0)
 
 
 def _launches(bench: Bench, arms: Sequence[Arm], until_s: float) -> Iterator[Launch]:

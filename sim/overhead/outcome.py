@@ -256,7 +256,7 @@ def _sentence(measured: Measurement, arms: tuple[ArmOutcome, ...]) -> str:
 
 def _told(measured: Measurement, arm: Arm, one: ArmOutcome) -> str:
     share, added = one.figures["added_percent"].value, one.figures["added_us"]
-    name = f"Tracing at {arm.rate:.0%}" if arm.rate is not None and arm.name == arm.base else f"Arm {arm.name}"
+    name = f"Tracing at {arm.rate * 100:.6g}%" if arm.rate is not None and arm.name == arm.base else f"Arm {arm.name}"
     rate = f"{measured.plan.rate_per_s:,.0f} requests/s"
     if share is None:
         return f"{name}: what it costs is not resolved, {added.why}."

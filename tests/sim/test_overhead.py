@@ -4,8 +4,10 @@ import asyncio
 import csv
 import io
 import json
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -189,23 +191,23 @@ def test_arm_of_a_rate_brings_what_the_scenario_lacks():
 SETTLED = 40
 
 
-def made_up(costs, scenario, wide=0.0):
+def made_up(costs, scenario, wide=0.0, rate="1.0"):
     """A measurement whose arms cost exactly so much, us a request, but for noise of `wide` us."""
     draw = random.Random(1)
-    arms = (Arm("off", "off"), Arm("1.0", "1.0"))
+    arms = (Arm("off", "off"), Arm(rate, rate))
     measured = Measurement(Plan(scenario, arms, 500.0, 1, None), 0.01)
     measured.parts = parts_of(arms[1])
-    measured.wholes = (replace(measured.parts[0], name="1.0 off"), arms[1])
-    named = dict(zip(("off", "off again", "1.0"), (costs[0], costs[0], costs[-1]), strict=True))
+    measured.wholes = (replace(measured.parts[0], name=f"{rate} off"), arms[1])
+    named = dict(zip(("off", "off again", rate), (costs[0], costs[0], costs[-1]), strict=True))
     stages = {"paced": named, "saturated": named}
     parts = {arm.name: cost for arm, cost in zip(measured.parts, costs, strict=True)}
-    stages["parts"] = parts | {"1.0 off": costs[0], "1.0": costs[-1]}
+    stages["parts"] = parts | {f"{rate} off": costs[0], rate: costs[-1]}
     for stage, arms_of_stage in stages.items():
         for turn in range(SETTLED):
             for place, (arm, cost) in enumerate(arms_of_stage.items()):
                 cpu_ns = round((cost + draw.gauss(0, wide)) * 100 * 1000)
                 spent = Reading(cpu_ns, cpu_ns, 100, 0 if "off" in arm else 800, 0, 2 * 100 * 1000)
-                block = Block(stage, 0, turn, place, arm, spent, Load(100, 0, 2.0, 9.0, 0.1, cpu_ns / 1e9), 0)
+                block = Block(stage, 0, turn, place, arm, spent, Load(100, 0, 0, 2.0, 9.0, 0.1, cpu_ns / 1e9), 0)
                 measured.settled.append(block)
     measured.blocks = measured.settled
     return measured
@@ -228,6 +230,14 @@ def test_sum_of_a_measurement(scenario_file):
     assert told.sentence == (
         "Tracing at 100% costs 1.10 % ± 0.00 % of a worker at 500 requests/s (22.00 ± 0.00 us a request)."
     )
+
+
+@pytest.mark.parametrize(("rate", "share"), [("0.001", "0.1%"), ("0.015", "1.5%"), ("0", "0%"), ("0.29", "29%")])
+def test_sentence_names_the_rate_as_it_is(scenario_file, rate, share):
+    """A small one is not rounded to none."""
+    told = outcome(made_up(COSTS, load(str(scenario_file)), rate=rate))
+
+    assert told.sentence.startswith(f"Tracing at {share} costs ")
 
 
 def test_break_down_adds_up(scenario_file):
@@ -441,7 +451,7 @@ def test_revision_without_the_command_is_told(scenario_file, tmp_path):
 def test_failing_requests_end_a_measurement(tmp_path):
     """Figures of requests that fail are not those of the gateway."""
     path = tmp_path / "failing.yaml"
-    path.write_text(SCENARIO.replace("default: {}", "default: {status: {503: 1.0}}"))
+    path.write_text(SCENARIO.replace("http://default", "http://127.0.0.1:1"))
     arms = (Arm.parse("off"),)
 
     with (
@@ -450,6 +460,42 @@ def test_failing_requests_end_a_measurement(tmp_path):
         pytest.raises(MeasurementError, match="requests of arm off failed"),
     ):
         bench.turn(launch, "paced", arms)
+
+
+def test_errors_that_the_scenario_asks_for_are_no_failures(tmp_path):
+    """An upstream that answers 503 now and then is what is to be measured."""
+    path = tmp_path / "failing.yaml"
+    path.write_text(SCENARIO.replace("default: {}", "default: {status: {503: 1.0}}"))
+    arms = (Arm.parse("off"),)
+
+    with Bench(Plan(load(str(path)), arms, 400.0, 5, tmp_path)) as bench, bench.launch(arms) as launch:
+        (block,) = bench.turn(launch, "paced", arms)
+
+    assert block.load.errors == block.load.completed == 20
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_measurement_that_is_ended_leaves_no_checkout(scenario_file, tmp_path, signum):
+    """As after Ctrl-C: the repository does not go on to know of a folder that nobody uses."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("this is no checkout")
+
+    def checkouts():
+        told = subprocess.run(["git", "worktree", "list"], cwd=root, capture_output=True, text=True, check=True)
+        return told.stdout.count(str(tmp_path))
+
+    arguments = ["overhead", str(scenario_file), "--arms", "off,off@HEAD", "--out", str(tmp_path / "out")]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "sim", *arguments]
+    with subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True) as measuring:
+        while not checkouts() and measuring.poll() is None:
+            pass
+        measuring.send_signal(signum)
+        _out, err = measuring.communicate()
+
+    assert (measuring.returncode, err.splitlines()[-1]) == (130, "kongsim: interrupted")
+    assert checkouts() == 0
 
 
 PRINTING = """
