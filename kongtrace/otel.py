@@ -401,10 +401,25 @@ class Span(trace.Span):
         else:
             with running(execution, home.ctx):
                 span.finish(end_time)
+        parent = span.parent
+        if parent is not None and parent.end_time_ns is not None:
+            self._leave_ended()
         if end_time is not None and span.end_time_ns is None:
             self.end(span.start_time_ns)
         elif home.local is not None:
             home.local.ended()
+
+    def _leave_ended(self) -> None:
+        """Make an open span the active one in place of one that this has outlived: finishing has made that active."""
+        provider, handle = self.home.provider, self.span.tracer
+        assert provider is not None
+        assert handle is not None
+        with running(provider.execution, self.home.ctx):
+            ended = active = handle.active_span()
+            while active is not None and active.end_time_ns is not None:
+                active = active.parent
+            if active is not ended:
+                handle.set_active_span(active)
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         """Set several attributes."""

@@ -94,6 +94,29 @@ def _nothing_stays_current():
 # In a request.
 
 
+@pytest.mark.parametrize("last", ["in its request", "in another"])
+def test_span_that_outlives_its_parent_leaves_an_open_span_active(worker, last):
+    """A task ends after the block that has made it: the gateway's own spans do not go below what has ended."""
+    ctx = worker.begin()
+    with worker.tracer.start_as_current_span("block"), worker.tracer.start_as_current_span("inner"):
+        context = contextvars.copy_context()
+    child = worker.tracer.start_as_current_span("child")
+    context.run(child.__enter__)
+    assert worker.handle.active_span().name == "child"
+    if last == "in another":
+        other = worker.begin()
+    context.run(child.__exit__, None, None, None)
+
+    if last == "in another":
+        assert worker.handle.active_span() is span_list(other)[0]
+        worker.end(other)
+        worker.enter(ctx)
+    assert worker.handle.active_span() is span_list(ctx)[0]
+    worker.handle.active_span().finish()
+    assert worker.handle.active_span() is None
+    worker.end(ctx)
+
+
 def test_span_joins_the_running_request_below_its_active_span(worker):
     """It comes from the worker's pool and stands in the request's list, with its scope as attributes."""
     ctx = worker.begin()
