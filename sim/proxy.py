@@ -191,7 +191,7 @@ class ProxiedExchange:
             self,
             data,
             timeout_s=match.terms.read_timeout_s,
-            bodiless=request.method == "HEAD",
+            bodiless=request.method == "HEAD" if request.outgoing is None else _asks_head(request),
             whole=request.complete,
         )
         if not request.complete:
@@ -248,6 +248,10 @@ class ProxiedExchange:
             if status in LENGTHLESS:
                 request.response_lines = without(request.response_lines, "Content-Length")
             has_length = has_line(request.response_lines, _LENGTH)
+        if request.outgoing is not None and request.method != "HEAD" and _asks_head(request):
+            # The length is that of a body that does not come.
+            request.response_lines = without(request.response_lines, "Content-Length")
+            has_length = False
         self._bodiless = request.method == "HEAD" or status in BODILESS
         if not has_length and not self._bodiless:
             if request.version == "1.1":
@@ -435,7 +439,15 @@ class BufferedExchange(ProxiedExchange):
 def lacks_body(request: Request) -> bool:
     """Whether the service's answer speaks of a body that does not come with it (RFC 9110 8.6)."""
     answer = request.upstream_response
-    return answer is not None and (request.method == "HEAD" or answer[0] == NOT_MODIFIED)
+    if answer is None:
+        return False
+    return answer[0] == NOT_MODIFIED or (request.method == "HEAD" and _asks_head(request))
+
+
+def _asks_head(request: Request) -> bool:
+    """Whether the service is asked with HEAD, be it because a plugin says so."""
+    changed = request.outgoing
+    return changed.method == b"HEAD" if changed is not None and changed.method else request.method == "HEAD"
 
 
 def _beside(kept: HeaderLines, lines: HeaderLines) -> HeaderLines:

@@ -743,6 +743,25 @@ def test_plugin_may_change_target_and_request(tmp_path):
     assert "x-mine" not in dict(headers)
 
 
+class Renames(Base):
+    """Asks the service with the method that the query names."""
+
+    def access(self, kong, _conf):
+        """Set it."""
+        kong.service.request.set_method(kong.request.get_query_arg("as"))
+
+
+@pytest.mark.parametrize(("method", "other"), [("GET", "HEAD"), ("HEAD", "GET")])
+def test_answer_fits_the_method_that_each_side_has_been_asked_with(tmp_path, method, other):
+    """Nobody waits for a body that does not come, or takes one for the next answer."""
+    with served(tmp_path, Renames) as gateway:
+        for _ in range(2):
+            answer = gateway.request(method, f"/?as={other}")
+            assert (answer.status, answer.content) == (200, b"")
+        gateway.wait_requests(2)
+        assert "[error]" not in gateway.log.read_text()
+
+
 class Steers(Base):
     """Makes the calls that the configuration names, of `kong.service`."""
 
