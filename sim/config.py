@@ -60,7 +60,7 @@ SAMPLING_RATE_DEFAULT: Final = 0.01
 def parse_address(text: object) -> tuple[str, int]:
     """Split ``host:port``; an IPv6 host stands in brackets; raises FieldError."""
     match = (
-        re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})", text, re.ASCII) if isinstance(text, str) else None
+        re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]*]+):(\d{1,5})", text, re.ASCII) if isinstance(text, str) else None
     )
     if match is None or int(match[2]) > 65535:
         raise FieldError(f"expected host:port, not {shown(text)}", cure="write 127.0.0.1:8000; port 0 is any free one")

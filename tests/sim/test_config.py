@@ -18,7 +18,7 @@ def test_address_is_split_into_host_and_port(text, address):
 
 
 @pytest.mark.parametrize(
-    "text", ["8000", ":8000", "host:", "host:65536", "::1:8000", "http://h:1", "h:1\n", None, 8000]
+    "text", ["8000", ":8000", "host:", "host:65536", "::1:8000", "http://h:1", "h:1\n", "*:8000", None, 8000]
 )
 def test_address_of_another_form_is_refused(text):
     """The message names the form."""
