@@ -24,8 +24,9 @@ acknowledged by their senders, and a span that comes again though it was answere
 
 Run by a scenario it is a peer (`sim.peer`), forgets nothing and its counts are exact up to `sim.traces.SPANS_MAX`; a
 span costs some 190 bytes, one that is unanswered as much again.
-Alone in the foreground it shows traces as they come and forgets each `FORGET_S` after its last span; a duplicate later
-than that counts as new. What is checked is told in `sim.traces`. Sizes in bytes, latency in ms.
+Alone in the foreground it shows traces as they come, some 200 a second at most, and forgets each `FORGET_S` after its
+last span; a duplicate later than that counts as new. What is checked is told in `sim.traces`. Sizes in bytes, latency
+in ms.
 """
 
 import asyncio
@@ -60,7 +61,7 @@ from sim.trace_tree import render_trace
 from sim.traces import FINDINGS, Traces, is_root
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from google.protobuf.message import Message
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -81,6 +82,9 @@ QUIET_S: Final = 1.5
 
 ROOT_WAIT_S: Final = 10.0
 """How long a trace without a root is waited for before it is shown as it is."""
+
+SHOWN_MAX: Final = 50
+"""How many traces are shown at once, 3 ms each: senders wait for their answers meanwhile."""
 
 FORGET_S: Final = 300.0
 """How long a trace is remembered in the foreground; Kong retries for 82 s at most by default."""
@@ -451,7 +455,7 @@ async def _show_forever(sock: socket.socket, latency_ms: float, events: "list[Ev
         loop.call_later(event.at_s, carry_out, event)
     tick()
     await server.serve(sock, stop)
-    screen.show(tuple(screen.waiting))
+    screen.show(list(screen.waiting))
     report = server.report()
     names = ("requests", "received", "received_unique", "received_duplicates", "unanswered", "traces", *FINDINGS)
     console.print(", ".join(f"{name} {report[name]}" for name in names), highlight=False, soft_wrap=True)
@@ -483,9 +487,14 @@ class _Screen:
             if idle_s[trace_id] >= ROOT_WAIT_S or (idle_s[trace_id] >= QUIET_S and _has_root(spans))
         ]
 
-    def show(self, trace_ids: "Iterable[bytes]") -> None:
-        for trace_id in trace_ids:
+    def show(self, trace_ids: "Sequence[bytes]") -> None:
+        for trace_id in trace_ids[:SHOWN_MAX]:
             self._console.print(render_trace(self.waiting.pop(trace_id)), highlight=False)
+        if passed_over := trace_ids[SHOWN_MAX:]:
+            for trace_id in passed_over:
+                del self.waiting[trace_id]
+            text = f"and {len(passed_over)} traces more, which are counted but not shown: they come too fast for that"
+            self._console.print(text, highlight=False, soft_wrap=True)
 
     def forgotten(self, now_s: float) -> list[bytes]:
         old = []

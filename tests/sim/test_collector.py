@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from rich.console import Console
 
 from sim import process
-from sim.collector import BODY_BYTES_MAX, serve, serve_forever
+from sim.collector import BODY_BYTES_MAX, SHOWN_MAX, serve, serve_forever
 from sim.errors import UserError
 from sim.faults import Fault, parse_option
 from tests.peers import TIMEOUT_S, listening, started, wait_accepting
@@ -362,6 +362,20 @@ def test_foreground_shows_what_is_left_at_its_end():
 
     assert "span  1000.000 ms  (orphan)\n" in text
     assert "orphans 1" in text
+
+
+def test_foreground_does_not_show_more_traces_than_senders_can_wait_for():
+    """Those that come too fast are told by their number; they are counted like the others."""
+    traces = [_request((b"a" * 8, b""), trace_id=bytes([number]) * 16) for number in range(1, SHOWN_MAX + 4)]
+    with _foreground() as (child, output, port):
+        _post(port, b"".join(traces))  # one message: repeated fields are joined
+        os.kill(child.pid, signal.SIGTERM)
+        text = output.read()
+        assert process.reap(child, TIMEOUT_S) == 0
+
+    assert text.count("\n└── span") == SHOWN_MAX
+    assert "\nand 3 traces more, which are counted but not shown" in text
+    assert f" traces {SHOWN_MAX + 3}," in text
 
 
 def test_foreground_carries_faults_out_at_their_times():
