@@ -290,13 +290,24 @@ class _Run:
 
     def _carry_out_faults(self) -> None:
         elapsed_s = time.monotonic() - self.load_s
-        for event in [event for event in self.events if event.at_s <= elapsed_s]:
-            if event.begins and not self._begin(event.fault, elapsed_s):
-                continue  # there is nobody whom it could hit at this moment
-            if not event.begins:
-                self._end_fault(event.fault, elapsed_s)
-            self.events.remove(event)
+        while any(event.at_s <= elapsed_s and self._carry_out(event, elapsed_s) for event in self.events):
+            pass
         self._hold_memory_limits()
+
+    def _carry_out(self, event: Event, elapsed_s: float) -> bool:
+        """Begin or end a fault, which is no event to come then; False while there is nobody whom it could hit."""
+        if not event.begins and any(other.begins and other.fault is event.fault for other in self.events):
+            return False
+        if event.begins and not self._begin(event.fault, elapsed_s):
+            return False
+        if not event.begins:
+            self._end_fault(event.fault, elapsed_s)
+        self.events.remove(event)
+        if event.begins and event.fault.target == "worker":  # where it is late it lasts as long all the same
+            late_s = elapsed_s - event.at_s
+            moved = [e._replace(at_s=e.at_s + late_s) if e.fault is event.fault else e for e in self.events]
+            self.events = sorted(moved, key=lambda e: (e.at_s, e.begins))
+        return True
 
     def _begin(self, fault: Fault, elapsed_s: float) -> bool:
         entry: dict[str, Any] = {"at_s": round(elapsed_s, 3), **fault.told()}

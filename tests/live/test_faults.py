@@ -154,6 +154,23 @@ def test_reload_makes_a_generation_and_is_told(tmp_path):
     assert summary.faults[0]["at_s"] >= summary.faults[0]["planned_s"] == 0.3
 
 
+def test_fault_that_has_to_wait_for_a_worker_lasts_as_long_all_the_same(tmp_path, monkeypatch):
+    """Its end was due before there was anybody to be stopped, and the one who came then stood still for good."""
+    signal_worker = runs._Run._signal_worker
+
+    def nobody_at_first(self, slot, signum):
+        return signal_worker(self, slot, signum) if time.monotonic() > self.load_s + 0.4 else None
+
+    monkeypatch.setattr(runs._Run, "_signal_worker", nobody_at_first)
+
+    summary = run(tmp_path, "kong", "[{at: 100ms, for: 50ms, target: worker, kind: stop}]")
+
+    [stopped] = summary.faults
+    assert stopped["at_s"] >= 0.4
+    assert stopped["ended_at_s"] >= stopped["at_s"] + 0.049
+    assert losses(summary) == {}
+
+
 def test_fault_that_hits_nobody_is_told(tmp_path):
     """There is no worker left to be killed when the gateway has been terminated."""
     faults = "[{at: 100ms, target: master, kind: terminate}, {at: 700ms, target: worker, kind: kill}]"
