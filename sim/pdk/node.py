@@ -4,6 +4,12 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+from kongtrace import ApiError
+from sim.pdk.arguments import checked_integer, checked_text
+
+SCALE_MAX: Final = 20
+"""Digits after the point that are written."""
+
 _UNITS: Final = {"b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _STATM: Final = Path("/proc/self/statm")
 
@@ -30,11 +36,17 @@ class Node:
         """Return the memory of the worker's process.
 
         Args:
-            unit: "b", "k", "m" or "g"; a number of bytes with "b", a text with the unit's name otherwise.
+            unit: "b", "k", "m" or "g", in any case; a number of bytes with "b", a text with the unit's name otherwise.
             scale: digits after the point.
+
+        Raises:
+            ApiError: another unit, or a scale below 0.
         """
+        if checked_text(unit, "unit").lower() not in _UNITS:
+            raise ApiError(f"invalid unit '{unit}' (expected 'k/K', 'm/M', or 'g/G')")
+        checked_integer(scale, "scale", 0, SCALE_MAX)
         resident = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         allocated: int | str = resident
-        if unit != "b":
-            allocated = f"{resident / _UNITS[unit]:.{scale}f} {unit.upper()}iB"
+        if unit.lower() != "b":
+            allocated = f"{resident / _UNITS[unit.lower()]:.{scale}f} {unit.upper()}iB"
         return {"lua_shared_dicts": {}, "workers_lua_vms": [{"pid": os.getpid(), "http_allocated_gc": allocated}]}

@@ -898,6 +898,8 @@ WRONG_ARGUMENTS = {
     "response.exit(200, {'a': float('inf')})": (
         "body encoding failed while flushing response: Out of range float values are not JSON compliant"
     ),
+    "node.get_memory_stats('x')": "invalid unit 'x' (expected 'k/K', 'm/M', or 'g/G')",
+    "node.get_memory_stats('M', -1)": "scale must be an integer between 0 and 20: given -1",
     "response.error('x')": "code must be a number",
     "response.error(399)": "code must be a number between 400 and 599",
     "response.error(400, 5)": "message must be a nil or string",
