@@ -44,9 +44,20 @@ class Client(Part):
     get_forwarded_port = get_port
 
     @permitted(*WITH_CLIENT)
-    def get_protocol(self) -> str:
-        """Return "http"."""
-        return "http"
+    def get_protocol(self, allow_terminated: bool = False) -> str | None:
+        """Return "http", or "https" where the route is for nothing else; None without a route.
+
+        Args:
+            allow_terminated: a trusted proxy that says so in `X-Forwarded-Proto` has received it over TLS.
+        """
+        request = self._request
+        if request.match is None:
+            return None
+        protocols = request.match.route.protocols
+        if len(protocols) == 1:
+            return protocols[0]
+        forwarded = request.connection.runloop.forwarding.named(request, "proto") if allow_terminated else None
+        return "https" if forwarded == "https" else "http"
 
     @permitted(*WITH_CLIENT)
     def get_consumer(self) -> None:

@@ -457,7 +457,9 @@ class Told:
         """Answer."""
         names = ("scheme", "host", "port", "path", "prefix")
         said = {name: getattr(kong.request, f"get_forwarded_{name}")() for name in names}
-        kong.response.exit(200, said | {"client": kong.client.get_forwarded_ip(), "peer": kong.client.get_ip()})
+        protocols = [kong.client.get_protocol(), kong.client.get_protocol(allow_terminated=True)]
+        client = {"client": kong.client.get_forwarded_ip(), "peer": kong.client.get_ip(), "protocols": protocols}
+        kong.response.exit(200, said | client)
 
 
 @pytest.mark.parametrize("trusts", [True, False])
@@ -472,7 +474,8 @@ def test_plugins_are_told_of_the_client_what_a_trusted_proxy_says(tmp_path, trus
 
     named = {"scheme": "https", "host": "other.example", "port": 81, "path": "/other", "prefix": "/prefix"}
     seen = {"scheme": "http", "host": "127.0.0.1", "port": port, "path": "/a/b", "prefix": "/a"}
-    assert said == (named if trusts else seen) | {"client": "192.0.2.8" if trusts else "127.0.0.1", "peer": "127.0.0.1"}
+    client = {"client": "192.0.2.8", "protocols": ["http", "https"]} if trusts else {"client": "127.0.0.1"}
+    assert said == {"protocols": ["http", "http"], "peer": "127.0.0.1"} | (named if trusts else seen) | client
 
 
 @pytest.mark.parametrize(
