@@ -1,7 +1,6 @@
 """The request-termination plugin: answers in the place of the service."""
 
-from http import HTTPStatus
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +9,16 @@ from sim.document import Model
 from sim.errors import FieldError
 from sim.pdk import Kong
 from sim.pdk.response import JSON
+
+MESSAGES: Final = {
+    401: "Unauthorized",
+    404: "Not found",
+    405: "Method not allowed",
+    500: "An unexpected error occurred",
+    502: "Bad Gateway",
+    503: "Service unavailable",
+}
+"""What Kong's plugin says where the configuration says nothing; of other statuses it gives no body."""
 
 
 class RequestTerminationConfig(Model):
@@ -55,23 +64,18 @@ class RequestTermination:
         trigger = conf.trigger
         if trigger and kong.request.get_header(trigger) is None and kong.request.get_query_arg(trigger) is None:
             return
+        message = conf.message or MESSAGES.get(conf.status_code)
+        told = {"message": message} if message else {}
         if conf.echo:
-            kong.response.exit(conf.status_code, _echo(kong))
+            kong.response.exit(conf.status_code, told | _echo(kong))
         if conf.body is not None:
             kong.response.exit(conf.status_code, conf.body, {"Content-Type": conf.content_type or JSON})
-        kong.response.exit(conf.status_code, {"message": conf.message or _message(conf.status_code)})
-
-
-def _message(status: int) -> str:
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        return "Service unavailable"
-    return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Terminated"
+        kong.response.exit(conf.status_code, told or None)
 
 
 def _echo(kong: Kong) -> dict[str, Any]:
     route, service = kong.router.get_route(), kong.router.get_service()
     return {
-        "message": "Terminated by the request-termination plugin",
         "kong": {
             "node_id": kong.node.get_id(),
             "worker_pid": kong.ngx.worker.pid(),

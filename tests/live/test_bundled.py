@@ -37,7 +37,8 @@ def served(directory, *plugins, classes=None, **options):
     ("config", "status", "content_type", "content"),
     [
         ({}, 503, "application/json; charset=utf-8", b'{"message":"Service unavailable"}'),
-        ({"status_code": 403}, 403, "application/json; charset=utf-8", b'{"message":"Forbidden"}'),
+        ({"status_code": 404}, 404, "application/json; charset=utf-8", b'{"message":"Not found"}'),
+        ({"status_code": 403}, 403, None, b""),
         ({"status_code": 299, "message": "no"}, 299, "application/json; charset=utf-8", b'{"message":"no"}'),
         ({"status_code": 200, "body": "<p>", "content_type": "text/html"}, 200, "text/html", b"<p>"),
     ],
@@ -70,7 +71,7 @@ def test_request_termination_echoes_what_was_asked(tmp_path):
         answer = gateway.request("GET", "/a?b=c", headers={"X-Mine": "1"})
         said = json.loads(answer.content)
 
-    assert answer.status == 404
+    assert (answer.status, said["message"]) == (404, "Not found")
     assert (said["request"]["path"], said["request"]["query"], said["request"]["method"]) == ("/a", {"b": "c"}, "GET")
     assert said["request"]["headers"]["x-mine"] == "1"
     assert (said["matched_route"]["name"], said["matched_service"]["name"]) == ("all", "orders")
@@ -132,6 +133,19 @@ def test_correlation_id_leaves_the_clients_own(tmp_path):
 
     assert answer.headers["X-Id"] == "mine"
     assert ["x-id", "mine"] in [[name.lower(), value] for name, value in json.loads(answer.content)["headers"]]
+
+
+def test_correlation_id_is_told_also_where_there_is_no_route(tmp_path):
+    """A client's empty one counts for none."""
+    plugin = Plugin(name="correlation-id", config={"header_name": "X-Id", "echo_downstream": True})
+    with served(tmp_path, plugin, route={"paths": ("/here",)}) as gateway:
+        lost = gateway.request("GET", "/there")
+        own = gateway.request("GET", "/there", headers={"X-Id": "mine"})
+        empty = gateway.request("GET", "/here", headers={"X-Id": ""})
+
+    assert (lost.status, own.headers["X-Id"]) == (404, "mine")
+    assert re.fullmatch(r"[0-9a-f-]{36}#1", lost.headers["X-Id"])
+    assert re.fullmatch(r"[0-9a-f-]{36}#2", empty.headers["X-Id"])
 
 
 # synthetic
