@@ -46,15 +46,16 @@ class CorrelationId:
     def access(self, kong: Kong, conf: CorrelationIdConfig) -> None:
         """Take the client's id over, or make one."""
         correlation_id = kong.request.get_header(conf.header_name)
-        if correlation_id is None:
+        if not correlation_id:
             correlation_id = self._next(kong, conf.generator)
             kong.service.request.set_header(conf.header_name, correlation_id)
         kong.ctx.plugin[_ID] = correlation_id
 
     def header_filter(self, kong: Kong, conf: CorrelationIdConfig) -> None:
-        """Tell the client."""
-        if conf.echo_downstream and (correlation_id := kong.ctx.plugin.get(_ID)) is not None:
-            kong.response.set_header(conf.header_name, correlation_id)
+        """Tell the client, also where the request came no further."""
+        if conf.echo_downstream:
+            correlation_id = kong.ctx.plugin.get(_ID) or kong.request.get_header(conf.header_name)
+            kong.response.set_header(conf.header_name, correlation_id or self._next(kong, conf.generator))
 
     def _next(self, kong: Kong, generator: str) -> str:
         if generator == "uuid":
