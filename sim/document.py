@@ -230,7 +230,8 @@ def override(field: str, value: str, origin: str) -> Override:
     except FieldError as error:
         raise UserError(error.message, file=origin, cure=error.cure) from None
     except UserError as error:
-        raise UserError(error.message, file=origin, cure="put the value in quotes") from None
+        more = "<document start>" in error.message  # than one value
+        raise UserError(error.message, file=origin, cure="put the value in quotes" if more else None) from None
 
 
 class _UnreadableError(Exception):
