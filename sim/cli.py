@@ -72,6 +72,9 @@ def _occupy_standard_files() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
         pass
     os.close(descriptor)
+    # What was closed when Python started is None to it.
+    sys.stdout = sys.stdout or os.fdopen(_STANDARD_OUTPUT, "w")
+    sys.stderr = sys.stderr or os.fdopen(_STANDARD_ERROR, "w")
 
 
 @click.group()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sim.overhead.outcome import ArmOutcome, Outcome
 
@@ -21,12 +22,14 @@ def show(outcome: Outcome, folder: str, console: Console) -> None:
         console.print(_table(title, keys, outcome.arms))
     if outcome.breakdown is not None:
         console.print(_parts(outcome))
-    console.print(f"{outcome.sentence}\n", style="bold", highlight=False)
+    console.print(f"{outcome.sentence}\n", style="bold", highlight=False, markup=False)
     for reason, arms in _unresolved(outcome.arms).items():
-        console.print(f"not resolved, {', '.join(arms)}: {reason}", style="yellow", highlight=False)
+        told = f"not resolved, {', '.join(arms)}: {reason}"
+        console.print(told, style="yellow", highlight=False, markup=False)
     if any(figure.value is None for arm in outcome.arms for figure in arm.figures.values()):
         console.print("more --time resolves more, and so does a wider --precision", highlight=False)
-    console.print(f"all with 95 % intervals; results in {folder}", highlight=False)
+    console.print("all with 95 % intervals", highlight=False)
+    console.print(f"results in {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _unresolved(arms: Sequence[ArmOutcome]) -> dict[str, list[str]]:
@@ -46,14 +49,15 @@ def _table(title: str, keys: Sequence[str], arms: Sequence[ArmOutcome]) -> Table
         table.add_column(name, justify="right", no_wrap=True)
     for arm in arms:
         cells = [arm.figures[key].text() if key in arm.figures else "" for key in keys]
-        table.add_row(f"{arm.arm} (A/A)" if arm.is_control else arm.arm, *cells)
+        table.add_row(Text(f"{arm.arm} (A/A)" if arm.is_control else arm.arm), *cells)
     return table
 
 
 def _parts(outcome: Outcome) -> Table:
     breakdown = outcome.breakdown
     assert breakdown is not None
-    table = Table(title=f"where {breakdown.arm} goes, us CPU a request", title_justify="left", box=None)
+    title = Text(f"where {breakdown.arm} goes, us CPU a request", style="table.title")
+    table = Table(title=title, title_justify="left", box=None)
     table.add_column("part")
     table.add_column("us/req", justify="right", no_wrap=True)
     for name, figure in breakdown.parts.items():

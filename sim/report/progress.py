@@ -64,6 +64,7 @@ class Progress:
             self._console.print(
                 f"{scenario.name}: {workers} on {url}, profile {scenario.profile}, {what}",
                 highlight=False,
+                markup=False,
                 soft_wrap=True,
             )
             if self._console.is_terminal:

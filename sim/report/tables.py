@@ -48,6 +48,9 @@ _ACCOUNTS: Final = (
 _RARE: Final = frozenset({"copied_again", "open", "queued", "in_flight"})
 """Accounts that are empty as a rule, once all workers have ended; shown only when they are not."""
 
+WIDTH_MIN: Final = 80
+"""What the tables are made for; a terminal that is narrower breaks lines, where a table would cut off figures."""
+
 _NAME_WIDTH: Final = 21
 _COLUMN_WIDTH: Final = 11
 _INDENT: Final = 2
@@ -65,11 +68,15 @@ _VERDICT_STYLE: Final = {"passed": "bold green", "failed": "bold red", "invalid"
 
 def show(summary: "Summary", folder: str, console: Console) -> None:
     """Print the result of a run that was written to ``folder``."""
-    console.print(result(summary, folder, console.width), highlight=False)
+    console.width = max(console.width, WIDTH_MIN)
+    console.print(result(summary, console.width), highlight=False)
+    # These lines are left to the terminal to break: in a file each is one line, and a path can be copied.
+    for line in (*_warnings(summary), *_verdict(summary), Text(f"results in {folder}")):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
-def result(summary: "Summary", folder: str, width: int) -> "RenderableType":
-    """Return the whole result for a console of ``width`` columns."""
+def result(summary: "Summary", width: int) -> "RenderableType":
+    """Return the tables for a console of ``width`` columns."""
     return Group(
         _section("load", _load(summary)),
         _section("workers", _workers(summary.workers)),
@@ -81,8 +88,6 @@ def result(summary: "Summary", folder: str, width: int) -> "RenderableType":
         _section("collector, spans", _collector(summary)),
         *([_section("sampling, traces", _sampling(summary))] if summary.sampling.traces else []),
         *([_section("thresholds", _thresholds(summary))] if summary.thresholds else []),
-        *(Text(f"warning: {warning}", style="yellow") for warning in summary.warnings),
-        _verdict(summary, folder),
     )
 
 
@@ -246,7 +251,11 @@ def _thresholds(summary: "Summary") -> Table:
     return table
 
 
-def _verdict(summary: "Summary", folder: str) -> "RenderableType":
+def _warnings(summary: "Summary") -> "Iterable[RenderableType]":
+    return (Text(f"warning: {warning}", style="yellow") for warning in summary.warnings)
+
+
+def _verdict(summary: "Summary") -> "Iterable[RenderableType]":
     shape = f"{format_rate(summary.load.offered_rate_per_s)} for {format_duration(summary.load.duration_s)}"
     head = Text.assemble(
         (summary.verdict.upper(), _VERDICT_STYLE[summary.verdict]),
@@ -256,7 +265,7 @@ def _verdict(summary: "Summary", folder: str) -> "RenderableType":
     lines: list[RenderableType] = ["", head]
     if summary.verdict == "invalid":
         lines.append(f"the figures do not count: {summary.invalid_reason}")
-    return Group(*lines, Text(f"results in {folder}", overflow="fold"))
+    return lines
 
 
 def _section(title: str, content: "RenderableType") -> "RenderableType":

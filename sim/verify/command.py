@@ -2,6 +2,7 @@
 
 import json
 import linecache
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ def run(
         return 0
     verdict.shown = _baseline.without_known(verdict.shown, known)
     sys.stdout.write(FORMATS[form](suspects, verdict))
+    sys.stdout.flush()  # here a full disk can be told
     return EXIT_MISTAKES if verdict.shown else 0
 
 
@@ -63,7 +65,7 @@ def run(
 def _progress() -> Iterator[Callable[[int, int], object]]:
     """Show on a terminal how far it has come."""
     screen = sys.stderr
-    if not screen.isatty():
+    if not screen.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda _programs, _requests: None
         return
 

@@ -226,6 +226,18 @@ def test_a_result_that_cannot_be_written_is_one_line(files, arguments):
     assert "Traceback" not in done.stderr
 
 
+def test_standard_files_may_be_closed(files):
+    """As where a daemon starts it: nobody reads what is printed, and all goes on."""
+    Path("idle.py").write_text(
+        "class Idle:\n    PRIORITY = 1\n    VERSION = '1'\n\n    def log(self, kong, conf):\n        pass\n",
+        encoding="utf-8",
+    )
+    for arguments in ("check short.yaml", """verify idle.py --replay '{"steps": []}'"""):
+        command = ["sh", "-c", f"exec {sys.executable} -m sim {arguments} <&- >&- 2>&-"]
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+        assert done.returncode == 0
+
+
 def test_a_summary_that_cannot_be_written_is_shown_all_the_same(files, kongsim, monkeypatch):
     """What a run has found is not lost with its folder; the exit code says that something is missing."""
 

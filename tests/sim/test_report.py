@@ -310,6 +310,23 @@ def test_failed_thresholds_say_so_in_words(summary):
     assert re.search(r"requests\.failed / requests\.sent < 1% +0\.0667% +passed", out)
 
 
+def test_a_narrow_terminal_cuts_no_figure_off(summary):
+    """Its lines are broken where it ends; half a number would be another one."""
+    assert text_of(summary(), 40) == text_of(summary(), 80)
+    assert "…" not in text_of(summary(), 40)
+
+
+def test_what_is_no_table_is_not_broken(summary):
+    """A path can be copied, and a warning found with grep, however long."""
+    told = summary()
+    long = told.model_copy(update={"warnings": ["long " * 40]})
+    out = io.StringIO()
+    tables.show(long, "runs/" + "[b]folder/" * 20, Console(file=out, width=80))
+
+    assert out.getvalue().splitlines()[-1] == "results in runs/" + "[b]folder/" * 20
+    assert "warning: " + ("long " * 40) in out.getvalue()
+
+
 @pytest.mark.parametrize(("interrupted", "why"), [(True, "the run was interrupted"), (False, "nobody was there")])
 def test_a_fault_that_was_not_carried_out_says_why(summary, interrupted, why):
     """Who pressed Ctrl-C before its time looks for no worker that was missing."""
