@@ -129,7 +129,7 @@ def _run_child(
 def run(program: str, *arguments: str, folder: Path) -> tuple[int, str]:
     """Run another program to its end; return its exit code and what it wrote to standard error.
 
-    It gets TERM, and can put its things in order, when this process is interrupted meanwhile.
+    It comes to its end also when this process is interrupted meanwhile: half of its work could not be undone.
 
     Raises:
         FileNotFoundError: there is no such program.
@@ -140,7 +140,7 @@ def run(program: str, *arguments: str, folder: Path) -> tuple[int, str]:
         try:
             _out, told = child.communicate()
         except BaseException:
-            child.terminate()
+            child.wait()
             raise
     return child.returncode, told
 

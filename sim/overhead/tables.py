@@ -18,10 +18,11 @@ _TABLES = (
 
 def show(outcome: Outcome, folder: str, console: Console) -> None:
     """Print the figures of every arm, the break-down and the sentence."""
-    for title, keys in _TABLES:
-        console.print(_table(title, keys, outcome.arms))
+    tables = [_table(title, keys, outcome.arms) for title, keys in _TABLES]
     if outcome.breakdown is not None:
-        console.print(_parts(outcome))
+        tables.append(_parts(outcome))
+    for table in tables:
+        console.print(table, "", sep="\n")
     console.print(f"{outcome.sentence}\n", style="bold", highlight=False, markup=False)
     for reason, arms in _unresolved(outcome.arms).items():
         told = f"not resolved, {', '.join(arms)}: {reason}"
@@ -43,7 +44,7 @@ def _unresolved(arms: Sequence[ArmOutcome]) -> dict[str, list[str]]:
 
 def _table(title: str, keys: Sequence[str], arms: Sequence[ArmOutcome]) -> Table:
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("arm")
+    table.add_column("arm", overflow="fold")
     for key in keys:
         name = next((arm.figures[key].name for arm in arms if key in arm.figures), "")
         table.add_column(name, justify="right", no_wrap=True)
