@@ -276,7 +276,7 @@ def _capacity(plugin: Exporting) -> tuple[str, int, int]:
     """Return what bounds the queue, how many spans it lets wait, and its unit in one span."""
     queue = plugin.config.queue
     if queue.max_bytes is not None and PROFILES[plugin.gateway.profile].enforces_bytes:
-        in_bytes = queue.max_bytes // SPAN_BYTES
+        in_bytes = max(0, queue.max_bytes) // SPAN_BYTES
         if in_bytes < queue.max_entries:
             return "max_bytes", in_bytes, SPAN_BYTES
     return "max_entries", queue.max_entries, 1

@@ -349,7 +349,10 @@ def test_bytes_of_profile_safe_bound_its_queue_too(findings):
     assert found.message.startswith("at 300 spans/s this queue holds 2.3s of outage")
     assert found.cure.startswith("set it to 232000, about 320 kB")
     assert findings({"queue": {"max_bytes": 232_000}}, profile="safe") == []
-    assert {found.rule for found in findings({"queue": {"max_bytes": 0}}, profile="safe")} == {"KC001", "KC005"}
+    for none in (0, -1):
+        nothing, overflow = findings({"queue": {"max_bytes": none}}, profile="safe")
+        assert (nothing.rule, overflow.rule) == ("KC001", "KC005")
+        assert overflow.message.startswith("at 300 spans/s this queue holds 0s of outage")
 
 
 def test_a_scenario_names_its_own_outage(findings):
