@@ -224,8 +224,10 @@ def require_use(names: Iterable[str], entities: Entities, document: Document, pa
 
 
 def is_kong_yml(document: Document) -> bool:
-    """Whether a file is a Kong declarative file, and not a scenario."""
-    return "_format_version" in document.root
+    """Whether a file is a Kong declarative file, which says so or has entities at its top, and not a scenario."""
+    fields = document.root.keys()
+    has_entities = bool({"services", "routes", "plugins"} & fields)
+    return "_format_version" in fields or (has_entities and not {"gateway", "load"} & fields)
 
 
 def read_entities(

@@ -388,14 +388,21 @@ def test_a_wrong_setting_names_the_option(tmp_path):
         load(str(path), [Override(("workers",), 0, "--workers")])
 
 
-def test_a_kong_yml_is_known_by_its_format_version(tmp_path):
-    """A scenario has none."""
-    kong_yml, scenario = tmp_path / "kong.yml", tmp_path / "scenario.yaml"
-    kong_yml.write_text("_format_version: '3.0'\n", encoding="utf-8")
-    scenario.write_text("name: a\n", encoding="utf-8")
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("_format_version: '3.0'", True),
+        ("plugins: [{name: correlation-id}]", True),
+        ("name: a", False),
+        ("{name: a, load: [], plugins: []}", False),
+    ],
+)
+def test_a_kong_yml_is_known_by_its_format_version_or_its_entities(tmp_path, text, is_one):
+    """A scenario has neither; the version may be left out."""
+    file = tmp_path / "file.yml"
+    file.write_text(text, encoding="utf-8")
 
-    assert is_kong_yml(Document.read(str(kong_yml)))
-    assert not is_kong_yml(Document.read(str(scenario)))
+    assert is_kong_yml(Document.read(str(file))) == is_one
 
 
 def test_a_stand_in_takes_the_place_of_a_plugin_that_is_not_simulated(tmp_path):
