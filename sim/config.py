@@ -10,7 +10,7 @@ import os
 import re
 import resource
 import ssl
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from ipaddress import ip_network
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -67,11 +67,16 @@ def parse_address(text: object) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
+def divided(text: str) -> list[str]:
+    """Return the parts of a text that is divided by commas."""
+    return [part.strip() for part in text.split(",")]
+
+
 def _addresses(value: object) -> object:
     """Read one address, several divided by commas, a list of them, or ``off``."""
     if value == "off":
         return ()
-    addresses = [text.strip() for text in value.split(",")] if isinstance(value, str) else value
+    addresses = divided(value) if isinstance(value, str) else value
     if not isinstance(addresses, list | tuple):
         raise FieldError(f"expected host:port, not {shown(value)}", cure="write 127.0.0.1:8000; port 0 is any free one")
     for index, address in enumerate(addresses):
@@ -175,6 +180,15 @@ SYSTEM: Final = "system"
 """What stands for the authorities that the system trusts (Kong, `lua_ssl_trusted_certificate`)."""
 
 
+def trusting(authorities: Sequence[str]) -> ssl.SSLContext:
+    """Make the context of a client that takes the certificates of these: files in PEM format, or `SYSTEM`."""
+    files = [name for name in authorities if name != SYSTEM]
+    context = ssl.create_default_context(cafile=None if SYSTEM in authorities else files[0])
+    for file in files:
+        context.load_verify_locations(file)
+    return context
+
+
 def _authorities(file: object) -> object:
     try:
         ssl.create_default_context(cafile=str(file))
@@ -189,7 +203,13 @@ Instrumentations = Annotated[Many[str], NotEmpty, AfterValidator(_instrumentatio
 Authorities = Annotated[str, AfterValidator(_authorities)]
 """The path of a file with the certificates of authorities, in PEM format."""
 
-AuthoritiesOrSystem = Annotated[Authorities | None, BeforeValidator(lambda value: None if value == SYSTEM else value)]
+Trusted = Annotated[
+    Many[str],
+    BeforeValidator(lambda value: divided(value) if isinstance(value, str) else value),
+    NotEmpty,
+    AfterValidator(lambda names: tuple(name if name == SYSTEM else _authorities(name) for name in names)),
+]
+"""Several of these, divided by commas, or `SYSTEM` among them."""
 
 Addresses = Annotated[Many[str], BeforeValidator(_addresses)]
 """``host:port``, several divided by commas, or ``off``."""
@@ -229,8 +249,8 @@ class Nginx(Model):
         keepalive_requests: requests that one connection serves at most.
         lua_max_pending_timers: timers of a worker that wait at most (N4).
         lua_max_running_timers: timers of a worker that run at most (N4).
-        lua_ssl_trusted_certificate: file of the authorities that the certificate of an https collector, or of a server
-            that a plugin asks, may come from; None: those of the system, Kong's `system`.
+        lua_ssl_trusted_certificate: files of the authorities that the certificate of an https collector, or of a server
+            that a plugin asks, may come from; `SYSTEM`: those of the system.
     """
 
     worker_shutdown_timeout: Seconds = 0.0
@@ -244,7 +264,7 @@ class Nginx(Model):
     keepalive_requests: Annotated[int, Field(ge=1)] = 10_000
     lua_max_pending_timers: Annotated[int, Field(ge=1)] = 16_384
     lua_max_running_timers: Annotated[int, Field(ge=1)] = 4_096
-    lua_ssl_trusted_certificate: AuthoritiesOrSystem = None
+    lua_ssl_trusted_certificate: Trusted = (SYSTEM,)
 
 
 class Export(Model):

@@ -20,7 +20,7 @@ import contextlib
 import os
 import ssl
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -37,7 +37,7 @@ from kongtrace.otlp import encode_traces
 from kongtrace.queue import Job, Queue, Queues, Send
 from kongtrace.queue_profile import Outcome, QueueProfile
 from sim import __version__
-from sim.config import Export
+from sim.config import Export, trusting
 from sim.connection_table import unlimited
 from sim.framing import HeaderLines
 from sim.resolver import Resolver
@@ -130,7 +130,7 @@ class Exporter:
         timers: of the worker; every job is one.
         resolver: of the endpoint's host.
         export: what the environment says of every endpoint.
-        trusted: file of the authorities whose certificates are taken; None: the system's.
+        trusted: authorities whose certificates are taken (`sim.config.trusting`).
         admits: whether one more connection may be opened.
         log: takes a level and a message.
         on_change: called when the queues' accounts have changed.
@@ -147,7 +147,7 @@ class Exporter:
         timers: Timers,
         resolver: Resolver,
         export: Export,
-        trusted: str | None,
+        trusted: Sequence[str],
         log: Callable[[str, str], None],
         on_change: Callable[[], None],
         admits: Callable[[], bool] = unlimited,
@@ -157,7 +157,7 @@ class Exporter:
         self._timers = timers
         self._resolver = resolver
         self._export = export
-        self._trusted = export.certificate or trusted
+        self._trusted = trusted if export.certificate is None else (export.certificate,)
         self._attempt_s = profile.attempt_s if export.timeout is None else export.timeout
         self._log = log
         self._on_change = on_change
@@ -212,7 +212,7 @@ class Exporter:
         )
 
     def _secured(self, host: str) -> Tls:
-        context = ssl.create_default_context(cafile=self._trusted)
+        context = trusting(self._trusted)
         if self._export.client_certificate is not None:
             context.load_cert_chain(self._export.client_certificate, self._export.client_key)
         return Tls(context, host)

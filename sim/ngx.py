@@ -11,7 +11,7 @@ reading in a turn is the moment of that reading, where nginx takes the moment at
 import asyncio
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
@@ -19,6 +19,7 @@ from weakref import finalize
 
 from kongtrace import ApiError, Execution
 from sim import http_client
+from sim.config import SYSTEM, trusting
 from sim.request import ARG, Part
 from sim.runtime import Tls
 from sim.timers import Timers
@@ -61,13 +62,13 @@ class Network(NamedTuple):
         resolver: of host names.
         pool: connections that HTTP exchanges share.
         instrumentation: makes spans of look-ups and exchanges.
-        trusted: file of the authorities whose certificates are taken; None: the system's.
+        trusted: authorities whose certificates are taken (`sim.config.trusting`).
     """
 
     resolver: "Resolver"
     pool: Pool
     instrumentation: "Instrumentation"
-    trusted: str | None = None
+    trusted: Sequence[str] = (SYSTEM,)
 
 
 class Ngx:
@@ -402,7 +403,7 @@ class Http:
         """Return the context of connections whose certificates are checked, or of those where they are not."""
         context = self._contexts.get(verify)
         if context is None:
-            context = self._contexts[verify] = ssl.create_default_context(cafile=self._network.trusted)
+            context = self._contexts[verify] = trusting(self._network.trusted)
             if not verify:
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context

@@ -28,6 +28,7 @@ from sim.config import (
     Tracing,
     Workers,
     available_cpus,
+    divided,
 )
 from sim.declarative import is_kong_yml, read_entities, require_use, with_stand_ins
 from sim.document import Document, Model, NotEmpty, Override, matching
@@ -366,12 +367,14 @@ _AUTHORITIES: Final = "lua_ssl_trusted_certificate"
 
 
 def _place_authorities(document: Document) -> None:
-    """Name the file of trusted authorities, which stands beside the scenario, so that it is found from anywhere."""
+    """Name the files of trusted authorities, which stand beside the scenario, so that they are found from anywhere."""
     node: object = document.root
     for step in ("gateway", "nginx"):
         node = node.get(step) if isinstance(node, dict) else None
-    if isinstance(node, dict) and isinstance(file := node.get(_AUTHORITIES), str) and file != SYSTEM:
-        node[_AUTHORITIES] = str((pathlib.Path(document.file).parent / file).resolve())
+    if isinstance(node, dict) and (given := node.get(_AUTHORITIES)):
+        files, folder = divided(given) if isinstance(given, str) else given, pathlib.Path(document.file).parent
+        if isinstance(files, list) and all(isinstance(file, str) for file in files):
+            node[_AUTHORITIES] = [file if file == SYSTEM else str((folder / file).resolve()) for file in files]
 
 
 def _plugin_paths(document: Document, content: _File) -> tuple[str, ...]:

@@ -1164,7 +1164,7 @@ def asking(directory, authority, name, *, trusts=True, times=1, **params):
     authority.cert_pem.write_to_path(file)
     with recording_collector(authority.issue_cert(name)) as server:
         config = {"uri": f"https://localhost:{server.port}/", "times": times, "params": params}
-        nginx = Nginx(lua_ssl_trusted_certificate=str(file) if trusts else None)
+        nginx = Nginx(lua_ssl_trusted_certificate=str(file) if trusts else "system")
         with served(directory, Calls, configs={"calls": config}, nginx=nginx, log_level="info") as gateway:
             yield gateway, lambda: json.loads(gateway.request().content)["told"]
 

@@ -17,7 +17,7 @@ from kongtrace.otlp import encode_traces
 from kongtrace.queue import Binding, Counters, QueueParameters
 from kongtrace.queue_profile import Outcome
 from sim import __version__
-from sim.config import Export
+from sim.config import Export, Nginx
 from sim.exporter import LOGGED_BYTES_MAX, PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _retry_after
 from sim.resolver import Resolver
 from sim.runtime.live import LiveRuntime
@@ -31,13 +31,12 @@ SPANS = [b"\x12\x02ab"]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
-def exporter(profile="kong", export=None, trusted=None, timers=None, log=lambda *_: None, resolver=None):
+def exporter(profile="kong", export=None, trusted="system", timers=None, log=lambda *_: None, resolver=None):
     """An exporter of the running loop; its queues are not driven without timers."""
     runtime = LiveRuntime(asyncio.get_running_loop(), seed=1)
-    profile = queue_profile.PROFILES[profile]
-    return Exporter(
-        profile, runtime, timers, resolver or Resolver(runtime, {}), export or Export(), trusted, log, lambda: None
-    )
+    profile, resolver = queue_profile.PROFILES[profile], resolver or Resolver(runtime, {})
+    trusted = Nginx(lua_ssl_trusted_certificate=trusted).lua_ssl_trusted_certificate
+    return Exporter(profile, runtime, timers, resolver, export or Export(), trusted, log, lambda: None)
 
 
 def endpoint(exporter, url, headers=None, **timeouts):
@@ -207,10 +206,26 @@ def test_a_certificate_that_does_not_hold_is_refused(name, trusts, reason, autho
 
     async def scenario():
         async with collecting(context=secured(authority, name)) as collector:
-            made = exporter(trusted=trusted if trusts else None)
+            made = exporter(trusted=trusted if trusts else "system")
             outcome = await made.send(endpoint(made, f"https://127.0.0.1:{collector.port}/"), SPANS)
             assert outcome.reason == f"failed to send request: certificate refused: {reason}"
             assert collector.requests == []
+
+    outcomes(scenario)
+
+
+def test_several_authorities_are_trusted(authority, trusted, tmp_path):
+    """Those of the system may be among them, as Kong takes a list."""
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(other)
+
+    async def scenario():
+        async with collecting(context=secured(authority, "127.0.0.1")) as collector:
+            for several in (f"system,{trusted}", f"{other}, {trusted}"):
+                made = exporter(trusted=several)
+                outcome = await made.send(endpoint(made, f"https://127.0.0.1:{collector.port}/"), SPANS)
+                assert outcome.ok
+                made.close()
 
     outcomes(scenario)
 

@@ -54,7 +54,7 @@ def gateway(tmp_path):
         ("LUA_MAX_PENDING_TIMERS", "20", "nginx.lua_max_pending_timers", 20),
         ("NGINX_HTTP_LUA_MAX_RUNNING_TIMERS", "10", "nginx.lua_max_running_timers", 10),
         ("LUA_MAX_RUNNING_TIMERS", "10", "nginx.lua_max_running_timers", 10),
-        ("LUA_SSL_TRUSTED_CERTIFICATE", "system", "nginx.lua_ssl_trusted_certificate", None),
+        ("LUA_SSL_TRUSTED_CERTIFICATE", "system", "nginx.lua_ssl_trusted_certificate", ("system",)),
         ("TRACING_INSTRUMENTATIONS", "request, router", "tracing.instrumentations", ("request", "router")),
         ("OPENTELEMETRY_TRACING", "all", "tracing.instrumentations", ("all",)),
         ("TRACING_SAMPLING_RATE", "0.5", "tracing.sampling_rate", 0.5),

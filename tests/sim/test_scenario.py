@@ -476,8 +476,10 @@ def test_authorities_of_a_scenario_stand_beside_it(scenario, tmp_path, monkeypat
 
     loaded = scenario(beside)
 
-    assert loaded.gateway.nginx.lua_ssl_trusted_certificate == str(tmp_path / "ca.pem")
+    assert loaded.gateway.nginx.lua_ssl_trusted_certificate == (str(tmp_path / "ca.pem"),)
     assert str(tmp_path / "ca.pem") in loaded.as_run
     with pytest.raises(UserError, match=r"a.yaml:9: .*certificate: expected a file of certificates .* No such file"):
         scenario(beside.replace("ca.pem", "none.pem"))
-    assert scenario(beside.replace("ca.pem", "system")).gateway.nginx.lua_ssl_trusted_certificate is None
+    for written in ('"system, ca.pem"', "[system, ca.pem]"):
+        several = scenario(beside.replace("ca.pem", written)).gateway.nginx
+        assert several.lua_ssl_trusted_certificate == ("system", str(tmp_path / "ca.pem"))
