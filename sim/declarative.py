@@ -459,7 +459,8 @@ class _EntityReader:
         known = {*self.classes, *_BUNDLED}
         is_told_of = name in _BUNDLED or (self.enabled is not None and name in self.enabled)
         if not is_told_of and get_close_matches(name, known, n=1, cutoff=0.85):
-            raise self.document.error(f"there is no plugin {shown(name)}", (*path, "name"), cure=nearest(name, known))
+            cure = f"{nearest(name, known)} If it is one of your own, list it in KONG_PLUGINS, or give it a stand-in"
+            raise self.document.error(f"there is no plugin {shown(name)}", (*path, "name"), cure=cure)
         self._warn(f"plugin {name} is not simulated: requests pass as if it were absent; {_STAND_IN}", (*path, "name"))
 
     def _simulated(self, kind: str, data: Any, path: FieldPath) -> dict[str, Any]:

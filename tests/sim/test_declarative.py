@@ -185,7 +185,7 @@ def test_plugin_that_is_enabled_by_name_is_no_mistake(entities):
     """However much its name looks like another."""
     read = entities("plugins: [{name: key-auth2}]\n", enabled=["bundled", "key-auth2"])
     assert "plugin key-auth2 is not simulated" in read.warnings[0]
-    with pytest.raises(UserError, match=r"there is no plugin 'key-auth2'; did you mean key-auth\?"):
+    with pytest.raises(UserError, match=r"did you mean key-auth\? If it is one of your own, list it in KONG_PLUGINS"):
         entities("plugins: [{name: key-auth2}]\n")
 
 
@@ -310,7 +310,10 @@ def test_https_of_a_service_is_spoken_without_tls(entities):
         ),
         (
             "plugins:\n  - name: opentelemtry\n",
-            "kong.yml:2: plugins[0].name: there is no plugin 'opentelemtry'; did you mean opentelemetry?",
+            (
+                "kong.yml:2: plugins[0].name: there is no plugin 'opentelemtry'; did you mean opentelemetry?"
+                " If it is one of your own, list it in KONG_PLUGINS, or give it a stand-in"
+            ),
         ),
         (
             "plugins:\n  - name: opentelemetry\n",
