@@ -90,6 +90,8 @@ _LEFT_ASIDE: Final[_Table] = {
     ("file", "key_sets"): (([],), "nothing is signed or verified"),
     ("file", "keys"): (([],), "nothing is signed or verified"),
     ("file", "filter_chains"): (([],), "WebAssembly filters do not run"),
+    ("file", "partials"): (([],), "no plugin here takes one"),
+    ("file", "rbac_roles"): (([],), "there is no Admin API"),
     ("service", "client_certificate"): ((), _NO_TLS),
     ("service", "ca_certificates"): (([],), _NO_TLS),
     ("service", "tls_verify"): ((False,), _NO_TLS),
@@ -101,6 +103,7 @@ _LEFT_ASIDE: Final[_Table] = {
     ("upstream", "sticky_sessions_cookie"): ((), "no session is sticky"),
     ("upstream", "sticky_sessions_cookie_path"): (("/",), "no session is sticky"),
     ("plugin", "ordering"): ((), "plugins run by priority"),
+    ("plugin", "partials"): (([],), "no plugin here takes one"),
     ("plugin", "condition"): ((), "it runs for every request"),
 }
 """Fields by kind of entity: the values that ask for nothing, and what becomes of any other, which a warning tells."""
@@ -283,6 +286,7 @@ class _EntityReader:
         self.routes: list[Route] = []
         self.plugins: list[Plugin] = []
         self.warnings: list[str] = []
+        self._shared: Any = {}
         self._hosts: list[tuple[str, FieldPath]] = []
         self._names: dict[tuple[str, str], str] = {}
         self._left_out: set[tuple[str, str]] = set()
@@ -303,6 +307,7 @@ class _EntityReader:
         if isinstance(told, dict) and told.get("defaults"):
             self._warn("not simulated: what is left out has Kong's defaults", (*path, "_info", "defaults"))
         data = self._simulated("file", data, path)
+        self._shared = data.pop("_plugin_configs", {})
         self.version = data.pop("_format_version", FORMAT_VERSIONS[-1])
         if self.version not in FORMAT_VERSIONS:
             raise self.document.error(
@@ -434,7 +439,7 @@ class _EntityReader:
         data.pop("protocols", None)
         for kind in ("service", "route"):
             data[kind] = self._scope(kind, data, path, scope.get(kind))
-        data["config"] = _without_nulls(data.get("config", {}))
+        data["config"] = _without_nulls(self._config_of(data, path))
         plugin = self.document.validate(Plugin, data, path)
         if not plugin.enabled:
             return
@@ -453,6 +458,17 @@ class _EntityReader:
             raise self.document.error(f"a second {plugin.name} for the same requests", path, cure="keep one of them")
         self._scopes.add(identity)
         self.plugins.append(plugin)
+
+    def _config_of(self, data: dict[str, Any], path: FieldPath) -> Any:
+        """Return a plugin's configuration; what it leaves out may stand in one that several share, as decK has it."""
+        config, shared = data.get("config", {}), data.pop("_config", None)
+        if shared is None or not isinstance(config, dict):
+            return config
+        known = self._shared if isinstance(self._shared, dict) else {}
+        if not isinstance(shared, str) or not isinstance(known.get(shared), dict):
+            message = f"there is no configuration {shown(shared)} in _plugin_configs"
+            raise self.document.error(message, (*path, "_config"), cure=nearest(shared, known))
+        return known[shared] | config
 
     def _leave_aside(self, name: str, path: FieldPath) -> None:
         """Warn of a plugin that is not here; one whose name looks misspelt is a mistake."""

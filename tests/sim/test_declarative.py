@@ -166,6 +166,18 @@ def test_defaults_that_deck_fills_in_get_a_warning(entities):
     assert warning.endswith("3: _info.defaults: not simulated: what is left out has Kong's defaults")
 
 
+def test_plugins_may_share_a_configuration_as_deck_has_it(entities):
+    """What a plugin says itself goes first; a configuration that is not there is a mistake."""
+    shared = "_plugin_configs:\n  ids: {generator: uuid, header_name: X-Id}\n"
+    (plugin,) = entities(
+        f"{shared}plugins: [{{name: correlation-id, _config: ids, config: {{header_name: X}}}}]\n"
+    ).plugins
+    assert plugin.config == {"generator": "uuid", "header_name": "X"}
+
+    with pytest.raises(UserError, match=r"plugins\[0\]\._config: there is no configuration 'id' in _plugin_configs"):
+        entities(f"{shared}plugins: [{{name: correlation-id, _config: id}}]\n")
+
+
 def test_plugins_and_credentials_of_others_get_a_warning(entities):
     """A plugin that Kong does not bring, an enterprise plugin, entities of plugins: one line each."""
     read = entities(
