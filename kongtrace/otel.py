@@ -13,9 +13,10 @@ Theory of operation.
 *Parent and request.* Which span is current is OpenTelemetry's affair, kept in `contextvars`, so it follows a task
 through every await. A span remembers the request that it belongs to: a child joins the request of its parent, whichever
 request the worker runs at that moment. Where no span of OpenTelemetry is current, the parent is the active span of the
-running request; a context given expressly, with no span in it, starts a trace of its own (OpenTelemetry specification,
-Trace API, "Determining the Parent Span from a Context"). A span that ``start_as_current_span`` makes current becomes
-Kong's active span too, if its request is the one that runs, so that the gateway's own spans go below it.
+running request, or the nearest above it that is none of OpenTelemetry's: those are current in another task. A
+context given expressly, with no span in it, starts a trace of its own (OpenTelemetry specification, Trace API,
+"Determining the Parent Span from a Context"). A span that ``start_as_current_span`` makes current becomes Kong's active
+span too, if its request is the one that runs, so that the gateway's own spans go below it.
 
 *Outside requests.* A span that has no parent here and starts while no request runs begins a trace of its own, when
 there is somebody to take it: ``process`` gets each sampled span once the last open span of the trace has ended; then
@@ -298,7 +299,7 @@ class Tracer(trace.Tracer):
             return NOOP_SPAN
         state = _NO_STATE
         if parent is None and context is None:
-            made = handle.start_span(*fields)
+            made = _start_beside(handle, fields)
         else:
             received = trace.get_current_span(context).get_span_context()
             state = received.trace_state
@@ -641,6 +642,16 @@ CheckedProvider.carriers = (*CheckedProvider.carriers, context_api.Context)
 
 def _without_none(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if value is not None} if None in table.values() else table
+
+
+def _start_beside(handle: GlobalTracer, fields: tuple[Any, ...]) -> AnySpan:
+    """Start a span below the active one, or what that is below: a span of this API is current in another task alone."""
+    above = active = handle.active_span()
+    while isinstance(above, KongSpan) and above.attributes is not None and OTEL_SCOPE_NAME in above.attributes:
+        above = above.parent
+    if above is None and active is not None:
+        return _start_apart(handle, fields, trace.INVALID_SPAN_CONTEXT)
+    return handle.start_span(*fields, above)
 
 
 def _start_apart(handle: GlobalTracer, fields: tuple[Any, ...], received: SpanContext) -> AnySpan:

@@ -94,6 +94,33 @@ def _nothing_stays_current():
 # In a request.
 
 
+@pytest.mark.parametrize("rooted", [True, False])
+def test_spans_of_tasks_beside_each_other_stand_beside_each_other(worker, rooted):
+    """What is current in one task is nothing to another, though it is the active span of the request."""
+    ctx = worker.begin()
+    (root,) = span_list(ctx)
+    if not rooted:
+        worker.handle.set_active_span(None)
+
+    async def work(name):
+        with worker.tracer.start_as_current_span(name):
+            await asyncio.sleep(0)
+            with worker.tracer.start_as_current_span(f"in {name}"):
+                await asyncio.sleep(0)
+
+    async def handler():
+        await asyncio.gather(work("first"), work("second"))
+        worker.tracer.start_span("after").end()
+
+    asyncio.run(handler())
+    parents = {span.name: span.parent and span.parent.name for span in span_list(ctx)}
+    above = "kong" if rooted else None
+    top = {"first": above, "second": above, "after": above}
+    assert parents == {"kong": None, **top, "in first": "first", "in second": "second"}
+    assert worker.handle.active_span() is (root if rooted else None)
+    worker.end(ctx)
+
+
 @pytest.mark.parametrize("last", ["in its request", "in another"])
 def test_span_that_outlives_its_parent_leaves_an_open_span_active(worker, last):
     """A task ends after the block that has made it: the gateway's own spans do not go below what has ended."""
