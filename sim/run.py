@@ -85,7 +85,11 @@ def run(scenario: Scenario, *, out_dir: Path, progress: Progress) -> Summary:
         KeyboardInterrupt: It was interrupted before there was anything to tell.
     """
     log_path = out_dir / "error.log"
-    log_path.unlink(missing_ok=True)
+    try:
+        log_path.unlink(missing_ok=True)
+    except OSError as error:
+        cure = "name another folder with --out"
+        raise UserError(f"cannot be replaced: {error.strerror}", file=str(log_path), cure=cure) from None
     with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP) as signals, ExitStack() as bound:
         error_log = ErrorLog(log_path, scenario.gateway.log_level)
         bound.callback(error_log.close)

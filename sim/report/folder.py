@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 RUNS: Final = Path("runs")
 """Where the folders of runs are, below the current one."""
 
+_CURE: Final = "name another folder with --out"
+
 
 @contextmanager
 def folder(scenario: "Scenario", out: str | None) -> Iterator[Path]:
@@ -29,20 +31,35 @@ def folder(scenario: "Scenario", out: str | None) -> Iterator[Path]:
         UserError: it cannot be made or written; when the run itself raises one, because it could not start, the folder
             is removed again, unless it was there before.
     """
+    if out == "":
+        raise UserError("expected a folder, not an empty name", file="--out", cure=_CURE)
     path = _unused(scenario.name) if out is None else Path(out)
-    existed = path.exists()
+    as_run = path / "scenario.yaml"
     try:
+        existed = path.exists()
         path.mkdir(parents=True, exist_ok=True)
-        (path / "scenario.yaml").write_text(scenario.as_run, encoding="utf-8")
+        if _is_another(as_run, scenario):
+            raise UserError("is the scenario itself, and would be overwritten", file=str(as_run), cure=_CURE)
+        as_run.write_text(scenario.as_run, encoding="utf-8")
     except OSError as error:
-        cure = "name another folder with --out"
-        raise UserError(f"cannot write there: {error.strerror}", file=str(path), cure=cure) from None
+        raise UserError(f"cannot write there: {error.strerror}", file=str(path), cure=_CURE) from None
     try:
         yield path
     except UserError:
         if not existed:
             shutil.rmtree(path)
         raise
+
+
+def _is_another(as_run: Path, scenario: "Scenario") -> bool:
+    """Whether this is the file of the scenario, and not as it is run: with a ``kong.yml`` beside it, say."""
+    file = Path(scenario.document.file)
+    return (
+        as_run.exists()
+        and file.exists()
+        and as_run.samefile(file)
+        and as_run.read_text(encoding="utf-8") != scenario.as_run
+    )
 
 
 def _unused(name: str) -> Path:

@@ -172,6 +172,33 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(kongs
     assert err == "kongsim: short.yaml/x: cannot write there: Not a directory; name another folder with --out\n"
 
 
+@pytest.mark.parametrize(
+    ("out", "line"),
+    [
+        ("", "--out: expected a folder, not an empty name"),
+        ("a" * 300, f"{'a' * 300}: cannot write there: File name too long"),
+        ("taken", "taken/error.log: cannot be replaced: Is a directory"),
+    ],
+)
+def test_a_folder_that_cannot_be_one_is_refused(kongsim, files, out, line):
+    """An empty name, of a variable that is not set, say, is not the folder that one is in."""
+    Path("taken/error.log").mkdir(parents=True)
+    code, stdout, err = kongsim("run", "short.yaml", "--out", out)
+
+    assert (code, stdout) == (2, "")
+    assert f"kongsim: {line}; name another folder with --out\n" in err
+
+
+def test_a_run_does_not_overwrite_its_scenario(kongsim, files):
+    """What the author wrote is not replaced by what was run of it; that of an earlier run may be."""
+    Path("scenario.yaml").write_text(SHORT, encoding="utf-8")
+    code, _out, err = kongsim("run", "scenario.yaml", "--out", ".", "--set", "load[0].duration=1ms")
+
+    assert (code, Path("scenario.yaml").read_text(encoding="utf-8")) == (2, SHORT)
+    reason = "is the scenario itself, and would be overwritten"
+    assert err == f"kongsim: scenario.yaml: {reason}; name another folder with --out\n"
+
+
 def test_a_file_without_permission_is_refused(kongsim, files):
     """Also when root runs the tests: it steps down for a moment."""
     assert load_kong_yml is not None  # what the command imports is imported: nobody may not read it
