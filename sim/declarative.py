@@ -256,6 +256,7 @@ def read_entities(
     """
     reader = _EntityReader(document, provided, enabled, classes)
     reader.file(document.plain(path), path)
+    reader.tell_of_idle_plugins(path)
     return reader.entities()
 
 
@@ -458,6 +459,13 @@ class _EntityReader:
             raise self.document.error(f"a second {plugin.name} for the same requests", path, cure="keep one of them")
         self._scopes.add(identity)
         self.plugins.append(plugin)
+
+    def tell_of_idle_plugins(self, path: FieldPath) -> None:
+        """Warn of plugins of the user that are loaded and that nothing configures, as is easily forgotten."""
+        configured = {plugin.name for plugin in self.plugins}
+        for name in sorted(self.classes.keys() - BUNDLED.keys() - configured):
+            told = f"plugin {name} does not run: no plugin of that name is configured here and enabled"
+            self._warn(told, (*path, "plugins"))
 
     def _config_of(self, data: dict[str, Any], path: FieldPath) -> Any:
         """Return a plugin's configuration; what it leaves out may stand in one that several share, as decK has it."""

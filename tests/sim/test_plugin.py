@@ -189,6 +189,17 @@ def entities(load, config):
     return declarative.read_entities(Document.read("kong.yml"), classes=load())
 
 
+@pytest.mark.parametrize("config", ["[]", "[{name: greeter, enabled: false}]"])
+def test_plugin_that_nothing_configures_is_told(load, tmp_path, config):
+    """Its author wonders why it does not run."""
+    (tmp_path / "kong.yml").write_text(f"_format_version: '3.0'\nplugins: {config}\n", encoding="utf-8")
+    classes = load()
+
+    assert declarative.read_entities(Document.read("kong.yml"), classes=classes).warnings == (
+        "kong.yml:2: plugins: plugin greeter does not run: no plugin of that name is configured here and enabled",
+    )
+
+
 def test_configuration_is_checked_by_the_plugins_model(load):
     """A mistake has the file, line and field of the kong.yml."""
     assert entities(load, "{greeting: hi}").plugins[0].config == {"greeting": "hi"}
