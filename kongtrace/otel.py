@@ -13,8 +13,8 @@ Theory of operation.
 *Parent and request.* Which span is current is OpenTelemetry's affair, kept in `contextvars`, so it follows a task
 through every await. A span remembers the request that it belongs to: a child joins the request of its parent, whichever
 request the worker runs at that moment. Where no span of OpenTelemetry is current, the parent is the active span of the
-running request, or the nearest above it that is none of OpenTelemetry's: those are current in another task. A
-context given expressly, with no span in it, starts a trace of its own (OpenTelemetry specification, Trace API,
+running request, or what the topmost of OpenTelemetry's above it is below: those are current in another task.
+A context given expressly, with no span in it, starts a trace of its own (OpenTelemetry specification, Trace API,
 "Determining the Parent Span from a Context"). A span that ``start_as_current_span`` makes current becomes Kong's active
 span too, if its request is the one that runs, so that the gateway's own spans go below it.
 
@@ -89,6 +89,9 @@ _KINDS = {kind: kind.value + 1 for kind in SpanKind}
 
 _LOCAL = "KONG_OTEL"
 """Key by which a context that no request of the worker owns is known; its value is the :class:`LocalTrace`."""
+
+_DEPTH_MAX = 100
+"""Spans above each other that are looked at."""
 
 _NAMELESS = "unnamed"
 _PLAIN = frozenset((str, bool, int, float))
@@ -416,11 +419,10 @@ class Span(trace.Span):
         assert provider is not None
         assert handle is not None
         with running(provider.execution, self.home.ctx):
-            ended = active = handle.active_span()
-            while active is not None and active.end_time_ns is not None:
-                active = active.parent
-            if active is not ended:
-                handle.set_active_span(active)
+            active = handle.active_span()
+            above = next((span for span in _line(active) if span.end_time_ns is None), None)
+            if above is not active:
+                handle.set_active_span(above)
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         """Set several attributes."""
@@ -644,11 +646,21 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if value is not None} if None in table.values() else table
 
 
+def _line(span: AnySpan | None) -> Iterator[KongSpan]:
+    """A span and those above it, so far as it is no ring, which the release of a span by hand can make of it (P12)."""
+    for _ in range(_DEPTH_MAX):
+        if not isinstance(span, KongSpan):
+            return
+        yield span
+        span = span.parent
+
+
 def _start_beside(handle: GlobalTracer, fields: tuple[Any, ...]) -> AnySpan:
-    """Start a span below the active one, or what that is below: a span of this API is current in another task alone."""
+    """Start a span below the active one, but not below one of this API, which is current in another task alone."""
     above = active = handle.active_span()
-    while isinstance(above, KongSpan) and above.attributes is not None and OTEL_SCOPE_NAME in above.attributes:
-        above = above.parent
+    for span in _line(active):
+        if span.attributes is not None and OTEL_SCOPE_NAME in span.attributes:
+            above = span.parent
     if above is None and active is not None:
         return _start_apart(handle, fields, trace.INVALID_SPAN_CONTEXT)
     return handle.start_span(*fields, above)

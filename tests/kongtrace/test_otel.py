@@ -104,7 +104,10 @@ def test_spans_of_tasks_beside_each_other_stand_beside_each_other(worker, rooted
 
     async def work(name):
         with worker.tracer.start_as_current_span(name):
+            dns = worker.handle.start_span(f"kong.dns of {name}")  # as the gateway does
+            worker.handle.set_active_span(dns)
             await asyncio.sleep(0)
+            dns.finish()
             with worker.tracer.start_as_current_span(f"in {name}"):
                 await asyncio.sleep(0)
 
@@ -116,8 +119,27 @@ def test_spans_of_tasks_beside_each_other_stand_beside_each_other(worker, rooted
     parents = {span.name: span.parent and span.parent.name for span in span_list(ctx)}
     above = "kong" if rooted else None
     top = {"first": above, "second": above, "after": above}
-    assert parents == {"kong": None, **top, "in first": "first", "in second": "second"}
+    below = {f"{what} {name}": name for name in ("first", "second") for what in ("in", "kong.dns of")}
+    assert parents == {"kong": None, **top, **below}
     assert worker.handle.active_span() is (root if rooted else None)
+    worker.end(ctx)
+
+
+def test_spans_in_a_ring_do_not_stop_the_worker():
+    """In profile `kong` a span released by hand may come back below its own child."""  # P12
+    worker = Worker(KONG)
+    ctx = worker.begin()
+    outer = worker.handle.start_span("outer", {"attributes": {}})
+    inner = worker.handle.start_span("inner", parent=outer)
+    outer.release()
+    assert worker.handle.start_span("outer again", parent=inner) is outer
+    worker.handle.set_active_span(outer)
+    worker.tracer.start_span("beside").end()
+    assert span_list(ctx)[-1].parent is outer
+    with worker.tracer.start_as_current_span("below"):
+        outer.finish()
+        inner.finish()
+    assert worker.handle.active_span() is None
     worker.end(ctx)
 
 
