@@ -51,6 +51,11 @@ class Refusal(Exception):  # noqa: N818 - what a client did, not an error of the
         self.reason = reason
 
 
+def octets(text: str) -> bytes:
+    """Return text as it is sent: what has come in and was no UTF-8 goes out as it came."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def level_of_refusal(status: int) -> str:
     """Return the level at which nginx logs why a request is refused."""
     return "error" if status == _CONTENT_TOO_LARGE else "info"

@@ -20,6 +20,7 @@ from weakref import finalize
 from kongtrace import ApiError, Execution
 from sim import http_client
 from sim.config import SYSTEM, trusting
+from sim.framing import octets
 from sim.request import ARG, Part
 from sim.runtime import Tls
 from sim.timers import Timers
@@ -294,17 +295,17 @@ class TcpSocket:
         self._check()
         if self._writer is None:
             return None, "closed"
-        octets = data.encode() if isinstance(data, str) else data
+        sent = octets(data) if isinstance(data, str) else data
         try:
             async with asyncio.timeout(self._timeouts_s[1]):
-                self._writer.write(octets)
+                self._writer.write(sent)
                 await self._writer.drain()
         except TimeoutError:
             return None, "timeout"
         except OSError:
             self.close()
             return None, "closed"
-        return len(octets), None
+        return len(sent), None
 
     async def receive(self, what: int | str = "*l") -> tuple[bytes | None, str | None, bytes]:
         """Receive so many bytes, a line without its end ("*l") or all until the other side closes ("*a").
@@ -455,7 +456,9 @@ class HttpClient:
             self._network.instrumentation.http_answer(span, None, reason)
             return None, reason
         self._network.instrumentation.http_answer(span, answer.status, None)
-        named = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.lines}
+        named = {
+            name.decode("latin-1").lower(): value.decode("utf-8", "surrogateescape") for name, value in answer.lines
+        }
         return HttpResponse(answer.status, named, answer.body), None
 
     async def _exchange(
@@ -465,7 +468,7 @@ class HttpClient:
         if parts.scheme not in _PORTS or not parts.hostname:
             raise ValueError(f"bad uri: {uri}")
         body = params.get("body") or b""
-        body = body.encode() if isinstance(body, str) else body
+        body = octets(body) if isinstance(body, str) else body
         query = urlencode(params["query"], doseq=True) if params.get("query") else parts.query
         target = (parts.path or "/") + (f"?{query}" if query else "")
         lines = {"Host": parts.netloc.rpartition("@")[2], **headers}
@@ -481,7 +484,7 @@ class HttpClient:
         connection = pool.take(place) or await pool.connect(place, connect_s)
         return await http_client.exchange(
             connection,
-            f"{head}\r\n".encode("latin-1") + body,
+            octets(f"{head}\r\n") + body,
             timeout_s=read_s,
             bodiless=method == "HEAD",
             body_bytes_max=ANSWER_BYTES_MAX,
@@ -515,7 +518,7 @@ class Database:
                 self._connection.row_factory = sqlite3.Row
                 finalize(self, self._connection.close)
             rows = self._connection.execute(statement, parameters).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             # A failure leaves no trace in the span.
             return None, str(error)
         finally:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from kongtrace import ApiError
+from sim.framing import octets
 
 TOKENS_MAX: Final = 1024
 """Names of headers, and methods, of which it is remembered that they may be written."""
@@ -59,7 +60,7 @@ def checked_body(value: Any) -> bytes:
     """Return a body as bytes."""
     if not isinstance(value, bytes | str):
         raise ApiError("body must be a string")
-    return value.encode() if isinstance(value, str) else value
+    return octets(value) if isinstance(value, str) else value
 
 
 @lru_cache(TOKENS_MAX)

@@ -11,8 +11,9 @@ from contextlib import suppress
 from email.parser import BytesParser
 from email.policy import HTTP
 from typing import Any, Final
-from urllib.parse import parse_qsl, quote, unquote_to_bytes
+from urllib.parse import quote, unquote_plus, unquote_to_bytes
 
+from sim.framing import octets
 from sim.pdk.arguments import checked_number, checked_text
 from sim.pdk.part import BEFORE_CONTENT, IN_REQUEST, Part, permitted
 
@@ -176,14 +177,14 @@ class ClientRequest(Part):
 def parsed_body(kind: str, content_type: str, body: bytes) -> tuple[Any, str | None]:
     """Return what a body of media type `kind` says, or the reason why not."""
     if kind == "application/x-www-form-urlencoded":
-        return decoded_args(body.decode("latin-1")), None
+        return decoded_args(body.decode("utf-8", "surrogateescape")), None
     if kind == "application/json":
         with suppress(ValueError):
             if isinstance(said := json.loads(body), dict | list):
                 return said, None
         return None, "invalid json body"
     if kind == "multipart/form-data":
-        message = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode("latin-1") + body)
+        message = BytesParser(policy=HTTP).parsebytes(octets(f"Content-Type: {content_type}\r\n\r\n") + body)
         if not message.is_multipart():
             return None, "invalid multipart body"
         parts: list[Any] = list(message.iter_parts())
@@ -197,8 +198,8 @@ def decoded_args(query: str, max_args: int = ARGS_MAX) -> Args:
     args: Args = {}
     for pair in [pair for pair in query.split("&") if pair][:max_args]:
         name, sign, text = pair.partition("=")
-        value: str | bool = parse_qsl(f"a={text}", keep_blank_values=True)[0][1] if sign else True
-        key = parse_qsl(f"a={name}", keep_blank_values=True)[0][1]
+        value: str | bool = _decoded(text) if sign else True
+        key = _decoded(name)
         earlier = args.get(key)
         if earlier is None:
             args[key] = value
@@ -207,6 +208,10 @@ def decoded_args(query: str, max_args: int = ARGS_MAX) -> Args:
         else:
             args[key] = [earlier, value]
     return args
+
+
+def _decoded(text: str) -> str:
+    return unquote_plus(text, errors="surrogateescape")
 
 
 _RESERVED: Final = "!*'();:@&=+$,/?#[]%"
@@ -242,7 +247,11 @@ def encoded_args(args: Mapping[str, list[str | bool]]) -> str:
     for name, values in sorted(args.items()):
         for value in values:
             if value is True:
-                pairs.append(quote(name, safe=""))
+                pairs.append(_encoded(name))
             elif value is not False:
-                pairs.append(f"{quote(name, safe='')}={quote(value, safe='')}")
+                pairs.append(f"{_encoded(name)}={_encoded(value)}")
     return "&".join(pairs)
+
+
+def _encoded(text: str) -> str:
+    return quote(text, safe="", errors="surrogateescape")

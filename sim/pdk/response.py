@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 from kongtrace import ApiError
+from sim.framing import octets
 from sim.pdk.arguments import checked_body, checked_header, checked_table, checked_text
 from sim.pdk.part import AFTER_CONTENT, BEFORE_HEAD, Part, permitted
 from sim.request import ARG, BODY_BUFFER, EXITED, Request, without
@@ -155,7 +156,7 @@ class Response(Part):
             body = _json(body)
             if not any(name.lower() == b"content-type" for name, _value in lines):
                 lines.append((b"Content-Type", JSON.encode()))
-        raise Exit(status, body.encode() if isinstance(body, str) else body, lines)
+        raise Exit(status, octets(body) if isinstance(body, str) else body, lines)
 
     @permitted(*BEFORE_HEAD)
     def error(self, status: int, message: str | None = None, headers: Headers | None = None) -> NoReturn:
@@ -200,7 +201,7 @@ class Response(Part):
                         self._request.keep_alive = False
                 case _:
                     written = name.replace("_", "-").encode()
-                    lines += [(written, one.encode("utf-8", "surrogateescape")) for one in values]
+                    lines += [(written, octets(one)) for one in values]
         return lines
 
     def _check_not_sent(self) -> None:
@@ -242,7 +243,7 @@ def error_body(accept: str, request_id: bytes, message: str) -> tuple[str, bytes
     content_type, form = _FORMS[_preferred(accept)]
     plain_id = request_id.decode()
     text = form.format(message=json.dumps(message), id=json.dumps(plain_id), text=message, plain_id=plain_id)
-    return content_type, text.encode()
+    return content_type, octets(text)
 
 
 def _preferred(accept: str) -> str:

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from kongtrace import ApiError, Execution
 from sim.field import TIMEOUT_MS_MAX
+from sim.framing import octets
 from sim.pdk.arguments import (
     checked_args,
     checked_body,
@@ -46,12 +47,13 @@ class ServiceRequest(Part):
         """Replace the path, that of the service included."""
         if not checked_text(path, "path").startswith("/"):
             raise ApiError("path must start with /")
-        _outgoing(self._request).path = quote(path, _IN_TARGET).encode()
+        _outgoing(self._request).path = quote(path, _IN_TARGET, errors="surrogateescape").encode()
 
     @permitted(*TO_SERVICE)
     def set_raw_query(self, query: str) -> None:
         """Replace the query."""
-        _outgoing(self._request).query = quote(checked_text(query, "query"), _IN_TARGET).encode()
+        escaped = quote(checked_text(query, "query"), _IN_TARGET, errors="surrogateescape")
+        _outgoing(self._request).query = escaped.encode()
 
     @permitted(*TO_SERVICE)
     def set_query(self, args: Mapping[str, Any]) -> None:
@@ -94,7 +96,7 @@ class ServiceRequest(Part):
         request = self._request
         for value in values:
             if name.lower() == "host":
-                _outgoing(request).host = value.encode("latin-1")
+                _outgoing(request).host = octets(value)
             else:
                 request.headers.add(name, value)
 
@@ -196,7 +198,7 @@ class Service(Part):
     def set_target(self, host: str, port: int) -> None:
         """Let the request go to a host, name or address, and port; `Host` is that host alone."""
         self._change(host=checked_text(host, "host"), port=checked_integer(port, "port", 0, PORT_MAX))
-        _outgoing(self._request).host = (f"[{host}]" if ":" in host else host).encode("latin-1")
+        _outgoing(self._request).host = octets(f"[{host}]" if ":" in host else host)
 
     @permitted("access")
     def set_retries(self, retries: int) -> None:

@@ -854,6 +854,76 @@ def test_cancellation_in_a_phase_that_does_not_wait_is_an_error_like_any_other(t
         assert f"failed to run {phase}_by_lua*" in gateway.log.read_text()
 
 
+class PassesOn(Base):
+    """Hands what the client has sent, of which not all is UTF-8, to a function that the query names."""
+
+    async def access(self, kong, conf):
+        """Hand it over."""
+        path, arg = kong.request.get_path(), kong.request.get_query_arg("arg")
+        match kong.request.get_query_arg("to"):
+            case "exit":
+                kong.response.exit(200, path + arg)
+            case "filter":
+                kong.ctx.shared["body"] = path + arg
+            case "path":
+                kong.service.request.set_path(path + arg)
+            case "query":
+                kong.service.request.set_query({path: arg})
+            case "raw_query":
+                kong.service.request.set_raw_query(path + arg)
+            case "http":
+                uri = f"http://127.0.0.1:{conf['port']}{kong.request.get_raw_path()}"
+                answer, error = await kong.ngx.http.new().request_uri(uri, {"method": "POST", "body": path + arg})
+                assert error is None
+                kong.response.exit(200, answer.headers["content-length"])
+
+    def header_filter(self, kong, _conf):
+        """Leave the length open."""
+        kong.response.clear_header("Content-Length")
+
+    def body_filter(self, kong, _conf):
+        """Hand it over."""
+        body = kong.response.get_raw_body()
+        if body is not None:
+            kong.response.set_raw_body(kong.ctx.shared.get("body", body))
+
+
+@pytest.mark.parametrize(
+    ("way", "seen"),
+    [
+        ("exit", b"/\xc3\xff\xe2\x82\xac"),
+        ("filter", b"/\xc3\xff\xe2\x82\xac"),
+        ("path", b"/%C3%FF%E2%82%AC?to=path&arg=%ff%e2%82%ac"),
+        ("query", b"/%C3?%2F%C3=%FF%E2%82%AC"),
+        ("raw_query", b"/%C3?/%C3%FF%E2%82%AC"),
+    ],
+)
+def test_what_is_no_utf_8_is_passed_on_as_it_came(tmp_path, way, seen):
+    """To Kong all text is bytes: no client can make a plugin fail with one."""
+    with served(tmp_path, PassesOn) as gateway:
+        answer = gateway.request("GET", f"/%c3?to={way}&arg=%ff%e2%82%ac")
+    assert answer.status == 200
+    assert (answer.content if way in {"exit", "filter"} else json.loads(answer.content)["path"].encode()) == seen
+
+
+def test_what_is_no_utf_8_is_sent_by_the_http_client(tmp_path):
+    """In a body as in a header."""
+
+    def answers(server):
+        upstream, _ = server.accept()
+        received = upstream.recv(65536)
+        upstream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        upstream.close()
+        return received
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as asked:
+        received = asked.submit(answers, server)
+        configs = {"passeson": {"port": server.getsockname()[1]}}
+        with served(tmp_path, PassesOn, configs=configs.items()) as gateway:
+            assert gateway.request("GET", "/%c3?to=http&arg=%ff").content == b"0"
+        assert received.result(TIMEOUT_S).endswith(b"\r\n\r\n/\xc3\xff")
+
+
 WRONG_ARGUMENTS = {
     "service.set_upstream(3)": "host must be a string",
     "service.set_target(3, 80)": "host must be a string",
