@@ -106,12 +106,18 @@ class Collector(Model):
 HeaderValue = Annotated[str, matching(r"[ -~]*", "a header value of printable ASCII")]
 
 
+def _of_no_body(name: str) -> str:
+    if name.lower() in {"content-length", "transfer-encoding"}:
+        raise FieldError("the request has no body, and would never be answered", cure="leave it out")
+    return name
+
+
 class Request(Model):
     """The request that is sent again and again."""
 
     method: Method = "GET"
     path: Path = "/"
-    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict)
+    headers: dict[Annotated[HeaderName, AfterValidator(_of_no_body)], HeaderValue] = Field(default_factory=dict)
 
 
 _EXECUTORS: Final = ("constant-arrival-rate", "ramping-arrival-rate")

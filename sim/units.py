@@ -99,6 +99,11 @@ def format_rate(per_second: float) -> str:
     return f"{_plain(Decimal(repr(per_second)))}/s"
 
 
+def about(number: float) -> float:
+    """Round a number to the six digits that a reader has use for: 100/min are 1.66667/s."""
+    return float(f"{number:.6g}")
+
+
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 """A duration in a file, seconds in the program."""
 

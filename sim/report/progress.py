@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from sim.scoreboard import Reading, Snapshot
-from sim.units import format_duration, format_rate
+from sim.units import about, format_duration, format_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,8 +58,8 @@ class Progress:
         self._scenario = scenario
         load = scenario.load[0]
         workers = f"{scenario.gateway.workers} worker{'s' * (scenario.gateway.workers > 1)}"
-        rates = dict.fromkeys(rate for _duration_s, *ends in load.stages_per_s for rate in ends)
-        what = f"{' to '.join(map(format_rate, rates))} for {format_duration(load.duration)}"
+        rates = dict.fromkeys(about(rate) for _duration_s, *ends in load.stages_per_s for rate in ends)
+        what = f"{' to '.join(map(format_rate, rates))} for {format_duration(about(load.duration))}"
         with suppress(OSError):
             self._console.print(
                 f"{scenario.name}: {workers} on {url}, profile {scenario.profile}, {what}",

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.ledger import LOSSES
-from sim.units import format_duration, format_rate
+from sim.units import about, format_duration, format_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -256,7 +256,8 @@ def _warnings(summary: "Summary") -> "Iterable[RenderableType]":
 
 
 def _verdict(summary: "Summary") -> "Iterable[RenderableType]":
-    shape = f"{format_rate(summary.load.offered_rate_per_s)} for {format_duration(summary.load.duration_s)}"
+    rate, duration = about(summary.load.offered_rate_per_s), about(summary.load.duration_s)
+    shape = f"{format_rate(rate)} for {format_duration(duration)}"
     head = Text.assemble(
         (summary.verdict.upper(), _VERDICT_STYLE[summary.verdict]),
         f"  {summary.scenario}, profile {summary.profile}, seed {summary.seed}, {shape}, ",

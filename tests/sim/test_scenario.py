@@ -223,6 +223,12 @@ MISTAKES = [
         ),
     ),
     ("path: /orders", "path: orders", "26: load[0].request.path", "expected a path that begins with /, not 'orders'"),
+    (
+        "Host: api.example.com",
+        "Content-Length: '5'",
+        "26: load[0].request.headers.Content-Length",
+        "the request has no body, and would never be answered; leave it out",
+    ),
     ("Host: api", "Ho st: api", "26: load[0].request.headers.Ho st", "expected the name of a header, not 'Ho st'"),
     ("profile: safe", "profile: sage", "2: profile", "expected kong or safe, not 'sage'; did you mean safe?"),
     ("seed: 7", "seed: seven", "3: seed", "expected a whole number, not 'seven'"),

@@ -1,7 +1,7 @@
 import pytest
 
 from sim.errors import FieldError
-from sim.units import format_duration, format_rate, parse_duration, parse_rate, parse_size
+from sim.units import about, format_duration, format_rate, parse_duration, parse_rate, parse_size
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,10 @@ def test_formats_choose_the_unit_that_suits():
     """People read the value that they would have written."""
     assert [format_duration(value) for value in (0, 2e-3, 1.5e-4, 10.0, 90.0)] == ["0s", "2ms", "150us", "10s", "90s"]
     assert [format_rate(value) for value in (0.5, 300.0)] == ["0.5/s", "300/s"]
+
+
+def test_a_number_is_shown_with_the_digits_that_matter():
+    """A view says 1.66667/s of 100/min; a file keeps all of it."""
+    assert format_rate(about(parse_rate("100/min"))) == "1.66667/s"
+    assert about(0.1 + 0.2) == 0.3
+    assert about(86_400.0) == 86_400.0
