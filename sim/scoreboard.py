@@ -16,9 +16,9 @@ after it, everything. A reader that finds the sequence number unchanged after co
 record into a total is a publication of the total, in which the record's serial number stands too, so the same store
 both adds the record and strikes it out. (Stores are seen in the order they were made: x86-64 promises it.)
 
-`Record.publish` takes about 0.2 us, so a worker calls it in every turn of its event loop in which something changed,
-before it waits again: what others can see of a worker, answers and exports, is then never ahead of its record by more
-than that turn.
+`Record.publish` takes about 0.2 us, so a worker calls it in every turn of its event loop in which something changed, at
+once or before it waits again: what others can see of a worker, answers and exports, is then never ahead of its record
+by more than that turn.
 
 The layout of a row is `FIELDS`; units stand there. Beside its row each record has a tally (`sim.tally`), which stays
 where it is when the record is handed out again.

@@ -73,7 +73,8 @@ class Timers:
         on_end: called with the context of a callback that has ended.
 
     Attributes:
-        running: timers whose callback has not ended.
+        pending: timers that have not expired.
+        running: number of timers whose callback has not ended.
         exiting: the worker is leaving (W16).
     """
 
@@ -97,14 +98,9 @@ class Timers:
         self._admits = admits
         self._on_idle = on_idle
         self._on_end = on_end
-        self._pending: dict[_Timer, None] = {}
+        self.pending: dict[_Timer, None] = {}
         self.running = 0
         self.exiting = False
-
-    @property
-    def pending(self) -> int:
-        """Timers that have not expired."""
-        return len(self._pending)
 
     def at(
         self,
@@ -143,7 +139,7 @@ class Timers:
     def exit(self) -> None:
         """The worker is exiting: every pending timer expires now, prematurely (N8)."""
         self.exiting = True
-        for timer in tuple(self._pending):
+        for timer in tuple(self.pending):
             timer.handle.cancel()
             self._expire(timer, premature=True)
 
@@ -164,7 +160,7 @@ class Timers:
     def _set(self, timer: _Timer, delay_ms: int) -> Answer:
         if self.exiting and delay_ms:
             return None, "process exiting"
-        if len(self._pending) >= self._pending_max:
+        if len(self.pending) >= self._pending_max:
             return None, "too many pending timers"
         self._arm(timer, delay_ms)
         return True, None
@@ -176,10 +172,10 @@ class Timers:
             timer.handle = runtime.call_later(delay_ms / 1000, expire)
         else:
             timer.handle = runtime.call_soon(expire, context=Context())
-        self._pending[timer] = None
+        self.pending[timer] = None
 
     def _expire(self, timer: _Timer, *, premature: bool) -> None:
-        del self._pending[timer]
+        del self.pending[timer]
         if timer.interval_ms and not self.exiting:
             self._arm(timer, timer.interval_ms)
         callback = timer.callback
@@ -220,5 +216,5 @@ class Timers:
         self._rest()
 
     def _rest(self) -> None:
-        if not self.running and not self._pending:
+        if not self.running and not self.pending:
             self._on_idle()

@@ -2,8 +2,8 @@
 
 Everything that counts is made here, after the fork: the event loop, and the gateway that it hosts (`sim.gateway`). A
 worker accepts one connection per event, so that no worker takes them all (nginx, `multi_accept off`); serves; and
-publishes what it has counted once in each turn of the loop in which anything changed, before it waits again
-(`sim.scoreboard`).
+publishes what it has counted (`sim.scoreboard`): the first change in a turn of the loop at once, all that follow in
+that turn together, before it waits again.
 
 TERM and INT: it leaves at the end of the turn; open requests are cut off, and what the queues hold is booked as
 dropped (kong-semantics W1-W2, E5). QUIT: it accepts no more, closes idle connections, expires its timers, and leaves
@@ -102,6 +102,8 @@ class Worker:
         self._loop = loop
         self._row = new_row()
         self._publishing = False
+        self._now = loop.time
+        self._published_s = loop.time()
         self._state = State.STARTING
         self._terminated = False
         self._books_closed = False
@@ -230,7 +232,12 @@ class Worker:
     # The scoreboard.
 
     def _changed(self) -> None:
-        if not self._publishing:
+        now = self._now
+        turn_s = now()  # the same within a turn
+        if turn_s != self._published_s:
+            self._published_s = turn_s
+            self._publish()
+        elif not self._publishing:
             self._publishing = True
             self._gateway.runtime.call_soon(self._publish)
 
@@ -253,7 +260,7 @@ class Worker:
             counts.connections,
             counts.active,
             len(self._clients),
-            self._timers.pending,
+            len(self._timers.pending),
             self._timers.running,
         )
         if self._books_spans:
