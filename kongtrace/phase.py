@@ -5,10 +5,11 @@ One table serves the tracer, the gateway and the documentation (kong-semantics R
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Phase(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Phase:
     """One nginx phase and its permissions.
 
     Attributes:

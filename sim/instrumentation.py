@@ -72,12 +72,12 @@ class Instrumentation:
         words = tracing.instrumentations
         self.enabled = words[0] != "off"
         self._whole_ms = provider.profile.name == "kong"
-        for name in () if self.enabled else _ALWAYS:
-            setattr(self, name, _noop)
+        off = set() if self.enabled else set(_ALWAYS)
         for kind, names in _TYPES.items():
             if not self.enabled or (words[0] != "all" and kind not in words):
-                for name in names:
-                    setattr(self, name, _noop)
+                off.update(names)
+        # In the class they are found sooner than in the instance.
+        self.__class__ = type("Instrumentation", (Instrumentation,), dict.fromkeys(off, _noop))
         if self.enabled:
             provider.set_global_tracer(provider.new("instrument", {"sampling_rate": tracing.sampling_rate}))
         self._tracer: Any = provider.global_tracer
