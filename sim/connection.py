@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, cast
 import httptools
 
 from sim.framing import HEAD_BYTES_MAX, LINE_BYTES_MAX, HeaderLines, Refusal, check_head_size
+from sim.outline import Outlines, RequestOutline, name_of
 from sim.request import RefusedRequest, Request
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ LINGER_S: Final = 5.0
 """How long a refused client may go on sending before its connection is cut; nginx's `lingering_timeout`."""
 
 _TIMED_OUT: Final = f"client timed out ({errno.ETIMEDOUT}: {os.strerror(errno.ETIMEDOUT)})"
+_INTERRUPTIONS: Final = (httptools.HttpParserError, httptools.HttpParserUpgrade)
+_OUTLINES: Final = Outlines(RequestOutline.of)
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -37,6 +40,7 @@ class ClientConnection(asyncio.Protocol):
         peer: the client's address.
         number: that it has among those of all workers (nginx, `$connection`).
         requests: that have begun on it.
+        out: parts of the answer that `flush` sends.
         sent_bytes: of the answer that is being given, or was last.
         port: of the gateway, to which the client has connected.
     """
@@ -51,7 +55,7 @@ class ClientConnection(asyncio.Protocol):
         self.request: Request | None = None
         self._waiting: deque[Request] = deque()
         self._parser = httptools.HttpRequestParser(self)
-        self._out: list[bytes] = []
+        self.out: list[bytes] = []
         self.requests = 0
         self._advancing = False
         self._paused = False  # nothing is read
@@ -106,9 +110,14 @@ class ClientConnection(asyncio.Protocol):
             self._framing_bytes += len(data)
         else:
             if not begun:
-                self._started_ns = self.runloop.time_ns()
+                time_ns = self.runloop.time_ns
+                self._started_ns = time_ns()
             self._head_bytes = begun + len(data)
-        interruption = self._feed(data)
+        interruption: Exception | None = None
+        try:
+            self._parser.feed_data(data)
+        except _INTERRUPTIONS as error:
+            interruption = error
         if interruption is not None:
             self._keep_first_line(begun, data)
             self._interrupted(interruption, data)
@@ -140,7 +149,7 @@ class ClientConnection(asyncio.Protocol):
         """Parse, and return what has stopped the parser: raised, it would lose what a callback has raised."""
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        except _INTERRUPTIONS as error:
             stopped: Exception = error
             return stopped
         return None
@@ -182,13 +191,9 @@ class ClientConnection(asyncio.Protocol):
         elif self._head_bytes > HEAD_BYTES_MAX:
             self._refuse(Refusal(431, "client sent too large header"))
 
-    def write(self, data: bytes) -> None:
-        """Add to the answer; `flush` sends it."""
-        self._out.append(data)
-
     def flush(self) -> None:
-        """Send what was written."""
-        out = self._out
+        """Send what is in `out`."""
+        out = self.out
         if out:
             data = b"".join(out)
             self.sent_bytes += len(data)
@@ -203,13 +208,14 @@ class ClientConnection(asyncio.Protocol):
         if not request.keep_alive or not request.complete or self.runloop.draining:
             self.close(lingering=not request.complete)
             return
-        self._since_s = self.runloop.now()
+        now = self.runloop.now
+        self._since_s = now()
         if self._paused or self._waiting:
             self._body_held = False
             self._advance()
 
     def close(self, *, lingering: bool = False) -> None:
-        """Send what was written and close; lingering, take what the client still sends, and drop it.
+        """Send what is in `out` and close; lingering, take what the client still sends, and drop it.
 
         Closed at once, what it still sends would destroy the answer on its way (RFC 9112 9.6).
         """
@@ -228,7 +234,7 @@ class ClientConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once: the answer cannot be completed."""
         self._closing = True
-        self._out.clear()
+        self.out.clear()
         self.transport.abort()
 
     @property
@@ -329,16 +335,12 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._head_bytes > LINE_BYTES_MAX or self._read_bytes > LINE_BYTES_MAX:
             check_head_size(self._url, self._lines)
-        parser = self._parser
-        request = Request(
-            self,
-            parser.get_method().decode("latin-1"),
-            self._url,
-            self._lines,
-            parser.get_http_version(),
-            parser.should_keep_alive(),
-            self._started_ns,
-        )
+        parser, lines = self._parser, self._lines
+        outline = _OUTLINES[tuple(map(name_of, lines))]
+        keep_alive = parser.should_keep_alive()
+        # Kept without a word of the client's, it is one of HTTP/1.1 (RFC 9112 9.3); to ask the parser costs a text.
+        version = "1.1" if keep_alive and not outline.has_options else parser.get_http_version()
+        request = Request(self, parser.get_method(), self._url, lines, outline, version, keep_alive, self._started_ns)
         self._url = b""
         self._lines = []
         self._head_bytes = 0
@@ -452,5 +454,5 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer_refusal(self, refused: RefusedRequest) -> None:
         if not self._closing:
-            self.write(self.runloop.refuse(refused))
+            self.out.append(self.runloop.refuse(refused))
             self.close(lingering=True)

@@ -40,6 +40,7 @@ from sim import __version__
 from sim.config import Export, trusting
 from sim.connection_table import unlimited
 from sim.framing import HeaderLines
+from sim.outline import ResponseOutline
 from sim.resolver import Resolver
 from sim.runtime import Runtime, Tls
 from sim.timers import Timers
@@ -393,7 +394,8 @@ class _Post:
             await self._taken
         return not self.answered.done()
 
-    def on_head(self, status: int, lines: HeaderLines) -> None:
+    def on_head(self, status: int, lines: HeaderLines, outline: ResponseOutline) -> None:
+        del outline
         self.status, self.lines = status, lines
 
     def on_body(self, data: bytes) -> None:

@@ -69,7 +69,7 @@ class Forwarding:
         connection = request.connection
         match = request.match
         assert match is not None
-        path = request.target[: len(request.path)]
+        path = request.raw_path
         prefix = match.stripped
         if self.trusts or not request.is_plain:
             return self._full_lines(request, path, prefix)

@@ -137,24 +137,11 @@ def has_line(lines: HeaderLines, name: bytes) -> bool:
     return False
 
 
-def is_response_framed(status: int, lines: HeaderLines) -> bool:
-    """Whether a response says where its body ends; otherwise its connection's end does.
-
-    Args:
-        status: of the response.
-        lines: its header lines.
+def check_response_coding(value: bytes) -> None:
+    """See to it that a response's Transfer-Encoding is the one that is known.
 
     Raises:
-        InvalidResponseError: no client may take it.
+        InvalidResponseError: it is another one.
     """
-    if status < 200:
-        raise InvalidResponseError(f"unexpected status {status}")
-    for name, value in lines:
-        size = len(name)
-        if size == 14 and name.lower() == b"content-length":
-            return True
-        if size == 17 and name.lower() == b"transfer-encoding":
-            if value.rstrip(b" \t").lower() != b"chunked":
-                raise InvalidResponseError("unknown Transfer-Encoding")
-            return True
-    return False
+    if value.rstrip(b" \t").lower() != b"chunked":
+        raise InvalidResponseError("unknown Transfer-Encoding")

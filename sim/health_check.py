@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from sim.balancer import Address, Balancer
 from sim.framing import HeaderLines
+from sim.outline import ResponseOutline
 from sim.resolver import Resolver
 from sim.timers import Timers
 from sim.upstream import ConnectTimeoutError, Pool, UpstreamConnection
@@ -109,9 +110,9 @@ class _Probe:
         self.reason = ""
         self.timeout = False
 
-    def on_head(self, status: int, lines: HeaderLines) -> None:
+    def on_head(self, status: int, lines: HeaderLines, outline: ResponseOutline) -> None:
         """Take the status."""
-        del lines
+        del lines, outline
         self._settle(status)
 
     def on_body(self, data: bytes) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
 from sim.framing import HeaderLines
+from sim.outline import ResponseOutline
 
 if TYPE_CHECKING:
     from sim.upstream import UpstreamConnection
@@ -53,7 +54,8 @@ class _Exchange:
         self._lines: HeaderLines = []
         self._body = bytearray()
 
-    def on_head(self, status: int, lines: HeaderLines) -> None:
+    def on_head(self, status: int, lines: HeaderLines, outline: ResponseOutline) -> None:
+        del outline
         self._status, self._lines = status, lines
 
     def on_body(self, data: bytes) -> None:

@@ -54,10 +54,10 @@ class PhaseEngine:
         steps = request.steps
         if steps is None:
             steps = request.steps = iter(self._handlers)
-        entered = None
+        enter, entered = self._enter, None
         for phase, handler in steps:
             if phase is not entered:
-                self._enter(phase, request.ctx)
+                enter(phase, request.ctx)
                 entered = phase
             answer = handler(request)
             if answer is not None:

@@ -6,12 +6,14 @@ the request may have had an effect: its method is not idempotent and it was sent
 time ran out. Once the answer's head has gone to the client, a failure can only be told by closing the connection.
 """
 
+from itertools import compress
 from typing import TYPE_CHECKING, Final
 
 from kongtrace import PHASES
 from sim.framing import BODILESS, LENGTHLESS, HeaderLines, has_line
 from sim.light_thread import LightThread
-from sim.request import HOP_BY_HOP, USUAL_OPTIONS, Request, Try, without
+from sim.outline import NOT_FORWARDED, ResponseOutline
+from sim.request import USUAL_OPTIONS, Request, Try, without
 from sim.upstream import (
     OUT_OF_FILES,
     TIMED_OUT,
@@ -43,23 +45,10 @@ NO_CONTENT: Final = 204
 NOT_MODIFIED: Final = 304
 _LENGTH: Final = b"content-length"
 _TYPE: Final = b"content-type"
-_DATE: Final = b"date"
 _CONNECTION: Final = b"connection"
-_FORWARDING: Final = frozenset(
-    b"x-forwarded-" + key for key in (b"for", b"proto", b"host", b"port", b"path", b"prefix")
-)
-_DROPPED: Final = (
-    HOP_BY_HOP | _FORWARDING | {b"host", b"content-length", b"expect", b"proxy", b"x-real-ip", b"x-kong-request-id"}
-)
-"""Headers of a request that are not passed on: they are written anew, or end here."""
-
-_DROPPED_TEXT: Final = frozenset(name.decode() for name in _DROPPED)
-_DROPPED_SIZES: Final = frozenset(map(len, _DROPPED))
-_ANSWER_DROPPED: Final = HOP_BY_HOP | {b"x-kong-upstream-latency", b"x-kong-proxy-latency", b"x-kong-request-id"}
-"""The same of a response."""
-
-_ANSWER_NOTED: Final = _ANSWER_DROPPED | {_LENGTH, _DATE}
-_ANSWER_SIZES: Final = frozenset(map(len, _ANSWER_NOTED))
+_NOT_FORWARDED_TEXT: Final = frozenset(name.decode() for name in NOT_FORWARDED)
+_line: Final = b": ".join
+"""Makes a line, without its end, of a header's name and value."""
 
 
 class ProxiedExchange:
@@ -96,9 +85,9 @@ class ProxiedExchange:
     def begin(self) -> None:
         """Send the request to the target, on a kept connection if there is one."""
         runloop, request = self._runloop, self._request
-        start_ns = runloop.time_ns()
+        time_ns = runloop.time_ns
         address = request.address
-        attempt = self._try = Try(address[0], address[1], start_ns)
+        attempt = self._try = Try(address[0], address[1], time_ns())
         request.tries.append(attempt)
         connection = runloop.pool.take(address)
         if connection is not None:
@@ -203,8 +192,7 @@ class ProxiedExchange:
     def _head(self, match: "Match") -> bytes:
         """The head of the request to the upstream."""
         request = self._request
-        # The path as text has as many characters as bytes.
-        method, path, query = request.method.encode(), match.upstream_path, request.target[len(request.path) :]
+        method, path, query = request.raw_method, match.upstream_path, request.target[len(request.raw_path) :]
         host = request.authority if match.terms.preserve_host and request.authority else request.upstream_host
         if (changed := request.outgoing) is not None:
             method, path, host = changed.method or method, changed.path or path, changed.host or host
@@ -212,17 +200,15 @@ class ProxiedExchange:
                 query = b"?" + changed.query if changed.query else b""
         out = [b" ".join((method, path + query, b"HTTP/1.1\r\nHost:", host))]
         if request.text_headers is not None and request.is_plain:
-            text = [f"{name}: {value}" for name, value in request.text_headers.lines() if name not in _DROPPED_TEXT]
+            lines = request.text_headers.lines()
+            text = [f"{name}: {value}" for name, value in lines if name not in _NOT_FORWARDED_TEXT]
             if text:
                 out.append("\r\n".join(text).encode("utf-8", "surrogateescape"))
+        elif request.is_plain:
+            out += map(_line, compress(request.lines, request.outline.passed))
         else:
-            lines = request.forwarded_lines()
-            if not request.is_plain:
-                lines = _without_options(lines)
-            for line in lines:
-                name = line[0]
-                if len(name) not in _DROPPED_SIZES or name.lower() not in _DROPPED:
-                    out.append(b": ".join(line))
+            forwarded_lines = _without_options(request.forwarded_lines())
+            out += [_line(line) for line in forwarded_lines if line[0].lower() not in NOT_FORWARDED]
         if request.content_length is None:
             out.append(b"Transfer-Encoding: chunked")
         elif request.content_length or request.method in ("POST", "PUT", "PATCH"):
@@ -236,10 +222,10 @@ class ProxiedExchange:
 
     # The connection calls these.
 
-    def on_head(self, status: int, lines: HeaderLines) -> None:
+    def on_head(self, status: int, lines: HeaderLines, outline: ResponseOutline) -> None:
         """Filter the head and write it."""
         request = self._request
-        has_length = self._take_head(status, lines)
+        has_length = self._take_head(status, lines, outline)
         if not self._runloop.header_filter(request):
             self._give_up()
             return
@@ -261,38 +247,33 @@ class ProxiedExchange:
                 request.keep_alive = False
         self._runloop.write_head(request)
 
-    def _take_head(self, status: int, lines: HeaderLines) -> bool:
+    def _take_head(self, status: int, lines: HeaderLines, outline: ResponseOutline) -> bool:
         """Make the answer's head of the upstream's; return whether it tells the body's length."""
         request = self._request
         request.status = status
         request.upstream_response = (status, lines)
-        now_ns = self._runloop.time_ns()
+        time_ns = self._runloop.time_ns
+        now_ns = time_ns()
         request.upstream_ns = now_ns - self._try.start_ns
-        has_length = has_options = has_date = False
         # What plugins have set before stands first.
         kept = request.response_lines
         if kept:
             kept = request.response_lines = _beside(kept, lines)
-        for line in lines:
-            name = line[0]
-            if len(name) in _ANSWER_SIZES and (lower := name.lower()) in _ANSWER_NOTED:
-                if lower == _DATE:
-                    has_date = True
-                elif lower == _LENGTH and status != NO_CONTENT:
-                    has_length = True
-                else:
-                    has_options = has_options or (lower == _CONNECTION and line[1].lower() not in USUAL_OPTIONS)
-                    continue
-            kept.append(line)
-        if not has_date:
+        kept += compress(lines, outline.passed)
+        if not outline.has_date:
             kept.append(self._runloop.date_line(now_ns))
-        if has_options:
+        has_length = outline.has_length
+        if status == NO_CONTENT and has_length:
+            has_length = False
+            request.response_lines = kept = without(kept, "Content-Length")
+        if outline.options:
             options = _connection_options(lines)
-            request.response_lines = kept = [line for line in kept if line[0].lower() not in options]
-            has_length = has_length and _LENGTH not in options
+            if not options <= USUAL_OPTIONS:
+                request.response_lines = kept = [line for line in kept if line[0].lower() not in options]
+                has_length = has_length and _LENGTH not in options
         kept += (
-            (b"X-Kong-Upstream-Latency", _milliseconds(request.upstream_ns)),
-            (b"X-Kong-Proxy-Latency", _milliseconds(self._try.start_ns - request.started_ns)),
+            (b"X-Kong-Upstream-Latency", _MILLISECONDS[request.upstream_ns // _NS_PER_MS]),
+            (b"X-Kong-Proxy-Latency", _MILLISECONDS[(self._try.start_ns - request.started_ns) // _NS_PER_MS]),
             _VIA_LINE,
         )
         return has_length
@@ -302,7 +283,8 @@ class ProxiedExchange:
         request = self._request
         if request.done:
             return
-        filtered = self._runloop.body_filter(request, data, last=False)
+        runloop = self._runloop
+        filtered = runloop.body_filter(request, data, last=False) if runloop.makes_spans else data
         if filtered is None:
             self._give_up()
         elif filtered:
@@ -314,22 +296,24 @@ class ProxiedExchange:
         self._connection = None
         if request.done:
             return
-        filtered = self._runloop.body_filter(request, b"", last=True)
+        runloop = self._runloop
+        filtered = runloop.body_filter(request, b"", last=True) if runloop.makes_spans else b""
         if filtered is None:
             self._give_up()
             return
         if filtered:
             self._write_body(filtered)
         if self._chunked_answer:
-            request.connection.write(b"0\r\n\r\n")
+            request.connection.out.append(b"0\r\n\r\n")
         request.connection.flush()
-        self._runloop.end(request)
+        runloop.end(request)
 
     def _write_body(self, data: bytes) -> None:
         if self._bodiless:
             return
         self._body_begun = True
-        self._request.connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked_answer else data)
+        part = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked_answer else data
+        self._request.connection.out.append(part)
 
     def on_flush(self) -> None:
         """Send what one read has brought; a head waits for the first part of the body (nginx, `postpone_output`)."""
@@ -402,9 +386,9 @@ class BufferedExchange(ProxiedExchange):
         super().__init__(runloop, request)
         self._parts: list[bytes] = []
 
-    def on_head(self, status: int, lines: HeaderLines) -> None:
+    def on_head(self, status: int, lines: HeaderLines, outline: ResponseOutline) -> None:
         """Keep the head."""
-        self._take_head(status, lines)
+        self._take_head(status, lines, outline)
         request = self._request
         if not lacks_body(request):
             # The body is framed anew, since plugins may replace it.
@@ -456,13 +440,14 @@ def _beside(kept: HeaderLines, lines: HeaderLines) -> HeaderLines:
     return [line for line in kept if line[0].lower() not in taken]
 
 
-def _milliseconds(ns: int) -> bytes:
-    ms = ns // _NS_PER_MS
-    return _NUMBERS.get(ms) or b"%d" % ms
+class _Numbers(dict[int, bytes]):
+    """Numbers as they are written; the usual ones are found sooner than written."""
+
+    def __missing__(self, number: int) -> bytes:
+        return b"%d" % number
 
 
-_NUMBERS: Final = {number: b"%d" % number for number in range(1000)}
-"""What most latencies are in ms: found sooner than written."""
+_MILLISECONDS: Final = _Numbers((number, b"%d" % number) for number in range(1000))
 
 
 def _connection_options(lines: HeaderLines) -> set[bytes]:

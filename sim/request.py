@@ -7,12 +7,14 @@ A `Request` lives from the end of its header section to the end of its log phase
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPMethod
 from typing import TYPE_CHECKING, Any, Final
 
 from kongtrace.context import KONG_PHASE
 from kongtrace.propagation import Headers
 from sim.access_log import escaped
 from sim.framing import HeaderLines, Refusal, check_transfer_coding, host_of, length_of, split_absolute
+from sim.outline import FORWARDING, RequestOutline
 
 if TYPE_CHECKING:
     from kongtrace import Phase
@@ -46,26 +48,14 @@ CTX_PLUGIN: Final = "KONG_PLUGIN_CTX"
 VERSIONS: Final = ("1.1", "1.0")
 """Versions of HTTP that are served."""
 
+_METHODS: Final = {method.value.encode(): method.value for method in HTTPMethod}
+"""The usual methods as text: found sooner than decoded."""
+
 NOT_SERVED: Final = frozenset({"CONNECT", "TRACE"})
 """Methods that nginx answers with 405."""
 
 USUAL_OPTIONS: Final = frozenset({b"keep-alive", b"close"})
 """Values of the Connection header that name no other header."""
-
-HOP_BY_HOP: Final = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
-"""Headers that concern one connection and are not passed on (RFC 9110 7.6.1)."""
 
 
 def _shown(value: bytes) -> str:
@@ -141,12 +131,14 @@ class Request:
 
     Attributes:
         connection: the client's.
-        method: in capitals.
+        raw_method: in capitals, as sent.
+        method: the same as text.
         asked: the target as sent.
         target: path and query of it.
-        path: the part of the target before `?`.
+        raw_path: the part of the target before `?`.
         version: of HTTP, "1.1" or "1.0".
         lines: header lines as sent.
+        outline: of these.
         authority: whom the request is for, host and port: the target's if it is absolute, else the Host header's.
         client_ip: address of the client for whom it is made; the peer's, unless a trusted proxy names another.
         text_headers: `headers`, once a plugin has looked at them, and may have changed them.
@@ -217,8 +209,10 @@ class Request:
         "method",
         "names_host",
         "outgoing",
-        "path",
+        "outline",
         "plan",
+        "raw_method",
+        "raw_path",
         "response_lines",
         "started_ns",
         "status",
@@ -235,18 +229,21 @@ class Request:
     def __init__(
         self,
         connection: "ClientConnection",
-        method: str,
+        raw_method: bytes,
         target: bytes,
         lines: HeaderLines,
+        outline: RequestOutline,
         version: str,
         keep_alive: bool,
         started_ns: int,
     ) -> None:
         self.connection = connection
         self.client_ip = connection.peer
-        self.method = method
+        self.raw_method = raw_method
+        self.method = _METHODS.get(raw_method) or raw_method.decode("latin-1")
         self.target = self.asked = target
         self.lines = lines
+        self.outline = outline
         self.version = version
         self.keep_alive = keep_alive
         self.started_ns = started_ns
@@ -287,9 +284,14 @@ class Request:
         self.id = b""
 
     @property
+    def path(self) -> str:
+        """The path as sent, as text."""
+        return self.raw_path.decode("latin-1")
+
+    @property
     def request_line(self) -> bytes:
         """The first line, as the client has sent it (nginx, `$request`)."""
-        return b"%b %b HTTP/%b" % (self.method.encode(), self.asked, self.version.encode())
+        return b"%b %b HTTP/%b" % (self.raw_method, self.asked, self.version.encode())
 
     @property
     def named(self) -> str:
@@ -348,11 +350,8 @@ class Request:
     def _read_lines(self) -> None:
         if self.version not in VERSIONS:
             raise Refusal(505 if self.version > "1.1" else 400, f"client sent version {self.version}")
-        for name, value in self.lines:
-            if len(name) in _NOTED_SIZES:
-                note = _NOTED.get(name.lower())
-                if note is not None:
-                    note(self, value)
+        for place, name in self.outline.noted:
+            _NOTED[name](self, self.lines[place][1])
         if not self.names_host and self.version == "1.1":
             without = 'client sent HTTP/1.1 request without "Host" header'
             raise Refusal(400, f"{without} while reading client request headers")
@@ -360,14 +359,13 @@ class Request:
     def _read_target(self) -> None:
         if self.method in NOT_SERVED:
             raise Refusal(405, f"client sent {self.method} method")
-        if not self.target.startswith(b"/"):
+        if self.target[0] != _SLASH:
             self.authority, self.target = split_absolute(self.target)
         if _NUMBER_SIGN in self.target:
             raise Refusal(400, "client sent a fragment in the request target")
         if self.authority or self.version == "1.1":
             self.host = host_of(self.authority)
-        path = self.target.partition(b"?")[0] if _QUESTION_MARK in self.target else self.target
-        self.path = path.decode("latin-1")
+        self.raw_path = self.target.partition(b"?")[0] if _QUESTION_MARK in self.target else self.target
 
 
 def _named(client_ip: str, request_line: bytes, target: str, authority: bytes) -> str:
@@ -447,10 +445,9 @@ _NOTED: Final[Mapping[bytes, Callable[[Request, bytes], None]]] = {
     b"expect": _note_expectation,
     b"upgrade": _note_upgrade,
     b"connection": _note_options,
-    **{b"x-forwarded-" + key: _note_proxy for key in (b"for", b"proto", b"host", b"port", b"path", b"prefix")},
+    **dict.fromkeys(FORWARDING, _note_proxy),
 }
-_NOTED_SIZES: Final = frozenset(map(len, _NOTED))
-_NUMBER_SIGN, _QUESTION_MARK = b"#?"
+_NUMBER_SIGN, _QUESTION_MARK, _SLASH = b"#?/"
 
 
 def without(lines: HeaderLines, name: str) -> HeaderLines:

@@ -209,7 +209,7 @@ class Router:
 
     def match(self, request: "Request") -> Match | None:
         """Return the route of a request, None when there is none."""
-        key: object = (request.method, request.host, request.path)
+        key: object = (request.method, request.host, request.raw_path)
         port, lines = _PORT_DEFAULT, _NO_LINES
         if self._asks_headers:
             lines = [line for line in request.forwarded_lines() if line[0].lower() in self._asks_headers]
@@ -222,7 +222,7 @@ class Router:
         except KeyError:
             pass
         found: Match | None = self._find(request.method, request.host, port, normalized(request.path), lines)
-        if len(request.path) + sum(len(value) for _name, value in lines) <= PATH_SIZE_MAX:
+        if len(request.raw_path) + sum(len(value) for _name, value in lines) <= PATH_SIZE_MAX:
             if len(self._found) >= FINDINGS_MAX:
                 self._found.clear()
             self._found[key] = found

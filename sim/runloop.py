@@ -14,6 +14,7 @@ meanwhile is found gone when the handler has ended, and only then the log phase 
 """
 
 import asyncio
+from binascii import hexlify
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from email.utils import formatdate
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kongtrace import NOOP_SPAN, PHASES, NoopSpan, Phase, TracerProvider
 from kongtrace.context import KONG_PHASE
+from kongtrace.ids import IdSupply
 from kongtrace.span import STATUS_ERROR
 from sim.balancer import Address, Balancer
 from sim.config import Gateway, Nginx
@@ -50,6 +52,8 @@ CONTENT: Final = PHASES["content"]
 HEADER_FILTER: Final = PHASES["header_filter"]
 BODY_FILTER: Final = PHASES["body_filter"]
 LOG: Final = PHASES["log"]
+
+REQUEST_ID_DIGITS: Final = 32
 
 UPGRADE_REQUIRED: Final = 426
 
@@ -145,6 +149,7 @@ class Runloop:
         nginx: limits and times of clients.
         keepalive_requests: of it, which every request asks for.
         forwarding: what upstreams are told of clients.
+        makes_spans: there is somebody who could make a span, instrumentation or a plugin.
     """
 
     def __init__(
@@ -172,7 +177,7 @@ class Runloop:
         self.execution = provider.execution
         self.log_line = provider.log
         self._provider = provider
-        self._draw_id = provider.trace_ids.draw
+        self._request_ids = IdSupply(lambda size: hexlify(runtime.random_bytes(size // 2)), REQUEST_ID_DIGITS)
         self._everywhere = plans.everywhere
         self._plan_of = plans.by_route
         self._kong = kong
@@ -200,8 +205,7 @@ class Runloop:
         self._suspended: dict[Request, bool] = {}
         self._date_second = -1
         self._date_line = (b"", b"")
-        # Without plugins and without instrumentation there is nobody who could make a span.
-        self._makes_spans = instrumentation.enabled or bool(gateway.plugins)
+        self.makes_spans = instrumentation.enabled or bool(gateway.plugins)
         handlers: list[tuple[Phase, Handler]] = [
             (REWRITE, self._rewrite),
             (ACCESS, self._route),
@@ -209,8 +213,8 @@ class Runloop:
             (ACCESS, self._target),
             (CONTENT, self._proxy),
         ]
-        if not self._makes_spans:
-            # Nor is there anybody whom the phase would concern: the request is entered once.
+        if not self.makes_spans:
+            # Nor does the phase concern anybody: the request is entered once.
             handlers = [(CONTENT, handler) for _phase, handler in handlers]
         self._engine = PhaseEngine(self.execution, self._walked(handlers), self.respond)
 
@@ -253,7 +257,7 @@ class Runloop:
 
     def refuse(self, refused: RefusedRequest) -> bytes:
         """Book a request that is not served, since its header section is refused; return the answer."""
-        request_id = self._draw_id().hex().encode()
+        request_id = self._request_ids.draw()
         accept = b",".join(value for name, value in refused.lines if name.lower() == b"accept").decode("latin-1")
         content_type, body = error_body(accept, request_id, status_message(refused.status))
         refused.body_bytes_sent = len(body)
@@ -344,13 +348,16 @@ class Runloop:
     # Rewrite and access.
 
     def _rewrite(self, request: Request) -> int | None:
-        request.id = self._draw_id().hex().encode()
-        self.instrumentation.request(request)
+        ids = self._request_ids
+        request.id = ids.drawn.pop() if ids.drawn else ids.draw()
+        if self.makes_spans:
+            self.instrumentation.request(request)
         plan = request.plan = self._everywhere
         return self._run_plugins(request, REWRITE, plan.rewrite) if plan.rewrite else None
 
     def _route(self, request: Request) -> int | None:
-        match = request.match = self._match(request)
+        find = self._match
+        match = request.match = find(request)
         request.ctx[KONG_PHASE] = "access"
         if match is None:
             self.respond(request, 404, NO_ROUTE)
@@ -395,8 +402,9 @@ class Runloop:
         for handler in handlers:
             span = start_span(handler.span)
             request.handler = handler
+            call = handler.call
             try:
-                handler.call(kong, handler.conf)
+                call(kong, handler.conf)
             except (*_ERRORS, Exit) as error:
                 return self._answered(request, self._interrupted(request, span, error))
             span.finish()
@@ -409,8 +417,9 @@ class Runloop:
         for handler in handlers:
             span = start_span(handler.span)
             request.handler = handler
+            call = handler.call
             try:
-                given = handler.call(kong, handler.conf)
+                given = call(kong, handler.conf)
                 if handler.awaits:
                     await given
             except asyncio.CancelledError as error:
@@ -503,14 +512,16 @@ class Runloop:
         if host in self.balancers:
             return self._balance(request, self.balancers[host])
         request.hostname = host
-        span = self.instrumentation.dns_query(host, port)
+        instrumentation = self.instrumentation
+        span = instrumentation.dns_query(host, port) if instrumentation.enabled else NOOP_SPAN
         try:
             known = self.resolver.known(host, port)
         except OSError as error:
             return self._resolved(request, span, error)
         if known is None:
             return self._resolve(request, span, host, port)
-        self.instrumentation.dns_answer(span, known)
+        if instrumentation.enabled:
+            instrumentation.dns_answer(span, known)
         request.address = known
         return None
 
@@ -666,7 +677,7 @@ class Runloop:
                 request.response_lines.append((b"Content-Length", b"%d" % len(filtered)))
             self.write_head(request)
             if request.method != "HEAD" and request.status not in BODILESS:
-                request.connection.write(filtered)
+                request.connection.out.append(filtered)
             request.connection.flush()
         self.end(request)
 
@@ -680,7 +691,7 @@ class Runloop:
 
     def header_filter(self, request: Request) -> bool:
         """Run the header_filter phase; False when it failed and the connection was closed (R6)."""
-        if self._makes_spans:
+        if self.makes_spans:
             self.execution.enter(HEADER_FILTER, request.ctx)
             request.ctx[KONG_PHASE] = "header_filter"
             self.instrumentation.status(request)
@@ -694,8 +705,9 @@ class Runloop:
         for handler in plan.header_filter:
             span = self.instrumentation.plugin_header_filter(handler.span)
             request.handler = handler
+            call = handler.call
             try:
-                handler.call(kong, handler.conf)
+                call(kong, handler.conf)
             except Exit as answer:
                 span.finish()
                 self._replace_answer(request, answer)
@@ -724,7 +736,7 @@ class Runloop:
 
         None: a handler failed, and the connection was closed (R6).
         """
-        if last and self._makes_spans:
+        if last and self.makes_spans:
             request.body_ended_ns = self.time_ns()
         plan = request.plan or self._everywhere
         return self._filter_body(request, plan, data, last=last) if plan.body_filter else data
@@ -737,8 +749,9 @@ class Runloop:
         part = ctx[ARG] = Part(data, last)
         for handler in plan.body_filter:
             request.handler = handler
+            call = handler.call
             try:
-                handler.call(kong, handler.conf)
+                call(kong, handler.conf)
             except _ERRORS as error:
                 self._filter_failed(request, error, "body_filter")
                 return None
@@ -760,7 +773,7 @@ class Runloop:
             )
         )
         request.head_bytes = len(head)
-        request.connection.write(head)
+        request.connection.out.append(head)
 
     def _filter_failed(self, request: Request, error: BaseException, phase: str) -> None:
         self._report(error, phase)
@@ -779,15 +792,16 @@ class Runloop:
         counts.active -= 1
         hundreds = request.status // 100
         counts.responses[hundreds if hundreds < 5 else 5] += 1  # noqa: FURB136 - cheaper than a call
-        completed = not self._makes_spans or self._log(request)
+        completed = not self.makes_spans or self._log(request)
         if self._on_logged is not None:
             self._on_logged(request)
-        if self._makes_spans:
+        if self.makes_spans:
             self._end_spans(request, completed=completed)
         request.ctx.clear()
         if request.choice is not None:
             request.choice.ended(request.status)
-        self._on_change()
+        publish = self._on_change
+        publish()
         request.connection.answered(request)
         if self.draining and not counts.active:
             self._on_idle()
@@ -809,7 +823,8 @@ class Runloop:
             self.instrumentation.log(request)
             for handler in plan.log:
                 request.handler = handler
-                handler.call(kong, handler.conf)
+                call = handler.call
+                call(kong, handler.conf)
         except _ERRORS as error:
             self._report(error, "log")
             return False

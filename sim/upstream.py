@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 import httptools
 
 from sim.connection_table import unlimited
-from sim.framing import BODILESS, HeaderLines, InvalidResponseError, is_response_framed
+from sim.framing import BODILESS, HeaderLines, InvalidResponseError, check_response_coding
+from sim.outline import Outlines, ResponseOutline, name_of
 
 if TYPE_CHECKING:
     from sim.runtime import Runtime, Tls
@@ -53,6 +54,9 @@ SWEEP_S: Final = 0.05
 
 SWITCHING_PROTOCOLS: Final = 101
 
+_OUTLINES: Final = Outlines(ResponseOutline.of)
+
+
 TIMED_OUT: Final = f"upstream timed out ({errno.ETIMEDOUT}: {os.strerror(errno.ETIMEDOUT)})"
 """nginx's words of a wait that was in vain."""
 
@@ -79,8 +83,8 @@ class NoConnectionLeftError(OSError):
 class Exchange(Protocol):
     """Who waits for a response."""
 
-    def on_head(self, status: int, lines: HeaderLines) -> None:
-        """Take status and header lines."""
+    def on_head(self, status: int, lines: HeaderLines, outline: ResponseOutline) -> None:
+        """Take status and header lines, and what their names tell."""
 
     def on_body(self, data: bytes) -> None:
         """Take a part of the body."""
@@ -289,14 +293,19 @@ class UpstreamConnection(asyncio.Protocol):
         exchange = self.exchange
         if self._complete or exchange is None or (100 <= status < 200 and status != SWITCHING_PROTOCOLS):
             return
-        self._framed = is_response_framed(status, lines)
+        outline = _OUTLINES[tuple(map(name_of, lines))]
+        if status < 200:
+            raise InvalidResponseError(f"unexpected status {status}")
+        for place in outline.codings:
+            check_response_coding(lines[place][1])
+        self._framed = outline.is_framed
         self._keep_alive = parser.should_keep_alive()
         if not self._keep_alive and parser.get_http_version() not in ("1.1", "1.0"):
             raise InvalidResponseError("unknown HTTP version")
         self._in_body = True
         if self._bodiless or status in BODILESS:
             self._framed = True
-        exchange.on_head(status, lines)
+        exchange.on_head(status, lines, outline)
         if self._bodiless:
             # The parser waits for a body that a response to HEAD does not have: what comes now is too much.
             self._complete = True
@@ -398,7 +407,8 @@ class Pool:
         idle = self._idle[connection.place]
         if len(idle) < IDLE_MAX and connection.exchanges < EXCHANGES_MAX:
             idle.append(connection)
-            connection.deadline_s = self._now() + IDLE_TIMEOUT_S
+            now = self._now
+            connection.deadline_s = now() + IDLE_TIMEOUT_S
             if not self._trimming:
                 self._trimming = True
                 self._runtime.call_later(TRIM_S, self._trim)
@@ -423,7 +433,8 @@ class Pool:
 
     def watch(self, connection: UpstreamConnection, timeout_s: float) -> None:
         """Give the exchange of `connection` up in `timeout_s` from now, unless it has ended or is watched anew."""
-        connection.deadline_s = self._now() + timeout_s
+        now = self._now
+        connection.deadline_s = now() + timeout_s
         if not self._sweeping:
             self._sweeping = True
             self._runtime.call_later(SWEEP_S, self._sweep)

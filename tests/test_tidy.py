@@ -141,7 +141,7 @@ LAYERS = {
         "phases | request | resolver | config entity | faults",
         "runtime | scoreboard | field document | threshold | access_log | connection_table",
         "units | ledger | light_thread | error_log | process | timerfd | wall_clock | framing | tally",
-        "errors",
+        "errors | outline",
     ),
 }
 """Each package's modules, highest first. A module knows those below it and those in its own cell; cells of one layer,

@@ -52,6 +52,7 @@ from sim.cycle import WorkerArgs
 from sim.entity import Plugin
 from sim.error_log import ErrorLog
 from sim.http_server import HttpConnection, HttpServer, response
+from sim.outline import RequestOutline
 from sim.plugins import BUNDLED
 from sim.process import SharedCounter
 from sim.request import Request
@@ -68,6 +69,7 @@ SDK = "opentelemetry-sdk: BatchSpanProcessor and OTLP/HTTP exporter, the same re
 
 ACCESS, LOG = PHASES["access"], PHASES["log"]
 CLIENT = SimpleNamespace(peer="192.0.2.7")
+OUTLINE = RequestOutline.of((b"Host",))
 
 
 class _Worker(Worker):
@@ -182,7 +184,7 @@ class Ours:
 
     def request(self, *, export: bool) -> None:
         execution = self.provider.execution
-        request = Request(CLIENT, "GET", b"/", [(b"Host", b"a")], "1.1", keep_alive=True, started_ns=1)
+        request = Request(CLIENT, b"GET", b"/", [(b"Host", b"a")], OUTLINE, "1.1", keep_alive=True, started_ns=1)
         ctx = request.ctx
         execution.enter(ACCESS, ctx)
         self.spans()

@@ -1529,14 +1529,15 @@ class Peer:
 
 def test_the_gateways_own_instrumentation_is_silent(profile):
     """Root, router, plugin, name resolution and balancer spans, with a failed try, give no finding."""
+    from sim.outline import RequestOutline
     from sim.request import Request, Try
 
     worker = Worker(profile=profile)
     instrumentation = Instrumentation(worker.provider, Tracing(instrumentations=("all",), sampling_rate=1.0))
     worker.tracer = worker.provider.global_tracer
     for _ in range(150):
-        host = [(b"Host", b"gateway")]
-        request = Request(Peer(), "GET", b"/", host, "1.1", keep_alive=True, started_ns=worker.time_ns())
+        lines, outline = [(b"Host", b"gateway")], RequestOutline.of((b"Host",))
+        request = Request(Peer(), b"GET", b"/", lines, outline, "1.1", keep_alive=True, started_ns=worker.time_ns())
         ctx = request.ctx
         worker.enter(ctx, "rewrite", lambda request=request: instrumentation.request(request))
         instrumentation.plugin_rewrite("kong.rewrite.plugin.correlation-id").finish()

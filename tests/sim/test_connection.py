@@ -492,10 +492,11 @@ def test_absolute_target_names_the_host():
     assert target == b"/?b"
 
 
-def test_http_1_0_needs_no_host_and_closes_unless_asked_to_stay():
-    """The default of HTTP/1.0 is to close; `Connection: keep-alive` keeps it."""  # RFC 9112 9.3
+@pytest.mark.parametrize("name", [b"Connection", b"proxy-connection"])
+def test_http_1_0_needs_no_host_and_closes_unless_asked_to_stay(name):
+    """HTTP/1.0 closes; `Connection: keep-alive` keeps it, and what some send in its place."""  # RFC 9112 9.3, C.2.2
     wired = Wired()
-    client = wired.client().send(b"GET /1 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+    client = wired.client().send(b"GET /1 HTTP/1.0\r\n%b: keep-alive\r\n\r\n" % name)
     assert not client.wire.closing
     client.send(b"GET /2 HTTP/1.0\r\n\r\n")
     assert client.wire.closing

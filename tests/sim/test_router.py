@@ -16,7 +16,13 @@ def asked(method="GET", host="h", path="/", headers=()):
     lines = [(name.encode(), value.encode()) for name, value in headers]
     name = host.lower().rpartition(":")[0] if ":" in host else host.lower()
     return SimpleNamespace(
-        method=method, host=name, authority=host.encode(), path=path, lines=lines, forwarded_lines=lambda: lines
+        method=method,
+        host=name,
+        authority=host.encode(),
+        path=path,
+        raw_path=path.encode("latin-1"),
+        lines=lines,
+        forwarded_lines=lambda: lines,
     )
 
 
