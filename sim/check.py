@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from kongtrace.queue_profile import PROFILES
 from sim.config import INSTRUMENTATIONS, Gateway
+from sim.declarative import without_nulls
 from sim.document import Document, FieldPath, written
 from sim.errors import FieldError, UserError
 from sim.exporter import seconds
@@ -511,8 +512,7 @@ def plugins_named(name: str, node: Any, path: FieldPath) -> Iterator[tuple[dict[
             if key != "plugins":
                 yield from plugins_named(name, entity, where)
             elif entity.get("name") == name and entity.get("enabled") is not False:
-                config = entity.get("config") or {}
-                yield {field: value for field, value in config.items() if value is not None}, where
+                yield without_nulls(entity.get("config") or {}), where
 
 
 def spans_per_request(gateway: Gateway, *, known: bool) -> int:

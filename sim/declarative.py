@@ -339,7 +339,7 @@ class _EntityReader:
     def _upstream(self, data: Any, path: FieldPath) -> None:
         data = self._simulated("upstream", data, path)
         targets = self._entries(data, "targets", path)
-        checks = _without_nulls(data.get("healthchecks", {}))
+        checks = without_nulls(data.get("healthchecks", {}))
         active = checks.get("active") if isinstance(checks, dict) else None
         for field in ("https_sni", "https_verify_certificate"):
             if isinstance(active, dict) and active.pop(field, True) is not True:
@@ -440,7 +440,7 @@ class _EntityReader:
         data.pop("protocols", None)
         for kind in ("service", "route"):
             data[kind] = self._scope(kind, data, path, scope.get(kind))
-        data["config"] = _without_nulls(self._config_of(data, path))
+        data["config"] = without_nulls(self._config_of(data, path))
         plugin = self.document.validate(Plugin, data, path)
         if not plugin.enabled:
             return
@@ -539,9 +539,10 @@ class _EntityReader:
         self.warnings.append(str(self.document.error(message, path)))
 
 
-def _without_nulls(data: Any) -> Any:
+def without_nulls(data: Any) -> Any:
+    """Return data without the fields that are null, at any depth of mappings: to Kong they are left out."""
     if isinstance(data, dict):
-        return {key: _without_nulls(value) for key, value in data.items() if value is not None}
+        return {key: without_nulls(value) for key, value in data.items() if value is not None}
     return data
 
 

@@ -330,6 +330,12 @@ def test_words_beside_a_misplaced_all_count(findings):
     assert told("all", "all") == []
 
 
+def test_null_is_left_out_at_any_depth(findings):
+    """As a dump of Kong's database has it: every field that is not set."""
+    nulls = {"queue": {"max_entries": None, "max_bytes": None}, "headers": {"a": None}, "batch_span_count": None}
+    assert findings(nulls) == []
+
+
 def test_a_read_timeout_of_0_is_that_of_nginx(findings):
     """60 s, not none at all."""
     found = [{finding.rule for finding in findings({"read_timeout": 0}, Expected(round_trip_s=s))} for s in (59, 60)]
