@@ -14,12 +14,12 @@ Rates in 1/s, times in s, sizes in bytes. Source: kong-semantics sections 8, 10,
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from kongtrace.queue_profile import PROFILES
-from sim.config import INSTRUMENTATIONS, Gateway
+from sim.config import INSTRUMENTATIONS, Gateway, Tracing
 from sim.declarative import without_nulls
 from sim.document import Document, FieldPath, written
 from sim.errors import FieldError, UserError
@@ -103,6 +103,7 @@ class Exporting:
         config: the same with defaults.
         gateway: that it belongs to.
         scenario: that runs the gateway; None: a kong.yml, which knows neither tracing nor workers.
+        told: fields of the gateway's tracing that somebody set; a scenario knows all of them.
         requests_per_s: of all workers; None: not known.
         attempts: that its queue makes in the outage that is to be survived.
         round_trip_s: of an export request.
@@ -113,6 +114,7 @@ class Exporting:
     config: OpenTelemetryConfig
     gateway: Gateway
     scenario: Scenario | None
+    told: Collection[str]
     requests_per_s: float | None
     attempts: Attempts
     round_trip_s: float
@@ -127,7 +129,7 @@ class Exporting:
     def sampling_rate(self) -> float:
         """Share of traces that are exported: the plugin's own rate replaces the global one (M5, O14)."""
         own = self.config.sampling_rate
-        known = self.gateway.tracing.sampling_rate if self.scenario is not None else 1.0
+        known = self.gateway.tracing.sampling_rate if "sampling_rate" in self.told else 1.0
         return known if own is None else own
 
     @property
@@ -136,7 +138,8 @@ class Exporting:
         if self.requests_per_s is None:
             return None
         requests_per_s = self.requests_per_s / self.gateway.workers
-        return requests_per_s * spans_per_request(self.gateway, known=self.scenario is not None) * self.sampling_rate
+        spans = spans_per_request(self.gateway, known="instrumentations" in self.told)
+        return requests_per_s * spans * self.sampling_rate
 
 
 def expected_of(options: Mapping[str, str | None]) -> Expected:
@@ -344,7 +347,7 @@ def quitting_worker_has_no_limit(plugin: Exporting) -> Iterator[Risk]:
 def two_sampling_rates(plugin: Exporting) -> Iterator[Risk]:
     """The plugin's rate replaces the global one, of which nothing tells (O9, O14, M5)."""
     own, everywhere = plugin.config.sampling_rate, plugin.gateway.tracing.sampling_rate
-    if plugin.scenario is None or own is None or own == everywhere:
+    if "sampling_rate" not in plugin.told or own is None or own == everywhere:
         return
     rate = plugin.spans_per_s
     count = f", {_rate(rate)} spans/s for each worker" if rate else ""
@@ -399,7 +402,7 @@ def b3_hides_w3c(plugin: Exporting) -> Iterator[Risk]:
 def all_is_not_first(plugin: Exporting) -> Iterator[Risk]:
     """`all` counts in the first place only (I2, H35)."""
     words = plugin.gateway.tracing.instrumentations
-    if "all" in words[1:] and words[0] != "all":
+    if "instrumentations" in plugin.told and "all" in words[1:] and words[0] != "all":
         made = dict.fromkeys(("request", *(word for word in words if word != "all")))
         yield Risk(
             (TOP, "gateway", "tracing", "instrumentations"),
@@ -411,9 +414,7 @@ def all_is_not_first(plugin: Exporting) -> Iterator[Risk]:
 
 def nothing_is_traced(plugin: Exporting) -> Iterator[Risk]:
     """Without instrumentations the plugin only passes headers on (O12, H12)."""
-    if plugin.scenario is None:
-        return
-    if plugin.gateway.tracing.instrumentations[0] == "off":
+    if "instrumentations" in plugin.told and plugin.gateway.tracing.instrumentations[0] == "off":
         cure = "write [all] there, or leave traces_endpoint out"
         where = (TOP, "gateway", "tracing", "instrumentations")
         message = "is off: headers go to the upstream with the sampled bit off, and not one span is exported"
@@ -460,12 +461,21 @@ def check_scenario(scenario: Scenario, expected: Expected) -> list[Finding]:
     trip_s = (scenario.collector.latency or None) if expected.round_trip_s is None else expected.round_trip_s
     expected = expected._replace(requests_per_s=rate, round_trip_s=trip_s)
     document, below = (scenario.document, _CONFIG) if scenario.kong_yml is None else (scenario.kong_yml, ())
-    return _findings(scenario.gateway, scenario, expected, document, below)
+    return _findings(scenario.gateway, scenario, Tracing.model_fields, expected, document, below)
 
 
-def check_gateway(gateway: Gateway, document: Document, expected: Expected) -> list[Finding]:
-    """Return what is risky in a kong.yml, in the order of its lines."""
-    return _findings(gateway, None, expected, document, ())
+def check_gateway(
+    gateway: Gateway, document: Document, expected: Expected, told: Collection[str] = ()
+) -> list[Finding]:
+    """Return what is risky in a kong.yml, in the order of its lines.
+
+    Args:
+        gateway: that it makes.
+        document: the file.
+        expected: what it is expected to meet.
+        told: fields of its tracing that somebody set: the environment.
+    """
+    return _findings(gateway, None, told, expected, document, ())
 
 
 def _outage(scenario: Scenario | None, config: OpenTelemetryConfig, expected: Expected, trip_s: float) -> Outage:
@@ -479,7 +489,12 @@ _CONFIG: Final = ("gateway", "config")
 
 
 def _findings(
-    gateway: Gateway, scenario: Scenario | None, expected: Expected, document: Document, below: FieldPath
+    gateway: Gateway,
+    scenario: Scenario | None,
+    told: Collection[str],
+    expected: Expected,
+    document: Document,
+    below: FieldPath,
 ) -> list[Finding]:
     found = []
     for given, path in plugins_named("opentelemetry", document.plain(below), below):
@@ -488,13 +503,17 @@ def _findings(
         outage = _outage(scenario, config, expected, trip_s)
         attempts = Attempts(config.queue, PROFILES[gateway.profile], outage)
         slow_s = [] if scenario is None else slowdowns_s(scenario, config, trip_s)
-        plugin = Exporting(given, config, gateway, scenario, expected.requests_per_s, attempts, trip_s, slow_s)
+        plugin = Exporting(given, config, gateway, scenario, told, expected.requests_per_s, attempts, trip_s, slow_s)
         for code, rule in RULES.items():
             for field, message, cure in rule(plugin):
                 where, at = (document, (*path, "config", *field))
+                named = at
                 if field[0] == TOP and scenario is not None:
                     where, at = scenario.document, field[1:]
-                found.append(Finding(code, where.file, where.line(at), written(at), message, cure))
+                    named = at
+                elif field[0] == TOP:  # the environment says it, of the gateway that the plugin is in
+                    at, named = path, field[2:]
+                found.append(Finding(code, where.file, where.line(at), written(named), message, cure))
     return sorted(dict.fromkeys(found), key=lambda finding: (finding.file, finding.line, finding.rule))
 
 

@@ -297,7 +297,8 @@ def check(
         settings = [*environment.settings, *map(_stand_in, stand_ins), *told]
         gateway = declarative.load(document, settings, export, enabled=environment.plugins, plugin_paths=plugins)
         warnings, kind = (*environment.warnings, *export.warnings, *gateway.warnings), "configuration"
-        findings = checks.check_gateway(gateway, document, expected)
+        tracing = [str(setting.path[1]) for setting in settings if setting.path[0] == "tracing"]
+        findings = checks.check_gateway(gateway, document, expected, tracing)
     else:
         given = {"plugin": plugins, "stand-in": stand_ins, **{name: options[name] for name in _OF_A_KONG_YML}}
         for name in (name for name, value in given.items() if value):

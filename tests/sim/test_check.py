@@ -13,6 +13,7 @@ from kongtrace.queue import Binding, Queue, QueueParameters, Send
 from kongtrace.queue_profile import PROFILES, Outcome
 from sim import check, declarative, scenario
 from sim.check import OUTAGE_S, RULES, Expected, check_gateway, check_scenario, spans_per_request
+from sim.config import Tracing
 from sim.document import Document
 from sim.errors import UserError
 from tests.sim.test_cli import kongsim  # noqa: F401 - a fixture
@@ -410,6 +411,24 @@ def test_a_kong_yml_beside_a_scenario_is_named_itself(tmp_path):
     file.write_text(f"{head}  config: kong.yml\n{tail[tail.index('upstreams') :]}", encoding="utf-8")
     [found] = check_scenario(scenario.load(str(file)), Expected())
     assert (Path(found.file).name, found.line) == ("kong.yml", 12)
+
+
+def test_a_kong_yml_is_judged_by_the_tracing_that_the_environment_sets(tmp_path):
+    """Instrumentations and rate count where they are told; where they are not, nothing is held against the file."""
+    file = tmp_path / "kong.yml"
+    file.write_text(KONG_YML, encoding="utf-8")
+    document, expected = Document.read(str(file)), Expected(requests_per_s=100)
+
+    def told(**tracing):
+        gateway = declarative.load(str(file)).model_copy(update={"workers": 1, "tracing": Tracing(**tracing)})
+        return [(found.rule, found.line, found.field) for found in check_gateway(gateway, document, expected, tracing)]
+
+    too_many = ("KC005", 12, "services[0].routes[0].plugins[0].config.queue.max_entries")
+    assert told() == [too_many]
+    assert told(sampling_rate=0.1) == []
+    assert told(instrumentations=("request",)) == []
+    assert told(instrumentations=("off",)) == [("KC013", 8, "tracing.instrumentations")]
+    assert told(instrumentations=("request", "all")) == [("KC012", 8, "tracing.instrumentations")]
 
 
 def test_spans_per_request_are_those_of_the_instrumentations(findings, tmp_path):
