@@ -245,8 +245,14 @@ def _piled(rate: float, batch_size: int, trip_s: float, lasts_s: float, loaded_s
     """Return how many spans wait at most while requests of this length are sent, the first as the time begins."""
     if lasts_s == math.inf:
         return math.inf
-    arriving_s = min(math.ceil(lasts_s / trip_s) * trip_s, loaded_s)
-    return rate * arriving_s - batch_size * (math.ceil(arriving_s / trip_s) - 1)
+    return _backlog_max(rate, batch_size, trip_s, min(math.ceil(lasts_s / trip_s) * trip_s, loaded_s))
+
+
+def _backlog_max(rate: float, batch_size: int, period_s: float, filling_s: float) -> float:
+    """Return how many spans wait at most: each period ends with room for a batch, the first one begins with none."""
+    taken = math.ceil(filling_s / period_s) - 1
+    peaks_s = {min(filling_s, period_s): 0, taken * period_s: max(0, taken - 1), filling_s: taken}
+    return max(rate * at_s - batch_size * before for at_s, before in peaks_s.items())
 
 
 def outage_is_longer_than_the_queue(plugin: Exporting) -> Iterator[Risk]:
@@ -292,13 +298,13 @@ def _queue_overflows(plugin: Exporting, rate: float) -> Iterator[Risk]:
     late_s = min(attempts.noticed_s, outage.loaded_s) - outage_s
     field, capacity, factor = _capacity(plugin)
     # The batch that is being sent came before, and each that is given up makes room for one.
-    period_s, filling_s = attempts.period_s, outage_s + late_s
-    taken = queue.max_batch_size * (math.ceil(filling_s / period_s) - 1)
-    if max(rate * min(filling_s, period_s), rate * filling_s - taken) <= capacity:
+    period_s, batch_size = attempts.period_s, queue.max_batch_size
+    if _backlog_max(rate, batch_size, period_s, outage_s + late_s) <= capacity:
         return
-    held_s = capacity / rate
-    if held_s > period_s:
-        held_s = capacity / (rate - queue.max_batch_size / period_s)
+    taken = (
+        0 if capacity <= rate * period_s else math.ceil((capacity - rate * period_s) / (rate * period_s - batch_size))
+    )
+    held_s = (capacity + taken * batch_size) / rate
     late = f", {format_duration(_rounded(late_s))} more until the next attempt {outage}" if late_s >= 1 else ""
     line = f", each with an error line, {_size(rate * FULL_LINE_BYTES)}/s of log" if plugin.is_kong else ""
     least_late_s = outage.fails_until_s - outage.lasts_s + max(outage.retry_after_s, RETRY_DELAY_S)
@@ -517,21 +523,25 @@ def _findings(
     return sorted(dict.fromkeys(found), key=lambda finding: (finding.file, finding.line, finding.rule))
 
 
-def plugins_named(name: str, node: Any, path: FieldPath) -> Iterator[tuple[dict[str, Any], FieldPath]]:
+def plugins_named(
+    name: str, node: Any, path: FieldPath, shared: Mapping[str, Any] | None = None
+) -> Iterator[tuple[dict[str, Any], FieldPath]]:
     """Find the configurations of a plugin, wherever in a declarative file they stand; those switched off do not count.
 
     Args:
         name: of the plugin.
         node: what stands at `path`.
         path: where to look.
+        shared: configurations by name; None: those of `node` (decK's `_plugin_configs`).
     """
+    shared = node.get("_plugin_configs") or {} if shared is None else shared
     for key in ("plugins", "services", "routes"):
         for index, entity in enumerate(node.get(key) or ()):
             where = (*path, key, index)
             if key != "plugins":
-                yield from plugins_named(name, entity, where)
+                yield from plugins_named(name, entity, where, shared)
             elif entity.get("name") == name and entity.get("enabled") is not False:
-                yield without_nulls(entity.get("config") or {}), where
+                yield without_nulls(shared.get(entity.get("_config"), {}) | (entity.get("config") or {})), where
 
 
 def spans_per_request(gateway: Gateway, *, known: bool) -> int:
