@@ -95,17 +95,18 @@ class OpenTelemetryConfig(Model):
         if "endpoint" in data:
             data.setdefault("traces_endpoint", data.pop("endpoint"))
         queue = dict(data["queue"]) if isinstance(data.get("queue"), dict) else {}
-        for old, default, new in _LEGACY_QUEUE:
+        for old, default, new, known in _LEGACY_QUEUE:
             if (value := data.pop(old, default)) != default:
-                if not isinstance(value, int):
-                    raise FieldError(f"expected a whole number, not {shown(value)}", field=old)
+                if type(value) is not int or value not in known:
+                    expected = f"expected a whole number from {known[0]} to {known[-1]}"
+                    raise FieldError(f"{expected}, not {shown(value)}", field=old)
                 queue[new] = value
         return data | {"queue": queue} if queue else data
 
 
 _LEGACY_QUEUE: Final = (
-    ("batch_span_count", 200, "max_batch_size"),
-    ("batch_flush_delay", 3, "max_coalescing_delay"),
+    ("batch_span_count", 200, "max_batch_size", range(1, 1_000_001)),
+    ("batch_flush_delay", 3, "max_coalescing_delay", range(3_601)),
 )
 
 

@@ -404,6 +404,25 @@ def test_a_wrong_setting_names_the_option(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "numbers"),
+    [
+        ("batch_span_count", 0, "1 to 1000000"),
+        ("batch_span_count", "true", "1 to 1000000"),
+        ("batch_flush_delay", 3601, "0 to 3600"),
+    ],
+)
+def test_mistake_in_a_deprecated_field_is_found_where_it_stands(tmp_path, field, value, numbers):
+    """Not in the field that took its place, which the file does not have."""
+    file = tmp_path / "kong.yml"
+    text = f"plugins:\n  - name: opentelemetry\n    config:\n      traces_endpoint: http://a/\n      {field}: {value}\n"
+    file.write_text(text, encoding="utf-8")
+
+    message = rf"kong.yml:5: plugins\[0\].config.{field}: expected a whole number from {numbers}, not {value}$"
+    with pytest.raises(UserError, match=message):
+        load(str(file))
+
+
+@pytest.mark.parametrize(
     ("text", "is_one"),
     [
         ("_format_version: '3.0'", True),
