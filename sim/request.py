@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Any, Final
 
+from kongtrace import ApiError
 from kongtrace.context import KONG_PHASE
+from kongtrace.lua import lua_type
 from kongtrace.propagation import Headers
 from sim.access_log import escaped
-from sim.framing import HeaderLines, Refusal, check_transfer_coding, host_of, length_of, split_absolute
+from sim.framing import HeaderLines, Refusal, check_transfer_coding, host_of, length_of, octets, split_absolute
 from sim.outline import FORWARDING, RequestOutline
 
 if TYPE_CHECKING:
@@ -120,7 +122,11 @@ class Part:
         return (self.chunk, self.eof)[index - 1]
 
     def __setitem__(self, index: int, value: Any) -> None:
-        setattr(self, ("chunk", "eof")[index - 1], value)
+        if index != 1:
+            raise ApiError(f"ngx.arg[{index}] cannot be set")
+        if not isinstance(value, bytes | str | None):
+            raise ApiError(f"bad chunk data type: {lua_type(value)}")
+        self.chunk = octets(value) if isinstance(value, str) else value
 
 
 class Request:

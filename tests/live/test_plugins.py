@@ -578,6 +578,34 @@ def test_body_filter_may_hold_the_parts_back_and_replace_them(tmp_path, path):
     assert again.content.endswith(b"}!")
 
 
+class Swaps(Base):
+    """Sets the last part of the body to something else."""
+
+    def header_filter(self, kong, _conf):
+        """Leave the length open."""
+        kong.response.clear_header("Content-Length")
+
+    def body_filter(self, kong, conf):
+        """Set it."""
+        if kong.ngx.arg[2]:
+            kong.ngx.arg[1] = conf["part"]
+
+
+@pytest.mark.parametrize(("part", "end"), [("z\u00e4", b"}z\xc3\xa4"), (b"z", b"}z"), (None, b"}")])
+def test_part_of_the_body_may_be_set_to_text_bytes_or_nothing(tmp_path, part, end):
+    """`ngx.arg[1]` takes all three."""
+    with served(tmp_path, Swaps, configs={"swaps": {"part": part}}.items()) as gateway:
+        assert gateway.request().content.endswith(end)
+
+
+def test_part_of_the_body_that_is_neither_is_refused_in_nginxs_words(tmp_path):
+    """The connection is closed, and nobody waits."""
+    with served(tmp_path, Swaps, configs={"swaps": {"part": [1]}}.items()) as gateway:
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            gateway.request()
+        assert "ApiError: bad chunk data type: list" in gateway.wait_logged("failed to run body_filter_by_lua*")
+
+
 class Buffers(Base):
     """Works on the whole answer before anything of it goes to the client."""
 
