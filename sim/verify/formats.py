@@ -6,6 +6,7 @@ Paths are as the user gave them, relative to the working directory where they li
 import json
 import linecache
 import shlex
+import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -152,10 +153,11 @@ def explained(mistake: Mistake) -> str:
     ]
     for what, stack in _stacks(mistake):
         lines += [f"  {what}:", *_lines_of(stack)]
+    width = min(TEXT_WIDTH, shutil.get_terminal_size((TEXT_WIDTH, 0)).columns)
     for word, said in (("why", rule.why), ("fix", rule.fix), ("see", f"{mistake.page}, {mistake.code}")):
         lines += textwrap.wrap(
             said,
-            TEXT_WIDTH,
+            width,
             initial_indent=f"  {word}:  ",
             subsequent_indent=" " * 8,
             break_long_words=False,

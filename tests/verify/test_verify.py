@@ -52,7 +52,9 @@ class Shop:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Few programs are drawn, of few requests."""
+    """Few programs are drawn, of few requests, whatever terminal the tests are run in."""
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(search, "PROGRAMS", 10)
     monkeypatch.setattr(programs_of_all_kinds, "TIMES", (1, 1, 1, 2, 5))
 
@@ -78,6 +80,16 @@ def verify(capsys):
         return code, capsys.readouterr().out
 
     return run
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("80", 80), ("400", 118)])
+def test_report_fits_the_terminal(shop, verify, monkeypatch, columns, widest):
+    """Words are not broken in two; beyond what is easily read nothing is gained."""
+    monkeypatch.setenv("COLUMNS", columns)
+    _code, out = verify(shop(WRONG))
+
+    said = [line for line in out.splitlines() if line.startswith(("  why:", "  fix:", " " * 8))]
+    assert widest - 20 < max(map(len, said)) <= widest
 
 
 def test_report_tells_all_there_is_to_say(shop, verify):
