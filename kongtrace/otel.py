@@ -57,8 +57,9 @@ from kongtrace.errors import KongTraceError
 from kongtrace.event import LINK_EVENT, Link
 from kongtrace.global_tracer import GlobalTracer, tracing
 from kongtrace.phase import PHASES
-from kongtrace.span import NOOP_SPAN, STATUS_ERROR, STATUS_OK, AnySpan
+from kongtrace.span import NOOP_SPAN, STATUS_ERROR, STATUS_OK, AnySpan, line
 from kongtrace.span import Span as KongSpan
+from kongtrace.tracer import leave_ended
 
 try:
     from opentelemetry import context as context_api
@@ -89,9 +90,6 @@ _KINDS = {kind: kind.value + 1 for kind in SpanKind}
 
 _LOCAL = "KONG_OTEL"
 """Key by which a context that no request of the worker owns is known; its value is the :class:`LocalTrace`."""
-
-_DEPTH_MAX = 100
-"""Spans above each other that are looked at."""
 
 _NAMELESS = "unnamed"
 _PLAIN = frozenset((str, bool, int, float))
@@ -419,10 +417,7 @@ class Span(trace.Span):
         assert provider is not None
         assert handle is not None
         with running(provider.execution, self.home.ctx):
-            active = handle.active_span()
-            above = next((span for span in _line(active) if span.end_time_ns is None), None)
-            if above is not active:
-                handle.set_active_span(above)
+            leave_ended(handle)
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         """Set several attributes."""
@@ -646,19 +641,10 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if value is not None} if None in table.values() else table
 
 
-def _line(span: AnySpan | None) -> Iterator[KongSpan]:
-    """A span and those above it, so far as it is no ring, which the release of a span by hand can make of it (P12)."""
-    for _ in range(_DEPTH_MAX):
-        if not isinstance(span, KongSpan):
-            return
-        yield span
-        span = span.parent
-
-
 def _start_beside(handle: GlobalTracer, fields: tuple[Any, ...]) -> AnySpan:
     """Start a span below the active one, but not below one of this API, which is current in another task alone."""
     above = active = handle.active_span()
-    for span in _line(active):
+    for span in line(active):
         if span.attributes is not None and OTEL_SCOPE_NAME in span.attributes:
             above = span.parent
     if above is None and active is not None:

@@ -23,7 +23,7 @@ from kongtrace.event import Event
 from kongtrace.lua import is_number, is_table, is_text, lua_text, lua_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from kongtrace.noop import NoopTracer
     from kongtrace.provider import TracerProvider
@@ -37,6 +37,9 @@ STATUS_UNSET, STATUS_OK, STATUS_ERROR = range(3)
 
 EXCEPTION_EVENT = "exception"
 """Name of the event that :meth:`Span.record_error` adds (S14)."""
+
+LINE_MAX = 100
+"""Spans above each other that are looked at."""
 
 MISSING: Any = None
 """Default of an argument that must be given: Kong reports its absence as a wrong type."""
@@ -369,6 +372,15 @@ def clear(span: Span) -> None:
     span.tracer = span.parent = span.name = span.trace_id = span.span_id = span.parent_id = None  # type: ignore[assignment]
     span.kind = span.start_time_ns = span.end_time_ns = span.should_sample = span.attributes = None  # type: ignore[assignment]
     span.events = span.status = span.active = None
+
+
+def line(span: AnySpan | None) -> Iterator[Span]:
+    """A span and those above it, so far as it is no ring, which the release of a span by hand can make of it (P12)."""
+    for _ in range(LINE_MAX):
+        if not isinstance(span, Span):
+            return
+        yield span
+        span = span.parent
 
 
 def flag_active(span: Any) -> None:

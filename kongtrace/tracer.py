@@ -28,7 +28,7 @@ from kongtrace.errors import ApiError
 from kongtrace.lua import is_given, is_number, is_table, is_text, lua_table
 from kongtrace.noop import NoopTracer
 from kongtrace.sampler import Decision, sample
-from kongtrace.span import INTERNAL, MISSING, NOOP_SPAN, AnySpan, NoopSpan, RelinkedSpan, Span, flag_active
+from kongtrace.span import INTERNAL, MISSING, NOOP_SPAN, AnySpan, NoopSpan, RelinkedSpan, Span, flag_active, line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -496,6 +496,18 @@ class Tracer:
 
     def __repr__(self) -> str:
         return f"<Tracer {self.name!r} in {self.namespace.name}>"
+
+
+def leave_ended(tracer: Tracer | NoopTracer) -> None:
+    """Make what is open active in place of a span that has ended.
+
+    Finishing the active span makes its parent active, whether it is open or not (S9): where tasks wait at once and end
+    in any order, what has ended stays active, and all that follows goes below it (T10).
+    """
+    active = tracer.active_span()
+    above = next((span for span in line(active) if span.end_time_ns is None), None)
+    if above is not active:
+        tracer.set_active_span(above)
 
 
 def _check_name(name: object) -> None:

@@ -228,8 +228,10 @@ async def resolve(network: Network, host: str, port: int) -> tuple[str, int]:
         address = await network.resolver.resolve(host, port)
     except OSError as error:
         network.instrumentation.dns_answer(span, error)
+        network.instrumentation.leave_ended()
         raise
     network.instrumentation.dns_answer(span, address)
+    network.instrumentation.leave_ended()
     return address
 
 

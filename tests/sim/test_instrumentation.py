@@ -1,0 +1,51 @@
+"""The gateway's own spans: where tasks wait at once, what has ended leaves its place to what is open."""
+
+import asyncio
+
+import pytest
+
+from kongtrace import KONG, SAFE
+from kongtrace.testing import TracedWorker
+from sim.config import Tracing
+from sim.instrumentation import Instrumentation
+from sim.ngx import Network, resolve
+
+
+class Resolver:
+    """Resolves each name when it is told to; a name that is told an error fails."""
+
+    def __init__(self):
+        self.found = {}
+
+    async def resolve(self, host, port):
+        found = self.found[host] = asyncio.get_running_loop().create_future()
+        return await found, port
+
+
+@pytest.mark.parametrize("answer", ["127.0.0.1", OSError("no such name")])
+@pytest.mark.parametrize(("profile", "left"), [(KONG, "kong.dns"), (SAFE, "kong.access.plugin.offers")])
+def test_names_that_tasks_resolve_at_once_leave_the_handlers_span_active_in_profile_safe(profile, left, answer):
+    """In Kong the first name's span, which has ended, is active once the second's has ended."""  # S9, T10, I9
+    worker = TracedWorker(profile)
+    instrumentation = Instrumentation(worker.provider, Tracing(instrumentations=("all",), sampling_rate=1.0))
+    tracer = worker.provider.global_tracer
+
+    async def play():
+        resolver = Resolver()
+        network = Network(resolver, None, instrumentation)
+        waiting = [asyncio.ensure_future(resolve(network, host, 80)) for host in ("first", "second")]
+        while len(resolver.found) < 2:
+            await asyncio.sleep(0)
+        for found in resolver.found.values():
+            found.set_exception(answer) if isinstance(answer, OSError) else found.set_result(answer)
+        await asyncio.wait(waiting)
+        assert [task.exception() is not None for task in waiting] == [isinstance(answer, OSError)] * 2
+
+    ctx = worker.begin()
+    handler = instrumentation.plugin_access("kong.access.plugin.offers")
+    asyncio.run(play())
+    assert tracer.active_span().name == left
+    handler.finish()
+    tracer.set_active_span(None)
+    worker.end(ctx)
+    worker.check()
