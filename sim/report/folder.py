@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 RUNS: Final = Path("runs")
 """Where the folders of runs are, below the current one."""
 
+_RESULTS: Final = ("summary.json", "overhead.json", "overhead.html", "blocks.csv")
 _CURE: Final = "name another folder with --out"
 
 
@@ -25,7 +26,7 @@ def folder(scenario: "Scenario", out: str | None) -> Iterator[Path]:
 
     Args:
         scenario: what is run.
-        out: the folder that the user named; what it holds of an earlier run is overwritten.
+        out: the folder that the user named; what it holds of an earlier run is removed.
 
     Raises:
         UserError: it cannot be made or written; when the run itself raises one, because it could not start, the folder
@@ -40,6 +41,8 @@ def folder(scenario: "Scenario", out: str | None) -> Iterator[Path]:
         path.mkdir(parents=True, exist_ok=True)
         if _is_another(as_run, scenario):
             raise UserError("is the scenario itself, and would be overwritten", file=str(as_run), cure=_CURE)
+        for name in _RESULTS:  # who finds one there may take it for that of this run, also when this run has none
+            (path / name).unlink(missing_ok=True)
         as_run.write_text(scenario.as_run, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write there: {error.strerror}", file=str(path), cure=_CURE) from None

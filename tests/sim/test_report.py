@@ -407,6 +407,17 @@ def test_progress_may_be_closed_before_it_started():
     Progress(Console(file=io.StringIO())).close()
 
 
+def test_folder_keeps_no_result_of_an_earlier_run(tmp_path):
+    """A run that fails or is interrupted leaves none that could be taken for its own; other files are not touched."""
+    for name in ("summary.json", "overhead.json", "overhead.html", "blocks.csv", "notes.txt"):
+        (tmp_path / name).touch()
+
+    with pytest.raises(KeyboardInterrupt), folder(load(str(SCENARIO)), str(tmp_path)):
+        raise KeyboardInterrupt
+
+    assert {path.name for path in tmp_path.iterdir()} == {"scenario.yaml", "notes.txt"}
+
+
 def test_folder_holds_the_scenario_as_run(tmp_path, monkeypatch):
     """Each run has its own, named after the scenario."""
     monkeypatch.chdir(tmp_path)
