@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, cast
 import httptools
 
 from sim.framing import HEAD_BYTES_MAX, LINE_BYTES_MAX, HeaderLines, Refusal, check_head_size
-from sim.outline import Outlines, RequestOutline, name_of
+from sim.outline import name_of, request_outlines
 from sim.request import RefusedRequest, Request
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ LINGER_S: Final = 5.0
 
 _TIMED_OUT: Final = f"client timed out ({errno.ETIMEDOUT}: {os.strerror(errno.ETIMEDOUT)})"
 _INTERRUPTIONS: Final = (httptools.HttpParserError, httptools.HttpParserUpgrade)
-_OUTLINES: Final = Outlines(RequestOutline.of)
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -336,7 +335,7 @@ class ClientConnection(asyncio.Protocol):
         if self._head_bytes > LINE_BYTES_MAX or self._read_bytes > LINE_BYTES_MAX:
             check_head_size(self._url, self._lines)
         parser, lines = self._parser, self._lines
-        outline = _OUTLINES[tuple(map(name_of, lines))]
+        outline = request_outlines[tuple(map(name_of, lines))]
         keep_alive = parser.should_keep_alive()
         # Kept without a word of the client's, it is one of HTTP/1.1 (RFC 9112 9.3); to ask the parser costs a text.
         version = "1.1" if keep_alive and not outline.has_options else parser.get_http_version()

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from sim.framing import HOST_BYTES_MAX
+from sim.memo import Memo
+
 if TYPE_CHECKING:
     from sim.config import Gateway
     from sim.request import Request
 
 PEERS_MAX: Final = 1024
-"""Addresses of which it is remembered whether they are trusted."""
+"""Addresses of which it is remembered whether they are trusted, and what upstreams are told of them."""
 
 
 class Forwarding:
@@ -33,6 +36,8 @@ class Forwarding:
         self.trusts = bool(networks)
         self._real_ip_header = gateway.real_ip_header.lower().encode()
         self._is_recursive = gateway.real_ip_recursive
+
+        self._of_stranger = Memo(_of_stranger, PEERS_MAX, lambda client: len(client[1]) <= HOST_BYTES_MAX)
 
         @lru_cache(PEERS_MAX)
         def is_trusted(address: str) -> bool:
@@ -73,7 +78,7 @@ class Forwarding:
         prefix = match.stripped
         if self.trusts or not request.is_plain:
             return self._full_lines(request, path, prefix)
-        told = _of_stranger(connection.peer, request.host, connection.port)
+        told = self._of_stranger[connection.peer, request.host, connection.port]
         if prefix:
             return b"%b%b\r\nX-Forwarded-Prefix: %b" % (told, path, prefix.encode("latin-1"))
         return told + path
@@ -96,9 +101,9 @@ class Forwarding:
         return "\r\n".join(f"{name}: {value}" for name, value in told.items() if value).encode("latin-1")
 
 
-@lru_cache(PEERS_MAX)
-def _of_stranger(peer: str, host: str, port: int) -> bytes:
+def _of_stranger(client: tuple[str, str, int]) -> bytes:
     """The lines about a client that nobody is told about by others, up to the value of `X-Forwarded-Path`."""
+    peer, host, port = client
     lines = f"X-Real-IP: {peer}\r\nX-Forwarded-For: {peer}\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: {host}\r\n"
     return f"{lines}X-Forwarded-Port: {port}\r\nX-Forwarded-Path: ".encode("latin-1")
 

@@ -7,8 +7,9 @@ gateway passes nothing on as it came: it frames anew, from what was understood h
 """
 
 import re
-from functools import lru_cache
 from typing import Final
+
+from sim.memo import Memo
 
 HeaderLines = list[tuple[bytes, bytes]]
 
@@ -31,7 +32,8 @@ _CONTENT_TOO_LARGE: Final = 413
 _LENGTH_DIGITS_MAX: Final = 19
 
 HOSTS_MAX: Final = 1024
-"""Values of Host that are remembered."""
+HOST_BYTES_MAX: Final = 255
+"""Values of Host that are remembered, and their length at most: that of a name (RFC 1035 2.3.4)."""
 
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?")  # RFC 3986 3.2.2
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
@@ -77,8 +79,7 @@ def length_of(value: bytes) -> int:
     return int(digits)
 
 
-@lru_cache(HOSTS_MAX)
-def host_of(authority: bytes) -> str:
+def _host_of(authority: bytes) -> str:
     """Return the host of an authority, in lower case and without port (RFC 9112 3.2).
 
     Raises:
@@ -88,6 +89,10 @@ def host_of(authority: bytes) -> str:
     if match is None:
         raise Refusal(400, "client sent invalid host header")
     return match[1].decode("ascii").lower()
+
+
+hosts: Final = Memo(_host_of, HOSTS_MAX, lambda authority: len(authority) <= HOST_BYTES_MAX)
+"""The host of an authority, in lower case and without port; raises Refusal where it is none."""
 
 
 def split_absolute(target: bytes) -> tuple[bytes, bytes]:

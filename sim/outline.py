@@ -8,9 +8,9 @@ with few.
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Final, TypeVar
+from typing import Final
 
-T = TypeVar("T")
+from sim.memo import Memo
 
 Names = tuple[bytes, ...]
 """Of the lines of a header section, as sent."""
@@ -108,25 +108,11 @@ class ResponseOutline:
         return cls(passed, codings, options, has_length, b"date" in lower, has_length or bool(codings))
 
 
-class Outlines(dict[Names, T]):
-    """Outlines by the names that they are of; one that is not there is made.
-
-    Args:
-        make: works one out.
-    """
-
-    def __init__(self, make: Callable[[Names], T]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, names: Names) -> T:
-        outline = self._make(names)
-        if len(names) <= LINES_MAX and sum(map(len, names)) <= NAMES_BYTES_MAX:
-            if len(self) >= OUTLINES_MAX:
-                self.clear()
-            self[names] = outline
-        return outline
+def _is_usual(names: Names) -> bool:
+    return len(names) <= LINES_MAX and sum(map(len, names)) <= NAMES_BYTES_MAX
 
 
+request_outlines: Final = Memo(RequestOutline.of, OUTLINES_MAX, _is_usual)
+response_outlines: Final = Memo(ResponseOutline.of, OUTLINES_MAX, _is_usual)
 name_of: Final[Callable[[tuple[bytes, bytes]], bytes]] = itemgetter(0)
 """The name of a line; `tuple(map(name_of, lines))` are those of a header section."""

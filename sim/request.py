@@ -15,7 +15,7 @@ from kongtrace.context import KONG_PHASE
 from kongtrace.lua import lua_type
 from kongtrace.propagation import Headers
 from sim.access_log import escaped
-from sim.framing import HeaderLines, Refusal, check_transfer_coding, host_of, length_of, octets, split_absolute
+from sim.framing import HeaderLines, Refusal, check_transfer_coding, hosts, length_of, octets, split_absolute
 from sim.outline import FORWARDING, RequestOutline
 
 if TYPE_CHECKING:
@@ -370,7 +370,7 @@ class Request:
         if _NUMBER_SIGN in self.target:
             raise Refusal(400, "client sent a fragment in the request target")
         if self.authority or self.version == "1.1":
-            self.host = host_of(self.authority)
+            self.host = hosts[self.authority]
         self.raw_path = self.target.partition(b"?")[0] if _QUESTION_MARK in self.target else self.target
 
 

@@ -25,7 +25,7 @@ import httptools
 
 from sim.connection_table import unlimited
 from sim.framing import BODILESS, HeaderLines, InvalidResponseError, check_response_coding
-from sim.outline import Outlines, ResponseOutline, name_of
+from sim.outline import ResponseOutline, name_of, response_outlines
 
 if TYPE_CHECKING:
     from sim.runtime import Runtime, Tls
@@ -53,9 +53,6 @@ SWEEP_S: Final = 0.05
 
 
 SWITCHING_PROTOCOLS: Final = 101
-
-_OUTLINES: Final = Outlines(ResponseOutline.of)
-
 
 TIMED_OUT: Final = f"upstream timed out ({errno.ETIMEDOUT}: {os.strerror(errno.ETIMEDOUT)})"
 """nginx's words of a wait that was in vain."""
@@ -293,7 +290,7 @@ class UpstreamConnection(asyncio.Protocol):
         exchange = self.exchange
         if self._complete or exchange is None or (100 <= status < 200 and status != SWITCHING_PROTOCOLS):
             return
-        outline = _OUTLINES[tuple(map(name_of, lines))]
+        outline = response_outlines[tuple(map(name_of, lines))]
         if status < 200:
             raise InvalidResponseError(f"unexpected status {status}")
         for place in outline.codings:

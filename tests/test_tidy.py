@@ -142,6 +142,7 @@ LAYERS = {
         "runtime | scoreboard | field document | threshold | access_log | connection_table",
         "units | ledger | light_thread | error_log | process | timerfd | wall_clock | framing | tally",
         "errors | outline",
+        "memo",
     ),
 }
 """Each package's modules, highest first. A module knows those below it and those in its own cell; cells of one layer,
