@@ -93,7 +93,8 @@ def measured(asked: Asked, out_dir: Path, console: Console) -> Outcome:
     """
     plan = Plan(asked.scenario, asked.arms, asked.rate_per_s, asked.scenario.seed, out_dir)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with _interruptible(), Progress(*columns, console=console, transient=True) as progress:
+    bars_shown = console.is_terminal  # elsewhere an empty line would be left of them
+    with _interruptible(), Progress(*columns, console=console, transient=True, disable=not bars_shown) as progress:
         bars = {stage: progress.add_task(stage, total=1.0, start=False) for stage in STAGES}
 
         def told(stage: str, share: float) -> None:

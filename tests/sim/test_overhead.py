@@ -581,7 +581,7 @@ def test_command_measures_and_keeps_everything(scenario_file, tmp_path, monkeypa
         cli.main()
 
     shown = capsys.readouterr()
-    assert ended.value.code == 0, shown.err
+    assert (ended.value.code, shown.err) == (0, "")
     assert "off again (A/A)" in shown.out
     assert "where 1.0 goes" in shown.out
     told = json.loads((out / "overhead.json").read_text())
