@@ -10,6 +10,7 @@ reading in a turn is the moment of that reading, where nginx takes the moment at
 
 import asyncio
 import os
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -43,6 +44,9 @@ ANSWER_BYTES_MAX: Final = 8 * 1024 * 1024
 
 _READ_BYTES: Final = 1 << 20
 """What a socket takes at once."""
+
+_ENDS_TARGET: Final = re.compile(r"[\0-\x20\x7f]")
+_ENDS_LINE: Final = re.compile(r"[\r\n\0]")
 
 _MISMATCHES: Final = (62, 64)
 """OpenSSL's codes of a certificate for another name, and for another address."""
@@ -438,8 +442,8 @@ class HttpClient:
 
         Args:
             uri: `http://host:port/path?query`, or https.
-            params: `method`, `headers`, `body`, `query` (a mapping), `ssl_verify` (True), `ssl_server_name` (the host),
-                all optional.
+            params: `method`, `headers`, `body`, `query` (text or a mapping), `ssl_verify` (True), `ssl_server_name`
+                (the host), all optional.
 
         Raises:
             ApiError: the phase must not wait.
@@ -471,11 +475,14 @@ class HttpClient:
             raise ValueError(f"bad uri: {uri}")
         body = params.get("body") or b""
         body = octets(body) if isinstance(body, str) else body
-        query = urlencode(params["query"], doseq=True) if params.get("query") else parts.query
+        query = params.get("query") or parts.query
+        if not isinstance(query, str):
+            query = urlencode(query, doseq=True, errors="surrogateescape")
         target = (parts.path or "/") + (f"?{query}" if query else "")
         lines = {"Host": parts.netloc.rpartition("@")[2], **headers}
         if body or method in ("POST", "PUT", "PATCH"):
             lines["Content-Length"] = str(len(body))
+        _check_lines(uri, method, target, lines)
         head = "".join((f"{method} {target} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in lines.items())))
         connect_s, read_s = self._timeouts_s
         pool = self._network.pool
@@ -491,6 +498,17 @@ class HttpClient:
             bodiless=method == "HEAD",
             body_bytes_max=ANSWER_BYTES_MAX,
         )
+
+
+def _check_lines(uri: str, method: str, target: str, lines: Mapping[str, str]) -> None:
+    """See to it that what a plugin is told by others becomes no line, or request, of its own; raises ValueError."""
+    if not method.isalpha():
+        raise ValueError(f"bad method: {method!r}")
+    if _ENDS_TARGET.search(target):
+        raise ValueError(f"bad uri: {uri}")
+    for name, value in lines.items():
+        if _ENDS_LINE.search(name + value):
+            raise ValueError(f"bad header: {name}")
 
 
 class Database:

@@ -952,6 +952,37 @@ def test_what_is_no_utf_8_is_sent_by_the_http_client(tmp_path):
         assert received.result(TIMEOUT_S).endswith(b"\r\n\r\n/\xc3\xff")
 
 
+class Requests(Base):
+    """Asks another server what the configuration says, and answers with what came of it."""
+
+    async def access(self, kong, conf):
+        """Ask."""
+        said = []
+        for path, params in conf["asks"]:
+            answer, error = await kong.ngx.http.new().request_uri(f"http://127.0.0.1:{conf['port']}{path}", params)
+            said.append(error or json.loads(answer.body)["path"])
+        kong.response.exit(200, said)
+
+
+def test_http_client_sends_one_request_whatever_it_is_told(tmp_path):
+    """A query may be text or a mapping; what would end a line, and so begin another one, is refused."""
+    asks = [
+        ("/a?b", None, "/a?b"),
+        ("/a?b", {"query": "c=1&d"}, "/a?c=1&d"),
+        ("/a?b", {"query": {"c": 1}}, "/a?c=1"),
+        ("/a b", None, "bad uri: http://127.0.0.1:{port}/a b"),
+        ("/a", {"query": "b\r\n"}, "bad uri: http://127.0.0.1:{port}/a"),
+        ("/a", {"method": "get /x\r\n"}, "bad method: 'get /x\\r\\n'"),
+        ("/a", {"headers": {"X": "1\r\nY: 2"}}, "bad header: x"),
+    ]
+    with echo() as other:
+        config = {"port": other, "asks": [(path, params) for path, params, _said in asks]}
+        with served(tmp_path, Requests, configs={"requests": config}.items()) as gateway:
+            said = json.loads(gateway.request().content)
+
+    assert said == [text.replace("{port}", str(other)) for _path, _params, text in asks]
+
+
 WRONG_ARGUMENTS = {
     "service.set_upstream(3)": "host must be a string",
     "service.set_target(3, 80)": "host must be a string",
