@@ -13,7 +13,8 @@ Wall clock in ms unless a name ends with `_NS`:
     KONG_RESPONSE_LATENCY                    from the first byte to the head of an answer of the gateway's own
 
 A start is the cached time, an end is read after `ngx.update_time()` (R8). A phase that has begun and not ended gets its
-end from the next that begins, and a body filter from the log phase.
+end from the next that begins, and a body filter from the log phase. Where a plugin has emptied `ngx.ctx`,
+a time without its start is 0.
 
 Only plugins that do not come with the program can read all that, so a worker without any runs the plain `Runloop`.
 """
@@ -64,7 +65,7 @@ class TimedRunloop(Runloop):
         """Note start and end of the phase, and what has passed until then."""
         ctx = request.ctx
         self._begin("HEADER_FILTER", request)
-        start_ms, began_ms = ctx["KONG_HEADER_FILTER_START"], ctx["KONG_PROCESSING_START"]
+        start_ms, began_ms = ctx["KONG_HEADER_FILTER_START"], request.started_ns // _NS_PER_MS
         if request.tries:
             last = request.tries[-1]
             chosen_ms = (last.start_ns + last.latency_ns) // _NS_PER_MS
@@ -111,7 +112,7 @@ class TimedRunloop(Runloop):
         _end(ctx, "BODY_FILTER", at_ms)
         ctx["KONG_BODY_FILTER_ENDED_AT_NS"] = at_ns
         if "KONG_PROXIED" in ctx:
-            ctx["KONG_RECEIVE_TIME"] = at_ms - ctx["KONG_HEADER_FILTER_ENDED_AT"]
+            ctx["KONG_RECEIVE_TIME"] = at_ms - ctx.get("KONG_HEADER_FILTER_ENDED_AT", at_ms)
 
     def _updated_ms(self) -> int:
         ngx = self._kong.ngx
@@ -125,4 +126,4 @@ def _is_open(ctx: dict[str, Any], phase: str) -> bool:
 
 def _end(ctx: dict[str, Any], phase: str, at_ms: int) -> None:
     ctx[f"KONG_{phase}_ENDED_AT"] = at_ms
-    ctx[f"KONG_{phase}_TIME"] = at_ms - ctx[f"KONG_{phase}_START"]
+    ctx[f"KONG_{phase}_TIME"] = at_ms - ctx.get(f"KONG_{phase}_START", at_ms)

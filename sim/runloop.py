@@ -18,6 +18,7 @@ from binascii import hexlify
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -438,7 +439,7 @@ class Runloop:
         if isinstance(error, Exit):
             span.finish()
             return error
-        phase = request.ctx[KONG_PHASE]
+        phase = request.ctx.get(KONG_PHASE) or self.execution.phase.name  # a plugin may have emptied its context
         if phase == "access":
             span.record_error(str(error))
             span.set_status(STATUS_ERROR)
@@ -649,12 +650,12 @@ class Runloop:
         self.execution.enter(ACCESS, request.ctx)
         if plan.response:
             handlers = self._run_waiting(request, plan.response, _no_span)
-            self._suspend(request, ACCESS, handlers, self._send_buffered)
+            self._suspend(request, ACCESS, handlers, partial(self._send_buffered, body))
         else:
-            self._send_buffered(request)
+            self._send_buffered(body, request)
 
-    def _send_buffered(self, request: Request) -> None:
-        self._answer(request, request.status, request.ctx[SERVICE_BODY], request.response_lines)
+    def _send_buffered(self, body: bytes, request: Request) -> None:
+        self._answer(request, request.status, body, request.response_lines)
 
     def _answer(self, request: Request, status: int, body: bytes, lines: HeaderLines) -> None:
         # How long the body of a service's answer is that comes without it, only the service knows.

@@ -1508,3 +1508,23 @@ def test_large_body_is_read_as_a_whole_and_passed_on(tmp_path, framing):
         asked = told(gateway.request("POST", "/", pieces))
 
     assert (asked["headers"]["x-bytes"], len(asked["body"])) == ("4000000", 4_000_000)
+
+
+@pytest.mark.parametrize("phase", ["rewrite", "access", "response", "header_filter", "body_filter", "log"])
+@pytest.mark.parametrize("raises", [False, True])
+def test_plugin_that_empties_ngx_ctx_leaves_no_client_waiting(tmp_path, phase, raises):
+    """Its request is answered and ends, as after an error of the phase if it also raises."""  # R6
+
+    def handler(_self, kong, _conf):
+        kong.ngx.ctx.clear()
+        if raises:
+            raise ValueError("boom")
+
+    with served(tmp_path, type("Emptying", (Base,), {phase: handler})) as gateway:
+        if raises and phase.endswith("_filter"):
+            with pytest.raises(http.client.RemoteDisconnected):
+                gateway.request()
+        else:
+            assert gateway.request().status == (500 if raises and phase != "log" else 200)
+
+        gateway.wait_until(lambda reading: reading.sum("requests") == 1 and not reading.sum("requests_active"))
