@@ -475,6 +475,8 @@ class HttpClient:
             raise ValueError(f"bad uri: {uri}")
         body = params.get("body") or b""
         body = octets(body) if isinstance(body, str) else body
+        if not isinstance(body, bytes):
+            raise ValueError(f"bad body: text expected, got {type(body).__name__}")  # noqa: TRY004 - a reason, as for a bad uri
         query = params.get("query") or parts.query
         if not isinstance(query, str):
             query = urlencode(query, doseq=True, errors="surrogateescape")

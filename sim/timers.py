@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
+from math import inf
 from typing import Any
 
 from kongtrace import PHASES, ApiError, Execution
@@ -149,6 +150,8 @@ class Timers:
             raise ApiError(f"expecting at least 2 arguments but got {given}")
         if not isinstance(delay_s, int | float) or isinstance(delay_s, bool):
             raise ApiError(f"bad argument #1 to 'timer' (number expected, got {type(delay_s).__name__})")
+        if not -inf < delay_s < inf:
+            raise ApiError("delay must be finite")
         if delay_s < 0:
             raise ApiError("delay must not be negative")
         if not callable(callback):

@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote_plus, unquote_to_bytes
 
 from sim.framing import octets
 from sim.pdk.arguments import checked_number, checked_text
+from sim.pdk.headers import HEADERS_MAX, checked_max_headers, gathered
 from sim.pdk.part import BEFORE_CONTENT, IN_REQUEST, Part, permitted
 
 ARGS_MAX: Final = 100
@@ -128,9 +129,11 @@ class ClientRequest(Part):
         return value[0] if isinstance(value, list) else value
 
     @permitted(*IN_REQUEST)
-    def get_headers(self) -> dict[str, str | list[str]]:
+    def get_headers(self, max_headers: int = HEADERS_MAX) -> dict[str, str | list[str]]:
         """Return all headers by name in lower case."""
-        return dict(self._request.headers.items())
+        most = checked_max_headers(max_headers)
+        headers = self._request.headers
+        return dict(headers.items()) if most == HEADERS_MAX else gathered(headers.lines()[:most])
 
     @permitted(*IN_REQUEST)
     def get_start_time(self) -> int:

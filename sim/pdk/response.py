@@ -8,6 +8,7 @@ from typing import Any, Final, NoReturn
 from kongtrace import ApiError
 from sim.framing import octets
 from sim.pdk.arguments import checked_body, checked_header, checked_table, checked_text
+from sim.pdk.headers import HEADERS_MAX, checked_max_headers, headers_of
 from sim.pdk.part import AFTER_CONTENT, BEFORE_HEAD, Part, permitted
 from sim.request import ARG, BODY_BUFFER, EXITED, Request, without
 from sim.request import Part as BodyPart
@@ -79,9 +80,9 @@ class Response(Part):
         return value[0] if isinstance(value, list) else value
 
     @permitted(*AFTER_CONTENT)
-    def get_headers(self) -> dict[str, str | list[str]]:
+    def get_headers(self, max_headers: int = HEADERS_MAX) -> dict[str, str | list[str]]:
         """Return all headers by name in lower case."""
-        return headers_of(self._request.response_lines)
+        return headers_of(self._request.response_lines[: checked_max_headers(max_headers)])
 
     @permitted(*AFTER_CONTENT)
     def get_source(self) -> str:
@@ -207,21 +208,6 @@ class Response(Part):
     def _check_not_sent(self) -> None:
         if self._request.header_sent:
             raise ApiError("headers have already been sent")
-
-
-def headers_of(lines: list[tuple[bytes, bytes]]) -> dict[str, str | list[str]]:
-    """Return header lines as a mapping by name in lower case; a list where a name comes several times."""
-    found: dict[str, str | list[str]] = {}
-    for raw_name, raw_value in lines:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("utf-8", "surrogateescape")
-        earlier = found.get(name)
-        if earlier is None:
-            found[name] = value
-        elif isinstance(earlier, list):
-            earlier.append(value)
-        else:
-            found[name] = [earlier, value]
-    return found
 
 
 def status_message(status: int) -> str:

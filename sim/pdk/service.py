@@ -17,9 +17,9 @@ from sim.pdk.arguments import (
     checked_text,
     checked_token,
 )
+from sim.pdk.headers import HEADERS_MAX, checked_max_headers, headers_of
 from sim.pdk.part import HEADERS_TO_SERVICE, OF_SERVICE, TO_SERVICE, Part, permitted
 from sim.pdk.request import encoded_args, parsed_body
-from sim.pdk.response import headers_of
 from sim.request import SERVICE_BODY, Outgoing, Request
 
 PORT_MAX: Final = 65_535
@@ -141,9 +141,9 @@ class ServiceResponse(Part):
         return value[0] if isinstance(value, list) else value
 
     @permitted(*OF_SERVICE)
-    def get_headers(self) -> dict[str, str | list[str]]:
+    def get_headers(self, max_headers: int = HEADERS_MAX) -> dict[str, str | list[str]]:
         """Return all headers by name in lower case."""
-        return self._headers()
+        return self._headers(checked_max_headers(max_headers))
 
     @permitted(*OF_SERVICE)
     def get_raw_body(self) -> bytes:
@@ -158,9 +158,9 @@ class ServiceResponse(Part):
         kind = mimetype or content_type.partition(";")[0].strip().lower()
         return parsed_body(kind, content_type, self._body())
 
-    def _headers(self) -> dict[str, str | list[str]]:
+    def _headers(self, most: int | None = None) -> dict[str, str | list[str]]:
         answer = self._request.upstream_response
-        return headers_of(answer[1]) if answer is not None else {}
+        return headers_of(answer[1][:most]) if answer is not None else {}
 
     def _body(self) -> bytes:
         body: bytes | None = self._request.ctx.get(SERVICE_BODY)

@@ -974,6 +974,7 @@ def test_http_client_sends_one_request_whatever_it_is_told(tmp_path):
         ("/a", {"query": "b\r\n"}, "bad uri: http://127.0.0.1:{port}/a"),
         ("/a", {"method": "get /x\r\n"}, "bad method: 'get /x\\r\\n'"),
         ("/a", {"headers": {"X": "1\r\nY: 2"}}, "bad header: x"),
+        ("/a", {"method": "POST", "body": [5]}, "bad body: text expected, got list"),
     ]
     with echo() as other:
         config = {"port": other, "asks": [(path, params) for path, params, _said in asks]}
@@ -1013,6 +1014,11 @@ WRONG_ARGUMENTS = {
     "request.get_query('x')": "max_args must be a number",
     "request.get_query(0)": "max_args must be >= 1",
     "request.get_query(1_001)": "max_args must be <= 1000",
+    "request.get_headers('x')": "max_headers must be a number",
+    "request.get_headers(0)": "max_headers must be >= 1",
+    "request.get_headers(1_001)": "max_headers must be <= 1000",
+    "timer.at(float('nan'), print)": "delay must be finite",
+    "timer.at(float('inf'), print)": "delay must be finite",
     "response.set_status('x')": "code must be a number",
     "response.set_header('A:', 'x')": "invalid header name: 'A:'",
     "response.set_header('A\\r\\nB', 'x')": "invalid header name: 'A\\r\\nB'",
@@ -1048,6 +1054,16 @@ class Errs(Base):
             except Exception as error:  # noqa: BLE001 - it is what is looked for
                 said[call] = f"{type(error).__name__}: {error}"
         kong.response.exit(200, said)
+
+
+def test_plugin_says_how_many_headers_it_looks_at(tmp_path):
+    """The first lines that the client has sent."""
+    calls = ["request.get_headers(1)", "request.get_headers(3)"]
+    with served(tmp_path, Errs, configs={"errs": {"calls": calls}}.items()) as gateway:
+        sent = b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nX: 2\r\nY: 3\r\nConnection: close\r\n\r\n"
+        said = json.loads(gateway.exchange(sent).partition(b"\r\n\r\n")[2])
+
+    assert said == {calls[0]: {"host": "a"}, calls[1]: {"host": "a", "x": ["1", "2"]}}
 
 
 def test_wrong_argument_is_refused_by_the_call_in_kongs_words(tmp_path):
