@@ -1,10 +1,12 @@
 """Header lines as the PDK gives them: a mapping by name in lower case, a list where a name comes several times."""
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sim.framing import HeaderLines
 from sim.pdk.arguments import checked_number
+
+V = TypeVar("V", str, str | bool)
 
 HEADERS_MAX: Final = 100
 """Header lines that are looked at, unless a plugin says how many."""
@@ -27,10 +29,10 @@ def headers_of(lines: HeaderLines) -> dict[str, str | list[str]]:
     return gathered((name.decode("latin-1").lower(), value.decode("utf-8", "surrogateescape")) for name, value in lines)
 
 
-def gathered(lines: Iterable[tuple[str, str]]) -> dict[str, str | list[str]]:
-    """The same of lines that are text, names in lower case."""
-    found: dict[str, str | list[str]] = {}
-    for name, value in lines:
+def gathered(pairs: Iterable[tuple[str, V]]) -> dict[str, V | list[V]]:
+    """Return pairs as a mapping; a list where a name comes several times. A value is no list."""
+    found: dict[str, V | list[V]] = {}
+    for name, value in pairs:
         earlier = found.get(name)
         if earlier is None:
             found[name] = value

@@ -198,19 +198,8 @@ def parsed_body(kind: str, content_type: str, body: bytes) -> tuple[Any, str | N
 
 def decoded_args(query: str, max_args: int = ARGS_MAX) -> Args:
     """Return the arguments of a URL-encoded text, `max_args` at most."""
-    args: Args = {}
-    for pair in [pair for pair in query.split("&") if pair][:max_args]:
-        name, sign, text = pair.partition("=")
-        value: str | bool = _decoded(text) if sign else True
-        key = _decoded(name)
-        earlier = args.get(key)
-        if earlier is None:
-            args[key] = value
-        elif isinstance(earlier, list):
-            earlier.append(value)
-        else:
-            args[key] = [earlier, value]
-    return args
+    pairs = (pair.partition("=") for pair in [pair for pair in query.split("&") if pair][:max_args])
+    return gathered((_decoded(name), _decoded(text) if sign else True) for name, sign, text in pairs)
 
 
 def _decoded(text: str) -> str:
