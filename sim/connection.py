@@ -31,7 +31,7 @@ _INTERRUPTIONS: Final = (httptools.HttpParserError, httptools.HttpParserUpgrade)
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection:
     """One client.
 
     Attributes:
@@ -86,6 +86,9 @@ class ClientConnection(asyncio.Protocol):
         self._since_s = self.runloop.now()
         self.runloop.connections[self] = None
         self.number = self.runloop.accepted()
+
+    def eof_received(self) -> None:
+        """The client sends no more; the connection closes."""
 
     def connection_lost(self, _error: Exception | None) -> None:
         """The client has gone: what was being answered ends with 499."""

@@ -22,6 +22,10 @@ def unlimited() -> bool:
     return True
 
 
+class NoConnectionLeftError(OSError):
+    """`worker_connections` are in use."""
+
+
 class Closable(Protocol):
     """A client's connection."""
 

@@ -42,9 +42,9 @@ from sim.connection_table import unlimited
 from sim.framing import HeaderLines
 from sim.outline import ResponseOutline
 from sim.resolver import Resolver
-from sim.runtime import Runtime, Tls
+from sim.runtime import ConnectTimeoutError, Runtime, Tls
 from sim.timers import Timers
-from sim.upstream import ConnectTimeoutError, Pool, UpstreamConnection
+from sim.upstream import Pool, UpstreamConnection
 
 ANSWER_BYTES_MAX: Final = 64 * 1024
 """How much of an answer's body is read."""

@@ -16,8 +16,9 @@ from sim.balancer import Address, Balancer
 from sim.framing import HeaderLines
 from sim.outline import ResponseOutline
 from sim.resolver import Resolver
+from sim.runtime import ConnectTimeoutError
 from sim.timers import Timers
-from sim.upstream import ConnectTimeoutError, Pool, UpstreamConnection
+from sim.upstream import Pool, UpstreamConnection
 
 if TYPE_CHECKING:
     from sim.entity import ActiveChecks

@@ -23,9 +23,9 @@ from sim import http_client
 from sim.config import SYSTEM, trusting
 from sim.framing import octets
 from sim.request import ARG, Part
-from sim.runtime import Tls
+from sim.runtime import ConnectTimeoutError, Tls
 from sim.timers import Timers
-from sim.upstream import ConnectTimeoutError, Place, Pool
+from sim.upstream import Place, Pool
 
 if TYPE_CHECKING:
     import sqlite3

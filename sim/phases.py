@@ -17,9 +17,10 @@ A handler that awaits runs in a light thread (`sim.light_thread`).
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from kongtrace import Execution, Phase
+from kongtrace import Phase
 
 if TYPE_CHECKING:
+    from kongtrace.context import Context
     from sim.request import Request
 
 AGAIN: Final = -2
@@ -32,7 +33,7 @@ class PhaseEngine:
     """Runs the handlers of requests.
 
     Args:
-        execution: told what runs.
+        enter: told which phase runs, and with which context (`kongtrace.Execution.enter`).
         handlers: each with its phase, in order.
         finish: called with the request and the status that a handler answered with.
     """
@@ -41,11 +42,11 @@ class PhaseEngine:
 
     def __init__(
         self,
-        execution: Execution,
+        enter: Callable[[Phase, "Context"], object],
         handlers: tuple[tuple[Phase, Handler], ...],
         finish: Callable[["Request", int], None],
     ) -> None:
-        self._enter = execution.enter
+        self._enter = enter
         self._handlers = handlers
         self._finish = finish
 

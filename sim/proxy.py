@@ -10,15 +10,15 @@ from itertools import compress
 from typing import TYPE_CHECKING, Final
 
 from kongtrace import PHASES
+from sim.connection_table import NoConnectionLeftError
 from sim.framing import BODILESS, LENGTHLESS, HeaderLines, has_line
 from sim.light_thread import LightThread
 from sim.outline import NOT_FORWARDED, ResponseOutline
 from sim.request import USUAL_OPTIONS, Request, Try, without
+from sim.runtime import ConnectTimeoutError
 from sim.upstream import (
     OUT_OF_FILES,
     TIMED_OUT,
-    ConnectTimeoutError,
-    NoConnectionLeftError,
     UpstreamConnection,
     system_error,
 )

@@ -64,7 +64,6 @@ def _shown(value: bytes) -> str:
     return escaped(value).decode("ascii")
 
 
-@dataclass(slots=True)
 class Try:
     """One attempt to get an answer from a target (kong-semantics I14).
 
@@ -78,13 +77,16 @@ class Try:
         code: the status that a failure amounts to.
     """
 
-    address: str
-    port: int
-    start_ns: int
-    latency_ns: int = 0
-    connect_ns: int = 0
-    state: str | None = None
-    code: int = 0
+    __slots__ = ("address", "code", "connect_ns", "latency_ns", "port", "start_ns", "state")
+
+    def __init__(self, address: str, port: int, start_ns: int) -> None:
+        self.address = address
+        self.port = port
+        self.start_ns = start_ns
+        self.latency_ns = 0
+        self.connect_ns = 0
+        self.state: str | None = None
+        self.code = 0
 
 
 @dataclass(slots=True)
@@ -380,7 +382,6 @@ def _named(client_ip: str, request_line: bytes, target: str, authority: bytes) -
     return f", client: {client_ip}, server: kong{asked}{target}{host}"
 
 
-@dataclass(slots=True)
 class RefusedRequest:
     """A request that is not served, with what has been read of its head.
 
@@ -393,12 +394,17 @@ class RefusedRequest:
         body_bytes_sent: of the answer, without its head.
     """
 
-    connection: "ClientConnection"
-    status: int
-    reason: str
-    request_line: bytes
-    lines: HeaderLines
-    body_bytes_sent: int = 0
+    __slots__ = ("body_bytes_sent", "connection", "lines", "reason", "request_line", "status")
+
+    def __init__(
+        self, connection: "ClientConnection", status: int, reason: str, request_line: bytes, lines: HeaderLines
+    ) -> None:
+        self.connection = connection
+        self.status = status
+        self.reason = reason
+        self.request_line = request_line
+        self.lines = lines
+        self.body_bytes_sent = 0
 
     @property
     def client_ip(self) -> str:

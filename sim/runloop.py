@@ -23,7 +23,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from kongtrace import NOOP_SPAN, PHASES, NoopSpan, Phase, TracerProvider
-from kongtrace.context import KONG_PHASE
+from kongtrace.context import KONG_PHASE, Context
 from kongtrace.ids import IdSupply
 from kongtrace.span import STATUS_ERROR
 from sim.balancer import Address, Balancer
@@ -214,14 +214,21 @@ class Runloop:
             (ACCESS, self._target),
             (CONTENT, self._proxy),
         ]
+        enter: Callable[[Phase, Context], object] = self.execution.enter
         if not self.makes_spans:
             # Nor does the phase concern anybody: the request is entered once.
             handlers = [(CONTENT, handler) for _phase, handler in handlers]
-        self._engine = PhaseEngine(self.execution, self._walked(handlers), self.respond)
+            enter = self._enter
+        self._engine = PhaseEngine(enter, self._walked(handlers), self.respond)
 
     def _walked(self, handlers: list[tuple[Phase, Handler]]) -> tuple[tuple[Phase, Handler], ...]:
         """Return the handlers as a request meets them."""
         return tuple(handlers)
+
+    def _enter(self, phase: Phase, ctx: Context) -> None:
+        """Do what is left of `Execution.enter` where there are no spans: a line of the log names the request."""
+        self.execution.phase = phase
+        self.execution.ctx = ctx
 
     # What the connection calls.
 

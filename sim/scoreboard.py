@@ -37,6 +37,7 @@ from weakref import finalize
 from sim import ledger
 from sim.errors import UserError
 from sim.ledger import Ledger, PoolBalance
+from sim.shared_row import SharedRow
 from sim.tally import Numbers, Tally
 
 POOLS: Final = ("KONG_SPAN", "KONG_SPAN_STORAGE", "KONG_SPAN_ATTRIBUTES", "KONG_SPAN_EVENTS")
@@ -120,40 +121,6 @@ _BLOCK_BYTES: Final = 512  # stat(2), st_blocks
 _PAGE_SIZE: Final = mmap.ALLOCATIONGRANULARITY // _WORD_BYTES  # a part of the memory that is mapped begins with one
 
 
-class _Published:
-    """A row of words in shared memory that is seen whole, whenever its writer dies."""
-
-    __slots__ = ("_copies", "_words")
-
-    def __init__(self, words: memoryview, width: int) -> None:
-        self._words = words
-        self._copies = (words[1 : 1 + width], words[1 + width : 1 + 2 * width])
-
-    @staticmethod
-    def size(width: int) -> int:
-        """Return the words that a row of `width` words takes up."""
-        return 1 + 2 * width
-
-    def publish(self, row: "array[int]") -> None:
-        """Make `row` what readers see."""
-        sequence = self._words[0] + 1
-        self._copies[sequence & 1][:] = row
-        self._words[0] = sequence
-
-    def read(self) -> tuple[int, "array[int]"]:
-        """Return the sequence number and the row that it stands for."""
-        while True:
-            sequence = self._words[0]
-            row = array("q", self._copies[sequence & 1].tobytes())
-            if self._words[0] == sequence:
-                return sequence, row
-
-    def sequence(self) -> int:
-        """Return the sequence number of what is published now."""
-        number: int = self._words[0]
-        return number
-
-
 class Record:
     """What one incarnation of a worker has counted: written by the worker, its header by the master.
 
@@ -168,14 +135,14 @@ class Record:
         self.slot = slot
         self.tally = tally
         self._header = words[: len(_HEADER)]
-        self._row = _Published(words[len(_HEADER) :], len(FIELDS))
+        self._row = SharedRow(words[len(_HEADER) :], len(FIELDS))
         self.publish = self._row.publish
         """Called by the worker with its whole row, an `array("q")` in the order of `FIELDS`."""
 
     @staticmethod
     def size() -> int:
         """Return the words that a record takes up."""
-        return len(_HEADER) + _Published.size(len(FIELDS))
+        return len(_HEADER) + SharedRow.size(len(FIELDS))
 
     @property
     def serial(self) -> int:
@@ -298,8 +265,8 @@ class _Slot:
 
     def __init__(self, slot: int, words: memoryview, numbers: Numbers) -> None:
         self._slot = slot
-        self._total = _Published(words, len(_TOTAL))
-        words = words[_Published.size(len(_TOTAL)) :]
+        self._total = SharedRow(words, len(_TOTAL))
+        words = words[SharedRow.size(len(_TOTAL)) :]
         rows, tallies = words[: RECORDS_PER_SLOT * Record.size()], words[RECORDS_PER_SLOT * Record.size() :]
         self._records = tuple(
             Record(
@@ -313,7 +280,7 @@ class _Slot:
     @staticmethod
     def size() -> int:
         """Return the words that a slot takes up, whole pages of them."""
-        used = _Published.size(len(_TOTAL)) + RECORDS_PER_SLOT * (Record.size() + Tally.SIZE)
+        used = SharedRow.size(len(_TOTAL)) + RECORDS_PER_SLOT * (Record.size() + Tally.SIZE)
         return -(-used // _PAGE_SIZE) * _PAGE_SIZE
 
     def open(self, generation: int) -> Record:

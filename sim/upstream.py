@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import httptools
 
-from sim.connection_table import unlimited
+from sim.connection_table import NoConnectionLeftError, unlimited
 from sim.framing import BODILESS, HeaderLines, InvalidResponseError, check_response_coding
 from sim.outline import ResponseOutline, name_of, response_outlines
+from sim.runtime import ConnectTimeoutError
 
 if TYPE_CHECKING:
     from sim.runtime import Runtime, Tls
@@ -69,14 +70,6 @@ def system_error(call: str, error: BaseException) -> str:
     return f"{call} failed ({number}: {os.strerror(number)})" if number else f"{call} failed: {error}"
 
 
-class ConnectTimeoutError(OSError):
-    """No connection within the time given."""
-
-
-class NoConnectionLeftError(OSError):
-    """`worker_connections` are in use (`sim.connection_table`)."""
-
-
 class Exchange(Protocol):
     """Who waits for a response."""
 
@@ -102,7 +95,7 @@ class Exchange(Protocol):
         """It reads again."""
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection:
     """One connection to a target.
 
     Attributes:

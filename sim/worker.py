@@ -21,7 +21,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from functools import partial
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import uvloop
 
@@ -178,7 +178,8 @@ class Worker:
             return
         client.setblocking(False)
         connection = self._gateway.connection()
-        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, client))
+        protocol = cast("asyncio.Protocol", connection)
+        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: protocol, client))
         self._accepting.add(task)
         self._gateway.arriving.add(connection)
         task.add_done_callback(partial(self._accepted, connection))

@@ -140,7 +140,7 @@ LAYERS = {
         "timers | upstream http_client | forwarding",
         "phases | request | resolver | config entity | faults",
         "runtime | scoreboard | field document | threshold | access_log | connection_table",
-        "units | ledger | light_thread | error_log | process | timerfd | wall_clock | framing | tally",
+        "units | ledger | light_thread | error_log | process | timerfd | wall_clock | framing | tally | shared_row",
         "errors | outline",
         "memo",
     ),

@@ -201,7 +201,8 @@ class Wired:
         )
         self.runtime = Calendar()
         self.lines = []
-        self.logged = []  # requests, as the access log gets them
+        self.ended = []  # requests
+        self.logged = []  # what an access log has of them
         self.worker = WorkerGateway(
             gateway,
             self.runtime,
@@ -217,6 +218,7 @@ class Wired:
             self.add_upstream()
 
     def note(self, request):
+        self.ended.append(request)
         agents = [value for name, value in request.lines if name.lower() == b"user-agent"]
         self.logged.append((request.request_line, request.status, request.body_bytes_sent, *agents))
 

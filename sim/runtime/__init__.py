@@ -8,13 +8,16 @@ event loop, so futures, tasks and `asyncio.timeout` go by the runtime's time too
 Times: `time_ns` is the wall clock in ns since the epoch; `now` is monotonic, in s; delays are in s.
 """
 
-import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from contextvars import Context
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sim.light_thread import LightThread
+
+
+class ConnectTimeoutError(OSError):
+    """No connection within the time given."""
 
 
 class Tls(NamedTuple):
@@ -97,12 +100,10 @@ class Runtime(Protocol):
     def run(self, thread: LightThread, done: Callable[[BaseException | None], object]) -> Cancelable:
         """Run a light thread; `done` gets the exception that ended it, or None, when its tasks have ended too."""
 
-    def connect(
-        self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol], tls: Tls | None = None
-    ) -> Awaitable[object]:
+    def connect(self, host: str, port: int, protocol: Callable[[], Any], tls: Tls | None = None) -> Awaitable[object]:
         """Open a TCP connection to an address, secured by `tls`, and return its protocol; raises OSError."""
 
-    def listen(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> Awaitable[Listener]:
+    def listen(self, host: str, port: int, protocol: Callable[[], Any]) -> Awaitable[Listener]:
         """Accept TCP connections at an address, port 0 being any that is free; raises OSError."""
 
     def resolve(self, name: str) -> Awaitable[str]:

@@ -47,9 +47,7 @@ class LiveRuntime(LoopRuntime):
         """Make an alarm; it is not armed."""
         return TimerFd(self._loop, callback)
 
-    async def connect(
-        self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol], tls: Tls | None = None
-    ) -> object:
+    async def connect(self, host: str, port: int, protocol: Callable[[], Any], tls: Tls | None = None) -> object:
         """Open a TCP connection to an address, secured by `tls`, and return its protocol; raises OSError."""
         secured: dict[str, Any] = {} if tls is None else {"ssl": tls.context, "server_hostname": tls.server_name}
         opening = self._loop.create_connection(protocol, host, port, **secured)
@@ -57,7 +55,7 @@ class LiveRuntime(LoopRuntime):
         _transport, made = await _in_context(Context(), opening)
         return made
 
-    async def listen(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> "LiveListener":
+    async def listen(self, host: str, port: int, protocol: Callable[[], Any]) -> "LiveListener":
         """Accept TCP connections at an address, port 0 being any that is free; raises OSError."""
         return LiveListener(await self._loop.create_server(protocol, host, port))
 

@@ -214,16 +214,14 @@ class VirtualRuntime(LoopRuntime):
         """Make an alarm; it is not armed."""
         return VirtualAlarm(self._clock, callback)
 
-    async def connect(
-        self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol], tls: Tls | None = None
-    ) -> object:
+    async def connect(self, host: str, port: int, protocol: Callable[[], Any], tls: Tls | None = None) -> object:
         """Open a TCP connection to an address and return its protocol; raises OSError."""
         made = await self._network.connect((host, port), protocol)
         if tls is not None:  # only now: where nobody listens, the reason is the usual one
             _lacks("TLS")()
         return made
 
-    async def listen(self, host: str, port: int, protocol: Callable[[], asyncio.BaseProtocol]) -> Listener:
+    async def listen(self, host: str, port: int, protocol: Callable[[], Any]) -> Listener:
         """Accept TCP connections at an address, port 0 being any that is free; raises OSError."""
         return self._network.listen((host, port), protocol)
 

@@ -1545,10 +1545,9 @@ def test_the_gateways_own_instrumentation_is_silent(profile):
         instrumentation.router().finish()
         instrumentation.plugin_access("kong.access.plugin.cors").finish()
         instrumentation.dns_answer(instrumentation.dns_query("upstream", 80), ("127.0.0.1", 80))
-        request.tries = [
-            Try("127.0.0.1", 80, worker.time_ns(), 10, 10, "failed", 502),
-            Try("127.0.0.1", 81, worker.time_ns()),
-        ]
+        failed = Try("127.0.0.1", 80, worker.time_ns())
+        failed.latency_ns, failed.connect_ns, failed.state, failed.code = 10, 10, "failed", 502
+        request.tries = [failed, Try("127.0.0.1", 81, worker.time_ns())]
         worker.enter(ctx, "header_filter", lambda request=request: instrumentation.status(request))
         request.body_ended_ns = worker.time_ns()
         worker.enter(ctx, "log", lambda request=request: instrumentation.log(request))

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from sim.runtime import ConnectTimeoutError
 from sim.runtime.virtual import (
     EPOCH_NS,
     EverybodyWaitsError,
@@ -12,7 +13,7 @@ from sim.runtime.virtual import (
     VirtualLoop,
     VirtualWorld,
 )
-from sim.upstream import ConnectTimeoutError, Pool
+from sim.upstream import Pool
 from tests.stage import LOOPBACK, Client
 
 
