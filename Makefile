@@ -4,13 +4,19 @@ PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14,$(shell command -v python$
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SITE := build/site
+INSTALLED := $(SITE)/.ready
+# What is installed goes before the working copy, in every process that is started too.
+WITH_INSTALLED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SITE):$(CURDIR)
 TEST_ARGS ?=
+INSTALLED_TESTS := $(patsubst %,tests/live/test_%.py,bundled gateway http plugins reload routes upstreams) \
+	tests/conformance/test_runtime.py tests/sim/test_connection.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak bench check lock clean
+.PHONY: help setup run test test-installed soak bench check lock clean
 
 help: ## show what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY)
 
@@ -23,19 +29,28 @@ $(READY): requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(INSTALLED): $(READY) setup.py pyproject.toml $(shell find kongtrace sim -name '*.py')
+	@rm -rf build
+	@echo "installing into $(SITE)" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(SITE) .
+	@touch $@
+
 run: $(READY) ## run the quickstart scenario
 	@$(BIN)/kongsim run scenarios/quickstart.yaml
 
 test: $(READY) ## run every test
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
+test-installed: $(INSTALLED) ## run the gateway's tests on what is installed, compiled
+	$(WITH_INSTALLED) $(BIN)/python -m pytest -o pythonpath= $(INSTALLED_TESTS) $(TEST_ARGS)
+
 soak: $(READY) ## some twenty minutes of faults, hostile input and large bodies; print what each fault costs
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/live/test_faults.py tests/live/test_http.py \
 		tests/sim/test_connection.py $(TEST_ARGS)
 	$(BIN)/python -m tests.fault_table
 
-bench: $(READY) ## run the benchmarks; ratios also go to .bench/latest.json
-	$(BIN)/python -m tests.bench
+bench: $(INSTALLED) ## run the benchmarks on what is installed, compiled; ratios also go to .bench/latest.json
+	$(WITH_INSTALLED) $(BIN)/python -m tests.bench
 
 check: $(READY) ## lint and type-check
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import os
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +21,15 @@ def environment() -> Environment:
         memory_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB,
         kernel=f"{platform.system()} {platform.release()}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
+        compiled=_is_compiled(),
         versions={name: version(name) for name in _PACKAGES},
     )
+
+
+def _is_compiled() -> bool:
+    """Whether a request walks through machine code (`setup.py`)."""
+    found = find_spec("sim.runloop")
+    return found is not None and not str(found.origin).endswith(".py")
 
 
 def _cpu() -> str:

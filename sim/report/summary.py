@@ -211,6 +211,7 @@ class Environment(_Section):
     memory_mib: int
     kernel: str
     python: str
+    compiled: bool = False
     versions: dict[str, str]
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sim.report.environment import environment
+
 FOLDER = Path(__file__).parent
 RESULT = Path(".bench/latest.json")
 WIDTH = 150
@@ -42,7 +44,9 @@ def measured(name: str) -> list[dict]:
 
 def table(rows: list[dict]) -> Table:
     """The rows as a table; `met` where the median reaches the goal."""
-    shown = Table(title="ratios within one run: median and range", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    gateway = "compiled" if environment().compiled else "not compiled"
+    title = f"ratios within one run: median and range; the gateway is {gateway}"
+    shown = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("what", "against"):
         shown.add_column(heading)
     for heading in ("ratio", "low", "high", "goal"):

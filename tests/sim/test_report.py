@@ -158,7 +158,7 @@ def test_summary_has_the_promised_fields(summary):
     assert written["latency_ms"] == LOAD["latency_ms"]
     assert written["collector"].items() >= {"received_unique": 17_664, "received_duplicates": 0, "refused": 1}.items()
     assert written["upstreams"]["default"]["by_status"] == {"200": 2990, "503": 8}
-    assert written["environment"].keys() == {"cpu", "cores", "memory_mib", "kernel", "python", "versions"}
+    assert written["environment"].keys() == {"cpu", "cores", "memory_mib", "kernel", "python", "compiled", "versions"}
     assert written["thresholds"][0] == {"expression": "ledger.unaccounted == 0", "value": 0, "passed": True}
 
 
