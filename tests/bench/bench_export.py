@@ -34,7 +34,6 @@ from contextlib import ExitStack
 from http import HTTPStatus
 from pathlib import Path
 from time import process_time_ns
-from types import SimpleNamespace
 from typing import Any
 
 import uvloop
@@ -68,24 +67,7 @@ FULL = 1_000  # entries of a full queue
 SDK = "opentelemetry-sdk: BatchSpanProcessor and OTLP/HTTP exporter, the same receiver"
 
 ACCESS, LOG = PHASES["access"], PHASES["log"]
-CLIENT = SimpleNamespace(peer="192.0.2.7")
 OUTLINE = RequestOutline.of((b"Host",))
-
-
-class _Worker(Worker):
-    """A worker that tells when all that it has queued is acknowledged."""
-
-    drained: asyncio.Future[None] | None = None
-
-    def _changed(self) -> None:
-        super()._changed()
-        if self.drained is not None and not self._gateway.exporter.queues.counters().in_flight:
-            self._tell()
-
-    def _tell(self) -> None:
-        counters = self._gateway.exporter.queues.counters()
-        if counters.acknowledged == counters.enqueued and not self.drained.done():
-            self.drained.set_result(None)
 
 
 class _Connection(HttpConnection):
@@ -144,8 +126,11 @@ class Ours:
         record = Scoreboard(1).open(0, 1)
         counter = SharedCounter()
         args = WorkerArgs(0, 1, gateway, [], record, ready=None, seed=7, connections=counter, error_log=ErrorLog(log))
-        self.worker = _Worker(args, loop, BUNDLED, TracerProvider)
+        self.worker = Worker(args, loop, BUNDLED, TracerProvider)
+        self.drained: asyncio.Future[None] | None = None
         inside = self.inside = self.worker._gateway
+        inside.exporter._on_change = self.changed
+        self.client = inside.connection()
         self.provider = inside.provider
         self.tracer = inside.provider.global_tracer
         self.kong = inside.runloop._kong
@@ -160,9 +145,19 @@ class Ours:
     def keep_full(self) -> None:
         self.loop.run_until_complete(self.requests(REQUESTS, export=True, drain=False))
 
+    def changed(self) -> None:
+        """Publish, and see whether all that was queued is acknowledged."""
+        self.worker._changed()
+        if self.drained is not None and not self.inside.exporter.queues.counters().in_flight:
+            self.tell()
+
+    def tell(self) -> None:
+        counters = self.inside.exporter.queues.counters()
+        if counters.acknowledged == counters.enqueued and not self.drained.done():
+            self.drained.set_result(None)
+
     async def requests(self, count: int, *, export: bool, drain: bool = True) -> None:
-        worker = self.worker
-        worker.drained = None
+        self.drained = None
         ended = self.loop.create_future()
         left = count
 
@@ -178,13 +173,13 @@ class Ours:
         self.loop.call_soon(turn)
         await ended
         if export and drain:
-            worker.drained = self.loop.create_future()
-            worker._tell()
-            await worker.drained
+            self.drained = self.loop.create_future()
+            self.tell()
+            await self.drained
 
     def request(self, *, export: bool) -> None:
         execution = self.provider.execution
-        request = Request(CLIENT, b"GET", b"/", [(b"Host", b"a")], OUTLINE, "1.1", keep_alive=True, started_ns=1)
+        request = Request(self.client, b"GET", b"/", [(b"Host", b"a")], OUTLINE, "1.1", keep_alive=True, started_ns=1)
         ctx = request.ctx
         execution.enter(ACCESS, ctx)
         self.spans()
