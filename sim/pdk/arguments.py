@@ -58,7 +58,7 @@ def checked_integer(value: Any, name: str, least: int, most: int) -> int:
 
 def checked_body(value: Any) -> bytes:
     """Return a body as bytes."""
-    if not isinstance(value, bytes | str):
+    if not isinstance(value, (bytes, str)):
         raise ApiError("body must be a string")
     return octets(value) if isinstance(value, str) else value
 
@@ -76,14 +76,14 @@ def checked_header(name: Any, value: Any) -> list[str]:
     if not isinstance(name, str):
         raise ApiError(f"invalid header name {name!r}: got {_lua_type(name)}, expected string")
     checked_token(name, "header name")
-    values = value if isinstance(value, list | tuple) else (value,)
+    values = value if isinstance(value, (list, tuple)) else (value,)
     return [_header_text(name, one) for one in values]
 
 
 def _header_text(name: str, value: Any) -> str:
     if isinstance(value, str):
         text = value
-    elif isinstance(value, int | float):
+    elif isinstance(value, (int, float)):
         text = str(value).lower()
     else:
         expected = "array of string, string, number or boolean"
@@ -106,11 +106,11 @@ def _arg_name(name: Any) -> str:
 
 
 def _arg_values(value: Any) -> list[str | bool]:
-    values = value if isinstance(value, list | tuple) else (value,)
+    values = value if isinstance(value, (list, tuple)) else (value,)
     for one in values:
-        if not isinstance(one, str | int | float):
+        if not isinstance(one, (str, int, float)):
             raise ApiError(f"attempt to use {_lua_type(one)} as query arg value")
-    return [one if isinstance(one, str | bool) else str(one) for one in values]
+    return [one if isinstance(one, (str, bool)) else str(one) for one in values]
 
 
 def _lua_type(value: Any) -> str:
