@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from sim.process import wait
+from sim.report.environment import environment
 
 # Speed is nobody's property here: the machine may be busy.
 settings.register_profile("dev", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -26,6 +27,11 @@ _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 # Whoever loses its parent becomes a child of this process, and is found.
 ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1))
+
+
+def pytest_report_header() -> str:
+    """Say what is tested: the working copy, or what is installed and may be compiled."""
+    return f"gateway: {'compiled' if environment().compiled else 'not compiled'}"
 
 
 def children() -> list[int]:
