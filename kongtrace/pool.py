@@ -161,13 +161,17 @@ class Pool(Generic[T]):
 
     def balance(self) -> Balance:
         """The account of this pool now."""
+        return Balance(*self.figures())
+
+    def figures(self) -> tuple[int, int, int, int, int, int, int]:
+        """The same as a plain tuple, which costs a third, for whoever asks after every request."""
         free = len(self.free)
         released = self._replaced + RELEASES_MAX - self.due - self._refused
         discarded = self._refused + self.given_up
         hits = released - self._thrown_away - free
         fetched = hits + self.made + self.adopted if self._fetched is None else self._fetched()
         live = fetched - released - discarded
-        return Balance(fetched, hits, fetched - hits - self.adopted, released, discarded, live, free)
+        return fetched, hits, fetched - hits - self.adopted, released, discarded, live, free
 
     def _replace(self) -> None:
         """Throw the free list away: the releases are counted up (P4)."""

@@ -621,7 +621,11 @@ class Queue:
 
     def counters(self) -> Counters:
         """The accounts now."""
-        return Counters(
+        return Counters(*self.figures())
+
+    def figures(self) -> tuple[int, ...]:
+        """The same as a plain tuple, which costs a third, for whoever asks after every request."""
+        return (
             self.enqueued,
             self.acknowledged,
             self.dropped_overflow,
@@ -1043,8 +1047,14 @@ class Queues:
 
     def counters(self) -> Counters:
         """The accounts of all queues together."""
-        counters = [queue.counters() for queue in self._queues.values()]
-        return counters[0] if len(counters) == 1 else Counters(*map(sum, zip(*counters, strict=True)))
+        return Counters(*self.figures())
+
+    def figures(self) -> tuple[int, ...]:
+        """The same as a plain tuple (:meth:`Queue.figures`)."""
+        queues = self._queues
+        if len(queues) == 1:
+            return next(iter(queues.values())).figures()
+        return tuple(map(sum, zip(*map(Queue.figures, queues.values()), strict=True))) or tuple(Counters())
 
     def backlog_bytes(self) -> int:
         """Bytes that wait in all queues (:meth:`Queue.backlog_bytes`)."""

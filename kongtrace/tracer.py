@@ -336,7 +336,8 @@ class Tracer:
 
     def get_spans(self) -> list[Span]:
         """The span list of the running request; made when there is none (D17, T15)."""
-        return self.list_of(self.trace())
+        trace = self.namespace.trace or self.trace()
+        return self.list_of(trace) if trace.spans is None else trace.spans
 
     def get_root_span(self) -> AnySpan | None:
         """The first span of the list, or None (D17)."""
@@ -544,14 +545,16 @@ def _check_options(start_time_ns: object, span_kind: object, should_sample: obje
 
 def _checked(options: object, given: dict[str, Any]) -> Mapping[str, Any]:
     """Options in a mapping, and those given by name, which go first; their types have been checked."""
-    check_keywords(given, _OPTIONS)
+    if given:
+        check_keywords(given, _OPTIONS)
     fields = given
     # A table without named fields has no options.
     if isinstance(options, dict):
         fields = {**options, **given} if given else options
     elif options is not None and not is_table(options):
         raise ApiError("invalid options type")
-    _check_options(*map(fields.get, _CHECKED))
+    get = fields.get
+    _check_options(get("start_time_ns"), get("span_kind"), get("should_sample"), get("attributes"))
     return fields
 
 

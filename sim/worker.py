@@ -272,9 +272,20 @@ class Worker:
 
     def _book_spans(self) -> None:
         row, counts = self._row, self._counts
-        queues = self._queues.counters()
-        fetched, hits, misses, released, discarded, live, free = self._spans.balance()
-        queued = queues.queued
+        fetched, hits, misses, released, discarded, live, free = self._spans.figures()
+        (
+            enqueued,
+            acknowledged,
+            overflow,
+            retries,
+            shutdown,
+            swallowed,
+            rejected,
+            refused,
+            queued,
+            in_flight,
+            _,
+        ) = self._queues.figures()
         _SPANS.pack_into(
             row,
             _TURN.size,
@@ -282,19 +293,19 @@ class Worker:
             counts.copied_again,
             counts.unsampled,
             counts.unprocessed,
-            queues.enqueued,
-            counts.rejected + queues.rejected,
+            enqueued,
+            counts.rejected + rejected,
             counts.lost_in_request,
-            queues.acknowledged,
-            queues.dropped_overflow,
-            queues.dropped_retries - queues.refused,
-            queues.refused,
-            queues.dropped_shutdown,
-            queues.swallowed,
+            acknowledged,
+            overflow,
+            retries - refused,
+            refused,
+            shutdown,
+            swallowed,
             0 if self._terminated and self._state is State.EXITED else live,
             queued,
             max(row[_QUEUED_MAX], queued),
-            queues.in_flight,
+            in_flight,
             fetched,
             released,
             discarded,

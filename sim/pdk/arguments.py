@@ -76,8 +76,9 @@ def checked_header(name: Any, value: Any) -> list[str]:
     if not isinstance(name, str):
         raise ApiError(f"invalid header name {name!r}: got {_lua_type(name)}, expected string")
     checked_token(name, "header name")
-    values = value if isinstance(value, (list, tuple)) else (value,)
-    return [_header_text(name, one) for one in values]
+    if isinstance(value, (list, tuple)):
+        return [_header_text(name, one) for one in value]
+    return [_header_text(name, value)]
 
 
 def _header_text(name: str, value: Any) -> str:
@@ -88,7 +89,7 @@ def _header_text(name: str, value: Any) -> str:
     else:
         expected = "array of string, string, number or boolean"
         raise ApiError(f'invalid header value for "{name}": got {_lua_type(value)}, expected {expected}')
-    if _BREAKS_LINES.search(text):
+    if not text.isprintable() and _BREAKS_LINES.search(text):
         # What a client has a plugin write must not become a line, or a message, of its own.
         raise ApiError(f"invalid header value: {text!r}")
     return text

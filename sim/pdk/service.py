@@ -69,12 +69,14 @@ class ServiceRequest(Part):
     @permitted(*HEADERS_TO_SERVICE)
     def set_header(self, name: str, value: object) -> None:
         """Replace a header; `Host` is what the service is called; a list stands for several lines."""
-        self._set(name, checked_header(name, value))
+        values = checked_header(name, value)
+        _set(self._request, name, values)
 
     @permitted(*HEADERS_TO_SERVICE)
     def add_header(self, name: str, value: object) -> None:
         """Add a header line, or several."""
-        self._add(name, checked_header(name, value))
+        values = checked_header(name, value)
+        _add(self._request, name, values)
 
     @permitted(*HEADERS_TO_SERVICE)
     def clear_header(self, name: str) -> None:
@@ -85,20 +87,9 @@ class ServiceRequest(Part):
     def set_headers(self, headers: Mapping[str, object]) -> None:
         """Replace several headers."""
         given = {name: checked_header(name, value) for name, value in checked_table(headers, "headers").items()}
-        for name, values in given.items():
-            self._set(name, values)
-
-    def _set(self, name: str, values: list[str]) -> None:
-        self._request.headers.clear(name)
-        self._add(name, values)
-
-    def _add(self, name: str, values: list[str]) -> None:
         request = self._request
-        for value in values:
-            if name.lower() == "host":
-                _outgoing(request).host = octets(value)
-            else:
-                request.headers.add(name, value)
+        for name, values in given.items():
+            _set(request, name, values)
 
     @permitted(*TO_SERVICE)
     async def set_raw_body(self, body: bytes | str) -> None:
@@ -217,6 +208,21 @@ class Service(Part):
         if match is None or match.service is None:
             raise ApiError("the request has no service")
         request.match = match.to(match.service.model_copy(update=fields))
+
+
+def _set(request: Request, name: str, values: list[str]) -> None:
+    request.headers.clear(name)
+    _add(request, name, values)
+
+
+def _add(request: Request, name: str, values: list[str]) -> None:
+    is_host = name.lower() == "host"
+    headers = request.headers
+    for value in values:
+        if is_host:
+            _outgoing(request).host = octets(value)
+        else:
+            headers.add(name, value)
 
 
 def _outgoing(request: Request) -> Outgoing:
