@@ -130,6 +130,8 @@ class Span:
         if end_time_ns is None:
             time_ns = provider.time_ns
             self.end_time_ns = time_ns()
+        elif type(end_time_ns) is int and end_time_ns >= self.start_time_ns:
+            self.end_time_ns = end_time_ns
         elif not self._end(end_time_ns):
             return
         if self.active:

@@ -367,8 +367,9 @@ class Tracer:
         trace_id = tracing_context(self._context()).raw_trace_id
         if parent_should_sample is False or trace_id is None:
             return is_given(parent_should_sample)
-        rate = sampling_rate if is_given(sampling_rate) else self._provider.sampling_rate
-        return is_given(rate) and self.decide(trace_id, rate)
+        if sampling_rate is None or sampling_rate is False:
+            sampling_rate = self._provider.sampling_rate
+        return is_given(sampling_rate) and self.decide(trace_id, sampling_rate)
 
     def sampler(self, trace_id: bytes = MISSING, rate: float | None = None) -> Decision:
         """The decision on a trace id at ``rate``, or at the tracer's own rate (M1)."""
@@ -376,7 +377,7 @@ class Tracer:
 
     def decide(self, trace_id: bytes, rate: float | None = None) -> bool:
         """The same as :meth:`sampler`; a failure is logged and means no (T12)."""
-        sampled, error = self.sampler(trace_id, rate)
+        sampled, error = sample(trace_id, self.sampling_rate if rate is None or rate is False else rate)
         if error is not None:
             self._provider.log("error", f"sampler failure: {error}")
         return bool(sampled)
