@@ -16,6 +16,7 @@ COMPILED: Final = (
     "connection",
     "forwarding",
     "framing",
+    "instrumentation",
     "outline",
     "phase_times",
     "phases",

@@ -1,8 +1,8 @@
 """Instrumentations: the spans that the core makes of a request, of the types in `tracing_instrumentations`.
 
-Each type is a method; one that is not enabled is replaced by a no-op when the worker starts, so that the way of a
-request asks nothing (kong-semantics I1-I19). Only the first word of the list is tested for `all` and `off` (I2). The
-root span is made whenever the list is not `off` (I3).
+Each type is a method; one that is not enabled does nothing, and gives the noop span (kong-semantics I1-I19). Only the
+first word of the list is tested for `all` and `off` (I2). The root span is made whenever the list is not `off` (I3); so
+is that of a plugin's own request, `http_client` listed or not, by an accident of Kong's (I12).
 
 Attribute names come from the published semantic conventions; those that Kong still uses are the older ones.
 """
@@ -15,7 +15,7 @@ from kongtrace import NOOP_SPAN, NoopSpan, Span, TracerProvider, tracing_context
 from kongtrace.context import span_list
 from kongtrace.span import CLIENT, SERVER, STATUS_ERROR
 from kongtrace.tracer import leave_ended
-from sim.config import Tracing
+from sim.config import INSTRUMENTATIONS, Tracing
 from sim.request import Request, Try
 
 HTTP_METHOD: Final = http_attributes.HTTP_METHOD
@@ -44,20 +44,6 @@ DB_SYSTEM: Final = db_attributes.DB_SYSTEM
 DB_STATEMENT: Final = db_attributes.DB_STATEMENT
 HTTP_USER_AGENT: Final = http_attributes.HTTP_USER_AGENT
 
-_TYPES: Final = {
-    "router": ("router",),
-    "balancer": ("balancer", "precreate_balancer"),
-    "dns_query": ("dns_query", "dns_answer"),
-    "db_query": ("db_query",),
-    "plugin_rewrite": ("plugin_rewrite",),
-    "plugin_access": ("plugin_access",),
-    "plugin_header_filter": ("plugin_header_filter",),
-}
-"""The methods that each type stands for."""
-
-_ALWAYS: Final = ("request", "status", "log", "http_client")
-"""What runs whenever the list is not `off`; http_client among them, listed or not, by an accident of Kong's (I12)."""
-
 _NS_PER_MS: Final = 1_000_000
 
 
@@ -67,24 +53,32 @@ class Instrumentation:
     Args:
         provider: of the worker's tracers.
         tracing: which types, and the sampling rate.
+
+    Attributes:
+        enabled: the list is not `off`.
     """
 
     def __init__(self, provider: TracerProvider, tracing: Tracing) -> None:
         words = tracing.instrumentations
         self.enabled = words[0] != "off"
         self._is_kong = provider.profile.name == "kong"
-        off = set() if self.enabled else set(_ALWAYS)
-        for kind, names in _TYPES.items():
-            if not self.enabled or (words[0] != "all" and kind not in words):
-                off.update(names)
-        # In the class they are found sooner than in the instance.
-        self.__class__ = type("Instrumentation", (Instrumentation,), dict.fromkeys(off, _noop))
+        types = INSTRUMENTATIONS if words[0] == "all" else words if self.enabled else ()
+        # Which are on is known for good when the worker starts: the way of a request looks at one truth value each.
+        self._router = "router" in types
+        self._balancer = "balancer" in types
+        self._dns_query = "dns_query" in types
+        self._db_query = "db_query" in types
+        self._plugin_rewrite = "plugin_rewrite" in types
+        self._plugin_access = "plugin_access" in types
+        self._plugin_header_filter = "plugin_header_filter" in types
         if self.enabled:
             provider.set_global_tracer(provider.new("instrument", {"sampling_rate": tracing.sampling_rate}))
         self._tracer: Any = provider.global_tracer
 
     def request(self, request: Request) -> None:
         """Start the root span and make it active (I5, I18)."""
+        if not self.enabled:
+            return
         start_ns = request.started_ns
         if self._is_kong:
             # nginx notes a request's start in ms.
@@ -113,26 +107,30 @@ class Instrumentation:
 
     def router(self) -> Span | NoopSpan:
         """Start the span of matching a route (I6)."""
-        return self._active("kong.router")
+        return self._active("kong.router") if self._router else NOOP_SPAN
 
     def plugin_rewrite(self, name: str) -> Span | NoopSpan:
         """Start the span of a plugin's rewrite handler, of this name (I7)."""
-        return self._active(name)
+        return self._active(name) if self._plugin_rewrite else NOOP_SPAN
 
     def plugin_access(self, name: str) -> Span | NoopSpan:
         """The same of its access handler."""
-        return self._active(name)
+        return self._active(name) if self._plugin_access else NOOP_SPAN
 
     def plugin_header_filter(self, name: str) -> Span | NoopSpan:
         """The same of its header_filter handler."""
-        return self._active(name)
+        return self._active(name) if self._plugin_header_filter else NOOP_SPAN
 
     def dns_query(self, name: str, port: int) -> Span | NoopSpan:
         """Start the span of resolving a host (I9)."""
+        if not self._dns_query:
+            return NOOP_SPAN
         return self._active("kong.dns", CLIENT, {DNS_DOMAIN: name, DNS_PORT: port})
 
     def dns_answer(self, span: Span | NoopSpan, found: tuple[str, int] | BaseException) -> None:
         """End the span of resolving a host with what was found (I9)."""
+        if not self._dns_query:
+            return
         if isinstance(found, BaseException):
             span.record_error(str(found))
             span.set_status(STATUS_ERROR)
@@ -147,10 +145,14 @@ class Instrumentation:
 
     def db_query(self, system: str, statement: str) -> Span | NoopSpan:
         """Start the span of a query of a database (I10)."""
+        if not self._db_query:
+            return NOOP_SPAN
         return self._active("kong.database.query", None, {DB_SYSTEM: system, DB_STATEMENT: statement})
 
     def http_client(self, url: str, method: str, user_agent: str) -> Span | NoopSpan:
         """Start the span of a request that a plugin makes; it is not made active (I11)."""
+        if not self.enabled:
+            return NOOP_SPAN
         attributes = {
             HTTP_URL: url,
             HTTP_METHOD: method,
@@ -170,13 +172,15 @@ class Instrumentation:
 
     def precreate_balancer(self, request: Request) -> None:
         """Make the span of the last try ahead, since its id goes into the headers (I15)."""
+        if not self._balancer:
+            return
         spans = span_list(request.ctx)
         span = self._tracer.create_span(None, {"span_kind": CLIENT, "parent": spans[0] if spans else None})
         tracing_context(request.ctx).unlinked_spans[BALANCER] = span
 
     def status(self, request: Request) -> None:
         """Write status and route into the root span (I5)."""
-        spans = span_list(request.ctx)
+        spans = span_list(request.ctx) if self.enabled else ()
         if spans:
             root = spans[0]
             root.set_attribute(HTTP_STATUS_CODE, request.status)
@@ -184,6 +188,8 @@ class Instrumentation:
 
     def balancer(self, request: Request) -> None:
         """Make the spans of the tries (I14)."""
+        if not self._balancer:
+            return
         ahead = tracing_context(request.ctx).unlinked_spans.pop(BALANCER, None)
         last = len(request.tries)
         for number, attempt in enumerate(request.tries, 1):
@@ -207,6 +213,8 @@ class Instrumentation:
 
     def log(self, request: Request) -> None:
         """End what is active, which is the root unless something leaked (I13)."""
+        if not self.enabled:
+            return
         self.balancer(request)
         active = self._tracer.active_span()
         if active is not None:
@@ -222,7 +230,3 @@ class Instrumentation:
         if request.hostname:
             span.set_attribute(NET_PEER_NAME, request.hostname)
             span.set_attribute(NET_PEER_PORT, attempt.port)
-
-
-def _noop(*_: object) -> NoopSpan:
-    return NOOP_SPAN
