@@ -20,6 +20,7 @@ COMPILED: Final = (
     "outline",
     "phase_times",
     "phases",
+    "plan",
     "proxy",
     "request",
     "resolver",

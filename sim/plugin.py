@@ -20,7 +20,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Final, Protocol, TypeVar
@@ -30,6 +29,7 @@ from pydantic import BaseModel
 from sim.config import Gateway
 from sim.entity import Plugin
 from sim.errors import UserError, nearest, shown
+from sim.plan import Handler, Plan
 
 T = TypeVar("T")
 
@@ -57,46 +57,6 @@ class PluginClass(Protocol):
 
 Classes = Mapping[str, PluginClass]
 """Plugins by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Handler:
-    """One method of one configured plugin.
-
-    Attributes:
-        name: of the plugin.
-        entity_id: of the configured entity, the key of its `kong.ctx.plugin`.
-        call: the method; takes the PDK and `conf`.
-        conf: the entity's configuration.
-        awaits: it is a coroutine function.
-        span: name of the span that is made of each of its calls (kong-semantics I7).
-    """
-
-    name: str
-    entity_id: str
-    call: Callable[[Any, Any], Any]
-    conf: Any
-    awaits: bool = False
-    span: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The handlers of a request, by phase and in order.
-
-    Attributes:
-        awaiting: the phases in which one of them is a coroutine function.
-        buffered: the whole answer of the service is read before anything of it is sent.
-    """
-
-    rewrite: tuple[Handler, ...] = ()
-    access: tuple[Handler, ...] = ()
-    response: tuple[Handler, ...] = ()
-    header_filter: tuple[Handler, ...] = ()
-    body_filter: tuple[Handler, ...] = ()
-    log: tuple[Handler, ...] = ()
-    awaiting: frozenset[str] = frozenset()
-    buffered: bool = False
 
 
 class Plans:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kongtrace import Phase
     from sim.balancer import Choice
     from sim.connection import ClientConnection
-    from sim.plugin import Handler, Plan
+    from sim.plan import Handler, Plan
     from sim.proxy import ProxiedExchange
     from sim.router import Match
 

@@ -35,8 +35,9 @@ from sim.light_thread import LightThread
 from sim.pdk import Exit, Kong
 from sim.pdk.response import accepted, error_body, status_message
 from sim.phases import AGAIN, DONE, Handler, PhaseEngine
-from sim.plugin import Handler as PluginHandler
-from sim.plugin import Plan, Plans
+from sim.plan import Handler as PluginHandler
+from sim.plan import Plan
+from sim.plugin import Plans
 from sim.proxy import SERVER, BufferedExchange, ProxiedExchange, lacks_body
 from sim.request import ARG, EXITED, SERVICE_BODY, Part, RefusedRequest, Request, without
 from sim.resolver import Resolver, is_address

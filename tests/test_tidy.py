@@ -141,7 +141,7 @@ LAYERS = {
         "phases | request | resolver | config entity | faults",
         "runtime | scoreboard | field document | threshold | access_log | connection_table",
         "units | ledger | light_thread | error_log | process | timerfd | wall_clock | framing | tally | shared_row",
-        "errors | outline",
+        "errors | outline | plan",
         "memo",
     ),
 }
@@ -198,8 +198,8 @@ def imports_have_no_cycle(tree: Tree) -> Iterator[str]:
 
 GATEWAY = (
     *("sim.connection", "sim.exporter", "sim.forwarding", "sim.framing", "sim.gateway", "sim.http_client"),
-    *("sim.instrumentation", "sim.ngx", "sim.pdk", "sim.phase_times", "sim.phases", "sim.plugin", "sim.plugins"),
-    *("sim.proxy", "sim.request", "sim.resolver", "sim.router"),
+    *("sim.instrumentation", "sim.ngx", "sim.pdk", "sim.phase_times", "sim.phases", "sim.plan", "sim.plugin"),
+    *("sim.plugins", "sim.proxy", "sim.request", "sim.resolver", "sim.router"),
     *("sim.runloop", "sim.timers", "sim.upstream"),
 )
 """The code that must run on any runtime, real or virtual."""
