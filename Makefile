@@ -9,8 +9,9 @@ INSTALLED := $(SITE)/.ready
 # What is installed goes before the working copy, in every process that is started too.
 WITH_INSTALLED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SITE):$(CURDIR)
 TEST_ARGS ?=
-INSTALLED_TESTS := $(patsubst %,tests/live/test_%.py,bundled gateway http plugins reload routes upstreams) \
-	tests/conformance/test_runtime.py tests/sim/test_connection.py
+INSTALLED_TESTS := $(patsubst %,tests/live/test_%.py,bundled checked exporter gateway http logs otel plugins reload) \
+	$(patsubst %,tests/live/test_%.py,routes upstreams) tests/conformance/test_runtime.py \
+	$(patsubst %,tests/sim/test_%.py,connection instrumentation plugin)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-installed soak bench check lock clean
