@@ -1,8 +1,9 @@
 """Instrumentations: the spans that the core makes of a request, of the types in `tracing_instrumentations`.
 
-Each type is a method; one that is not enabled does nothing, and gives the noop span (kong-semantics I1-I19). Only the
-first word of the list is tested for `all` and `off` (I2). The root span is made whenever the list is not `off` (I3); so
-is that of a plugin's own request, `http_client` listed or not, by an accident of Kong's (I12).
+Each type is a method; one that is not enabled is replaced by a no-op when the worker starts, so that the way of a
+request asks nothing (kong-semantics I1-I19). Only the first word of the list is tested for `all` and `off` (I2). The
+root span is made whenever the list is not `off` (I3); so is that of a plugin's own request, whether `http_client` is
+listed or not, by an accident of Kong's (I12).
 
 Attribute names come from the published semantic conventions; those that Kong still uses are the older ones.
 """
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 from opentelemetry.semconv._incubating.attributes import db_attributes, http_attributes, net_attributes
 
-from kongtrace import NOOP_SPAN, NoopSpan, Span, TracerProvider, tracing_context
+from kongtrace import NoopSpan, Span, TracerProvider, tracing_context
 from kongtrace.context import span_list
 from kongtrace.span import CLIENT, SERVER, STATUS_ERROR
 from kongtrace.tracer import leave_ended
@@ -62,18 +63,19 @@ class Instrumentation:
         words = tracing.instrumentations
         self.enabled = words[0] != "off"
         self._is_kong = provider.profile.name == "kong"
-        types = INSTRUMENTATIONS if words[0] == "all" else words if self.enabled else ()
-        # Which are on is known for good when the worker starts: the way of a request looks at one truth value each.
-        self._router = "router" in types
-        self._balancer = "balancer" in types
-        self._dns_query = "dns_query" in types
-        self._db_query = "db_query" in types
-        self._plugin_rewrite = "plugin_rewrite" in types
-        self._plugin_access = "plugin_access" in types
-        self._plugin_header_filter = "plugin_header_filter" in types
         if self.enabled:
             provider.set_global_tracer(provider.new("instrument", {"sampling_rate": tracing.sampling_rate}))
-        self._tracer: Any = provider.global_tracer
+        tracer = self._tracer = provider.global_tracer
+        types = INSTRUMENTATIONS if words[0] == "all" else words if self.enabled else ()
+        # What is switched off is replaced here, by the tracer that does nothing: the way of a request asks no more.
+        of: dict[str, Any] = {kind: tracer if kind in types else provider.noop_tracer for kind in INSTRUMENTATIONS}
+        self._router = of["router"]
+        self._dns_query = of["dns_query"]
+        self._db_query = of["db_query"]
+        self._plugin_rewrite = of["plugin_rewrite"]
+        self._plugin_access = of["plugin_access"]
+        self._plugin_header_filter = of["plugin_header_filter"]
+        self._has_balancer = "balancer" in types
 
     def request(self, request: Request) -> None:
         """Start the root span and make it active (I5, I18)."""
@@ -107,30 +109,26 @@ class Instrumentation:
 
     def router(self) -> Span | NoopSpan:
         """Start the span of matching a route (I6)."""
-        return self._active("kong.router") if self._router else NOOP_SPAN
+        return _active(self._router, "kong.router")
 
     def plugin_rewrite(self, name: str) -> Span | NoopSpan:
         """Start the span of a plugin's rewrite handler, of this name (I7)."""
-        return self._active(name) if self._plugin_rewrite else NOOP_SPAN
+        return _active(self._plugin_rewrite, name)
 
     def plugin_access(self, name: str) -> Span | NoopSpan:
         """The same of its access handler."""
-        return self._active(name) if self._plugin_access else NOOP_SPAN
+        return _active(self._plugin_access, name)
 
     def plugin_header_filter(self, name: str) -> Span | NoopSpan:
         """The same of its header_filter handler."""
-        return self._active(name) if self._plugin_header_filter else NOOP_SPAN
+        return _active(self._plugin_header_filter, name)
 
     def dns_query(self, name: str, port: int) -> Span | NoopSpan:
         """Start the span of resolving a host (I9)."""
-        if not self._dns_query:
-            return NOOP_SPAN
-        return self._active("kong.dns", CLIENT, {DNS_DOMAIN: name, DNS_PORT: port})
+        return _active(self._dns_query, "kong.dns", CLIENT, {DNS_DOMAIN: name, DNS_PORT: port})
 
     def dns_answer(self, span: Span | NoopSpan, found: tuple[str, int] | BaseException) -> None:
         """End the span of resolving a host with what was found (I9)."""
-        if not self._dns_query:
-            return
         if isinstance(found, BaseException):
             span.record_error(str(found))
             span.set_status(STATUS_ERROR)
@@ -145,14 +143,10 @@ class Instrumentation:
 
     def db_query(self, system: str, statement: str) -> Span | NoopSpan:
         """Start the span of a query of a database (I10)."""
-        if not self._db_query:
-            return NOOP_SPAN
-        return self._active("kong.database.query", None, {DB_SYSTEM: system, DB_STATEMENT: statement})
+        return _active(self._db_query, "kong.database.query", None, {DB_SYSTEM: system, DB_STATEMENT: statement})
 
     def http_client(self, url: str, method: str, user_agent: str) -> Span | NoopSpan:
         """Start the span of a request that a plugin makes; it is not made active (I11)."""
-        if not self.enabled:
-            return NOOP_SPAN
         attributes = {
             HTTP_URL: url,
             HTTP_METHOD: method,
@@ -172,7 +166,7 @@ class Instrumentation:
 
     def precreate_balancer(self, request: Request) -> None:
         """Make the span of the last try ahead, since its id goes into the headers (I15)."""
-        if not self._balancer:
+        if not self._has_balancer:
             return
         spans = span_list(request.ctx)
         span = self._tracer.create_span(None, {"span_kind": CLIENT, "parent": spans[0] if spans else None})
@@ -188,7 +182,7 @@ class Instrumentation:
 
     def balancer(self, request: Request) -> None:
         """Make the spans of the tries (I14)."""
-        if not self._balancer:
+        if not self._has_balancer:
             return
         ahead = tracing_context(request.ctx).unlinked_spans.pop(BALANCER, None)
         last = len(request.tries)
@@ -220,13 +214,15 @@ class Instrumentation:
         if active is not None:
             active.finish(request.body_ended_ns or None)
 
-    def _active(self, name: str, kind: int | None = None, attributes: dict[str, Any] | None = None) -> Span | NoopSpan:
-        tracer = self._tracer
-        span: Span | NoopSpan = tracer.start_span(name, None, None, kind, None, attributes)
-        tracer.set_active_span(span)
-        return span
-
     def _name_peer(self, span: Span | NoopSpan, request: Request, attempt: Try) -> None:
         if request.hostname:
             span.set_attribute(NET_PEER_NAME, request.hostname)
             span.set_attribute(NET_PEER_PORT, attempt.port)
+
+
+def _active(
+    tracer: Any, name: str, kind: int | None = None, attributes: dict[str, Any] | None = None
+) -> Span | NoopSpan:
+    span: Span | NoopSpan = tracer.start_span(name, None, None, kind, None, attributes)
+    tracer.set_active_span(span)
+    return span
