@@ -35,6 +35,9 @@ COMPILED: Final = (
 MYPY_OPTIONS: Final = ("--config-file=", "--ignore-missing-imports", "--follow-imports=silent")
 """What the modules import need not be there when they are compiled; errors are found by `make check`."""
 
+COMPILER_OPTIONS: Final = ("-fvisibility=hidden", "-fno-plt")
+"""Calls go straight to their function: where a request finds the caches cold, that is a twentieth of what it touches."""
+
 
 class BuildAllOrNothing(build_ext):
     """Goes on without the compiled modules when one of them cannot be built."""
@@ -55,10 +58,13 @@ def extensions() -> list[Extension]:
         from mypyc.build import mypycify  # noqa: PLC0415 - whoever builds without isolation may lack it
 
         sources = [f"sim/{module}.py" for module in COMPILED]
-        return mypycify([*MYPY_OPTIONS, *sources], group_name="kongsim", opt_level="2", debug_level="0")
+        found = mypycify([*MYPY_OPTIONS, *sources], group_name="kongsim", opt_level="2", debug_level="0")
+        for extension in found:
+            extension.extra_compile_args += COMPILER_OPTIONS
     except (ImportError, SystemExit) as error:
         _warn(error)
         return []
+    return found
 
 
 def _warn(error: BaseException) -> None:
