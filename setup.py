@@ -36,7 +36,7 @@ MYPY_OPTIONS: Final = ("--config-file=", "--ignore-missing-imports", "--follow-i
 """What the modules import need not be there when they are compiled; errors are found by `make check`."""
 
 COMPILER_OPTIONS: Final = ("-fvisibility=hidden", "-fno-plt")
-"""Calls go straight to their function: where a request finds the caches cold, that is a twentieth of what it touches."""
+"""Calls go straight to their function: a request that finds the caches cold touches a twentieth fewer cache lines."""
 
 
 class BuildAllOrNothing(build_ext):
