@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, cast
 import httptools
 
 from sim.framing import HEAD_BYTES_MAX, LINE_BYTES_MAX, HeaderLines, Refusal, check_head_size
-from sim.outline import name_of, request_outlines
+from sim.outline import names_of, request_outlines
 from sim.request import RefusedRequest, Request
 
 if TYPE_CHECKING:
@@ -338,7 +338,7 @@ class ClientConnection:
         if self._head_bytes > LINE_BYTES_MAX or self._read_bytes > LINE_BYTES_MAX:
             check_head_size(self._url, self._lines)
         parser, lines = self._parser, self._lines
-        outline = request_outlines[tuple(map(name_of, lines))]
+        outline = request_outlines[names_of(lines)]
         keep_alive = parser.should_keep_alive()
         # Kept without a word of the client's, it is one of HTTP/1.1 (RFC 9112 9.3); to ask the parser costs a text.
         version = "1.1" if keep_alive and not outline.has_options else parser.get_http_version()

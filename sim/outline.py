@@ -5,9 +5,7 @@ So this is worked out once for a sequence of names and remembered; a message wit
 with few.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Final
 
 from sim.memo import Memo
@@ -108,11 +106,14 @@ class ResponseOutline:
         return cls(passed, codings, options, has_length, b"date" in lower, has_length or bool(codings))
 
 
+def names_of(lines: list[tuple[bytes, bytes]]) -> Names:
+    """Return the names of a header section's lines."""
+    return tuple([name for name, _ in lines])
+
+
 def _is_usual(names: Names) -> bool:
     return len(names) <= LINES_MAX and sum(map(len, names)) <= NAMES_BYTES_MAX
 
 
 request_outlines: Final = Memo(RequestOutline.of, OUTLINES_MAX, _is_usual)
 response_outlines: Final = Memo(ResponseOutline.of, OUTLINES_MAX, _is_usual)
-name_of: Final[Callable[[tuple[bytes, bytes]], bytes]] = itemgetter(0)
-"""The name of a line; `tuple(map(name_of, lines))` are those of a header section."""

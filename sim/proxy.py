@@ -205,7 +205,7 @@ class ProxiedExchange:
             if text:
                 out.append("\r\n".join(text).encode("utf-8", "surrogateescape"))
         elif request.is_plain:
-            out += map(_line, compress(request.lines, request.outline.passed))
+            out += [name + b": " + value for name, value in compress(request.lines, request.outline.passed)]
         else:
             forwarded_lines = _without_options(request.forwarded_lines())
             out += [_line(line) for line in forwarded_lines if line[0].lower() not in NOT_FORWARDED]

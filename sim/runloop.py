@@ -180,6 +180,7 @@ class Runloop:
         self.log_line = provider.log
         self._provider = provider
         self._request_ids = IdSupply(lambda size: hexlify(runtime.random_bytes(size // 2)), REQUEST_ID_DIGITS)
+        self._drawn_ids = self._request_ids.drawn
         self._everywhere = plans.everywhere
         self._plan_of = plans.by_route
         self._kong = kong
@@ -357,8 +358,8 @@ class Runloop:
     # Rewrite and access.
 
     def _rewrite(self, request: Request) -> int | None:
-        ids = self._request_ids
-        request.id = ids.drawn.pop() if ids.drawn else ids.draw()
+        ids = self._drawn_ids
+        request.id = ids.pop() if ids else self._request_ids.draw()
         if self.makes_spans:
             self.instrumentation.request(request)
         plan = request.plan = self._everywhere
@@ -776,7 +777,7 @@ class Runloop:
         head = b"\r\n".join(
             (
                 _STATUS_LINES.get(request.status) or status_line(request.status),
-                *map(_header, request.response_lines),
+                *[name + b": " + value for name, value in request.response_lines],
                 b"X-Kong-Request-Id: " + request.id,
                 _KEPT_ALIVE if keep_alive else _CLOSED,
             )

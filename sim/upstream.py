@@ -25,7 +25,7 @@ import httptools
 
 from sim.connection_table import NoConnectionLeftError, unlimited
 from sim.framing import BODILESS, HeaderLines, InvalidResponseError, check_response_coding
-from sim.outline import ResponseOutline, name_of, response_outlines
+from sim.outline import ResponseOutline, names_of, response_outlines
 from sim.runtime import ConnectTimeoutError
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ class UpstreamConnection:
         exchange = self.exchange
         if self._complete or exchange is None or (100 <= status < 200 and status != SWITCHING_PROTOCOLS):
             return
-        outline = response_outlines[tuple(map(name_of, lines))]
+        outline = response_outlines[names_of(lines)]
         if status < 200:
             raise InvalidResponseError(f"unexpected status {status}")
         for place in outline.codings:

@@ -99,6 +99,8 @@ class Worker:
         gateway = args.gateway
         args.record.tally.begin()
         self._args = args
+        self._publish_row = args.record.publish
+        self._access_log = args.access_log
         self._loop = loop
         self._row = new_row()
         self._publishing = False
@@ -128,6 +130,7 @@ class Worker:
         self._wall_clock = WallClock(self._gateway.runtime.time_ns)
         self._clients = self._gateway.runloop.connections
         self._timers = self._gateway.timers
+        self._pending = self._timers.pending
         self._queues = self._gateway.exporter.queues
         self._spans = self._gateway.provider.spans
         self._books_spans = gateway.tracing.instrumentations[0] != "off" or bool(gateway.plugins)
@@ -261,14 +264,15 @@ class Worker:
             counts.connections,
             counts.active,
             len(self._clients),
-            len(self._timers.pending),
+            len(self._pending),
             self._timers.running,
         )
         if self._books_spans:
             self._book_spans()
-        self._args.record.publish(self._row)
-        if self._args.access_log is not None:
-            self._args.access_log.flush()
+        publish = self._publish_row
+        publish(self._row)
+        if self._access_log is not None:
+            self._access_log.flush()
 
     def _book_spans(self) -> None:
         row, counts = self._row, self._counts

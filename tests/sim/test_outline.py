@@ -11,7 +11,7 @@ from sim.outline import (
     NOT_FORWARDED,
     NOT_RETURNED,
     OUTLINES_MAX,
-    name_of,
+    names_of,
     request_outlines,
     response_outlines,
 )
@@ -24,7 +24,7 @@ NAMES = st.lists(st.sampled_from(WORDS).flatmap(lambda name: st.sampled_from([na
 def test_request_passes_on_what_ends_nowhere_and_notes_what_concerns_the_gateway(sections):
     """Each line is judged by its name in any case, in a memo that has seen others."""
     for names in sections:
-        outline = request_outlines[tuple(map(name_of, [(name, b"") for name in names]))]
+        outline = request_outlines[names_of([(name, b"") for name in names])]
 
         assert outline.passed == tuple(name.lower() not in NOT_FORWARDED for name in names)
         assert all(names[place].lower() == name for place, name in outline.noted)
