@@ -25,9 +25,9 @@ from tests import peers
 from tests.bench import bare_proxy
 from tests.gateway import gateway_to, live
 
-ROUNDS = 7
+ROUNDS = 17
 RATE_PER_S = 2500
-ROUND_S = 1.5
+ROUND_S = 0.75
 SPANS = 8
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 CONFIGURATION = """
