@@ -1,9 +1,9 @@
 """Instrumentations: the spans that the core makes of a request, of the types in `tracing_instrumentations`.
 
-Each type is a method; one that is not enabled is replaced by a no-op when the worker starts, so that the way of a
-request asks nothing (kong-semantics I1-I19). Only the first word of the list is tested for `all` and `off` (I2). The
-root span is made whenever the list is not `off` (I3); so is that of a plugin's own request, whether `http_client` is
-listed or not, by an accident of Kong's (I12).
+Each type is a method. When the worker starts, the no-op tracer takes the place of one that is not enabled, so that the
+way of a request asks nothing (kong-semantics I1-I19); the balancer's, which does more than start a span, returns at
+once. Only the first word of the list is tested for `all` and `off` (I2). The root span is made whenever the list is not
+`off` (I3); so is that of a plugin's own request, `http_client` listed or not, by an accident of Kong's (I12).
 
 Attribute names come from the published semantic conventions; those that Kong still uses are the older ones.
 """
@@ -67,7 +67,6 @@ class Instrumentation:
             provider.set_global_tracer(provider.new("instrument", {"sampling_rate": tracing.sampling_rate}))
         tracer = self._tracer = provider.global_tracer
         types = INSTRUMENTATIONS if words[0] == "all" else words if self.enabled else ()
-        # What is switched off is replaced here, by the tracer that does nothing: the way of a request asks no more.
         of: dict[str, Any] = {kind: tracer if kind in types else provider.noop_tracer for kind in INSTRUMENTATIONS}
         self._router = of["router"]
         self._dns_query = of["dns_query"]

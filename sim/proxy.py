@@ -47,8 +47,6 @@ _LENGTH: Final = b"content-length"
 _TYPE: Final = b"content-type"
 _CONNECTION: Final = b"connection"
 _NOT_FORWARDED_TEXT: Final = frozenset(name.decode() for name in NOT_FORWARDED)
-_line: Final = b": ".join
-"""Makes a line, without its end, of a header's name and value."""
 
 
 class ProxiedExchange:
@@ -207,8 +205,8 @@ class ProxiedExchange:
         elif request.is_plain:
             out += [name + b": " + value for name, value in compress(request.lines, request.outline.passed)]
         else:
-            forwarded_lines = _without_options(request.forwarded_lines())
-            out += [_line(line) for line in forwarded_lines if line[0].lower() not in NOT_FORWARDED]
+            lines_left = _without_options(request.forwarded_lines())
+            out += [name + b": " + value for name, value in lines_left if name.lower() not in NOT_FORWARDED]
         if request.content_length is None:
             out.append(b"Transfer-Encoding: chunked")
         elif request.content_length or request.method in ("POST", "PUT", "PATCH"):

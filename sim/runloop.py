@@ -81,8 +81,6 @@ _STATUS_LINES: Final = {
 }
 _KEPT_ALIVE: Final = b"Connection: keep-alive\r\n\r\n"
 _CLOSED: Final = b"Connection: close\r\n\r\n"
-_header: Final = b": ".join
-"""Makes a line, without its end, of a header's name and value."""
 
 
 def status_line(status: int) -> bytes:
@@ -280,7 +278,8 @@ class Runloop:
             (b"Server", SERVER),
             (b"X-Kong-Request-Id", request_id),
         )
-        return b"\r\n".join((status_line(refused.status), *map(_header, lines), b"", body))
+        head = [name + b": " + value for name, value in lines]
+        return b"\r\n".join((status_line(refused.status), *head, b"", body))
 
     def given_up(self, refused: RefusedRequest) -> None:
         """Book a request that is not served."""
