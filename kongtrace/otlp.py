@@ -294,9 +294,9 @@ class _UnusualError(Exception):
     """The fast path does not know this span."""
 
 
-_UNUSUAL = (
-    *(_UnusualError, ApiError, AttributeError, KeyError, RecursionError, TypeError, UnicodeEncodeError, struct.error),
-)
+_MISFITS = (AttributeError, LookupError, OverflowError, TypeError, ValueError, struct.error)
+"""What writing a field raises that holds what it cannot hold."""
+_UNUSUAL = (_UnusualError, RecursionError, *_MISFITS)
 """What the fast path trips over."""
 
 
@@ -515,8 +515,12 @@ class Encoder:
     def _encode_unusual(self, span: SpanData, trace_id: bytes | None) -> bytes:
         try:
             return _field(b"\x12", _span(self.transform_span(span, trace_id)))
+        except ApiError:
+            raise
         except RecursionError:
             raise ApiError("attributes nested too deeply, or within themselves") from None
+        except _MISFITS as error:
+            raise ApiError(f"a span with a field that cannot be written: {error}") from None
 
     def _events(self, events: Any) -> bytes:
         plain = self._plain_events(events) or ()

@@ -14,6 +14,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import ScopeLogs
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
+from kongtrace.errors import ApiError
 from kongtrace.event import Link
 from kongtrace.otlp import KONG, MEMO_ENTRIES_MAX, SAFE, Encoder, Rules, encode_log, encode_traces
 
@@ -171,6 +172,26 @@ def has_text_keys(value: object) -> bool:
         case list():
             return all(map(has_text_keys, value))
     return True
+
+
+anything = (
+    values | st.sets(st.integers()) | st.builds(object) | st.lists(values, max_size=3) | st.tuples(values, values)
+)
+written_by_anyone = st.dictionaries(st.sampled_from(sorted(vars(FakeSpan()))), anything, min_size=1)
+
+
+@given(written_by_anyone, st.sampled_from([KONG, SAFE]))
+@example({"status": []}, SAFE)
+@example({"events": [1]}, SAFE)
+@example({"events": [("e", "soon", None)]}, SAFE)
+def test_nonsense_in_a_span_costs_the_other_spans_nothing(fields: dict[str, Any], rules: Rules):
+    """Whatever is written into the fields of a span, it is written or refused, and its neighbours are written."""
+    refused: list[ApiError] = []
+    usual = FakeSpan(name="usual")
+    encoded = Encoder(rules).encode_spans([usual, FakeSpan(**fields), usual], None, refused)
+    assert len(encoded) + len(refused) == 3
+    assert all(type(error) is ApiError for error in refused)
+    assert [encoded[0], encoded[-1]] == [Encoder(rules).encode_span(usual)] * 2
 
 
 @given(st.lists(spans, max_size=6), st.binary(min_size=16, max_size=16))
