@@ -12,6 +12,7 @@ import secrets
 import sys
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -81,6 +82,10 @@ def _occupy_standard_files() -> None:
 @click.version_option(package_name="kongsim", message="%(prog)s %(version)s")
 def commands() -> None:
     """Simulate an nginx-style gateway with Kong's tracing API, in as many worker processes as you like."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder has been removed", cure="change to one that exists") from None
 
 
 _PLUGINS: Final = click.option(

@@ -2,8 +2,9 @@
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from rich.console import Console
@@ -67,10 +68,11 @@ def _read(option: str, parse: Callable[[object], float], text: str | None) -> fl
 
 def _share(text: object) -> float:
     number, percent, rest = str(text).partition("%")
-    try:
-        return float(number) / (100 if percent else 1) * (not rest)
-    except ValueError:
-        raise FieldError(f"expected a share such as 1%, not {shown(text)}", cure="write 1%") from None
+    with suppress(ValueError):
+        share = float(number) / (100 if percent else 1)
+        if isfinite(share) and not rest:
+            return share
+    raise FieldError(f"expected a share such as 1%, not {shown(text)}", cure="write 1%")
 
 
 @contextmanager

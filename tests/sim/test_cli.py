@@ -123,6 +123,14 @@ def spawn(*arguments, cwd):
             ["serve", "kong.yml", "--listen", "[::1]:http"],
             "--listen: listen: expected host:port, not '[::1]:http'; write 127.0.0.1:8000; ",
         ),
+        *(
+            (
+                ["overhead", "short.yaml", "--precision", share],
+                f"--precision: expected a share such as 1%, not '{share}'",
+            )
+            for share in ("small", "inf", "nan%", "1%%")
+        ),
+        (["overhead", "short.yaml", "--precision", "0%"], "--precision: expected more than 0, not 0%"),
         (["collector", "--listen", "here"], "--listen: expected host:port, not 'here'; write 127.0.0.1:8000; "),
     ],
 )
@@ -144,6 +152,19 @@ def test_wrong_usage_is_exit_code_2(kongsim, files, arguments):
     assert (code, out) == (2, "")
     assert "kongsim" in err
     assert "--help" in err
+
+
+def test_a_folder_that_has_been_removed_is_one_line(kongsim, files):
+    """Also for a command that reads a file elsewhere."""
+    gone = files / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+
+    code, out, err = kongsim("check", files / "short.yaml")
+
+    assert (code, out) == (2, "")
+    assert err == "kongsim: the current folder has been removed; change to one that exists\n"
 
 
 def test_a_busy_port_is_named_where_it_is_asked_for(kongsim, files, busy_port):
