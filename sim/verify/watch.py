@@ -221,7 +221,9 @@ class Watch:
         self.tell(ORPHAN_PARENT, f"{header} names the parent {parent_id}, which no span of the request is", stack)
 
     def stall(self, milliseconds: float, stack: Stack) -> None:
-        """A step has stalled the loop."""
+        """A step has stalled the loop, if anybody waited for it meanwhile."""
+        if self.execution.phase.name == "init_worker":
+            return
         self.stalled.add(stack[-1])
         if self._locates:
             self.tell(STALL, f"the loop stood still for about {_rounded(milliseconds):g} ms", stack)

@@ -285,7 +285,9 @@ def test_other_codings_are_not_supported(collector):
 
 
 @pytest.mark.parametrize(
-    "body", [b"no gzip", gzip.compress(ONE_SPAN)[:-9], gzip.compress(ONE_SPAN)[:12] + b"\xff" * 30]
+    "body",
+    [b"no gzip", gzip.compress(ONE_SPAN)[:-9], gzip.compress(ONE_SPAN)[:12] + b"\xff" * 30],
+    ids=["no gzip", "cut short", "overwritten"],
 )
 def test_broken_gzip_is_refused(collector, body):
     """400, as for any body that cannot be decoded."""

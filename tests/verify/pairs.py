@@ -359,6 +359,23 @@ async def access(self, kong, conf):
         await kong.ngx.sleep(0.03)
 """,
     ),
+    "blocking call before there are requests": (
+        """
+import time
+
+def header_filter(self, kong, conf):
+    time.sleep(0.03)  # KG002
+""",
+        """
+import time
+
+def init_worker(self, kong):
+    time.sleep(0.03)
+
+def configure(self, kong, configs):
+    time.sleep(0.03)
+""",
+    ),
     "computation that stalls the loop": (
         """
 import time
