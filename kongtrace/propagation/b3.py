@@ -10,11 +10,13 @@ Source: kong-semantics X5, X6, X16, X17; https://github.com/openzipkin/b3-propag
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kongtrace.propagation.context import SPAN_ID_BYTES, Log, PropagationContext, fit
 from kongtrace.propagation.fields import hex_ids, sampled_word
-from kongtrace.propagation.headers import HeaderValue, RequestHeaders, single
+
+if TYPE_CHECKING:
+    from kongtrace.propagation.headers import HeaderValue, RequestHeaders
 
 IDS: Final = {"x-b3-traceid": (16, 32), "x-b3-spanid": (16,), "x-b3-parentspanid": (16,)}
 """The id headers, in the order of their warnings, and the digits of each."""
@@ -102,15 +104,14 @@ def _read_multi(headers: RequestHeaders, log: Log) -> _Part:
 
 def inject(context: PropagationContext, headers: RequestHeaders) -> dict[str, str]:
     """Write ``x-b3-*``; without ids the decision alone."""
-    flags = None if context.flags is None else single("x-b3-flags", context.flags)
     trace_id = context.outgoing_trace_id(16, 8)
     if trace_id is not None and context.span_id is not None:
         headers.set("x-b3-traceid", trace_id.hex())
         headers.set("x-b3-spanid", fit(context.span_id, SPAN_ID_BYTES).hex())
         if context.parent_id is not None:
             headers.set("x-b3-parentspanid", fit(context.parent_id, SPAN_ID_BYTES).hex())
-    if flags is not None:
-        headers.set("x-b3-flags", flags)
+    if context.flags is not None:
+        headers.set("x-b3-flags", context.flags)
     else:
         headers.set("x-b3-sampled", "1" if context.should_sample else "0")
     return _formats(trace_id)

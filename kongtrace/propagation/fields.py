@@ -101,13 +101,16 @@ def read_baggage(headers: RequestHeaders, prefix: str) -> Mapping[str, str] | No
     The values of a repeated header are joined by a comma (RFC 9110, 5.3).
     """
     found = {
-        name.removeprefix(prefix): unquote_plus(
-            value if isinstance(value, str) else ",".join(value), errors="surrogateescape"
-        )
+        name.removeprefix(prefix): _unescaped(value if isinstance(value, str) else ",".join(value))
         for name, value in headers.items()
         if name.startswith(prefix)
     }
     return MappingProxyType(found) if found else None
+
+
+def _unescaped(text: str) -> str:
+    octets = unquote_plus(text, errors="surrogateescape").encode(errors="surrogateescape")
+    return octets.decode(errors="surrogateescape")  # a character may be half escaped
 
 
 def write_baggage(headers: RequestHeaders, prefix: str, baggage: Mapping[str, str] | None) -> None:

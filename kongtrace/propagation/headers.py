@@ -31,8 +31,8 @@ class RequestHeaders(Protocol):
     def items(self) -> Iterable[tuple[str, HeaderValue]]:
         """All headers, names in lower case."""
 
-    def set(self, name: str, value: str, /) -> None:
-        """Replace the header, however often it was sent; ``name`` in any case."""
+    def set(self, name: str, value: HeaderValue, /) -> None:
+        """Replace the header, however often it was sent; a list makes several lines; ``name`` in any case."""
 
     def clear(self, name: str, /) -> None:
         """Remove the header, if it is there; ``name`` in any case."""
@@ -87,10 +87,14 @@ class Headers:
         """The headers that can be seen."""
         return self._seen.items()
 
-    def set(self, name: str, value: str, /) -> None:
+    def set(self, name: str, value: HeaderValue, /) -> None:
         """Replace the header; one that was not there comes last."""
         name = name.lower()
-        self._seen[name] = value
+        if isinstance(value, str):
+            self._seen[name] = value
+        else:
+            self._seen[name] = list(value)
+            self._repeats = True
         if self._unseen:
             self._forget_unseen(name)
 

@@ -411,17 +411,34 @@ def test_instana_without_ids_breaks_the_request_in_profile_kong_alone():
     assert log == [("error", "instana injector context is invalid: field trace_id not found in context")]
 
 
-def test_repeated_b3_flags_break_the_injection_in_profile_kong_alone():
-    """Kong refuses to set a header to a list; profile `safe` leaves the b3 headers as they came."""
-    # H34
-    headers = {"x-b3-flags": ["1", "1"], "x-b3-traceid": TRACE_ID.hex(), "x-b3-spanid": SPAN_ID.hex()}
-    params = {"extract": ["b3"], "inject": ["b3", "w3c"]}
-    with pytest.raises(UnguardedError):
-        run(params, Headers(headers), profile=KONG)
-    log, request = Log(), Headers(headers)
-    run(params, request, profile=SAFE, log=log)
-    assert log[-1] == ("error", "x-b3-flags header repeated")
-    assert f"00-{TRACE_ID.hex()}-{SPAN_ID.hex()}-00" == request.get("traceparent")
+@pytest.mark.parametrize("profile", [KONG, SAFE])
+def test_repeated_b3_flags_go_on_as_they_came(profile):
+    """Only the decision of a single one is understood, but all of them are passed on, each in a line of its own."""
+    # X6, X16
+    log, request = (
+        Log(),
+        Headers({"x-b3-flags": ["1", "1"], "x-b3-traceid": TRACE_ID.hex(), "x-b3-spanid": SPAN_ID.hex()}),
+    )
+    run({"extract": ["b3"], "inject": ["b3", "w3c"]}, request, profile=profile, log=log)
+    assert log == [("warn", "x-b3-flags header invalid; ignoring.")]
+    assert [value for name, value in request.lines() if name == "x-b3-flags"] == ["1", "1"]
+    assert request.get("traceparent") == f"00-{TRACE_ID.hex()}-{SPAN_ID.hex()}-00"
+
+
+def test_header_that_is_set_to_a_list_has_a_line_for_each():
+    """The list stays its owner's."""
+    values, headers = ["1", "2"], Headers({"x-a": "0"})
+    headers.set("X-A", values)
+    headers.add("x-a", "3")
+    assert headers.lines() == [("x-a", "1"), ("x-a", "2"), ("x-a", "3")]
+    assert values == ["1", "2"]
+
+
+def test_a_character_of_baggage_may_be_half_escaped():
+    """It is the text that its bytes are."""
+    # X8
+    headers = Headers({"ot-tracer-traceid": SPAN_ID.hex(), "ot-baggage-city": "%C3\udca9ze"})
+    assert extract_format("ot", headers, Log()).baggage == {"city": "éze"}
 
 
 @pytest.mark.parametrize(
