@@ -30,7 +30,7 @@ TRACERS = {  # name: options
     "apart": {"sampling_rate": 0.5, "namespace": "APART"},
 }
 EXCEPTION = "exception"
-TOUCHES = {"attribute", "event", "status", "active"}
+TOUCHES = {"attributes", "attribute", "event", "status", "active", "finish"}
 """What a request does to its spans when it is served as a whole."""
 
 
@@ -576,9 +576,10 @@ class Lifecycle(RuleBasedStateMachine):
     def serve(self, request: int, name: str, spans: list[set[str]], held: bool) -> None:
         """A request goes on to its end, so that many do: what one leaves in the pools, the next is given."""
         self.requests[request].phase = "access"
-        entered, started = self.enter(request), []
+        entered, finished = self.enter(request), []
         for touched in spans:
-            span = self._start(entered, name, "query", {}, {})
+            given = {"attributes": {"db.system": "mysql"}} if "attributes" in touched else {}
+            span = self._start(entered, name, "query", {}, given)
             assert span is not None
             if "attribute" in touched:
                 self._set_attribute(span, "try_count", 1)
@@ -590,11 +591,12 @@ class Lifecycle(RuleBasedStateMachine):
                 span.status = 2
             if "active" in touched:
                 self._activate(entered, self.tracers[name], span)
-            started.append(span)
-        for span in reversed(started):
+            if "finish" in touched:
+                finished.append(span)
+        for span in reversed(finished):
             self._finish(entered, span, None)
         # Nobody holds what is in no variable.
-        started = span = None  # type: ignore[assignment]
+        finished = span = None  # type: ignore[assignment]
         self._end(request, request, by_hand=set(), held=held, exporter=name)
 
     def _end(self, request: int, running: int, *, by_hand: set[int], held: bool, exporter: str | None) -> None:
