@@ -211,7 +211,7 @@ def test_pools_are_read_by_tag():
 
 
 def test_row_of_a_writer_killed_while_it_writes_is_whole():
-    """A writer killed with -9 in a tight loop leaves a row that it published, hundreds of times in a row."""
+    """A writer killed with -9 in a tight loop leaves a row that it published, a hundred times in a row."""
     scoreboard = Scoreboard(1)
 
     def write_for_ever(record, control):
@@ -222,7 +222,7 @@ def test_row_of_a_writer_killed_while_it_writes_is_whole():
                 filled[n] += 1
             record.publish(filled)
 
-    kills = 300
+    kills = 100
     for _ in range(kills):
         record = scoreboard.open(0, generation=1)
         ours, theirs = process.pipe()
