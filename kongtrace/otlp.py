@@ -610,7 +610,7 @@ class Encoder:
         if isinstance(value, (list, tuple)):
             return {"array_value": {"values": [self._plain_value(None, element) for element in value]}}
         if isinstance(value, dict):
-            if self._rules.lua_tables and value.keys() == set(range(1, len(value) + 1)):
+            if self._rules.lua_tables and _counts(value):
                 return self._plain_value(None, [value[index] for index in range(1, len(value) + 1)])
             return {"kvlist_value": {"values": self._plain_entries(value)}}
         field = "int_value" if key in self._rules.integer_keys else self._field_of(value)
@@ -676,6 +676,11 @@ def encode_logs(records: Iterable[bytes], resource: bytes) -> bytes:
 
 def _present(plain: Plain) -> Plain:
     return {field: value for field, value in plain.items() if value is not None}
+
+
+def _counts(table: Mapping[Any, Any]) -> bool:
+    """Whether the keys are 1 to n; True is none of them, though equal to 1."""
+    return table.keys() == set(range(1, len(table) + 1)) and not any(isinstance(key, bool) for key in table)
 
 
 def _is_utf8(value: bytes) -> bool:

@@ -315,13 +315,13 @@ class Tracer:
         """
         ctx = self._execution.ctx
         self._check_phase(ctx)
-        if not callable(processor):
+        if not callable(processor) or isinstance(processor, (Tracer, NoopTracer)):
             raise ApiError("processor must be a function")
         name = self.name
         process: Callable[[AnySpan], object] = (lambda span: processor(span, *extra)) if extra else processor
         for span in self.get_spans():
             tracer = span.tracer
-            if tracer is self or (tracer is not None and tracer.name == name):
+            if tracer is self or getattr(tracer, "name", None) == name:
                 process(span)
 
     def init_spans(self) -> list[Span]:
@@ -364,8 +364,8 @@ class Tracer:
         spans = self.get_spans()
         if not spans or self._is_propagation_only(spans[0]):
             return False
-        trace_id = tracing_context(self._context()).raw_trace_id
-        if parent_should_sample is False or trace_id is None:
+        trace_id: Any = tracing_context(self._context()).raw_trace_id
+        if parent_should_sample is False or not is_given(trace_id):
             return is_given(parent_should_sample)
         if sampling_rate is None or sampling_rate is False:
             sampling_rate = self._provider.sampling_rate
@@ -571,7 +571,9 @@ def _identity(parent: Any) -> _Identity:
             case None | False | str() | bytes() | list():
                 return None, None, None
             case dict():
-                return parent.get("trace_id"), parent.get("should_sample"), parent.get("span_id")
+                trace_id, span_id = parent.get("trace_id"), parent.get("span_id")
+                is_sampled = parent.get("should_sample")
+                return None if trace_id is False else trace_id, is_sampled, None if span_id is False else span_id
             case bool() | int() | float():
                 raise TypeError(f"a parent must be a span, not {type(parent).__name__}") from None
         raise

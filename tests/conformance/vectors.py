@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import pytest
 
-NULL: Final = type("userdata", (), {"__repr__": lambda _: "NULL", "__bool__": lambda _: True})()
+NULL: Final = type("userdata", (), {"__slots__": (), "__repr__": lambda _: "NULL", "__bool__": lambda _: True})()
 
 
 DOUBLE_EXACT_MAX: Final = 2**53

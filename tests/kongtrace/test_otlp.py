@@ -248,6 +248,8 @@ def test_lua_s_tables_are_arrays_when_their_keys_count():
         assert [v.key for v in value_of(table, SAFE).kvlist_value.values] == list(map(str, table))
         assert value_of(table, SAFE).HasField("kvlist_value")
     assert value_of({0: "a", 1: "b"}, SAFE).HasField("kvlist_value")
+    with pytest.raises(ApiError, match="text expected, not True"):
+        value_of({True: "a"}, KONG)
     assert value_of(("a", ("b",)), KONG) == value_of(["a", ["b"]], SAFE)
 
 

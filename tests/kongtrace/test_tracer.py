@@ -102,6 +102,16 @@ def test_a_parent_may_be_any_mapping_with_ids(tracer):
     assert tracer.start_span("other", parent=False).parent is parent
 
 
+def test_false_in_a_parent_is_no_id(tracer):
+    """It is the decision alone that can be false."""  # T11
+    parent = {"trace_id": False, "span_id": False, "should_sample": False}
+    for options in (None, {"parent_id": b"remote"}):
+        tracer.set_active_span(parent)
+        span = tracer.start_span("child", options)
+        assert (len(span.trace_id), span.should_sample, span.parent_id) == (16, False, options and b"remote")
+    assert tracer.start_span("below", parent={"trace_id": b"", "span_id": b""}).trace_id == b""
+
+
 @pytest.mark.parametrize("parent", [5, True, 1.5])
 def test_what_has_no_fields_is_no_parent(tracer, parent):
     """Nothing is listed then."""
@@ -513,12 +523,22 @@ def test_process_span_belongs_into_the_log_phase(worker, tracer, kong, nginx, me
     assert str(refused.value) == message
 
 
-@pytest.mark.parametrize("processor", [None, 5, "print"])
+@pytest.mark.parametrize("processor", [None, 5, "print", "a tracer"])
 def test_a_processor_is_called(worker, tracer, processor):
-    """What cannot be called is refused."""  # D7
+    """What cannot be called is refused, and so is a tracer, whose call makes another."""  # D7
     worker.provider.execution.ctx[KONG_PHASE] = "log"
     with pytest.raises(ApiError, match=r"^processor must be a function$"):
-        tracer.process_span(processor)
+        tracer.process_span(tracer if processor == "a tracer" else processor)
+
+
+def test_a_span_whose_tracer_has_no_name_is_passed_over(worker, tracer):
+    """Kong takes any table, and text too, for a tracer when a parent is given."""  # D16, T9
+    root = tracer.start_span("root")
+    tracer.link_span(tracer, tracer.create_span("x", {"parent": root}), "child")
+    worker.provider.execution.ctx[KONG_PHASE] = "log"
+    seen = []
+    tracer.process_span(seen.append)
+    assert seen == [root]
 
 
 # Sampling.
@@ -593,11 +613,13 @@ def test_a_root_for_propagation_only_is_not_sampled(tracer, worker):
     assert tracer.get_sampling_decision(True, 1) is False
 
 
-def test_without_a_raw_trace_id_the_parents_flag_decides(tracer):
+def test_without_a_raw_trace_id_the_parents_flag_decides(worker, tracer):
     """No trace id, no ratio."""  # M5
     tracer.start_span("root", attributes={})
-    assert tracer.get_sampling_decision(True, 0) is True
-    assert tracer.get_sampling_decision(None, 1) is False
+    for absent in (None, False):
+        tracing_context(worker.provider.execution.ctx).raw_trace_id = absent
+        assert tracer.get_sampling_decision(True, 0) is True
+        assert tracer.get_sampling_decision(None, 1) is False
 
 
 @both_profiles
