@@ -8,6 +8,8 @@ SITE := build/site
 INSTALLED := $(SITE)/.ready
 # What is installed goes before the working copy, in every process that is started too.
 WITH_INSTALLED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SITE):$(CURDIR)
+# Most of a test's time is waiting: two at a time take half as long, and one process for each core is enough.
+AT_ONCE := --numprocesses logical --maxprocesses 4 --dist worksteal
 TEST_ARGS ?=
 INSTALLED_TESTS := $(patsubst %,tests/live/test_%.py,bundled checked exporter gateway http logs otel plugins reload) \
 	$(patsubst %,tests/live/test_%.py,routes upstreams) tests/conformance/test_runtime.py \
@@ -40,10 +42,10 @@ run: $(READY) ## run the quickstart scenario
 	@$(BIN)/kongsim run scenarios/quickstart.yaml
 
 test: $(READY) ## run every test
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest $(AT_ONCE) $(TEST_ARGS)
 
 test-installed: $(INSTALLED) ## run the gateway's tests on what is installed, compiled
-	$(WITH_INSTALLED) $(BIN)/python -m pytest -o pythonpath= $(INSTALLED_TESTS) $(TEST_ARGS)
+	$(WITH_INSTALLED) $(BIN)/python -m pytest -o pythonpath= $(AT_ONCE) $(INSTALLED_TESTS) $(TEST_ARGS)
 
 soak: $(READY) ## some twenty minutes of faults, hostile input and large bodies; print what each fault costs
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/live/test_faults.py tests/live/test_http.py \
