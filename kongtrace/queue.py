@@ -804,7 +804,8 @@ class Queue:
         if self.profile.has_permits:
             if self._permits - self._waiting <= 0:
                 raise BookkeepingError("assertion failed!")
-            self._surplus += log_phase
+            # No permit is taken in the log phase, nor while the job still stands in the line for the one that wakes it.
+            self._surplus += log_phase or self._waiting
         elif self._permits == 0:
             self._collected -= 1
         entry = self._entries.popleft()

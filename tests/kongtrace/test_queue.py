@@ -633,6 +633,20 @@ def test_drops_in_the_log_phase_make_entries_vanish_later():
     assert worker.drain(0.2) == [list(range(320, 330))]
 
 
+def test_a_drop_before_the_job_has_woken_up_makes_an_entry_vanish_later():
+    """Who asks for a permit at once gives way to the job, which still stands in line for it."""  # Q29, H51
+    worker = Worker(KONG, max_entries=3, max_batch_size=10)
+    worker.put(0)
+    assert worker.drain(0) == []
+    worker.put(1, 2, 3, now=0.1)
+    assert worker.drain(0.1) == []
+    assert worker.queue.poll(1.0).entries == [1, 2, 3]
+    worker.put(4, now=1.2)
+    worker.queue.done(TAKEN, 1.5)
+    assert worker.drain(3) == []
+    assert worker.queue.counters() == Counters(enqueued=5, acknowledged=3, dropped_overflow=1, swallowed=1)
+
+
 def test_a_queue_ends_while_its_front_is_ahead():
     """With nothing left to send the job goes, and the next entry finds a new queue."""
     worker = outage(KONG, log_phase=True)  # Q29

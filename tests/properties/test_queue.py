@@ -131,7 +131,7 @@ class NaiveQueue:
         is_waiting = self.doing is not None and self.doing[0] == "wait"
         if self.profile.has_permits:
             assert self.permits - is_waiting > 0
-            self.permits -= not log_phase
+            self.permits -= not (log_phase or is_waiting)
         elif self.permits:
             self.permits -= 1
         else:
