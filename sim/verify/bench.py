@@ -21,7 +21,7 @@ from sim.errors import UserError, nearest
 from sim.runtime.virtual import EverybodyWaitsError, TimeStandsStillError
 from sim.verify.mistakes import STALL, Key, Mistake
 from sim.verify.program import UPSTREAMS, Program, Visit
-from sim.verify.trial import Suspects, Trial, files_of, misconfigured, unheard
+from sim.verify.trial import Suspects, Trial, files_of, look_again, misconfigured, unheard
 from sim.verify.watch import Watch
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ class Bench:
             tracing.use(None)
             self._note(trial)
             if self._watch.stalled:
-                first, second = self._stalls_again(), self._stalls_again()
-                self.mistakes += [mistake for key, mistake in second.items() if key in first]
+                last, again = look_again(self._stalls_again, lambda stalls: stalls.keys())
+                self.mistakes += [last[key] for key in last if key in again]
         return self.mistakes
 
     def close(self) -> None:

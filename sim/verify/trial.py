@@ -16,9 +16,10 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from pydantic import ValidationError
@@ -37,13 +38,18 @@ from sim.plugin import PluginClass, configuration, load
 from sim.plugins import BUNDLED
 from sim.request import RefusedRequest, Request
 from sim.runtime.virtual import EverybodyWaitsError, TimeStandsStillError, VirtualWorld
-from sim.verify.mistakes import RAISES, STALL
+from sim.verify.mistakes import RAISES, STALL, Key
 from sim.verify.program import Program, Reload, Visit
 from sim.verify.watch import Watch, WatchedTimers, stack_of
 
 if TYPE_CHECKING:
     from sim.runtime import Listener, Runtime
     from sim.verify.mistakes import Mistake
+
+T = TypeVar("T")
+
+LOOKS_MAX: Final = 4
+"""How often a stall is looked at, while it comes each time."""
 
 QUIET_S: Final = 200.0
 """More than twice the 82 s that a queue retries (kong-semantics Q21)."""
@@ -169,11 +175,36 @@ def run(suspects: Suspects, program: Program, known_stalls: Container[Frame] = (
     outcome = _run(suspects, program, locates=False)
     if all(handler in known_stalls for handler in outcome.stalled):
         return outcome
-    # Whatever this machine was doing meanwhile, it will not do twice at the same line.
-    first, second = (_run(suspects, program, locates=True) for _ in range(2))
-    again = {mistake.key for mistake in first.mistakes}
-    mistakes = tuple(mistake for mistake in second.mistakes if mistake.code != STALL or mistake.key in again)
-    return Outcome(mistakes, second.requests, second.stalled & first.stalled)
+    last, again = look_again(
+        lambda: _run(suspects, program, locates=True),
+        lambda look: {mistake.key for mistake in look.mistakes if mistake.code == STALL},
+    )
+    mistakes = tuple(mistake for mistake in last.mistakes if mistake.code != STALL or mistake.key in again)
+    return Outcome(mistakes, last.requests, last.stalled & outcome.stalled)
+
+
+def look_again(look: Callable[[], T], stalls: Callable[[T], AbstractSet[Key]]) -> tuple[T, AbstractSet[Key]]:
+    """Look at what has stalled until two looks have a stall at the same line.
+
+    Whatever this machine was doing meanwhile, it will not do twice at the same line; what stalls by itself stalls each
+    time, though on a busy machine the line is told late or early.
+
+    Args:
+        look: has everything done again.
+        stalls: of a look.
+
+    Returns:
+        The last look, and those of its stalls that an earlier one had.
+    """
+    before: set[Key] = set()
+    for _ in range(LOOKS_MAX):
+        last = look()
+        found = stalls(last)
+        again = found & before
+        if again or not found:
+            break
+        before |= found
+    return last, again
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import pytest
 
 from sim.errors import UserError
 from sim.verify.bench import Bench
+from sim.verify.trial import look_again
 
 BLOCKING = """
 import os
@@ -62,6 +63,29 @@ def test_stall_that_does_not_come_again_is_no_mistake(bench, shop, monkeypatch):
 
     assert "COLD" not in os.environ
     assert bench.finish() == []
+
+
+@pytest.mark.parametrize(
+    ("looks", "seen", "again"),
+    [
+        (["a", "a"], 2, "a"),
+        (["a", "b", "a"], 3, "a"),
+        (["a", "bc", "c"], 3, "c"),
+        (["a", ""], 2, ""),
+        ([""], 1, ""),
+        (["a", "b", "c", "d"], 4, ""),
+    ],
+)
+def test_a_stall_is_looked_at_until_two_looks_agree(looks, seen, again):
+    """On a busy machine the line is uncertain; a stall that stays away once is none."""
+    taken = []
+
+    def look():
+        taken.append(set(looks[len(taken)]))
+        return taken[-1]
+
+    assert look_again(look, lambda found: found) == (set(looks[seen - 1]), set(again))
+    assert len(taken) == seen
 
 
 def test_second_look_leaves_the_alarm_clock_as_it_was(bench, shop):
