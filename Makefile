@@ -8,7 +8,7 @@ SITE := build/site
 INSTALLED := $(SITE)/.ready
 # What is installed goes before the working copy, in every process that is started too.
 WITH_INSTALLED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SITE):$(CURDIR)
-# Most of a test's time is waiting: two at a time take half as long, and one process for each core is enough.
+# Most of a test's time is waiting: two at a time take half as long.
 AT_ONCE := --numprocesses logical --maxprocesses 4 --dist worksteal
 TEST_ARGS ?=
 INSTALLED_TESTS := $(patsubst %,tests/live/test_%.py,bundled checked exporter gateway http logs otel plugins reload) \
