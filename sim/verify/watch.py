@@ -480,9 +480,21 @@ class Step:
         return frames[:entry] + self._origin
 
     def _note(self, _signum: int, frame: FrameType | None) -> None:
+        if _is_at_the_edge(frame):
+            return
         before, self._caught = self._caught, self._caught or stack_of(frame)
         if before or not self.watch._locates:  # noqa: SLF001 - see above
             raise StuckError
+
+
+_EDGES: Final = frozenset({Step.__enter__.__code__, Step.__exit__.__code__})
+
+
+def _is_at_the_edge(frame: FrameType | None) -> bool:
+    """Whether a step begins or ends there: nobody would catch what is raised, and the alarm would stay."""
+    while frame is not None and frame.f_code not in _EDGES:
+        frame = frame.f_back
+    return frame is not None
 
 
 _running: Final[list[Step]] = []

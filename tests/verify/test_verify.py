@@ -567,6 +567,21 @@ def test_many_requests_that_never_come_back_are_broken_off_sooner(shop, monkeypa
     assert verdict.seconds < 20
 
 
+def test_alarm_that_comes_while_a_step_ends_is_not_heard(shop, monkeypatch):
+    """The handler has come back, and nobody is there to catch what would be raised: it would leave the alarm behind."""
+
+    class Steps(list):
+        def remove(self, step):
+            for _ in range(3):
+                signal.raise_signal(signal.SIGALRM)
+            super().remove(step)
+
+    monkeypatch.setattr(watch, "_running", Steps())
+    verdict = Search(Suspects((shop(RIGHT),)), 0).replay(Program((Visit(times=2),)))
+    assert (verdict.requests, verdict.shown) == (2, [])
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
 LOUD = """
 import sys
 
