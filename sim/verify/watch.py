@@ -431,17 +431,18 @@ class Step:
         self._caught: Stack = ()
 
     def __enter__(self) -> Self:
-        if self.watch._breaks_off:  # noqa: SLF001 - the two are one
-            self._previous = signal.signal(signal.SIGALRM, self._note)
-            stuck_s = STUCK_AGAIN_S if self._first in self.watch.stuck else STUCK_S
-            first_s = BLOCKED_MS / 1000 if self.watch._locates else stuck_s  # noqa: SLF001 - the same
-            self._alarm_s = signal.setitimer(signal.ITIMER_REAL, first_s, stuck_s)
         _running.append(self)
         self._collects = gc.isenabled()
         gc.disable()
         self._gave_away = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         self._cpu_ns = time.thread_time_ns()
         self._wall_ns = time.perf_counter_ns()
+        if self.watch._breaks_off:  # noqa: SLF001 - the two are one
+            self._previous = signal.signal(signal.SIGALRM, self._note)
+            stuck_s = STUCK_AGAIN_S if self._first in self.watch.stuck else STUCK_S
+            first_s = BLOCKED_MS / 1000 if self.watch._locates else stuck_s  # noqa: SLF001 - the same
+            # Last: what it takes to begin, on a busy machine, is not what the handler takes.
+            self._alarm_s = signal.setitimer(signal.ITIMER_REAL, first_s, stuck_s)
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: TracebackType | None) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.gateway import TIMEOUT_S, echo, recording_collector
+from tests.runs import valid_run
 
 QUICK = (
     *("--set", "upstreams.default.latency={p50: 1s, p99: 1s}"),  # a busy machine's delays are small beside it
@@ -219,11 +220,10 @@ def test_configuration_of_a_real_shop_is_served(tmp_path):
 
 def test_quickstart_in_short_balances(tmp_path):
     """The shipped scenario, shortened, a worker killed in it: exit code 0, nothing unaccounted."""
-    with command("run", "scenarios/quickstart.yaml", "--json", "--out", str(tmp_path / "run"), *QUICK) as running:
-        text, _ = running.communicate(timeout=TIMEOUT_S)
-    summary = json.loads(text[text.index("{") :])
+    run = valid_run("scenarios/quickstart.yaml", "--json", "--out", tmp_path / "run", *QUICK)
+    summary = json.loads(run.stdout)
 
-    assert (running.returncode, summary["verdict"]) == (0, "passed")
+    assert (run.returncode, summary["verdict"]) == (0, "passed")
     assert summary["ledger"]["unaccounted"] == 0
     assert 0 < summary["ledger"]["acknowledged"] <= summary["collector"]["received_unique"]
     assert [worker["ended"] for worker in summary["workers"]].count("SIGKILL") == 1

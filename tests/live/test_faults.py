@@ -127,11 +127,7 @@ def test_load_bursts_and_pauses(tmp_path):
 
 
 def test_fault_hits_the_requests_of_its_time_however_late_the_load_begins(tmp_path, monkeypatch):
-    """Both count from the beginning of the load, so what is hit is not taken for what came outside.
-
-    The load is late by as many requests as make up a third of those outside; one that a busy machine sends a moment
-    after its time is hit as well, so some of those outside may be slow.
-    """
+    """Both count from the beginning of the load, so what is hit is not taken for what came outside."""
     drive = runs.driver.drive
 
     def begin_late(*args, **options):
@@ -146,6 +142,7 @@ def test_fault_hits_the_requests_of_its_time_however_late_the_load_begins(tmp_pa
     window = run(tmp_path, "kong", fault, rate="200/s", duration="1400ms").fault_window
 
     assert window.latency_ms.p50 >= 300
+    # Not p99: a request that a busy machine sends a moment after its time is hit as well.
     assert window.outside_latency_ms.p90 < 300
 
 

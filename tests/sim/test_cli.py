@@ -13,6 +13,7 @@ from sim.cli import main
 from sim.declarative import load as load_kong_yml
 from sim.report.summary import Summary
 from sim.scenario import load
+from tests.runs import RUN_S_MAX, valid_run
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "scenarios" / "quickstart.yaml"
@@ -37,8 +38,6 @@ _format_version: "3.0"
 services: [{name: a, url: http://127.0.0.1:9, routes: [{paths: [/]}]}]
 plugins: [{name: opentelemetry}]
 """
-
-RUN_S_MAX = 120.0  # for a run of half a second, on a machine that has other things to do
 
 
 @pytest.fixture
@@ -336,27 +335,24 @@ def test_help_imports_no_more_than_it_needs():
 
 def test_run_prints_tables_and_leaves_a_folder(files):
     """The result on stdout, the progress on stderr, the run's folder to look into later."""
-    with spawn("run", "short.yaml", "--out", "out", cwd=files) as run:
-        out, err = run.communicate(timeout=RUN_S_MAX)
+    run = valid_run("short.yaml", "--out", "out", cwd=files)
 
-    assert run.returncode == 0, err
-    assert "PASSED  short, profile kong, seed 1" in out
-    assert "results in out\n" in out
-    assert "\x1b" not in out + err
-    assert err.splitlines()[-1].startswith("short: 1 worker on http://127.0.0.1:")
+    assert run.returncode == 0, run.stderr
+    assert "PASSED  short, profile kong, seed 1" in run.stdout
+    assert "results in out\n" in run.stdout
+    assert "\x1b" not in run.stdout + run.stderr
+    assert run.stderr.splitlines()[-1].startswith("short: 1 worker on http://127.0.0.1:")
     assert {"summary.json", "scenario.yaml"} <= {path.name for path in (files / "out").iterdir()}
     assert load(str(files / "out" / "scenario.yaml")).as_run == load(str(files / "short.yaml")).as_run
 
 
 def test_run_json_is_the_summary_and_nothing_else(files):
     """A program can read stdout as it is; a failed threshold is exit code 99."""
-    arguments = ("run", "short.yaml", "--json", "--out", "out", "--set", "thresholds=[requests.sent == 0]")
-    with spawn(*arguments, cwd=files) as run:
-        out, err = run.communicate(timeout=RUN_S_MAX)
+    run = valid_run("short.yaml", "--json", "--out", "out", "--set", "thresholds=[requests.sent == 0]", cwd=files)
 
-    assert run.returncode == 99, err
-    assert out == (files / "out" / "summary.json").read_text(encoding="utf-8")
-    summary = json.loads(out)
+    assert run.returncode == 99, run.stderr
+    assert run.stdout == (files / "out" / "summary.json").read_text(encoding="utf-8")
+    summary = json.loads(run.stdout)
     assert (summary["verdict"], summary["ledger"]["unaccounted"]) == ("failed", 0)
     assert summary["requests"]["completed"] == 25
     assert len(summary["warnings"]) == 1
