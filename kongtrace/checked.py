@@ -41,7 +41,7 @@ from kongtrace.event import Event
 from kongtrace.findings import Code, Finding, FindingLog, Frame, Mode, Stack
 from kongtrace.lua import is_number, lua_type
 from kongtrace.provider import TracerProvider
-from kongtrace.span import AnySpan, Span, SpanCopy
+from kongtrace.span import AnySpan, ReleasedSpan, Span, SpanCopy
 from kongtrace.tracer import PROPAGATION_ONLY, Tracer
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from kongtrace.noop import NoopTracer
-    from kongtrace.pool import Pool
+    from kongtrace.pool import Pool, Unpooled
 
 T = TypeVar("T")
 
@@ -305,7 +305,7 @@ class CheckedSpan(Span):
         return super().__copy__()
 
 
-class ReleasedSpan(CheckedSpan):
+class CheckedReleasedSpan(CheckedSpan, ReleasedSpan):
     """What the handle of a span becomes when the span is released: every use of it is a finding."""
 
     __slots__ = ()
@@ -384,6 +384,7 @@ class CheckedProvider(TracerProvider):
     __slots__ = ("_custody", "_depth", "_ended", "_freed", "_keys", "_made", "_names", "findings")
 
     span_class = CheckedSpan
+    released_class = CheckedReleasedSpan
     tracer_class = CheckedTracer
     context_of_task: Callable[[], Context | None] = staticmethod(lambda: None)
     wrappers: tuple[type, ...] = ()
@@ -473,7 +474,7 @@ class CheckedProvider(TracerProvider):
         ctx = self.context_of_task()
         return ctx is not None and ctx.get(_REQUEST) is request
 
-    def read(self, span: ReleasedSpan, what: str, caller: FrameType) -> None:
+    def read(self, span: CheckedReleasedSpan, what: str, caller: FrameType) -> None:
         """A field of a released span was used; told once where one line uses several."""
         record = span.record
         site = Frame(caller.f_code.co_filename, caller.f_lineno, caller.f_code.co_name)
@@ -663,7 +664,7 @@ class CheckedProvider(TracerProvider):
             held.of.own(None)
             held.of.released = True
             if type(obj) is CheckedSpan:
-                obj.__class__ = ReleasedSpan
+                obj.__class__ = CheckedReleasedSpan
         _renew(self.spans, used, self._new_span)
         _renew(self.storage, used, list[Span])
         _renew(self.attributes, used, dict[str, Any])
@@ -887,9 +888,11 @@ def _lent(spans: list[Span]) -> Iterator[Held[_Record]]:
                     yield Held(span.record, what, table=table)
 
 
-def _renew(pool: Pool[T], used: set[int], new: Callable[[], T]) -> None:
+def _renew(pool: Pool[T] | Unpooled[T], used: set[int], new: Callable[[], T]) -> None:
     """Put new objects in the places of used ones, which are the last of the free list."""
     free = pool.free
+    if free is None:
+        return
     for index in range(len(free) - 1, -1, -1):
         if id(free[index]) not in used:
             return

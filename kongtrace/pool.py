@@ -61,7 +61,6 @@ class Pool(Generic[T]):
         tag: the name of the pool, as Kong has it (P1).
         new: makes an empty object.
         clear: empties an object for its next use.
-        recycles: whether anything is put back; when false every release discards.
         fetched: says how many objects have been handed out, where something else has counted them.
 
     Attributes:
@@ -95,12 +94,11 @@ class Pool(Generic[T]):
         new: Callable[[], T],
         clear: Callable[[T], object],
         *,
-        recycles: bool = True,
         fetched: Callable[[], int] | None = None,
     ) -> None:
         self.tag = tag
         self.free: list[T] = []
-        self.free_max = FREE_MAX if recycles else 0
+        self.free_max = FREE_MAX
         self.due = RELEASES_MAX
         self.made = 0
         self.adopted = 0
@@ -179,3 +177,33 @@ class Pool(Generic[T]):
         self.free.clear()
         self._replaced += RELEASES_MAX - self.due
         self.due = RELEASES_MAX
+
+
+class Unpooled(Generic[T]):
+    """Stands where there is a pool in the other profile: makes objects, keeps none, and counts nothing.
+
+    Args:
+        new: makes an empty object.
+
+    Attributes:
+        free: None; there is no free list.
+        made: of no account, like ``adopted`` and ``given_up``: who writes to a :class:`Pool` may write here.
+    """
+
+    __slots__ = ("adopted", "fetch", "given_up", "made")
+
+    free = None
+
+    def __init__(self, new: Callable[[], T]) -> None:
+        self.fetch = new
+        self.made = self.adopted = self.given_up = 0
+
+    def release(self, obj: T) -> None:
+        """Leave ``obj`` to whoever holds it."""
+
+    def release_all(self, objs: list[T]) -> None:
+        """Leave each of ``objs`` to whoever holds it."""
+
+    def balance(self) -> Balance:
+        """Nothing was pooled."""
+        return Balance(0, 0, 0, 0, 0, 0, 0)

@@ -16,8 +16,8 @@ class Profile:
     Attributes:
         name: the word that scenarios, reports and the command line use.
         recycles_held_objects: an object goes back to its pool although somebody else still holds it, so that a stale
-            handle reaches into another request (kong-semantics P7, P9, P10; H5, H7, H8). When false, such an object
-            is left to its holder and a new one is made when one is needed.
+            handle reaches into another request (kong-semantics P7, P9, P10; H5, H7, H8). When false, a span that
+            is held is left to its holder, and lists and mappings are always new: spans alone are pooled, and counted.
         released_span_raises: a method called on a released span raises (P11, H9); when false the call is logged at
             level error and has no effect.
         nil_raises: reading a field of nothing raises, as in Lua: the attributes of a root span that has none (M7, H15),

@@ -31,9 +31,9 @@ from kongtrace.errors import ApiError, ReleasedSpanError
 from kongtrace.ids import SPAN_ID_BYTES, TRACE_ID_BYTES, IdSupply
 from kongtrace.lua import is_given, is_number, is_table, is_text, lua_text
 from kongtrace.noop import NoopTracer
-from kongtrace.pool import Balance, Pool
+from kongtrace.pool import Balance, Pool, Unpooled
 from kongtrace.profile import SAFE, Profile
-from kongtrace.span import AnySpan, Span, clear
+from kongtrace.span import AnySpan, ReleasedSpan, Span, clear
 from kongtrace.tracer import Tracer, check_keywords
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class TracerProvider:
     )
 
     span_class: type[Span] = Span
+    released_class: type[ReleasedSpan] = ReleasedSpan
     tracer_class: type[Tracer] = Tracer
 
     def __init__(
@@ -133,18 +134,19 @@ class TracerProvider:
         self.log = log
         self.profile = profile
         self.sampling_rate = sampling_rate
-        recycles = profile.recycles_held_objects
-        self.storage: Pool[list[Span]] = Pool("KONG_SPAN_STORAGE", list, list.clear, recycles=recycles)
-        self.attributes: Pool[dict[str, Any]] = Pool(
-            "KONG_SPAN_ATTRIBUTES", dict, lambda table: table.clear(), recycles=recycles
-        )
-        self.events: Pool[list[Event]] = Pool("KONG_SPAN_EVENTS", list, list.clear, recycles=recycles)
+        self.storage: Pool[list[Span]] | Unpooled[list[Span]] = Unpooled(list)
+        self.attributes: Pool[dict[str, Any]] | Unpooled[dict[str, Any]] = Unpooled(dict)
+        self.events: Pool[list[Event]] | Unpooled[list[Event]] = Unpooled(list)
+        if profile.recycles_held_objects:
+            self.storage = Pool("KONG_SPAN_STORAGE", list, list.clear)
+            self.attributes = Pool("KONG_SPAN_ATTRIBUTES", dict, lambda table: table.clear())
+            self.events = Pool("KONG_SPAN_EVENTS", list, list.clear)
         # Each span draws an id, so that the supply of ids counts them.
         self.spans: Pool[Span] = Pool("KONG_SPAN", self._new_span, clear, fetched=self.span_ids.used)
         self.noop_tracer = NoopTracer(self)
         self.global_tracer: Tracer | NoopTracer = self.noop_tracer
         self.on_global_tracer: Callable[[], None] = lambda: None
-        self._recycles_held = recycles
+        self._recycles_held = profile.recycles_held_objects
         self._ends_usable = not profile.ends_unusable
         self._memo: dict[object, Tracer] = {}
         self._spent = SpentList(self.give_up)
@@ -310,7 +312,12 @@ class TracerProvider:
 
     def balances(self) -> dict[str, Balance]:
         """The balance of each pool by its tag."""
-        return {pool.tag: pool.balance() for pool in (self.spans, self.storage, self.attributes, self.events)}
+        return {
+            "KONG_SPAN": self.spans.balance(),
+            "KONG_SPAN_STORAGE": self.storage.balance(),
+            "KONG_SPAN_ATTRIBUTES": self.attributes.balance(),
+            "KONG_SPAN_EVENTS": self.events.balance(),
+        }
 
     def _new_span(self) -> Span:
         span = self.span_class()
@@ -327,6 +334,8 @@ class TracerProvider:
             self.spans.leave(span)
         else:
             self.spans.release(span)
+        if is_held and span.span_id is None:
+            span.__class__ = self.released_class
 
     def _release_singly(self, spans: list[Span]) -> None:
         for span in spans:
@@ -345,51 +354,49 @@ class TracerProvider:
             self._release_singly(spans)
 
     def _empty(self, spans: list[Span]) -> bool:
-        """Empty spans and give their tables back; whether all of the spans can be put back as they are now.
+        """Empty spans and give back what belongs to them; whether all of them can be put back as they are now.
 
         A span that nobody holds keeps what the next start overwrites.
         """
+        recycles = self._recycles_held
         tables: list[dict[str, Any]] = []
-        suspects: list[Span] = []
-        for span in spans:
+        events: list[list[Event]] = []
+        are_unheld = True
+        for span in reversed(spans):  # children first: they hold their parents
             if span.span_id is None:
                 # Released by hand, or the no-op span.
-                break
-            table = span.attributes
-            if table is not None:
-                tables.append(table)
-            if span.events is not None:
-                self.events.release(span.events)
-                span.events = None
+                are_unheld = False
+                continue
+            if recycles:
+                table = span.attributes
+                if table is not None:
+                    tables.append(table)
+                if span.events is not None:
+                    events.append(span.events)
             # Separate statements: a chain of them takes half as many instructions more.
             span.parent = None
             span.attributes = None
+            span.events = None
             span.end_time_ns = None
             span.status = None
             span.active = None
             if getrefcount(span) > _UNHELD:
-                # Only by its children, it may be.
-                suspects.append(span)
-        else:
-            for span in suspects:
-                if getrefcount(span) > _UNHELD + 1:
-                    break
-            else:
-                table = None
-                if tables:
-                    self.attributes.release_all(tables)
-                return True
+                are_unheld = False
         span = table = None  # type: ignore[assignment]
-        del suspects
-        self.attributes.release_all(tables)
-        return self._recycles_held and _are_emptied(spans)
+        if tables:
+            tables.reverse()
+            self.attributes.release_all(tables)
+        if events:
+            events.reverse()
+            self.events.release_all(events)
+        return are_unheld or (recycles and self._are_emptied(spans))
 
-
-def _are_emptied(spans: list[Span]) -> bool:
-    """Empty the spans that somebody holds; not when one is listed twice or has been released by hand."""
-    if len(set(spans)) < len(spans) or any(span.span_id is None for span in spans):
-        return False
-    for span in spans:
-        if getrefcount(span) > _UNHELD:
-            clear(span)
-    return True
+    def _are_emptied(self, spans: list[Span]) -> bool:
+        """Empty the spans that somebody holds; not when one is listed twice or has been released by hand."""
+        if len(set(spans)) < len(spans) or any(span.span_id is None for span in spans):
+            return False
+        for span in spans:
+            if getrefcount(span) > _UNHELD:
+                clear(span)
+                span.__class__ = self.released_class
+        return True

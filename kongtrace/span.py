@@ -123,12 +123,8 @@ class Span:
         """
         if self.end_time_ns is not None:
             return
-        if self.span_id is None:
-            self._provider.used_after_release("finish")
-            return
-        provider = self._provider
         if end_time_ns is None:
-            time_ns = provider.time_ns
+            time_ns = self._provider.time_ns
             self.end_time_ns = time_ns()
         elif type(end_time_ns) is int and end_time_ns >= self.start_time_ns:
             self.end_time_ns = end_time_ns
@@ -136,7 +132,7 @@ class Span:
             return
         if self.active:
             tracer = self.tracer
-            trace = tracer.namespace.trace if tracer is not None else provider.trace_of_nobody()
+            trace = tracer.namespace.trace if tracer is not None else self._provider.trace_of_nobody()
             if trace is not None and trace.active is self:
                 parent = self.parent
                 if parent is not None:
@@ -160,8 +156,7 @@ class Span:
             ReleasedSpanError: the span has been released (in profile ``safe`` that is logged).
         """
         if type(key) is not str and not is_text(key):
-            self._refuse("set_attribute", "invalid key")
-            return
+            raise ApiError("invalid key")
         kind = type(value)
         if kind is not str and kind is not int and kind is not bool and not isinstance(value, _CARRIED):
             self._set_unusual(key, value)
@@ -170,17 +165,14 @@ class Span:
         if attributes is not None:
             attributes[key] = value
             return
-        if self.span_id is None:
-            self._provider.used_after_release("set_attribute")
-            return
-        pool = self._provider.attributes
-        free = pool.free
+        free = self._provider.attributes.free
         if free:
             attributes = self.attributes = free.pop()
             attributes[key] = value
         else:
-            pool.made += 1
             self.attributes = {key: value}
+            if free is not None:
+                self._provider.attributes.made += 1
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Set several attributes; the same as one :meth:`set_attribute` for each (documented usage, C3)."""
@@ -205,15 +197,10 @@ class Span:
             ReleasedSpanError: the span has been released (in profile ``safe`` that is logged).
         """
         if not is_text(name):
-            self._refuse("add_event", "invalid name")
-            return
+            raise ApiError("invalid name")
         if attributes is not None and not is_table(attributes):
-            self._refuse("add_event", "invalid attribute")
-            return
+            raise ApiError("invalid attribute")
         provider = self._provider
-        if self.span_id is None:
-            provider.used_after_release("add_event")
-            return
         events = self.events
         if events is None:
             events = self.events = provider.events.fetch()
@@ -233,11 +220,8 @@ class Span:
             ReleasedSpanError: the span has been released (in profile ``safe`` that is logged).
         """
         if not is_number(status):
-            self._refuse("set_status", "invalid status")
-        elif self.span_id is None:
-            self._provider.used_after_release("set_status")
-        else:
-            self.status = status
+            raise ApiError("invalid status")
+        self.status = status
 
     def release(self) -> None:
         """Give the memory back now instead of at the end of the request (S16).
@@ -247,15 +231,10 @@ class Span:
         Raises:
             ReleasedSpanError: the span has been released (in profile ``safe`` that is logged).
         """
-        if self.span_id is None:
-            self._provider.used_after_release("release")
-        else:
-            self._provider.release(self)
+        self._provider.release(self)
 
     def each_baggage_item(self) -> Callable[[], None]:
         """A callable that does nothing; Kong's placeholder for baggage (D19)."""
-        if self.span_id is None:
-            self._provider.used_after_release("each_baggage_item")
         return _nothing
 
     def __copy__(self) -> SpanCopy:
@@ -285,9 +264,6 @@ class Span:
 
     def _set_unusual(self, key: str, value: object) -> None:
         provider = self._provider
-        if self.span_id is None:
-            provider.used_after_release("set_attribute")
-            return
         attributes = self.attributes
         if attributes is None:
             attributes = self.attributes = provider.attributes.fetch()
@@ -297,33 +273,76 @@ class Span:
         provider.log("error", f"invalid span attribute value type: {lua_type(value)}")
         attributes[key] = value
 
-    def _refuse(self, method: str, message: str) -> None:
-        if self.span_id is not None:
-            raise ApiError(message)
-        self._provider.used_after_release(method)
-
     def __repr__(self) -> str:
         if not self.span_id:
             return "<Span released>"
         return f"<Span {self.name!r} {self.trace_id.hex()}/{self.span_id.hex()}>"
 
 
-class RelinkedSpan(Span):
-    """A span that was linked after its release, in profile ``kong``: it is listed, and waits in the pool all the same.
+class ReleasedSpan(Span):
+    """What somebody still holds of a span that has been released: its fields are None, and its methods refuse (P11).
 
-    Its methods are still those of a released span. The tracer that fetches it makes a span of it again, but it stays
-    with the tracer that linked it, and what is only created has kept name, start and attributes (P7).
+    In profile ``kong`` it waits in the pool all the same; the tracer that starts a span with it makes a span of it
+    again (P7).
     """
 
     __slots__ = ()
 
-    def set_attribute(self, key: str = MISSING, value: Any = None) -> None:  # noqa: ARG002  the same parameters
-        """Refuse.
+    def finish(self, end_time_ns: Any = None) -> None:  # noqa: ARG002  the same parameters
+        """Refuse, as every method does.
 
         Raises:
-            ReleasedSpanError: always.
+            ReleasedSpanError: in a profile where the real span would fail; in profile ``safe`` that is logged.
         """
+        self._provider.used_after_release("finish")
+
+    def set_attribute(self, key: Any = None, value: Any = None) -> None:  # noqa: ARG002  see above
+        """See :meth:`finish`."""
         self._provider.used_after_release("set_attribute")
+
+    def add_event(self, name: Any = None, attributes: Any = None, time_ns: Any = None) -> None:  # noqa: ARG002  see above
+        """See :meth:`finish`."""
+        self._provider.used_after_release("add_event")
+
+    def set_status(self, status: Any = None) -> None:  # noqa: ARG002  see above
+        """See :meth:`finish`."""
+        self._provider.used_after_release("set_status")
+
+    def release(self) -> None:
+        """See :meth:`finish`."""
+        self._provider.used_after_release("release")
+
+    def each_baggage_item(self) -> Callable[[], None]:
+        """See :meth:`finish`."""
+        self._provider.used_after_release("each_baggage_item")
+        return _nothing
+
+    def __copy__(self) -> SpanCopy:
+        """A copy whose methods refuse like those of the span."""
+        copied = super().__copy__()
+        copied.__class__ = ReleasedSpan  # type: ignore[assignment]
+        return copied
+
+    @property
+    def tracer(self) -> Tracer | NoopTracer | None:
+        """None, or the tracer that links it; the one that starts a span with it has given it an id before."""
+        return _TRACER.__get__(self)  # type: ignore[no-any-return]
+
+    @tracer.setter
+    def tracer(self, tracer: Tracer | NoopTracer | None) -> None:
+        if self.span_id is not None:
+            self.__class__ = self._provider.span_class  # type: ignore[assignment]
+        _TRACER.__set__(self, tracer)
+
+
+class RelinkedSpan(ReleasedSpan):
+    """A span that was linked after its release, in profile ``kong``: it is listed, and waits in the pool all the same.
+
+    The tracer that fetches it makes a span of it again, but it stays with the tracer that linked it, and what is only
+    created has kept name, start and attributes (P7).
+    """
+
+    __slots__ = ()
 
     @property
     def tracer(self) -> Tracer | NoopTracer | None:
@@ -386,14 +405,14 @@ def line(span: AnySpan | None) -> Iterator[Span]:
 
 
 def flag_active(span: Any) -> None:
-    """Flag as active what is no span: a plain mapping. A list cannot be flagged, and False stands for none.
+    """Flag as active what is no span: a plain mapping. A list cannot be flagged; None and False stand for none.
 
     Raises:
         TypeError: it cannot be a span.
     """
     if isinstance(span, dict):
         span["active"] = True
-    elif span is not False and not isinstance(span, list):
+    elif span is not None and span is not False and not isinstance(span, list):
         raise TypeError(f"the active span must be a span, not {type(span).__name__}")
 
 

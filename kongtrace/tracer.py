@@ -28,7 +28,18 @@ from kongtrace.errors import ApiError
 from kongtrace.lua import is_given, is_number, is_table, is_text, lua_table
 from kongtrace.noop import NoopTracer
 from kongtrace.sampler import Decision, sample
-from kongtrace.span import INTERNAL, MISSING, NOOP_SPAN, AnySpan, NoopSpan, RelinkedSpan, Span, flag_active, line
+from kongtrace.span import (
+    INTERNAL,
+    MISSING,
+    NOOP_SPAN,
+    AnySpan,
+    NoopSpan,
+    ReleasedSpan,
+    RelinkedSpan,
+    Span,
+    flag_active,
+    line,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -296,11 +307,10 @@ class Tracer:
             if self._execution.span_ctx is None:
                 return
             trace = self.trace()
-        if span is not None:
-            try:
-                span.active = True
-            except AttributeError:
-                flag_active(span)
+        try:
+            span.active = True  # type: ignore[union-attr]
+        except AttributeError:
+            flag_active(span)
         trace.active = span
 
     def process_span(self, processor: Callable[..., object] = MISSING, *extra: Any) -> None:
@@ -439,13 +449,13 @@ class Tracer:
         span.trace_id = trace_id
         span.parent_id = get("parent_id") if inherited_id is None else inherited_id
         span.should_sample = sampled
+        span.span_id = provider.span_ids.draw()
         owner = tracer if has_tracer else None
         if isinstance(span, RelinkedSpan):
             span.fetched(owner)
         else:
             span.tracer = owner
             span.name = span.start_time_ns = None  # type: ignore[assignment]  # until it is linked
-        span.span_id = provider.span_ids.draw()
         kind = get("span_kind")
         span.kind = INTERNAL if kind is None else kind
         return span
@@ -467,9 +477,9 @@ class Tracer:
     def _refill(self, tracer: Any, span: AnySpan, name: str, options: Mapping[str, Any]) -> None:
         """Fill in a span that may have been released: then it is in its pool all the same."""
         if type(span) is RelinkedSpan:
-            span.__class__ = Span  # type: ignore[assignment]
+            span.__class__ = ReleasedSpan  # type: ignore[assignment]
         self._fill(tracer, span, name, options)
-        if type(span) is Span and span.span_id is None and self._provider.profile.recycles_held_objects:
+        if type(span) is ReleasedSpan and self._provider.profile.recycles_held_objects:
             span.__class__ = RelinkedSpan
 
     def _context(self) -> Context:

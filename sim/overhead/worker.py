@@ -192,7 +192,7 @@ def _is_at_rest(gateway: WorkerGateway) -> bool:
 def _pool_bytes(gateway: WorkerGateway) -> int:
     provider = gateway.provider
     pools = (provider.spans, provider.storage, provider.attributes, provider.events)
-    return sum(sys.getsizeof(free) for pool in pools for free in pool.free)
+    return sum(sys.getsizeof(free) for pool in pools for free in pool.free or ())
 
 
 def _log(level: str, message: str) -> None:

@@ -819,7 +819,8 @@ def test_a_request_releases_its_spans_at_its_end_and_not_before(worker, tracing)
         worker.enter("log")
 
         assert span.attributes == {"key": "value"}
-        assert worker.live() == dict.fromkeys(worker.provider.balances(), 1)
+        recycled = worker.provider.balances() if worker.provider.profile is KONG else ["KONG_SPAN"]
+        assert worker.live() == dict.fromkeys(recycled, 1)
         del span
     assert worker.live() == {}
 

@@ -1,15 +1,14 @@
 """A pool recycles what was released last, within limits, and its balance tells what became of every object."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kongtrace import pool
-from kongtrace.pool import FREE_MAX, RELEASES_MAX, Balance, Pool
+from kongtrace.pool import FREE_MAX, RELEASES_MAX, Balance, Pool, Unpooled
 
 
-def lists(**options):
-    return Pool("LISTS", list, list.clear, **options)
+def lists():
+    return Pool("LISTS", list, list.clear)
 
 
 def test_an_empty_pool_makes_a_new_object():
@@ -78,23 +77,23 @@ def test_an_object_that_is_left_to_its_holder_is_cleared_and_not_kept():
     assert objects.balance()[3:] == (0, 1, -1, 0)
 
 
-def test_a_pool_that_does_not_recycle_counts_all_the_same():
-    """What is released to it is discarded as it is."""
-    objects = lists(recycles=False)
+def test_where_nothing_is_pooled_all_is_new_and_nothing_is_counted():
+    """What is released stays as it is with whoever holds it."""
+    objects = Unpooled(list)
     objects.release(table := objects.fetch())
     table.append(1)
     assert objects.fetch() == []
-    assert objects.balance() == Balance(fetched=2, hits=0, misses=2, released=0, discarded=1, live=1, free=0)
+    assert table == [1]
+    assert set(objects.balance()) == {0}
 
 
-@pytest.mark.parametrize("recycles", [True, False])
 @given(steps=st.lists(st.sampled_from(["fetch", "release", "release again", "adopt", "many", "give up"]), max_size=80))
-def test_the_balance_holds_whatever_happens(recycles, steps):
+def test_the_balance_holds_whatever_happens(steps):
     """Fetched is released and discarded and live; misses and hits are fetched; free is what a count gives."""
     limits = pool.FREE_MAX, pool.RELEASES_MAX
     pool.FREE_MAX, pool.RELEASES_MAX = 3, 7
     try:
-        objects = lists(recycles=recycles)
+        objects = lists()
         out: list[list[int]] = []
         fetched = given_back = 0
         for step in steps:
@@ -126,13 +125,13 @@ def test_the_balance_holds_whatever_happens(recycles, steps):
         pool.FREE_MAX, pool.RELEASES_MAX = limits
 
 
-@given(counts=st.lists(st.integers(0, 9), max_size=12), recycles=st.booleans())
-def test_many_releases_at_once_do_what_as_many_single_ones_do(counts, recycles):
+@given(counts=st.lists(st.integers(0, 9), max_size=12))
+def test_many_releases_at_once_do_what_as_many_single_ones_do(counts):
     """Releasing a list leaves the same objects in the pool, in the same order, and the same balance."""
     limits = pool.FREE_MAX, pool.RELEASES_MAX
     pool.FREE_MAX, pool.RELEASES_MAX = 5, 17
     try:
-        at_once, singly = lists(recycles=recycles), lists(recycles=recycles)
+        at_once, singly = lists(), lists()
         for count in counts:
             out = [at_once.fetch() for _ in range(count)]
             same = [singly.fetch() for _ in range(count)]

@@ -413,7 +413,7 @@ def test_pools_stay_small_however_many_requests_there_are(profile, monkeypatch):
             spans = [tracer.start_span("work", attributes={"n": number}) for _ in range(number % 7)]
             held = [*spans[:1], *held[:3]]
             del spans
-        sizes |= {len(pool.free) for pool in (worker.provider.spans, worker.provider.attributes)}
+        sizes |= {balance.free for balance in worker.provider.balances().values()}
         assert live(worker) == {}
     assert max(sizes) <= pools.FREE_MAX
     assert all(

@@ -1,6 +1,7 @@
 """The machine of the lifecycle notices what is broken: each of these variants has one fault."""
 
 from collections.abc import Callable
+from copy import copy
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -86,9 +87,9 @@ def pool_of_tables_keeps_one_more(patch: Patch) -> None:
 def pool_of_tables_keeps_what_is_in_them(patch: Patch) -> None:
     def keep(self, objs):
         for obj in objs:
-            content = dict(obj)
+            content = copy(obj)
             self.release(obj)
-            obj.update(content)
+            (obj.update if isinstance(obj, dict) else obj.extend)(content)
 
     patch.setattr(pool.Pool, "release_all", keep)
 
@@ -275,11 +276,10 @@ def events_are_shared(patch: Patch) -> None:
 
 def attributes_are_shared(patch: Patch) -> None:
     set_attribute = Span.set_attribute
-    shared = {}
 
     def share(self, *arguments, **options):
-        if self.attributes is None:
-            self.attributes = shared
+        if self.attributes is None and self.parent is not None:
+            self.attributes = self.parent.attributes
         set_attribute(self, *arguments, **options)
 
     patch.setattr(Span, "set_attribute", share)
@@ -421,7 +421,6 @@ SAFE_FAULTS = {
         fault.__name__: fault
         for fault in (
             *(
-                pool_of_tables_keeps_one_more,
                 decision_skips_finished_spans,
                 early_end_counts,
                 event_happens_at_the_start,
