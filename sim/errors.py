@@ -10,6 +10,8 @@ from difflib import get_close_matches
 SHOWN_MAX = 60
 """Characters of a value that a message shows at most."""
 
+_UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
 
 class UserError(Exception):
     """A mistake of the user that the user can mend.
@@ -75,6 +77,11 @@ def shown(value: object) -> str:
         case _:
             text = repr(value)
             return text if len(text) <= SHOWN_MAX else f"{text[: SHOWN_MAX - 3]}..."
+
+
+def printable(text: str) -> str:
+    """Return a text of somebody else without what would steer a terminal or break the line."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else _UNPRINTABLE for char in text)
 
 
 def meant(word: object, known: Iterable[str]) -> str | None:

@@ -7,6 +7,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status as SpanStatus
 from rich.text import Text
 from rich.tree import Tree
 
+from sim.errors import printable
 from sim.traces import is_root
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ VALUE_SHOWN_MAX: Final = 60
 
 _KINDS: Final = {number: name.removeprefix("SPAN_KIND_").lower() for name, number in Span.SpanKind.items()}
 _NS_PER_MS: Final = 1_000_000
-_UNPRINTABLE: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 def render_trace(spans: "Sequence[Span]") -> Tree:
@@ -62,7 +62,7 @@ def _grow(tree: Tree, top: Span, mark: str, children: "dict[bytes, list[Span]]")
         above, span, mark = stack.pop()
         branch = above.add(_line(span, mark))
         for event in span.events:
-            line = Text("event ", style="dim").append(_printable(event.name), style="magenta")
+            line = Text("event ", style="dim").append(printable(event.name), style="magenta")
             branch.add(line.append_text(_attributes(event.attributes)))
         for link in span.links:
             line = Text("link ", style="dim").append(f"{link.trace_id.hex()} {link.span_id.hex()}", style="magenta")
@@ -71,7 +71,7 @@ def _grow(tree: Tree, top: Span, mark: str, children: "dict[bytes, list[Span]]")
 
 
 def _line(span: Span, mark: str) -> Text:
-    line = Text(_printable(span.name), style="default").append(
+    line = Text(printable(span.name), style="default").append(
         f"  {_ms(span.start_time_unix_nano, span.end_time_unix_nano)}", style="cyan"
     )
     if span.kind:
@@ -79,7 +79,7 @@ def _line(span: Span, mark: str) -> Text:
     if span.status.code == SpanStatus.STATUS_CODE_OK:
         line.append("  ok", style="green")
     elif span.status.code == SpanStatus.STATUS_CODE_ERROR:
-        line.append(f"  error {_printable(span.status.message)}".rstrip(), style="bold red")
+        line.append(f"  error {printable(span.status.message)}".rstrip(), style="bold red")
     if mark:
         line.append(f"  ({mark})", style="bold yellow")
     return line.append_text(_attributes(span.attributes))
@@ -88,9 +88,9 @@ def _line(span: Span, mark: str) -> Text:
 def _attributes(attributes: "Sequence[KeyValue]") -> Text:
     text = Text(style="dim")
     for attribute in sorted(attributes, key=lambda attribute: attribute.key)[:ATTRIBUTES_SHOWN_MAX]:
-        value = _printable(_value(attribute.value))
+        value = printable(_value(attribute.value))
         shown = value if len(value) <= VALUE_SHOWN_MAX else value[: VALUE_SHOWN_MAX - 1] + "…"
-        text.append(f"  {_printable(attribute.key)}={shown}")
+        text.append(f"  {printable(attribute.key)}={shown}")
     if len(attributes) > ATTRIBUTES_SHOWN_MAX:
         text.append(f"  and {len(attributes) - ATTRIBUTES_SHOWN_MAX} more")
     return text
@@ -110,10 +110,6 @@ def _value(value: "AnyValue") -> str:
             return str(value.bool_value).lower()
         case _:
             return str(getattr(value, kind))
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(char if char.isprintable() else _UNPRINTABLE for char in text)
 
 
 def _ms(start_ns: int, end_ns: int) -> str:
