@@ -1,6 +1,6 @@
-"""The command line: ``kongsim run``, ``overhead``, ``serve``, ``collector``, ``check`` and ``verify``.
+"""The command line: ``kongsim run``, ``compare``, ``overhead``, ``serve``, ``collector``, ``check`` and ``verify``.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 all held; 99 a threshold failed; 98 the run is invalid,
+Results go to stdout, everything else to stderr. Exit codes: 0 all held; 99 a threshold failed; 98 a run is invalid,
 because the load generator fell behind; 97 findings of `check` or `verify`; 2 bad usage, scenario or configuration; 1
 the program failed; 130 interrupted.
 """
@@ -141,6 +141,24 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     else:
         show(summary, str(out_dir), Console())
     return code
+
+
+@commands.command()
+@click.argument("before", metavar="DIR_A")
+@click.argument("after", metavar="DIR_B")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document instead of tables.")
+def compare(*, before: str, after: str, as_json: bool) -> int:
+    """Compare the runs in the folders DIR_A and DIR_B: what was asked, what was measured, which thresholds held."""
+    from rich.console import Console  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+
+    from sim.report import compare as comparisons  # noqa: PLC0415 - the same
+
+    comparison = comparisons.compare(comparisons.read(before), comparisons.read(after))
+    if as_json:
+        click.echo(comparison.to_json(), nl=False)
+    else:
+        comparisons.show(comparison, Console())
+    return comparison.exit_code
 
 
 @commands.command()

@@ -113,7 +113,7 @@ class Document:
     @classmethod
     def read(cls, file: str) -> Self:
         """Read a file; raises UserError when it is missing, unreadable, not YAML or not a mapping."""
-        document = cls(file, _parse(_read_text(file), file))
+        document = cls(file, _parse(read_text(file), file))
         if not isinstance(document.root, CommentedMap):
             raise UserError(f"expected a mapping of fields, not {shown(document.root)}", file=file, line=1)
         document.plain()
@@ -182,7 +182,7 @@ class Document:
             raise min((self._located(details, path) for details in mistakes), key=_order) from None
 
     def _located(self, details: ErrorDetails, path: FieldPath) -> UserError:
-        message, cure, below = _explain(details)
+        message, cure, below = explain(details)
         # In brackets stand what is no field of the file: "[key]", and the tags that choose among models.
         where = tuple(step for step in details["loc"] if not str(step).startswith("["))
         return self.error(message, (*path, *where, *below), cure=cure)
@@ -257,7 +257,8 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _read_text(file: str) -> str:
+def read_text(file: str) -> str:
+    """Return the text of a file; raises UserError when it is missing, unreadable or not UTF-8."""
     path = Path(file)
     try:
         return path.read_text(encoding="utf-8")
@@ -338,7 +339,7 @@ def _order(error: UserError) -> tuple[int, str]:
     return (error.line or 0, error.field or "")
 
 
-def _explain(details: ErrorDetails) -> tuple[str, str | None, FieldPath]:
+def explain(details: ErrorDetails) -> tuple[str, str | None, FieldPath]:
     """Return message, cure and the field below, in the words of this program, for what a model objects to."""
     given, limits, problem = shown(details["input"]), details.get("ctx", {}), details["type"]
     match problem:

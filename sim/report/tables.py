@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sim.report.summary import Summary, Worker
 
-_ACCOUNTS: Final = (
+ACCOUNTS: Final = (
     ("created", "created"),
     ("copied_again", "+ copied again"),
     ("unsampled", "  unsampled"),
@@ -63,7 +63,7 @@ _DETAILS: Final = {
 }
 """How the fields of a fault are shown, where not by name and value."""
 
-_VERDICT_STYLE: Final = {"passed": "bold green", "failed": "bold red", "invalid": "bold yellow", "interrupted": "bold"}
+VERDICT_STYLE: Final = {"passed": "bold green", "failed": "bold red", "invalid": "bold yellow", "interrupted": "bold"}
 
 
 def show(summary: "Summary", folder: str, console: Console) -> None:
@@ -136,7 +136,7 @@ def _accounts(columns: "Sequence[tuple[str, dict[str, int]]]") -> Table:
     table.add_column("", width=_NAME_WIDTH)
     for heading, _ledger in columns:
         table.add_column(heading, justify="right", width=_COLUMN_WIDTH, vertical="bottom")
-    for account, label in _ACCOUNTS:
+    for account, label in ACCOUNTS:
         figures = [ledger[account] for _heading, ledger in columns]
         if account in _RARE and not any(figures):
             continue
@@ -148,7 +148,7 @@ def _accounts(columns: "Sequence[tuple[str, dict[str, int]]]") -> Table:
 def _lost(ledger: "dict[str, int]") -> Table:
     table = _table("reason", "spans", "of created")
     table.columns[0].justify = "left"
-    reasons = {label.strip(): ledger[account] for account, label in _ACCOUNTS if account in LOSSES}
+    reasons = {label.strip(): ledger[account] for account, label in ACCOUNTS if account in LOSSES}
     for reason, spans in [*sorted(reasons.items(), key=lambda lost: -lost[1]), ("all", ledger["lost"])]:
         if spans:
             table.add_row(reason, f"{spans:,}", f"{spans / ledger['created']:.1%}")
@@ -247,7 +247,9 @@ def _thresholds(summary: "Summary") -> Table:
     table.add_column("")
     for threshold in summary.thresholds:
         word, style = ("passed", "green") if threshold.passed else ("FAILED", "bold red")
-        table.add_row(threshold.expression, _value(threshold.expression, threshold.value), Text(word, style=style))
+        table.add_row(
+            threshold.expression, threshold_value(threshold.expression, threshold.value), Text(word, style=style)
+        )
     return table
 
 
@@ -259,7 +261,7 @@ def _verdict(summary: "Summary") -> "Iterable[RenderableType]":
     rate, duration = about(summary.load.offered_rate_per_s), about(summary.load.duration_s)
     shape = f"{format_rate(rate)} for {format_duration(duration)}"
     head = Text.assemble(
-        (summary.verdict.upper(), _VERDICT_STYLE[summary.verdict]),
+        (summary.verdict.upper(), VERDICT_STYLE[summary.verdict]),
         f"  {summary.scenario}, profile {summary.profile}, seed {summary.seed}, {shape}, ",
         f"run of {summary.elapsed_s:.1f} s",
     )
@@ -284,7 +286,8 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def _value(expression: str, value: float | None) -> str:
+def threshold_value(expression: str, value: float | None) -> str:
+    """Return the value of a threshold in the unit of its metric: ms for a latency; a share where it is one."""
     if value is None:
         return "not measured"
     if "%" in expression:

@@ -316,7 +316,7 @@ def test_help_names_the_commands_that_exist(kongsim):
     code, out, _err = kongsim("--help")
 
     commands = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines()]
-    assert (code, commands) == (0, ["check", "collector", "overhead", "run", "serve", "verify"])
+    assert (code, commands) == (0, ["check", "collector", "compare", "overhead", "run", "serve", "verify"])
 
 
 def test_help_imports_no_more_than_it_needs():
