@@ -10,6 +10,7 @@ change is more than noise: a run is one observation, which has no interval.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -32,7 +33,7 @@ FIGURE_MAX: Final = 10**15
 """No figure of a run comes near it; what is larger is none."""
 
 NOISE: Final = (
-    "one run each has no interval: a difference in CPU or latency says little; kongsim overhead measures it with one"
+    "a difference in CPU or latency between two runs says little; kongsim overhead measures one with intervals"
 )
 
 _BASE_MIN: Final = 1e-9
@@ -327,14 +328,16 @@ def _differences(a: Any, b: Any, path: FieldPath = ()) -> Iterator[Difference]:
 
 
 def _fields(value: Any) -> dict[Any, Any] | None:
-    """Return the fields of a mapping, or the entries of a list of such; None: it is a value."""
+    """Return the fields of a mapping, or the entries of a list of such, by their names if they have; None: a value."""
     if isinstance(value, dict):
         return value
     if value is None or value == []:
         return {}
-    if isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
-        return dict(enumerate(value))
-    return None
+    if not isinstance(value, list) or not any(isinstance(entry, dict | list) for entry in value):
+        return None
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in value]
+    are_names = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    return dict(zip(names if are_names else range(len(value)), value, strict=True))
 
 
 def _change(a: float | None, b: float | None) -> Change:
@@ -370,6 +373,8 @@ def _cautions(a: Run, b: Run) -> Iterator[str]:
 _NAME_WIDTH: Final = 24
 _FIGURE_WIDTH: Final = 14
 _SHARE_WIDTH: Final = 12
+_VALUES_WIDTH: Final = 36
+"""What the values of a field have at least; the rest is for its path."""
 _TIMES_MIN: Final = 10
 """From here on a change is told as a factor: more than 900 % say nothing to anybody."""
 
@@ -377,7 +382,7 @@ _TIMES_MIN: Final = 10
 def show(comparison: Comparison, console: Console) -> None:
     """Print a comparison."""
     console.width = max(console.width, WIDTH_MIN)
-    blocks = [_asked_table(comparison.differences), *_figure_tables(comparison.figures)]
+    blocks = [_asked_table(comparison.differences, console.width - _VALUES_WIDTH), *_figure_tables(comparison.figures)]
     if comparison.thresholds:
         blocks.append(_threshold_table(comparison.thresholds))
     for line in _heads(comparison):
@@ -387,7 +392,8 @@ def show(comparison: Comparison, console: Console) -> None:
     # These lines are left to the terminal to break, as those below the tables of a run are.
     console.print("")
     for caution in comparison.cautions:
-        console.print(Text(f"caution: {printable(caution)}", style="yellow"), soft_wrap=True)
+        line = Text(f"caution: {printable(caution)}", style="yellow")
+        console.print(line, soft_wrap=not console.is_terminal)  # in a file each is one line
     console.print(_end(comparison), soft_wrap=True)
 
 
@@ -400,7 +406,7 @@ def _heads(comparison: Comparison) -> Iterator[Text]:
         yield Text.assemble(f"{name}  ", verdict, f"  {printable(told)}")
 
 
-def _asked_table(differences: Sequence[Difference]) -> Table | str:
+def _asked_table(differences: Sequence[Difference], width: int) -> Table | str:
     if not differences:
         return "nothing differs in what was asked"
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
@@ -408,8 +414,18 @@ def _asked_table(differences: Sequence[Difference]) -> Table | str:
         table.add_column(heading, overflow="fold")
     for difference in differences:
         values = (Text(printable(_text(value))) for value in (difference.a, difference.b))
-        table.add_row(Text(f"  {printable(difference.field)}"), *values)
+        table.add_row(Text(_broken(f"  {printable(difference.field)}", width)), *values)
     return table
+
+
+def _broken(path: str, width: int) -> str:
+    """Break a path that is longer than a column where a field begins."""
+    lines = [""]
+    for step in re.split(r"(?<=\.)", path):
+        if len(lines[-1]) + len(step) > width:
+            lines.append(" " * 4)
+        lines[-1] += step
+    return "\n".join(lines)
 
 
 def _text(value: Any) -> str:

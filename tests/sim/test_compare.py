@@ -161,6 +161,19 @@ def test_what_was_asked_differently_is_told_by_its_path():
     assert rows(compare(run(), b))["collector.latency"] == ["not set", "5ms"]
 
 
+def test_a_list_of_names_is_compared_by_them():
+    """A plugin that comes first moves no other one; where a name is missing or stands twice, it is the place."""
+    plugins = [{"name": "opentelemetry", "config": {"queue": {"max_entries": 10}}}]
+    more = [{"name": "jwt"}, {"name": "opentelemetry", "config": {"queue": {"max_entries": 20}}}]
+
+    def fields(a, b):
+        return [difference.field for difference in compare(run({"plugins": a}), run({"plugins": b})).differences]
+
+    assert fields(plugins, more) == ["plugins.opentelemetry.config.queue.max_entries", "plugins.jwt.name"]
+    assert fields(more, more[::-1]) == []
+    assert fields([{"name": "a", "x": 1}, {"name": "a"}], [{"name": "a"}, {"name": "a"}]) == ["plugins[0].x"]
+
+
 @pytest.mark.parametrize(
     ("a", "b", "fields"),
     [
@@ -283,19 +296,42 @@ def test_tables_fit_80_columns_and_nothing_is_cut_off(width):
     )
     b = run({}, environment={"cpu": "Long Name of a Chip, 64-Core Processor @ 3.20GHz"}, requests={"completed": 1})
     told = screen(compare(a, b), width)
-    tables = told.splitlines()[2 : told.splitlines().index("no threshold was asked of both") - 2]
+    tables = [line for line in told.splitlines() if not line.startswith("caution: ")]
 
-    assert max(map(len, (line for line in tables if "caution" not in line))) <= max(width, 80)
+    assert max(map(len, tables)) <= max(width, 80)
     assert "…" not in told
     assert "a" * 90 in re.sub(r"[^a]", "", told)
     assert told.count("not measured") >= 2
 
 
+def test_a_path_that_does_not_fit_is_broken_where_a_field_begins():
+    """The second line is indented, and the path can be read as one."""
+    queue = {"plugins": [{"name": "opentelemetry", "config": {"queue": {"max_entries": 1000}}}]}
+    comparison = compare(run({"gateway": {"config": {}}}), run({"gateway": {"config": queue}}))
+
+    narrow, wide = screen(comparison), screen(comparison, 120)
+    assert re.search(
+        r"^  gateway\.config\.plugins\.opentelemetry\. +not set +1000 *\n    config\.queue", narrow, re.MULTILINE
+    )
+    assert re.search(
+        r"^  gateway\.config\.plugins\.opentelemetry\.config\.queue\.max_entries +not set", wide, re.MULTILINE
+    )
+
+
+def test_a_caution_is_one_line_where_it_is_kept():
+    """A terminal gets it broken between words, a file as it is."""
+    comparison = compare(run(), run(verdict="invalid", invalid_reason="late " * 40))
+
+    assert f"\ncaution: {NOISE}\n" in screen(comparison)
+    for line in screen(comparison, force_terminal=True, color_system=None).splitlines():
+        assert len(line) <= 80
+
+
 def test_colours_carry_nothing_that_the_words_do_not_say():
     """Without them every word is there, and a pipe gets none."""
     comparison = compare(run(thresholds=HELD), run(thresholds=FAILED, verdict="failed"))
-    plain = screen(comparison)
-    coloured = screen(comparison, force_terminal=True, color_system="standard")
+    plain = screen(comparison, 200)
+    coloured = screen(comparison, 200, force_terminal=True, color_system="standard")
 
     assert "\x1b" not in plain
     assert "\x1b" in coloured
