@@ -44,7 +44,7 @@ class UserError(Exception):
         """Return ``FILE:LINE: FIELD: message; cure``, without the parts that are unknown, as one line."""
         place = self.file if self.line is None else f"{self.file or '<input>'}:{self.line}"
         text = ": ".join(part for part in (place, self.field, self.message) if part)
-        return " ".join((f"{text}; {self.cure}" if self.cure else text).split())
+        return printable(" ".join((f"{text}; {self.cure}" if self.cure else text).split()))
 
 
 class FieldError(ValueError):

@@ -406,11 +406,18 @@ def _heads(comparison: Comparison) -> Iterator[Text]:
         yield Text.assemble(f"{name}  ", verdict, f"  {printable(told)}")
 
 
+def _table(title: str, *, gap: int = 0, width: int | None = None) -> Table:
+    """Return a table whose title stands among its headings, over the names of the rows."""
+    table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column(Text(title, style="bold not dim"), width=width, overflow="fold")
+    return table
+
+
 def _asked_table(differences: Sequence[Difference], width: int) -> Table | str:
     if not differences:
         return "nothing differs in what was asked"
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for heading in (Text("what differs", style="bold"), "A", "B"):
+    table = _table("what differs", gap=2)
+    for heading in ("A", "B"):
         table.add_column(heading, overflow="fold")
     for difference in differences:
         values = (Text(printable(_text(value))) for value in (difference.a, difference.b))
@@ -436,8 +443,7 @@ def _text(value: Any) -> str:
 
 def _figure_tables(changes: Mapping[str, Change]) -> Iterator[Table]:
     for title, figures in FIGURES.items():
-        table = Table(box=None, padding=0, pad_edge=False, header_style="dim")
-        table.add_column(Text(title, style="bold"), width=_NAME_WIDTH)
+        table = _table(title, width=_NAME_WIDTH)
         for heading, width in (("A", _FIGURE_WIDTH), ("B", _FIGURE_WIDTH), ("change", _FIGURE_WIDTH)):
             table.add_column(heading, justify="right", width=width, overflow="fold")
         table.add_column("", justify="right", width=_SHARE_WIDTH)
@@ -465,8 +471,7 @@ def _share(percent: float) -> str:
 
 
 def _threshold_table(thresholds: Sequence[ThresholdChange]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column(Text("thresholds", style="bold"), overflow="fold")
+    table = _table("thresholds", gap=2)
     for heading in ("A", "B"):
         table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)

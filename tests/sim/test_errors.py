@@ -21,6 +21,11 @@ def test_user_error_is_one_line_whatever_it_quotes():
     assert str(UserError("not\nYAML", file="a.yaml", cure="mend\r\nit")) == "a.yaml: not YAML; mend it"
 
 
+def test_user_error_does_not_steer_the_terminal():
+    """Control characters of a file, such as those in a field's name, are replaced."""
+    assert str(UserError("unknown field", file="a.yaml", field="\x1b[31m\x9bJ")) == "a.yaml: �[31m�J: unknown field"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "nothing"), (True, "true"), ({"a": 1}, "a mapping"), ([], "an empty list"), ("5s", "'5s'"), (5, "5")],
