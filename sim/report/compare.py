@@ -281,14 +281,13 @@ def _near(path: Path) -> str | None:
 
 
 def compare(a: Run, b: Run) -> Comparison:
-    """Compare two runs."""
-    thresholds = list(_thresholds(a, b))
+    """Compare two runs, thresholds that changed their verdict first."""
     return Comparison(
         a=a,
         b=b,
         differences=list(_differences(*_asked(a, b))),
         figures={figure.path: _change(a.figure(figure.path), b.figure(figure.path)) for figure in _figures()},
-        thresholds=sorted(thresholds, key=lambda threshold: not threshold.changed),
+        thresholds=sorted(_thresholds(a, b), key=lambda threshold: not threshold.changed),
         cautions=list(_cautions(a, b)),
     )
 
@@ -375,6 +374,7 @@ _FIGURE_WIDTH: Final = 14
 _SHARE_WIDTH: Final = 12
 _VALUES_WIDTH: Final = 36
 """What the values of a field have at least; the rest is for its path."""
+
 _TIMES_MIN: Final = 10
 """From here on a change is told as a factor: more than 900 % say nothing to anybody."""
 
@@ -389,7 +389,6 @@ def show(comparison: Comparison, console: Console) -> None:
         console.print(line, soft_wrap=True)
     for block in blocks:
         console.print("", block, sep="\n", highlight=False)
-    # These lines are left to the terminal to break, as those below the tables of a run are.
     console.print("")
     for caution in comparison.cautions:
         line = Text(f"caution: {printable(caution)}", style="yellow")
@@ -444,8 +443,8 @@ def _text(value: Any) -> str:
 def _figure_tables(changes: Mapping[str, Change]) -> Iterator[Table]:
     for title, figures in FIGURES.items():
         table = _table(title, width=_NAME_WIDTH)
-        for heading, width in (("A", _FIGURE_WIDTH), ("B", _FIGURE_WIDTH), ("change", _FIGURE_WIDTH)):
-            table.add_column(heading, justify="right", width=width, overflow="fold")
+        for heading in ("A", "B", "change"):
+            table.add_column(heading, justify="right", width=_FIGURE_WIDTH, overflow="fold")
         table.add_column("", justify="right", width=_SHARE_WIDTH)
         for label, path, digits in figures:
             change = changes[path]
