@@ -14,7 +14,8 @@ from sim.errors import UserError
 from sim.report import compare as comparisons
 from sim.report.compare import FIGURE_MAX, FIGURES, NOISE, Comparison, Run, compare, read, show
 from sim.report.summary import Summary
-from tests.sim.test_cli import RUN_S_MAX, files, kongsim, spawn  # noqa: F401 - two of them are fixtures
+from tests.runs import valid_run
+from tests.sim.test_cli import files, kongsim  # noqa: F401 - fixtures
 
 PAGE = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
 
@@ -577,10 +578,8 @@ def test_two_real_runs_are_compared_on_the_command_line(files, kongsim):  # noqa
     """The second has twice the load, so that a threshold breaks: that is exit code 99."""
     asked = "thresholds=[requests.sent <= 25, ledger.unaccounted == 0]"
     for out, rate in (("a", "50/s"), ("b", "100/s")):
-        arguments = ("run", "short.yaml", "--out", out, "--set", asked, "--set", f"load[0].rate={rate}")
-        with spawn(*arguments, cwd=files) as started:
-            _out, err = started.communicate(timeout=RUN_S_MAX)
-        assert started.returncode == (0 if out == "a" else 99), err
+        finished = valid_run("short.yaml", "--out", out, "--set", asked, "--set", f"load[0].rate={rate}", cwd=files)
+        assert finished.returncode == (0 if out == "a" else 99), finished.stderr
 
     code, told, err = kongsim("compare", "a", "b")
     assert (code, err) == (99, "")
