@@ -113,6 +113,7 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
 
     from sim import scenario as scenarios  # noqa: PLC0415 - the same
     from sim.document import parse_override  # noqa: PLC0415 - the same
+    from sim.report import junit  # noqa: PLC0415 - the same
     from sim.report.folder import folder  # noqa: PLC0415 - the same
     from sim.report.progress import Progress  # noqa: PLC0415 - the same
     from sim.report.tables import show  # noqa: PLC0415 - the same
@@ -133,6 +134,7 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     code = summary.exit_code
     try:
         summary.write(out_dir)
+        junit.write(summary, out_dir / "junit.xml")
     except OSError as error:  # what it holds is shown all the same
         _complain(f"{out_dir}: cannot write there: {error.strerror}")
         code = EXIT_FAILED

@@ -24,8 +24,8 @@ from rich.text import Text
 
 from sim.document import Document, FieldPath, explain, read_text, written
 from sim.errors import FieldError, UserError, printable, shown
-from sim.report.summary import EXIT_CODES, FILE_NAME, Verdict
-from sim.report.tables import ACCOUNTS, VERDICT_STYLE, WIDTH_MIN, threshold_value
+from sim.report.summary import EXIT_CODES, FILE_NAME, Verdict, threshold_value
+from sim.report.tables import ACCOUNTS, VERDICT_STYLE, WIDTH_MIN
 
 SCHEMA: Final = "kongsim.compare/1"
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 RUNS: Final = Path("runs")
 """Where the folders of runs are, below the current one."""
 
-_RESULTS: Final = ("summary.json", "overhead.json", "overhead.html", "blocks.csv")
+_RESULTS: Final = (
+    *("summary.json", "junit.xml", "report.html", "spans.parquet", "workers.parquet"),
+    *("overhead.json", "overhead.html", "blocks.csv"),
+)
 _CURE: Final = "name another folder with --out"
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.ledger import LOSSES
+from sim.report.summary import threshold_value
 from sim.units import about, format_duration, format_rate
 
 if TYPE_CHECKING:
@@ -284,13 +285,3 @@ def _table(*headings: str) -> Table:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def threshold_value(expression: str, value: float | None) -> str:
-    """Return the value of a threshold in the unit of its metric: ms for a latency; a share where it is one."""
-    if value is None:
-        return "not measured"
-    if "%" in expression:
-        return f"{value * 100:.3g}%"
-    text = f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"
-    return f"{text} ms" if expression.startswith("latency.") and "/" not in expression else text

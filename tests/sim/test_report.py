@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from rich.console import Console
@@ -13,7 +14,7 @@ from sim.document import parse_override
 from sim.error_log import LEVELS
 from sim.errors import UserError
 from sim.ledger import Ledger
-from sim.report import tables
+from sim.report import junit, tables
 from sim.report.environment import environment
 from sim.report.folder import folder
 from sim.report.progress import Progress
@@ -409,7 +410,8 @@ def test_progress_may_be_closed_before_it_started():
 
 def test_folder_keeps_no_result_of_an_earlier_run(tmp_path):
     """A run that fails or is interrupted leaves none that could be taken for its own; other files are not touched."""
-    for name in ("summary.json", "overhead.json", "overhead.html", "blocks.csv", "notes.txt"):
+    of_runs = ("summary.json", "junit.xml", "report.html", "spans.parquet", "workers.parquet")
+    for name in (*of_runs, "overhead.json", "overhead.html", "blocks.csv", "notes.txt"):
         (tmp_path / name).touch()
 
     with pytest.raises(KeyboardInterrupt), folder(load(str(SCENARIO)), str(tmp_path)):
@@ -446,6 +448,73 @@ def test_folder_that_cannot_be_made_is_refused(tmp_path):
     refused = pytest.raises(UserError, match=r"/file/x: cannot write there: .*; name another folder with --out")
     with refused, folder(load(str(SCENARIO)), str(tmp_path / "file" / "x")):
         pass
+
+
+# junit.xml.
+
+
+def suite_of(summary, tmp_path):
+    """Write a run as a test suite and return its one suite, and its test cases by name."""
+    junit.write(summary, tmp_path / "junit.xml")
+    (suite,) = ET.parse(tmp_path / "junit.xml").getroot()
+    return suite, {case.get("name"): case for case in suite.iter("testcase")}
+
+
+def test_each_threshold_is_a_test_case(summary, tmp_path):
+    """Named by its expression; one that did not hold is a failure with its value."""
+    made = summary("thresholds=[requests.failed == 0, requests.failed / requests.sent < 1%, latency.p99 < 20ms]")
+
+    suite, cases = suite_of(made, tmp_path)
+
+    assert list(cases) == [junit.RUN, *(threshold.expression for threshold in made.thresholds)]
+    failures = {name: case.find("failure") for name, case in cases.items()}
+    assert [name for name, failure in failures.items() if failure is not None] == [
+        "requests.failed == 0",
+        "latency.p99 < 20ms",
+    ]
+    assert failures["latency.p99 < 20ms"].get("message") == "21.4 ms"
+    assert failures["latency.p99 < 20ms"].text == "latency.p99 < 20ms does not hold: 21.4 ms"
+    assert {name: suite.get(name) for name in ("name", "tests", "failures", "errors", "time", "timestamp")} == {
+        "name": "quickstart",
+        "tests": "4",
+        "failures": "2",
+        "errors": "0",
+        "time": "14.200",
+        "timestamp": made.started_at,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "reason"),
+    [
+        ({"valid": False, "invalid_reason": "late by <1 s> & more"}, "invalid", "late by <1 s> & more"),
+        ({"interrupted": True}, "interrupted", "the run was interrupted"),
+    ],
+)
+def test_a_run_whose_figures_do_not_count_is_an_error(summary, tmp_path, changes, kind, reason):
+    """It is the run's own test case that has it, and the counts of the suite tell it."""
+    suite, cases = suite_of(summary(**changes), tmp_path)
+
+    (error,) = suite.iter("error")
+    assert cases[junit.RUN].find("error") is error
+    assert (error.get("type"), error.get("message"), suite.get("errors")) == (kind, reason, "1")
+
+
+def test_a_run_without_thresholds_is_a_suite_of_one(summary, tmp_path):
+    """A CI server that finds no test case takes that for a mistake."""
+    suite, cases = suite_of(summary("thresholds=[]"), tmp_path)
+
+    assert (list(cases), suite.get("tests"), suite.get("failures")) == ([junit.RUN], "1", "0")
+
+
+def test_no_text_breaks_the_suite(summary, tmp_path):
+    """What XML cannot hold at all is replaced: a form feed in an expression, say."""
+    (threshold, *_) = summary().thresholds
+    odd = threshold.model_copy(update={"expression": 'latency.p99\f<\x00"1&ms', "passed": False})
+
+    _suite, cases = suite_of(summary().model_copy(update={"thresholds": [odd]}), tmp_path)
+
+    assert 'latency.p99\N{REPLACEMENT CHARACTER}<\N{REPLACEMENT CHARACTER}"1&ms' in cases
 
 
 def ledger_lines(out):
