@@ -23,7 +23,7 @@ sender's books as lost though it is here. So of `received_unique` spans at least
 acknowledged by their senders, and a span that comes again though it was answered is *needless*: there is no reason.
 
 Run by a scenario it is a peer (`sim.peer`), forgets nothing and its counts are exact up to `sim.traces.SPANS_MAX`; a
-span costs some 190 bytes, one that is unanswered as much again.
+span costs some 190 bytes, one that is unanswered as much again. What it takes in it may keep too (`sim.capture`).
 Alone in the foreground it shows traces as they come, some 200 a second at most, and forgets each `FORGET_S` after its
 last span; a duplicate later than that counts as new. What is checked is told in `sim.traces`. Sizes in bytes, latency
 in ms.
@@ -54,6 +54,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status as TraceStatus
 from rich.console import Console
 
 from sim import peer
+from sim.capture import Arrival
 from sim.errors import UserError
 from sim.faults import Event, timeline
 from sim.http_server import HttpConnection, HttpServer, response
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+    from sim.capture import Capture
     from sim.faults import Fault
     from sim.process import Connection
 
@@ -100,7 +102,9 @@ _TRACE_ID_BYTES: Final = 16
 _SPAN_ID_BYTES: Final = 8
 
 
-def serve(sock: "socket.socket", control: "Connection", *, latency_ms: float = 0.0) -> None:
+def serve(
+    sock: "socket.socket", control: "Connection", *, latency_ms: float = 0.0, capture: "Capture | None" = None
+) -> None:
     """Run the collector in this process, on the bound socket `sock`, as a peer.
 
     Its report:
@@ -114,6 +118,7 @@ def serve(sock: "socket.socket", control: "Connection", *, latency_ms: float = 0
             without two requests.
         traces: different ones, and what is wrong with them: `orphans, outside_parent, unfinished, rootless,
             multi_rooted`, see `sim.traces`.
+        captured: spans that are kept in the capture; None without one.
         connections: accepted.
         cpu_s: CPU time of the process.
 
@@ -121,8 +126,9 @@ def serve(sock: "socket.socket", control: "Connection", *, latency_ms: float = 0
         sock: Where to listen.
         control: The peer's end of the pipe.
         latency_ms: How long after a request its answer is sent.
+        capture: Where to keep what is taken in.
     """
-    server = CollectorServer(latency_ms)
+    server = CollectorServer(latency_ms, capture=capture)
     peer.run(control, lambda stop: server.serve(sock, stop), server.report, server.obey)
 
 
@@ -238,9 +244,15 @@ class CollectorServer(HttpServer):
     Args:
         latency_ms: How long after a request its answer is sent.
         listener: Gets every new span.
+        capture: Keeps every request.
     """
 
-    def __init__(self, latency_ms: float, listener: "Callable[[Span], None] | None" = None) -> None:
+    def __init__(
+        self,
+        latency_ms: float,
+        listener: "Callable[[Span], None] | None" = None,
+        capture: "Capture | None" = None,
+    ) -> None:
         super().__init__()
         self.traces = Traces()
         self.by_status: Counter[int] = Counter()
@@ -252,6 +264,7 @@ class CollectorServer(HttpServer):
         self._first_ns = self._latest_ns = 0  # of the requests that brought spans
         self.latency_ns = round(latency_ms * _NS_PER_MS)
         self._listener = listener
+        self._capture = capture
 
     def accept(self) -> _Connection:
         """Return the protocol of a new connection."""
@@ -263,13 +276,15 @@ class CollectorServer(HttpServer):
         Returns:
             The status, the answer's message, and which spans it is about.
         """
-        spans = _spans(upload)
+        request = _decoded(upload)
+        spans = _spans(request)
         fault = self.faults.get("status")
         status = fault.status if fault else int(HTTPStatus.OK)
         if fault and status not in _SUCCESS:
             headers = {} if fault.retry_after is None else {"Retry-After": f"{fault.retry_after:.0f}"}
             raise _Refusal(status, "fault of kind status", **headers)
         answer = ExportTraceServiceResponse()
+        rejected = 0
         if partial := self.faults.get("partial_success"):
             rejected = round(partial.rejected * len(spans))
             spans = spans[rejected:]
@@ -277,6 +292,8 @@ class CollectorServer(HttpServer):
             answer.partial_success.rejected_spans = rejected
             answer.partial_success.error_message = "fault of kind partial_success"
         self._note_time(len(spans))
+        if self._capture is not None:
+            self._capture.add(Arrival(self._latest_ns, rejected, request.SerializeToString()), len(spans))
         return status, answer, [self._take_in(span) for span in spans]
 
     def _take_in(self, span: "Span") -> _SpanKey:
@@ -318,6 +335,7 @@ class CollectorServer(HttpServer):
             "received_per_s": (traces.unique - self._first_spans) * _NS_PER_S / spanned_ns if spanned_ns else None,
             "traces": traces.seen,
             **traces.findings(),
+            "captured": None if self._capture is None else self._capture.spans,
             "connections": self.accepted,
             "cpu_s": time.process_time(),
         }
@@ -333,7 +351,7 @@ def _path(target: bytes) -> str:
         return ""
 
 
-def _spans(upload: _Upload) -> "list[Span]":
+def _decoded(upload: _Upload) -> ExportTraceServiceRequest:
     if upload.path != PATH:
         raise _Refusal(HTTPStatus.NOT_FOUND, f"nothing here; send traces to {PATH}")
     if upload.method != "POST":
@@ -345,9 +363,12 @@ def _spans(upload: _Upload) -> "list[Span]":
         )
     body = _decompressed(upload)
     try:
-        request = _DECODERS[upload.content_type](body)
+        return _DECODERS[upload.content_type](body)
     except (DecodeError, json_format.ParseError, ValueError, RecursionError) as error:
         raise _Refusal(HTTPStatus.BAD_REQUEST, f"not an ExportTraceServiceRequest: {error}") from error
+
+
+def _spans(request: ExportTraceServiceRequest) -> "list[Span]":
     spans = [span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans]
     for span in spans:
         _check_ids(span)

@@ -41,6 +41,7 @@ from sim.master import Master, listen, url_of
 from sim.process import Connection, Process, Signals, kill, pipe, reap, send_signal, start, wait
 from sim.report.environment import environment
 from sim.report.progress import Moment, Progress
+from sim.report.recording import Recording
 from sim.report.summary import Summary, summarize
 from sim.scenario import Collector, RampingArrivalRate, Scenario, Upstream
 from sim.scoreboard import Scoreboard
@@ -63,6 +64,7 @@ _LOAD: Final = "load"
 _READY: Final = "ready"
 _HOST: Final = "127.0.0.1"
 _MS_PER_S: Final = 1000
+_NS_PER_S: Final = 1_000_000_000
 _WORKER_SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 _MASTER_SIGNALS: Final = {"reload": signal.SIGHUP, "quit": signal.SIGQUIT, "terminate": signal.SIGTERM}
 
@@ -71,13 +73,14 @@ class RunError(Exception):
     """A process of a run failed; the message names it."""
 
 
-def run(scenario: Scenario, *, out_dir: Path, progress: Progress) -> Summary:
+def run(scenario: Scenario, *, out_dir: Path, progress: Progress, recording: Recording | None = None) -> Summary:
     """Run a scenario and return what came of it.
 
     Args:
         scenario: What to run.
         out_dir: An existing folder; the gateway's `error.log` is written there.
         progress: Shown the run from the beginning of the load.
+        recording: Takes samples of it meanwhile, and the spans that arrive.
 
     Raises:
         UserError: An address cannot be bound, or no worker can start with this configuration.
@@ -102,7 +105,7 @@ def run(scenario: Scenario, *, out_dir: Path, progress: Progress) -> Summary:
         scoreboard = Scoreboard(gateway.workers)
         master = Master(gateway, scoreboard, error_log=error_log)
         bound.callback(master.close)
-        return _Run(scenario, listeners, master, scoreboard, log_path, progress, signals).run()
+        return _Run(scenario, listeners, master, scoreboard, log_path, progress, recording, signals).run()
 
 
 class _Child:
@@ -148,6 +151,7 @@ class _Run:
     scoreboard: Scoreboard
     log_path: Path
     progress: Progress
+    recording: Recording | None
     signals: Signals
     children: dict[str, _Child] = field(default_factory=dict)
     may_end: set[str] = field(default_factory=set)
@@ -197,8 +201,10 @@ class _Run:
             listener = self.listeners[name]
             self._fork(name, partial(origin.serve, listener, origin=model), keeping=listener)
         latency_ms = self.scenario.collector.latency * _MS_PER_S
+        capture = self.recording.capture if self.recording else None
         listener = self.listeners[_COLLECTOR]
-        self._fork(_COLLECTOR, partial(collector.serve, listener, latency_ms=latency_ms), keeping=listener)
+        receive = partial(collector.serve, listener, latency_ms=latency_ms, capture=capture)
+        self._fork(_COLLECTOR, receive, keeping=listener)
         self._fork(_MASTER, partial(_cycle, self.master))
         self.url = url_of(self.master.listeners[0])
         for listener in self.listeners.values():
@@ -227,6 +233,8 @@ class _Run:
         load.ask("report")
         self._await(lambda: load.message is not None)
         self.load_s = load.message["begun_s"]
+        if self.recording:
+            self.recording.begin(self.load_s, _unix_ns() - time.monotonic_ns())
         self.progress.start(self.scenario, self.url)  # after the last fork: it may start a thread
 
     def _quit(self) -> None:
@@ -379,9 +387,10 @@ class _Run:
         load, received = self.children[_LOAD], self.children[_COLLECTOR]
         if load.message and received.message:
             elapsed_s, workers = now_s - self.load_s, self.scoreboard.read()
-            self.progress.update(
-                Moment(elapsed_s=elapsed_s, load=load.message, workers=workers, collector=received.message)
-            )
+            moment = Moment(elapsed_s=elapsed_s, load=load.message, workers=workers, collector=received.message)
+            self.progress.update(moment)
+            if self.recording:
+                self.recording.add(moment)
         load.ask("report")
         received.ask("report")
 
@@ -445,6 +454,10 @@ def _arrivals(scenario: Scenario, seed: int) -> driver.OpenLoad:
     return driver.ConstantArrivalRate(
         rate_per_s=load.rate, duration_s=load.duration, arrival=load.arrival, seed=seed, **changes
     )
+
+
+def _unix_ns() -> int:
+    return round(datetime.now(UTC).timestamp() * _NS_PER_S)
 
 
 def _resident_bytes(pid: int) -> int:

@@ -133,7 +133,7 @@ LAYERS = {
         "master | scenario | collector | origin | load",
         "worker | cycle | declarative | otlp_environment | kong_environment | peer | trace_tree | status",
         "gateway",
-        "plugins | http_server | traces",
+        "plugins | http_server | traces | capture",
         "phase_times | health_check | exporter",
         "runloop",
         "instrumentation | pdk ngx | plugin | proxy | router balancer | connection",

@@ -178,6 +178,7 @@ def drive(control: "Connection", load: OpenLoad, request: "Request") -> None:
         by_status: completed requests by status.
         failed_by_reason: failed requests by reason.
         latency_ms: `{p50, p90, p99, p99_9, max, mean}` of completed requests.
+        latest: of the requests that were completed since the last report, `{requests, latency_ms}`.
         fault_window: of the completed requests that started while a fault was felt and of all others, `{requests,
             outside_requests}` and `{latency_ms, outside_latency_ms}`; None when there are no `windows`.
         lag_ms: the same of the generator's own lateness.
@@ -220,6 +221,7 @@ class _Driver:
         self._failed_by_reason: Counter[str] = Counter()
         self._by_status: Counter[int] = Counter()
         self._latency = Latencies()
+        self._latency_latest = Latencies()  # since the last report
         self._latency_inside = Latencies()  # of those that started while a fault was felt
         self._is_outside = _outside(load.windows) if load.windows else None
         self._lag = Latencies()
@@ -258,6 +260,7 @@ class _Driver:
         self._completed += 1
         latency_us = (time.monotonic_ns() - intended_ns) // 1000
         self._latency.record(latency_us)
+        self._latency_latest.record(latency_us)
         if self._is_outside is not None and not self._is_outside(intended_ns - self._begun_ns):
             self._latency_inside.record(latency_us)
         self._by_status[status] += 1
@@ -272,6 +275,7 @@ class _Driver:
         """Return the report of `drive`."""
         now_ns = self._finished_ns or time.monotonic_ns()
         latency_ms, lag_ms = self._latency.summary_ms(), self._lag.summary_ms()
+        latest, self._latency_latest = self._latency_latest, Latencies()
         reason = invalid_reason(lag_ms, latency_ms)
         return {
             "state": "finished" if self._finished_ns else "draining" if self._arrived_ns else "running",
@@ -288,6 +292,7 @@ class _Driver:
             "by_status": dict(self._by_status),
             "failed_by_reason": dict(self._failed_by_reason),
             "latency_ms": latency_ms,
+            "latest": {"requests": len(latest), "latency_ms": latest.summary_ms()},
             "fault_window": self._fault_window(),
             "lag_ms": lag_ms,
             "histogram": self._latency.encode() if self._finished_ns else None,

@@ -385,6 +385,9 @@ def _caveats(collector: Mapping[str, Any], not_carried_out: Iterable[Fault], *, 
             f"the collector knows {SPANS_MAX:,} spans at most: {collector['unchecked']:,} more came, "
             f"of which nobody knows whether they are new; choose a shorter load"
         )
+    kept, taken_in = collector["captured"], collector["received"]
+    if kept is not None and kept < taken_in:
+        yield f"spans.parquet holds the first {kept:,} of the {taken_in:,} spans that arrived; choose a shorter load"
 
 
 def _collector(collector: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from rich.console import Console
 
 from sim import process
+from sim.capture import Capture
 from sim.collector import BODY_BYTES_MAX, SHOWN_MAX, serve, serve_forever
 from sim.errors import UserError
 from sim.faults import Fault, parse_option
@@ -473,6 +474,32 @@ def test_partial_success_tells_how_many_spans_are_refused(collector):
     assert answer.status == 200
     assert ExportTraceServiceResponse.FromString(body).partial_success.rejected_spans == 2
     assert _counts(collector.stop(), "received_unique", "rejected", "unanswered") == (6, 2, 0)
+
+
+def test_capture_holds_what_was_taken_in():
+    """Each request as protobuf and as often as it came, none that was refused; what was rejected of one is told."""
+    capture, before_ns = Capture(), time.monotonic_ns()
+    four = _request(*((b"%d" % k * 8, b"") for k in range(4)))
+    with listening(serve, capture=capture) as collector:
+        _post(collector.port, ONE_SPAN)
+        _post(collector.port, _json_span(name="of JSON"), JSON)
+        _post(collector.port, gzip.compress(ONE_SPAN), Content_Encoding="gzip")
+        _post(collector.port, b"no protobuf")
+        _begin(collector, kind="partial_success", rejected=0.25)
+        _post(collector.port, four)
+        report = collector.stop()
+
+    kept = list(capture)
+    assert [(arrival.message, arrival.rejected) for arrival in kept if arrival is not kept[1]] == [
+        (ONE_SPAN, 0),
+        (ONE_SPAN, 0),
+        (four, 1),
+    ]
+    (group,) = ExportTraceServiceRequest.FromString(kept[1].message).resource_spans
+    assert group.scope_spans[0].spans[0].name == "of JSON"
+    assert _counts(report, "captured", "received") == (6, 6)
+    times_ns = [before_ns, *(arrival.arrived_ns for arrival in kept), time.monotonic_ns()]
+    assert times_ns == sorted(times_ns)
 
 
 def test_span_that_comes_again_after_its_answer_is_needless(collector):

@@ -575,6 +575,16 @@ def test_latencies_of_requests_that_start_in_a_window_are_told_apart():
     assert whole["fault_window"] is None
 
 
+def test_latest_latencies_are_those_since_the_report_before():
+    """Each request is in one report: together they are all of them, and after the last there is none."""
+    with serving(_Server) as port, _driving(port, rate_per_s=100, duration_s=0.3) as driver:
+        latest = [driver.report()["latest"] for _ in range(3)]
+        final = driver.end()
+
+    assert sum(each["requests"] for each in (*latest, final["latest"])) == final["requests"]["completed"] == 30
+    assert final["latest"]["latency_ms"]["max"] <= final["latency_ms"]["max"]
+
+
 def test_ramping_load_sends_what_its_stages_say():
     """From 0 to 100 a second in half a second, and down again: 50 requests."""
     ramp = RampingArrivalRate(stages=((0.5, 0.0, 100.0), (0.5, 100.0, 0.0)))

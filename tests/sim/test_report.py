@@ -8,16 +8,21 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from pyarrow.parquet import ParquetFile
 from rich.console import Console
 
+from sim.capture import Arrival
 from sim.document import parse_override
 from sim.error_log import LEVELS
 from sim.errors import UserError
 from sim.ledger import Ledger
-from sim.report import junit, tables
+from sim.report import junit, parquet, tables
 from sim.report.environment import environment
 from sim.report.folder import folder
 from sim.report.progress import Progress
+from sim.report.recording import Recording
 from sim.report.summary import Summary, summarize
 from sim.scenario import load
 from sim.scoreboard import FIELD_INDEX, POOLS, RECORDS_PER_SLOT, Scoreboard, new_row
@@ -40,6 +45,10 @@ LOAD = {
     "by_status": {200: 2990, 503: 8},
     "failed_by_reason": {"reset": 2},
     "latency_ms": {"mean": 4.2, "p50": 3.11, "p90": 9.4, "p99": 21.4, "p99_9": 45.1, "max": 62.7},
+    "latest": {
+        "requests": 75,
+        "latency_ms": {"mean": 4.1, "p50": 3.0, "p90": 9.0, "p99": 20.0, "p99_9": 30.0, "max": 31.0},
+    },
     "fault_window": {
         "requests": 300,
         "outside_requests": 2698,
@@ -74,6 +83,7 @@ COLLECTOR = {
     "received_per_s": 1766.4,
     "traces": 3_000,
     **dict.fromkeys(("orphans", "outside_parent", "unfinished", "rootless", "multi_rooted"), 0),
+    "captured": None,
     "connections": {"accepted": 2, "open": 0},
     "cpu_s": 0.5,
 }
@@ -121,12 +131,12 @@ def reading():
 def summary(reading):
     """Summarize the quickstart with what was reported, or with something else."""
 
-    def make(*overrides, interrupted=False, left_out=False, workers=reading, **changes):
+    def make(*overrides, interrupted=False, left_out=False, workers=reading, collector=(), **changes):
         scenario = load(str(SCENARIO), [parse_override(text) for text in overrides])
         return summarize(
             scenario,
             load=LOAD | changes,
-            collector=COLLECTOR,
+            collector=COLLECTOR | dict(collector),
             upstreams={"default": ORIGIN},
             workers=workers,
             environment=environment(),
@@ -448,6 +458,186 @@ def test_folder_that_cannot_be_made_is_refused(tmp_path):
     refused = pytest.raises(UserError, match=r"/file/x: cannot write there: .*; name another folder with --out")
     with refused, folder(load(str(SCENARIO)), str(tmp_path / "file" / "x")):
         pass
+
+
+def test_spans_that_are_not_kept_are_told(summary):
+    """Who counts the rows of spans.parquet knows that there were more."""
+    assert summary(collector={"captured": 17_664}).warnings == []
+    (warning,) = summary(collector={"captured": 9_000}).warnings
+
+    assert warning == "spans.parquet holds the first 9,000 of the 17,664 spans that arrived; choose a shorter load"
+
+
+# Over time.
+
+
+def recorded(moments=4, **limits):
+    """A recording of two workers, of which the second is killed after two moments, and replaced."""
+    recording = Recording(**limits)
+    recording.begin(load_s=100.0, unix_ns=T0)
+    scoreboard = Scoreboard(2)
+    first, second = scoreboard.open(0, 1), scoreboard.open(1, 1)
+    first.started(23415)
+    second.started(23417)
+    for turn in range(moments):
+        if turn == 2:
+            second.end(-9)
+            second = scoreboard.open(1, 1)
+            second.started(23418)
+        for record in (first, second):
+            publish(record, 100 * turn, state=1, queue_depth=turn, **{"KONG_SPAN.free": 7})
+        requests = {"sent": 200 * turn, "completed": 200 * turn - turn, "failed": turn}
+        load = LOAD | {"elapsed_s": turn + 0.5, "requests": LOAD["requests"] | requests}
+        load |= {"latest": LOAD["latest"] | {"requests": 75 * (turn > 0)}}
+        reading = scoreboard.read()
+        recording.add({"elapsed_s": float(turn), "load": load, "workers": reading, "collector": COLLECTOR})
+    return recording
+
+
+T0 = 1_700_000_000_000_000_000
+
+
+def test_recording_samples_living_workers_and_the_load():
+    """The dead one has no more samples, its successor begins; what nobody completed has no latency."""
+    samples = recorded().samples
+
+    assert [[worker.pid for worker in sample.workers] for sample in samples] == [
+        [23415, 23417],
+        [23415, 23417],
+        [23415, 23418],
+        [23415, 23418],
+    ]
+    assert samples[0].load == (0.5, 0, 0, 0, None, None)
+    assert samples[3].load == (3.5, 600, 597, 3, 3.0, 20.0)
+    assert samples[3].workers[0].values[FIELD_INDEX["requests"]] == 300
+
+
+@pytest.mark.parametrize(("moments", "step_s"), [(5, 1), (6, 2), (10, 2), (11, 4), (100, 32)])
+def test_recording_of_any_length_has_room(moments, step_s):
+    """Beyond its rows every second sample is given up, again and again, and those that are left stand evenly."""
+    samples = recorded(moments, rows_max=10).samples
+
+    assert [sample.elapsed_s for sample in samples] == list(range(0, moments, step_s))
+
+
+def test_workers_over_time_are_a_table(tmp_path):
+    """A row for each worker and moment, with every number of the scoreboard."""
+    parquet.write_workers(recorded(), tmp_path / "workers.parquet")
+
+    rows = ParquetFile(tmp_path / "workers.parquet").read(use_threads=False).to_pylist()
+    assert [(row["elapsed_s"], row["slot"], row["incarnation"], row["pid"]) for row in rows[3:6]] == [
+        (1.0, 1, 1, 23417),
+        (2.0, 0, 1, 23415),
+        (2.0, 1, 2, 23418),
+    ]
+    assert (
+        rows[-1].items()
+        >= {
+            "time_ns": T0 + 103_000_000_000,
+            "generation": 1,
+            "state": "serving",
+            "requests": 300,
+            "rss_bytes": 42 << 20,
+            "queue_depth": 3,
+            "KONG_SPAN_free": 7,
+            "acknowledged": 1800,
+        }.items()
+    )
+    assert len(rows[0]) == 6 + len(FIELD_INDEX)
+
+
+def export(*spans, service="kong"):
+    """The bytes of an export request."""
+    request = ExportTraceServiceRequest()
+    group = request.resource_spans.add()
+    if service:
+        group.resource.attributes.add(key="service.name", value={"string_value": service})
+    group.scope_spans.add(scope={"name": "kong-internal"}, spans=spans)
+    return request.SerializeToString()
+
+
+def spans_of(recording, tmp_path):
+    parquet.write_spans(recording, tmp_path / "spans.parquet")
+    return ParquetFile(tmp_path / "spans.parquet").read(use_threads=False).to_pylist()
+
+
+def test_spans_are_a_table_with_a_row_for_each_that_arrived(tmp_path):
+    """As often as they came, the later ones marked; without those that the collector refused."""
+    recording = recorded()
+    root = Span(trace_id=b"t" * 16, span_id=b"a" * 8, name="kong", kind=2, start_time_unix_nano=T0)
+    child = Span(trace_id=b"t" * 16, span_id=b"b" * 8, parent_span_id=b"a" * 8, name="kong.router", kind=1)
+    child.start_time_unix_nano, child.end_time_unix_nano = T0 + 5, T0 + 7
+    recording.capture.add(Arrival(103_000_000_000, 0, export(root, child)), 2)
+    recording.capture.add(Arrival(104_000_000_000, 1, export(root, child)), 1)
+
+    rows = spans_of(recording, tmp_path)
+
+    assert [(row["name"], row["duplicate"]) for row in rows] == [
+        ("kong", False),
+        ("kong.router", False),
+        ("kong.router", True),
+    ]
+    assert rows[0].items() >= {"parent_span_id": None, "kind": "server", "end_ns": None, "status": "unset"}.items()
+    assert rows[2] == {
+        "trace_id": "74" * 16,
+        "span_id": "62" * 8,
+        "parent_span_id": "61" * 8,
+        "name": "kong.router",
+        "kind": "internal",
+        "start_ns": T0 + 5,
+        "end_ns": T0 + 7,
+        "status": "unset",
+        "status_message": None,
+        "attributes": "{}",
+        "events": None,
+        "links": None,
+        "scope": "kong-internal",
+        "service": "kong",
+        "resource": '{"service.name":"kong"}',
+        "received_ns": T0 + 104_000_000_000,
+        "duplicate": True,
+    }
+
+
+def test_what_a_span_carries_is_json_in_the_table(tmp_path):
+    """Attributes, events and links keep their types; what JSON lacks is text."""
+    recording = recorded()
+    span = Span(trace_id=b"t" * 16, span_id=b"a" * 8, start_time_unix_nano=2**64 - 1)
+    values = {
+        "text": ({"string_value": "caf\u00e9"}, "caf\u00e9"),
+        "whole": ({"int_value": 2**62}, 2**62),
+        "number": ({"double_value": 9000.0}, 9000.0),
+        "infinite": ({"double_value": float("inf")}, "inf"),
+        "yes": ({"bool_value": True}, True),
+        "bytes": ({"bytes_value": b"\x00\xff"}, "00ff"),
+        "none": ({}, None),
+        "list": ({"array_value": {"values": [{"int_value": 1}, {}]}}, [1, None]),
+        "map": ({"kvlist_value": {"values": [{"key": "a", "value": {"int_value": 1}}]}}, {"a": 1}),
+    }
+    for key, (value, _expected) in values.items():
+        span.attributes.add(key=key, value=value)
+    span.events.add(name="exception", time_unix_nano=T0).attributes.add(key="k", value={"string_value": "v"})
+    span.links.add(trace_id=b"u" * 16, span_id=b"c" * 8)
+    span.status.code, span.status.message = 2, "refused"
+    recording.capture.add(Arrival(0, 0, export(span, service=None)), 1)
+
+    (row,) = spans_of(recording, tmp_path)
+
+    assert json.loads(row["attributes"]) == {key: expected for key, (_value, expected) in values.items()}
+    assert json.loads(row["events"]) == [{"name": "exception", "time_ns": T0, "attributes": {"k": "v"}}]
+    assert json.loads(row["links"]) == [{"trace_id": "75" * 16, "span_id": "63" * 8, "attributes": {}}]
+    assert (row["status"], row["status_message"], row["service"]) == ("error", "refused", None)
+    assert row["start_ns"] is None  # the last ns that 64 bits can tell
+
+
+def test_a_run_without_samples_and_spans_has_empty_tables(tmp_path):
+    """With all of their columns, so that a query finds none instead of failing."""
+    recording = Recording()
+    parquet.write_workers(recording, tmp_path / "workers.parquet")
+
+    assert spans_of(recording, tmp_path) == []
+    assert ParquetFile(tmp_path / "spans.parquet").schema_arrow.names == parquet.SPANS.names
+    assert ParquetFile(tmp_path / "workers.parquet").schema_arrow.names == parquet.WORKERS.names
 
 
 # junit.xml.

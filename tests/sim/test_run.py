@@ -2,17 +2,20 @@
 
 import os
 import signal
+from datetime import datetime
 from functools import partial
 from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
 
 import psutil
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from sim import process, scenario
 from sim import run as runs
 from sim.cycle import ALARM_S_FIRST
 from sim.errors import UserError
 from sim.master import Master, listen
+from sim.report.recording import Recording
 from sim.report.summary import Summary
 from sim.run import RunError
 from tests import tiny_worker
@@ -136,6 +139,23 @@ def test_run_is_shown_from_the_beginning_of_the_load_to_its_end(tmp_path):
     assert moments[-1]["load"]["requests"]["sent"] > 0
     assert len(moments[0]["workers"].alive) == 2  # the last may fall into the end, when they have gone
     assert [what for what, _ in view.shown[1 + len(moments) :]] == ["close"]
+
+
+def test_recording_holds_the_workers_over_time_and_every_span(tmp_path):
+    """Samples from the load's beginning to its end, of both workers, and all that the collector received."""
+    recording = Recording()
+
+    summary = runs.run(tiny(tmp_path, duration="1s"), out_dir=tmp_path, progress=View(), recording=recording)
+
+    times_s = [sample.elapsed_s for sample in recording.samples]
+    assert times_s == sorted(times_s)
+    assert 0 < times_s[0] < 1 < times_s[-1]
+    pids = {worker.pid for sample in recording.samples for worker in sample.workers}
+    assert pids == {worker.pid for worker in summary.workers}
+    exported = [ExportTraceServiceRequest.FromString(arrival.message) for arrival in recording.capture]
+    spans = sum(len(scoped.spans) for each in exported for group in each.resource_spans for scoped in group.scope_spans)
+    assert spans == summary.collector.received_unique > 0
+    assert abs(recording.load_unix_ns / 1e9 - datetime.fromisoformat(summary.started_at).timestamp()) < TIMEOUT_S
 
 
 def test_gateways_log_is_in_the_folder_and_nothing_is_on_the_terminal(tmp_path, capfd):
