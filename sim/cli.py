@@ -12,6 +12,7 @@ import secrets
 import sys
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sim.document import Override
+    from sim.report.recording import Recording
+    from sim.report.summary import Summary
 
 _STANDARD_OUTPUT: Final = 1
 _STANDARD_ERROR: Final = 2
@@ -116,6 +119,7 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     from sim.report import junit  # noqa: PLC0415 - the same
     from sim.report.folder import folder  # noqa: PLC0415 - the same
     from sim.report.progress import Progress  # noqa: PLC0415 - the same
+    from sim.report.recording import Recording  # noqa: PLC0415 - the same
     from sim.report.tables import show  # noqa: PLC0415 - the same
 
     overrides = [parse_override(text) for text in fields]
@@ -123,9 +127,11 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     checked = scenarios.load(scenario, overrides)
     from sim import run as runs  # noqa: PLC0415 - a mistake in the file is told before any of this is imported
 
+    missing = [name for name in _REPORT_NEEDS if find_spec(name) is None]
+    recording = None if missing else Recording()
     try:
         with folder(checked, out) as out_dir:
-            summary = runs.run(checked, out_dir=out_dir, progress=Progress(Console(stderr=True)))
+            summary = runs.run(checked, out_dir=out_dir, progress=Progress(Console(stderr=True)), recording=recording)
     except UserError as error:
         raise checked.placed(error) from None
     except runs.RunError as error:
@@ -135,14 +141,35 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     try:
         summary.write(out_dir)
         junit.write(summary, out_dir / "junit.xml")
+        if recording is not None:
+            _write_report(summary, recording, out_dir)
     except OSError as error:  # what it holds is shown all the same
-        _complain(f"{out_dir}: cannot write there: {error.strerror}")
+        _complain(f"{out_dir}: cannot write there: {error.strerror or error}")
         code = EXIT_FAILED
+    if missing:
+        _complain(f"{', '.join(_REPORT_FILES)} not written: {missing[0]} is missing; {_install('report')}")
     if as_json:
         click.echo(summary.to_json(), nl=False)
     else:
         show(summary, str(out_dir), Console())
     return code
+
+
+_REPORT_FILES: Final = ("report.html", "spans.parquet", "workers.parquet")
+_REPORT_NEEDS: Final = ("plotly", "pyarrow")
+
+
+def _write_report(summary: "Summary", recording: "Recording", out_dir: Path) -> None:
+    """Write what needs the extra `report`, which is imported when the run is over: its workers would carry it too."""
+    from sim.report import page, parquet  # noqa: PLC0415 - see above
+
+    parquet.write_workers(recording, out_dir / "workers.parquet")
+    parquet.write_spans(recording, out_dir / "spans.parquet")
+    page.write(summary, recording, out_dir / "report.html")
+
+
+def _install(extra: str) -> str:
+    return f"install it with: pip install 'kongsim[{extra}]'"
 
 
 @commands.command()
@@ -254,7 +281,7 @@ def overhead(
     try:
         from sim.overhead import command, tables  # noqa: PLC0415 - the same
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is missing", field="overhead", cure="install kongsim[overhead]") from None
+        raise UserError(f"{error.name} is missing", field="overhead", cure=_install("overhead")) from None
     checked = scenarios.load(scenario, [*map(parse_override, fields), *_overrides({"seed": "seed"}, {"seed": seed})])
     asked = command.asked(checked, options)
     try:

@@ -78,21 +78,43 @@ def show(summary: "Summary", folder: str, console: Console) -> None:
 
 def result(summary: "Summary", width: int) -> "RenderableType":
     """Return the tables for a console of ``width`` columns."""
-    return Group(
-        _section("load", _load(summary)),
-        _section("workers", _workers(summary.workers)),
-        *(_section(title, block) for title, block in _ledger(summary, width)),
-        *([_section("spans lost, by reason", _lost(summary.ledger))] if summary.ledger["lost"] else []),
-        *([_section("faults", _faults(summary))] if summary.faults else []),
-        _section("pools and queue of each worker, objects", _holdings(summary.workers)),
-        _section("pools, objects of all workers", _pools(summary)),
-        _section("collector, spans", _collector(summary)),
-        *([_section("sampling, traces", _sampling(summary))] if summary.sampling.traces else []),
-        *([_section("thresholds", _thresholds(summary))] if summary.thresholds else []),
-    )
+    return Group(*(_section(title, _spaced(parts)) for title, parts in sections(summary, width)))
 
 
-def _load(summary: "Summary") -> "RenderableType":
+def sections(summary: "Summary", width: int) -> "Iterable[tuple[str, Sequence[Table | str]]]":
+    """Yield title and content of each section: tables, and lines under them; no line is wider than ``width``."""
+    yield "load", _load(summary)
+    yield "workers", [_workers(summary.workers)]
+    yield from _ledger(summary, width)
+    if summary.ledger["lost"]:
+        yield "spans lost, by reason", [_lost(summary.ledger)]
+    if summary.faults:
+        yield "faults", _faults(summary)
+    yield "pools and queue of each worker, objects", [_holdings(summary.workers)]
+    yield "pools, objects of all workers", [_pools(summary)]
+    yield "collector, spans", _collector(summary)
+    if summary.sampling.traces:
+        yield "sampling, traces", [_sampling(summary)]
+    if summary.thresholds:
+        yield "thresholds", [_thresholds(summary)]
+
+
+def headline(summary: "Summary") -> str:
+    """Return in one line how the scenario was run."""
+    rate, duration = about(summary.load.offered_rate_per_s), about(summary.load.duration_s)
+    shape = f"{format_rate(rate)} for {format_duration(duration)}"
+    return f"profile {summary.profile}, seed {summary.seed}, {shape}, run of {summary.elapsed_s:.1f} s"
+
+
+def _spaced(parts: "Sequence[Table | str]") -> Group:
+    """Put a blank line above each table but the first."""
+    lines: list[RenderableType] = [parts[0]]
+    for part in parts[1:]:
+        lines += [part] if isinstance(part, str) else ["", part]
+    return Group(*lines)
+
+
+def _load(summary: "Summary") -> "Sequence[Table | str]":
     requests, latency, load = summary.requests, summary.latency_ms, summary.load
     counts = _table("requests", "offered", "sent", "completed", "failed", "5xx", "offered /s", "sent /s")
     counts.add_row(
@@ -106,7 +128,7 @@ def _load(summary: "Summary") -> "RenderableType":
     shown = (latency.mean, latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max, load.lag_ms["p99"])
     times.add_row("", *(_number(value, 2) for value in shown))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in requests.failed_by_reason.items() if count)
-    return Group(counts, *([f"failed: {reasons}"] if reasons else []), "", times)
+    return [counts, *([f"failed: {reasons}"] if reasons else []), times]
 
 
 def _workers(workers: "Iterable[Worker]") -> Table:
@@ -125,11 +147,11 @@ def _workers(workers: "Iterable[Worker]") -> Table:
     return table
 
 
-def _ledger(summary: "Summary", width: int) -> "Iterable[tuple[str, RenderableType]]":
+def _ledger(summary: "Summary", width: int) -> "Iterable[tuple[str, Sequence[Table]]]":
     columns = [(_heading(worker), worker.ledger) for worker in summary.workers] + [("all", summary.ledger)]
     at_once = max(1, (width - _INDENT - _NAME_WIDTH) // _COLUMN_WIDTH)
     for first in range(0, len(columns), at_once):
-        yield ("ledger, spans" if not first else "ledger, continued"), _accounts(columns[first : first + at_once])
+        yield ("ledger, spans" if not first else "ledger, continued"), [_accounts(columns[first : first + at_once])]
 
 
 def _accounts(columns: "Sequence[tuple[str, dict[str, int]]]") -> Table:
@@ -156,7 +178,7 @@ def _lost(ledger: "dict[str, int]") -> Table:
     return table
 
 
-def _faults(summary: "Summary") -> "RenderableType":
+def _faults(summary: "Summary") -> "Sequence[Table]":
     table = _table("at s", "to s", "target", "kind", "")
     for column in table.columns[2:]:
         column.justify = "left"
@@ -175,7 +197,7 @@ def _faults(summary: "Summary") -> "RenderableType":
         _number(window.p99_ratio, 2),
         f"{summary.totals.queue_depth_max:,}",
     )
-    return Group(table, "", times)
+    return [table, times]
 
 
 def _detail(name: str, value: object) -> str:
@@ -218,7 +240,7 @@ def _holdings(workers: "Iterable[Worker]") -> Table:
     return table
 
 
-def _collector(summary: "Summary") -> "RenderableType":
+def _collector(summary: "Summary") -> "Sequence[Table | str]":
     collector = summary.collector
     spans = _table("received", "per s", "again", "unanswered", "rejected", "orphans", "unfinished")
     spans.add_row(
@@ -227,10 +249,8 @@ def _collector(summary: "Summary") -> "RenderableType":
         *(f"{count:,}" for count in (collector.received_duplicates, collector.unanswered, collector.rejected)),
         *(f"{count:,}" for count in (collector.orphans, collector.unfinished)),
     )
-    return Group(
-        spans,
-        f"in {collector.traces:,} traces, by {collector.requests:,} requests, {collector.refused:,} of them refused",
-    )
+    requests = f"{collector.requests:,} requests, {collector.refused:,} of them refused"
+    return [spans, f"in {collector.traces:,} traces, by {requests}"]
 
 
 def _sampling(summary: "Summary") -> Table:
@@ -259,12 +279,8 @@ def _warnings(summary: "Summary") -> "Iterable[RenderableType]":
 
 
 def _verdict(summary: "Summary") -> "Iterable[RenderableType]":
-    rate, duration = about(summary.load.offered_rate_per_s), about(summary.load.duration_s)
-    shape = f"{format_rate(rate)} for {format_duration(duration)}"
     head = Text.assemble(
-        (summary.verdict.upper(), VERDICT_STYLE[summary.verdict]),
-        f"  {summary.scenario}, profile {summary.profile}, seed {summary.seed}, {shape}, ",
-        f"run of {summary.elapsed_s:.1f} s",
+        (summary.verdict.upper(), VERDICT_STYLE[summary.verdict]), f"  {summary.scenario}, {headline(summary)}"
     )
     lines: list[RenderableType] = ["", head]
     if summary.verdict == "invalid":

@@ -342,7 +342,11 @@ def test_run_prints_tables_and_leaves_a_folder(files):
     assert "results in out\n" in run.stdout
     assert "\x1b" not in run.stdout + run.stderr
     assert run.stderr.splitlines()[-1].startswith("short: 1 worker on http://127.0.0.1:")
-    assert {"summary.json", "scenario.yaml"} <= {path.name for path in (files / "out").iterdir()}
+    assert {path.name for path in (files / "out").iterdir()} == {
+        *("summary.json", "scenario.yaml", "junit.xml", "error.log"),
+        *("report.html", "spans.parquet", "workers.parquet"),
+    }
+    assert "PASSED" in (files / "out" / "report.html").read_text(encoding="utf-8")
     assert load(str(files / "out" / "scenario.yaml")).as_run == load(str(files / "short.yaml")).as_run
 
 
@@ -356,6 +360,31 @@ def test_run_json_is_the_summary_and_nothing_else(files):
     assert (summary["verdict"], summary["ledger"]["unaccounted"]) == ("failed", 0)
     assert summary["requests"]["completed"] == 25
     assert len(summary["warnings"]) == 1
+
+
+def test_run_without_the_extra_says_which_files_it_did_not_write(kongsim, files, monkeypatch):
+    """One line on stderr, with the cure; all else is there, and stdout is the summary alone."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    code, out, err = kongsim("run", "short.yaml", "--json", "--out", "out")
+
+    assert (code, json.loads(out)["verdict"]) == (0, "passed")
+    (told,) = err.splitlines()[1:]
+    assert told == (
+        "kongsim: report.html, spans.parquet, workers.parquet not written: pyarrow is missing; "
+        "install it with: pip install 'kongsim[report]'"
+    )
+    assert {path.name for path in Path("out").iterdir()} == {"summary.json", "scenario.yaml", "junit.xml", "error.log"}
+
+
+def test_overhead_without_its_extra_is_one_line(files):
+    """It says what is missing, and how to get it."""
+    code = "import sys; sys.modules['scipy'] = None; sys.argv = ['kongsim', 'overhead', 'short.yaml']\n"
+    code += "from sim.cli import main\nmain()\n"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "kongsim: overhead: scipy is missing; install it with: pip install 'kongsim[overhead]'\n"
 
 
 def test_an_interrupted_run_still_tells_what_it_saw(files):

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import plotly.graph_objects
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -294,7 +295,7 @@ def test_page_shows_each_arm_resolved_or_not(scenario_file, tmp_path):
     page.write(outcome(made_up(COSTS, load(str(scenario_file)), wide=40.0)), tmp_path / "overhead.html")
 
     shown = (tmp_path / "overhead.html").read_text()
-    assert '"ticktext":["off again (A\\u002fA)","1.0"]' in shown
+    assert '"ticktext":["off again (A/A)","1.0"]' in shown
     assert shown.count('"text":"not resolved"') == 1
 
 
@@ -304,7 +305,27 @@ def test_page_fits_a_narrow_screen(scenario_file, tmp_path):
 
     shown = (tmp_path / "overhead.html").read_text()
     assert "<meta name='viewport' content='width=device-width'>" in shown
-    assert shown.count('"displayModeBar": false') == shown.count("Plotly.newPlot(")
+    assert shown.count('"displayModeBar":false') == shown.count("Plotly.newPlot(")
+
+
+def test_page_asks_plotly_for_what_it_knows(scenario_file, tmp_path):
+    """Every property of a plot is one of plotly's: the browser would pass over a wrong one in silence."""
+    page.write(outcome(made_up(COSTS, load(str(scenario_file)))), tmp_path / "overhead.html")
+
+    plots = re.findall(r"Plotly\.newPlot\(document[.\w]+,(.*)\)</script>", (tmp_path / "overhead.html").read_text())
+    assert len(plots) == 2
+    for traces, layout, _config in (json.loads(f"[{arguments}]") for arguments in plots):
+        plotly.graph_objects.Figure(traces, layout)
+
+
+def test_page_escapes_the_names_of_arms(scenario_file, tmp_path):
+    """They may be those of files, which hold what they like."""
+    made = outcome(made_up(COSTS, load(str(scenario_file))))
+    page.write(replace(made, sentence="Arm off+<img src=x>.py & more"), tmp_path / "overhead.html")
+
+    shown = (tmp_path / "overhead.html").read_text()
+    assert "Arm off+&lt;img src=x&gt;.py &amp; more" in shown
+    assert "<img src=x>" not in shown
 
 
 @pytest.mark.parametrize(

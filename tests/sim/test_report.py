@@ -2,14 +2,18 @@ import errno
 import io
 import json
 import re
+from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
+from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from plotly.graph_objects import Figure
+from plotly.offline import get_plotlyjs
 from pyarrow.parquet import ParquetFile
 from rich.console import Console
 
@@ -17,8 +21,8 @@ from sim.capture import Arrival
 from sim.document import parse_override
 from sim.error_log import LEVELS
 from sim.errors import UserError
-from sim.ledger import Ledger
-from sim.report import junit, parquet, tables
+from sim.ledger import Ledger, PoolBalance
+from sim.report import junit, page, parquet, tables
 from sim.report.environment import environment
 from sim.report.folder import folder
 from sim.report.progress import Progress
@@ -638,6 +642,190 @@ def test_a_run_without_samples_and_spans_has_empty_tables(tmp_path):
     assert spans_of(recording, tmp_path) == []
     assert ParquetFile(tmp_path / "spans.parquet").schema_arrow.names == parquet.SPANS.names
     assert ParquetFile(tmp_path / "workers.parquet").schema_arrow.names == parquet.WORKERS.names
+
+
+def test_every_column_is_documented():
+    """Nobody has to guess a unit."""
+    words = set(re.findall(r"\w+", (DOCS.parent / "run-folder.md").read_text(encoding="utf-8")))
+
+    pools = {f"{tag}_{name}" for tag in POOLS[1:] for name in PoolBalance.__slots__}  # "the same of"
+    assert {*parquet.WORKERS.names, *parquet.SPANS.names} - pools <= words
+    assert set(POOLS) <= words
+
+
+# report.html.
+
+
+class Shown(HTMLParser):
+    """A page as it is read: its text, what stands in each cell of its tables, and its plots."""
+
+    def __init__(self, summary, recording, tmp_path):
+        super().__init__()
+        self.rows, self.text, self.inside, self.tags = [], [], [], Counter()
+        page.write(summary, recording, tmp_path / "report.html")
+        self.source = (tmp_path / "report.html").read_text(encoding="utf-8")
+        self.feed(self.source.replace(get_plotlyjs(), ""))
+        self.close()
+        drawn = re.findall(r"Plotly\.newPlot\(document[.\w]+,(.*)\)</script>", self.source)
+        self.plots = [json.loads(f"[{arguments}]") for arguments in drawn]
+
+    def handle_starttag(self, tag, _attributes):
+        self.tags[tag] += 1
+        self.inside.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        while self.inside and self.inside.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if {"script", "style"}.isdisjoint(self.inside):
+            self.text.append(data)
+        if {"th", "td"} & set(self.inside):
+            self.rows[-1][-1] += data
+
+    def lines(self, plot):
+        """The lines of a plot that stand in the page's order, by name; shadows of faults have none."""
+        return {trace["name"]: trace for trace in self.plots[plot][0] if "name" in trace}
+
+
+@pytest.fixture
+def shown(summary, tmp_path):
+    """Write a page and read it."""
+    return lambda made=None, recording=None: Shown(made or summary(), recording or recorded(), tmp_path)
+
+
+def test_page_says_first_what_came_of_the_run(summary, shown):
+    """Verdict and thresholds, each with its value."""
+    page = shown(summary("thresholds=[requests.failed == 0, requests.failed / requests.sent < 1%]"))
+
+    text = "".join(page.text)
+    assert (
+        text.index("FAILED") < text.index("thresholds that did not hold: 1 of 2") < text.index("Requests and latency")
+    )
+    assert page.rows[:3] == [
+        ["expression", "value", ""],
+        ["requests.failed == 0", "2", "FAILED"],
+        ["requests.failed / requests.sent < 1%", "0.0667%", "passed"],
+    ]
+
+
+def test_page_has_the_tables_of_the_terminal(summary, shown):
+    """Every one of them, cell by cell, and the ledger in one piece."""
+    made = summary()
+    page = shown(made)
+
+    expected = []
+    for _title, parts in tables.sections(made, 10_000):
+        for table in (part for part in parts if not isinstance(part, str)):
+            columns = [[column.header, *column.cells] for column in table.columns]
+            expected += [[str(cell) for cell in row] for row in zip(*columns, strict=True)]
+    assert sorted(page.rows) == sorted(expected)
+    assert ["", "slot 0\n23415\nexit 0", "slot 1\n23417\nSIGKILL", "slot 1\n23418\nexit 0", "all"] in page.rows
+    assert ["  enqueued", "9,000", "4,188", "4,800", "17,988"] in page.rows
+
+
+def test_page_plots_the_load_over_time(shown):
+    """Rates are those of a second or more; failed requests are a line when there are any."""
+    page = shown()
+
+    rates = page.lines(0)
+    assert (rates["sent"]["x"], rates["sent"]["y"]) == ([0.5, 1.5, 2.5, 3.5], [0, 200, 200, 200])
+    assert rates["failed"]["y"] == [0, 1, 1, 1]
+    assert page.lines(1)["p99"]["y"] == [None, None, 20, 20, 20]
+    assert [title for title in page.text if title.startswith("Latency")] == ["Latency, ms"]
+
+
+def test_page_plots_each_worker_process(shown):
+    """Those of one slot have its colour; one that has died has no more points."""
+    page = shown()
+
+    names = ["slot 0, pid 23415", "slot 1, pid 23417", "slot 1, pid 23418"]
+    assert [list(page.lines(plot)) for plot in range(2, 6)] == [names] * 4
+    waiting, resident, cpu = page.lines(4), page.lines(5), page.lines(3)
+    assert (waiting[names[0]]["x"], waiting[names[0]]["y"]) == ([0, 1, 2, 3], [0, 1, 2, 3])
+    assert (waiting[names[1]]["x"], waiting[names[2]]["x"]) == ([0, 1], [2, 3])
+    assert resident[names[0]]["y"] == [42] * 4
+    assert cpu[names[0]]["y"] == [3] * 3
+    colours = [waiting[name]["line"]["color"] for name in names]
+    assert colours[0] != colours[1] == colours[2]
+
+
+def test_page_shades_faults_while_they_last(summary, shown):
+    """Each kind has its shade, named once; an act is a line, and one without an end lasts until the run's."""
+    faults = [
+        {"at_s": 1.0, "ended_at_s": 1.5, "target": "collector", "kind": "refuse"},
+        {"at_s": 2.0, "ended_at_s": 2.25, "target": "collector", "kind": "refuse"},
+        {"at_s": 1.0, "target": "worker", "kind": "kill", "slot": 1, "pid": 1},
+        {"at_s": 2.5, "target": "upstream", "kind": "slow", "latency_s": 1.0},
+        {"at_s": 2.75, "target": "worker", "kind": "stop", "slot": 1, "pid": 1, "for_s": 9.0},
+    ]
+    page = shown(summary().model_copy(update={"faults": faults}))
+
+    for traces, *_ in page.plots:
+        windows = [sorted(set(trace["x"]) - {None}) for trace in traces if "name" not in trace]
+        assert windows == [[1.0, 1.5, 2.0, 2.25], [1.0], [2.5, 3.0], [2.75, 3.0]]
+    text = "".join(page.text)
+    assert [text.count(name) for name in ("collector refuse", "worker kill", "upstream slow")] == [1, 1, 1]
+
+
+def test_page_of_a_long_run_draws_no_more_than_can_be_seen(shown):
+    """A line has some hundred points, however many samples there are."""
+    page = shown(recording=recorded(2_500))
+
+    assert all(200 < len(trace["x"]) <= 400 for traces, *_ in page.plots for trace in traces if len(trace["x"]) > 5)
+
+
+def test_page_of_a_run_without_samples_has_no_plots(shown):
+    """It was over before the first; all else is there."""
+    page = shown(recording=Recording())
+
+    assert page.plots == []
+    assert "too short for plots" in "".join(page.text)
+    assert ["unaccounted", "0", "0", "0", "0"] in page.rows
+
+
+def test_page_escapes_what_users_write(summary, shown):
+    """Names, expressions, warnings and reasons are text, whatever they hold."""
+    bad = "<script>alert(1)</script><img src=x>&amp;\"'"
+    made = summary()
+    threshold = made.thresholds[0].model_copy(update={"expression": bad})
+    changes = {"scenario": bad, "warnings": [bad], "thresholds": [threshold], "verdict": "invalid"}
+    environment = made.environment.model_copy(update={"cpu": bad})
+    harmless = shown()
+    page = shown(made.model_copy(update=changes | {"invalid_reason": bad, "environment": environment}))
+
+    assert page.tags["script"] == harmless.tags["script"]
+    assert page.tags["img"] == 0
+    assert "".join(page.text).count(bad) == 6  # the title of the window, and the heading, are the scenario's name
+    assert bad not in page.source
+
+
+def test_page_needs_nothing_else(shown):
+    """No file, style or script of elsewhere; it has plotly itself, and fits a narrow screen."""
+    page = shown()
+
+    own = page.source.partition("<script>")[0] + page.source.rpartition("<h1>")[2]
+    assert not re.findall(r"(?:src|href)=|https?://|@import|url\(", own)
+    assert page.source.count("Plotly.newPlot(") == len(page.plots) == 6
+    assert page.source.count('"displayModeBar":false') == 6
+    assert "width=device-width" in own
+
+
+def test_page_asks_plotly_for_what_it_knows(shown):
+    """Every property of a plot is one of plotly's: the browser would pass over a wrong one in silence."""
+    for traces, layout, _config in shown().plots:
+        Figure(traces, layout)
+
+
+def test_page_names_the_files_beside_it(shown):
+    """Who has got the page alone knows what else there is."""
+    text = "".join(shown().text)
+
+    assert all(name in text for name in ("summary.json", "junit.xml", "workers.parquet", "spans.parquet", "error.log"))
 
 
 # junit.xml.
