@@ -116,7 +116,6 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
 
     from sim import scenario as scenarios  # noqa: PLC0415 - the same
     from sim.document import parse_override  # noqa: PLC0415 - the same
-    from sim.report import junit  # noqa: PLC0415 - the same
     from sim.report.folder import folder  # noqa: PLC0415 - the same
     from sim.report.progress import Progress  # noqa: PLC0415 - the same
     from sim.report.recording import Recording  # noqa: PLC0415 - the same
@@ -139,10 +138,7 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
         return EXIT_FAILED
     code = summary.exit_code
     try:
-        summary.write(out_dir)
-        junit.write(summary, out_dir / "junit.xml")
-        if recording is not None:
-            _write_report(summary, recording, out_dir)
+        _write_results(summary, recording, out_dir)
     except OSError as error:  # what it holds is shown all the same
         _complain(f"{out_dir}: cannot write there: {error.strerror or error}")
         code = EXIT_FAILED
@@ -159,13 +155,18 @@ _REPORT_FILES: Final = ("report.html", "spans.parquet", "workers.parquet")
 _REPORT_NEEDS: Final = ("plotly", "pyarrow")
 
 
-def _write_report(summary: "Summary", recording: "Recording", out_dir: Path) -> None:
-    """Write what needs the extra `report`, which is imported when the run is over: its workers would carry it too."""
-    from sim.report import page, parquet  # noqa: PLC0415 - see above
+def _write_results(summary: "Summary", recording: "Recording | None", out_dir: Path) -> None:
+    """Write the files of a run that is over: what they need is imported here, or its workers would carry it too."""
+    from sim.report import junit  # noqa: PLC0415 - see above
 
-    parquet.write_workers(recording, out_dir / "workers.parquet")
-    parquet.write_spans(recording, out_dir / "spans.parquet")
-    page.write(summary, recording, out_dir / "report.html")
+    summary.write(out_dir)
+    junit.write(summary, out_dir / "junit.xml")
+    if recording is not None:
+        from sim.report import page, parquet  # noqa: PLC0415 - the same, and they need the extra
+
+        parquet.write_workers(recording, out_dir / "workers.parquet")
+        parquet.write_spans(recording, out_dir / "spans.parquet")
+        page.write(summary, recording, out_dir / "report.html")
 
 
 def _install(extra: str) -> str:
