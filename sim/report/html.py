@@ -10,7 +10,7 @@ from html import escape
 from typing import Any, Final
 
 from plotly.offline import get_plotlyjs
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 __all__ = ["escape", "figure", "page", "table"]
@@ -50,7 +50,7 @@ li { overflow-wrap: anywhere }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .4rem 0; font-size: .9rem }
 dt { color: var(--dim) } dd { margin: 0; overflow-wrap: anywhere }
 @media (max-width: 30rem) {
-  td:first-child { white-space: pre-wrap } dl { grid-template-columns: 1fr } dd { margin-bottom: .4rem }
+  .fold { white-space: pre-wrap } dl { grid-template-columns: 1fr } dd { margin-bottom: .4rem }
 }
 @media print {
   @page { margin: 12mm }
@@ -124,10 +124,9 @@ def table(shown: Table) -> str:
 
 def _row(tag: str, shown: Table, cells: Iterable[object]) -> str:
     columns = zip(cells, shown.columns, strict=True)
-    return f"<tr>{''.join(_cell(tag, cell, column.justify) for cell, column in columns)}</tr>"
+    return f"<tr>{''.join(_cell(tag, cell, column) for cell, column in columns)}</tr>"
 
 
-def _cell(tag: str, cell: object, justify: str) -> str:
+def _cell(tag: str, cell: object, column: Column) -> str:
     text = cell if isinstance(cell, Text) else Text(str(cell))
-    classes = f"{text.style} right" if justify == "right" else str(text.style)
-    return f"<{tag} class='{escape(classes)}'>{escape(text.plain)}</{tag}>"
+    return f"<{tag} class='{escape(f'{text.style} {column.justify} {column.overflow}')}'>{escape(text.plain)}</{tag}>"

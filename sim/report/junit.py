@@ -23,7 +23,7 @@ _UNWRITABLE: Final = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010f
 def write(summary: Summary, path: Path) -> None:
     """Write the suite of a run."""
     suites = Element("testsuites", _counts(summary))
-    suite = SubElement(suites, "testsuite", _counts(summary) | {"timestamp": summary.started_at})
+    suite = SubElement(suites, "testsuite", _counts(summary) | {"skipped": "0", "timestamp": summary.started_at})
     properties = SubElement(suite, "properties")
     for name in ("version", "profile", "seed", "verdict"):
         SubElement(properties, "property", name=name, value=str(getattr(summary, name)))
@@ -40,7 +40,6 @@ def _counts(summary: Summary) -> dict[str, str]:
         "tests": str(1 + len(summary.thresholds)),
         "failures": str(sum(not threshold.passed for threshold in summary.thresholds)),
         "errors": str(int(_error(summary) is not None)),
-        "skipped": "0",
         "time": f"{summary.elapsed_s:.3f}",
     }
 

@@ -263,7 +263,7 @@ def _sampling(summary: "Summary") -> Table:
 
 def _thresholds(summary: "Summary") -> Table:
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("expression")
+    table.add_column("expression", overflow="fold")
     table.add_column("value", justify="right")
     table.add_column("")
     for threshold in summary.thresholds:

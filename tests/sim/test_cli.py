@@ -362,6 +362,21 @@ def test_run_json_is_the_summary_and_nothing_else(files):
     assert len(summary["warnings"]) == 1
 
 
+def test_run_imports_what_writes_its_files_when_it_is_over(files):
+    """Its workers are forked from it, and would carry that with them."""
+    code = (
+        "import sys; sys.argv = ['kongsim', 'run', 'short.yaml']\nimport sim.run\n"
+        "def begin(*_arguments, **_options):\n"
+        "    print([name for name in ('plotly', 'pyarrow', 'xml.etree.ElementTree') if name in sys.modules])\n"
+        "    raise KeyboardInterrupt\n"
+        "sim.run.run = begin\nfrom sim.cli import main\nmain()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (130, "[]\n"), done.stderr
+
+
 def test_run_without_the_extra_says_which_files_it_did_not_write(kongsim, files, monkeypatch):
     """One line on stderr, with the cure; all else is there, and stdout is the summary alone."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
