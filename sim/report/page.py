@@ -10,6 +10,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from rich.table import Table
+
 from sim.faults import KINDS
 from sim.report import html, tables
 from sim.report.recording import LoadSample, Recording, Sample, WorkerSample
@@ -113,7 +115,7 @@ def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1f} ms"
 
 
-def _parts(parts: Iterable[Any]) -> str:
+def _parts(parts: Iterable[Table | str]) -> str:
     return "".join(f"<p>{html.escape(part)}</p>\n" if isinstance(part, str) else html.table(part) for part in parts)
 
 

@@ -387,7 +387,10 @@ def _caveats(collector: Mapping[str, Any], not_carried_out: Iterable[Fault], *, 
         )
     kept, taken_in = collector["captured"], collector["received"]
     if kept is not None and kept < taken_in:
-        yield f"spans.parquet holds the first {kept:,} of the {taken_in:,} spans that arrived; choose a shorter load"
+        yield (
+            f"spans.parquet holds the first {kept:,} of the {taken_in:,} spans that arrived: "
+            f"a shorter load, or a lower sampling rate, has room for all"
+        )
 
 
 def _collector(collector: Mapping[str, Any]) -> dict[str, Any]:
