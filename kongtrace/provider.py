@@ -234,7 +234,11 @@ class TracerProvider:
                 continue
             if spans is not None and spans is not self._spent:
                 trace.spans = self._spent
-                self._take_back(spans)
+                if self._recycles_held and LISTED_AGAIN in ctx:
+                    # What belongs to a span goes to its pool where the span stands first.
+                    self._release_singly(spans)
+                else:
+                    self._take_back(spans)
                 self.storage.release(spans)
 
     def _end_unlinked(self, ctx: Context) -> None:

@@ -385,6 +385,21 @@ def test_an_odd_list_is_released_once_a_span(profile):
     assert len({id(span) for span in worker.provider.spans.free}) == balance.free
 
 
+def test_tables_are_recycled_in_the_order_of_their_spans():
+    """A span that is listed again gives its table back where it stands first."""  # P2, P6, T7
+    worker = TracedWorker(KONG)
+    tables = [{"of": "again"}, {"of": "between"}]
+    with request_of(worker):
+        tracer = worker.provider.global_tracer
+        again = tracer.start_span("again")
+        tracer.start_span("between", attributes=tables[1])
+        tracer.link_span(tracer, again, "again", {"attributes": tables[0]})
+    with request_of(worker):
+        span = worker.provider.global_tracer.start_span("next")
+        span.set_attribute("of", "next")
+        assert span.attributes is tables[1]
+
+
 @both_profiles
 def test_a_request_whose_log_phase_failed_is_given_up(profile):
     """Nothing is recycled, and nothing stays in the balance."""  # E4, H25
