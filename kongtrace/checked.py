@@ -305,8 +305,8 @@ class CheckedSpan(Span):
         return super().__copy__()
 
 
-class CheckedReleasedSpan(CheckedSpan, ReleasedSpan):
-    """What the handle of a span becomes when the span is released: every use of it is a finding."""
+class DiscardedSpan(CheckedSpan):
+    """What the handle of a span becomes that a full pool left as it was (P5): it works, and every use is a finding."""
 
     __slots__ = ()
 
@@ -319,6 +319,12 @@ class CheckedReleasedSpan(CheckedSpan, ReleasedSpan):
         if name in _FIELDS and not _is_ours(caller := _getframe(1)):
             self._provider.read(self, f"{name} was written", caller)
         object.__setattr__(self, name, value)
+
+
+class CheckedReleasedSpan(DiscardedSpan, ReleasedSpan):
+    """What the handle of every other span becomes that is released: its methods refuse as well."""
+
+    __slots__ = ()
 
 
 class CheckedTracer(Tracer):
@@ -474,7 +480,7 @@ class CheckedProvider(TracerProvider):
         ctx = self.context_of_task()
         return ctx is not None and ctx.get(_REQUEST) is request
 
-    def read(self, span: CheckedReleasedSpan, what: str, caller: FrameType) -> None:
+    def read(self, span: DiscardedSpan, what: str, caller: FrameType) -> None:
         """A field of a released span was used; told once where one line uses several."""
         record = span.record
         site = Frame(caller.f_code.co_filename, caller.f_lineno, caller.f_code.co_name)
@@ -664,7 +670,7 @@ class CheckedProvider(TracerProvider):
             held.of.own(None)
             held.of.released = True
             if type(obj) is CheckedSpan:
-                obj.__class__ = CheckedReleasedSpan
+                obj.__class__ = CheckedReleasedSpan if obj.span_id is None else DiscardedSpan
         _renew(self.spans, used, self._new_span)
         _renew(self.storage, used, list[Span])
         _renew(self.attributes, used, dict[str, Any])

@@ -1143,6 +1143,21 @@ def test_the_pools_are_full_and_replaced_as_in_the_plain_build():
     assert balances[0] == balances[1]
 
 
+def test_a_span_that_a_full_pool_left_as_it_was_still_works():
+    """As it does unchecked; that it was used is told (P5)."""
+    for mode in ("off", "count"):
+        worker = Worker(mode)
+        worker.provider.spans.free_max = 0
+        ctx = worker.begin(root=False)
+        kept = worker.tracer.start_span("work")
+        worker.end(ctx)
+        kept.finish(kept.start_time_ns + 1)
+
+        assert kept.end_time_ns == kept.start_time_ns + 1
+        if mode == "count":
+            assert Code.USE_AFTER_RELEASE in worker.codes()
+
+
 def test_a_request_whose_log_phase_failed_is_given_up_without_a_judgement(profile):
     """What a failed log handler leaves behind is its own fault (E4)."""
     worker = Worker(profile=profile)
