@@ -264,7 +264,7 @@ class _Run:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return False
-            self._wait(min(left_s, every_s, self._next_event_in_s()))
+            self._wait(min(left_s, every_s, self._next_event_in_s(), self._next_moment_in_s()))
             self._check()
             self._carry_out_faults()
             self._show()
@@ -379,10 +379,15 @@ class _Run:
                 pid for pid in large if pid not in entry["killed"] and self._signal(pid, signal.SIGKILL)
             ]
 
+    # The view, and what is kept of it.
+
+    def _next_moment_in_s(self) -> float:
+        return max(0.0, max(self.load_s, self.update_s) - time.monotonic())
+
     def _show(self) -> None:
-        now_s = time.monotonic()
-        if now_s < self.load_s or now_s < self.update_s:
+        if self._next_moment_in_s() > 0:
             return
+        now_s = time.monotonic()
         self.update_s = now_s + UPDATE_S
         load, received = self.children[_LOAD], self.children[_COLLECTOR]
         if load.message and received.message:

@@ -5,6 +5,7 @@ import signal
 from datetime import datetime
 from functools import partial
 from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -14,10 +15,12 @@ from sim import process, scenario
 from sim import run as runs
 from sim.cycle import ALARM_S_FIRST
 from sim.errors import UserError
+from sim.faults import timeline
 from sim.master import Master, listen
 from sim.report.recording import Recording
 from sim.report.summary import Summary
 from sim.run import RunError
+from sim.scoreboard import Scoreboard
 from tests import tiny_worker
 
 TIMEOUT_S = 60.0
@@ -154,6 +157,27 @@ def test_recording_holds_the_workers_over_time_and_every_span(tmp_path):
     spans = sum(len(scoped.spans) for each in exported for group in each.resource_spans for scoped in group.scope_spans)
     assert spans == summary.collector.received_unique + summary.collector.received_duplicates > 0
     assert abs(recording.load_unix_ns / 1e9 - datetime.fromisoformat(summary.started_at).timestamp()) < TIMEOUT_S
+
+
+def test_what_is_done_between_two_moments_delays_neither(tmp_path, monkeypatch):
+    """They are a quarter of a second apart from the beginning of the load on, also where a fault begins or ends."""
+    clock = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    checked = tiny(tmp_path, faults="[{at: 350ms, for: 600ms, target: collector, kind: refuse}]")
+    view, peer = View(), SimpleNamespace(message={"a": "report"}, exit_code=None, ask=lambda _order: None)
+    run = runs._Run(checked, {}, None, Scoreboard(1), tmp_path, view, None, None)
+    run.children |= {"load": peer, "collector": peer}
+    run.events, run.load_s = timeline(checked.faults), clock.now_s
+
+    def wait(timeout_s):
+        clock.now_s += timeout_s
+
+    run._wait = wait
+    run._await(lambda: clock.now_s > 101.9)
+
+    times_s = [moment["elapsed_s"] for _update, moment in view.shown]
+    assert times_s == pytest.approx([0.25 * k for k in range(9)])
+    assert [fault["ended_at_s"] for fault in run.carried_out] == [0.95]
 
 
 def test_gateways_log_is_in_the_folder_and_nothing_is_on_the_terminal(tmp_path, capfd):
