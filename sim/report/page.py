@@ -32,6 +32,7 @@ _UNBROKEN: Final = 1 << 20  # columns: a page is as wide as its widest table
 _POINTS_MAX: Final = 400  # of a line: more than a plot has pixels to show
 _TOLD_AT_ONCE_MAX: Final = 12  # lines: what more have at one time would cover the plot
 _RATE_S_MIN: Final = 1.0
+_RATE_S_LEAST: Final = 0.1  # at the beginning, where there is no whole second yet
 _HEIGHT_PX: Final = 290
 _NS_PER_CENT: Final = 10_000_000  # of a core, in a second
 _MIB: Final = 1 << 20
@@ -58,7 +59,7 @@ def write(summary: Summary, recording: Recording, path: Path) -> None:
         _warnings(summary.warnings),
         "<h2>Requests and latency</h2>\n",
         _parts(load[1]),
-        _plots(summary, _thinned(recording.samples)),
+        _plots(summary, recording.samples),
         "<h2>Workers and spans</h2>\n",
         *(f"<h3>{html.escape(_capital(title))}</h3>\n{_parts(shown)}" for title, shown in others),
         "<h2>Environment</h2>\n",
@@ -162,7 +163,7 @@ def _plots(summary: Summary, samples: Sequence[Sample]) -> str:
         ("Requests a second, by worker", _by_worker(workers, _rate("requests")), of_workers),
         ("CPU of each worker, % of a core", _by_worker(workers, _rate("cpu_ns", _NS_PER_CENT)), of_workers),
         ("Spans queued or being sent, by worker", _by_worker(workers, _level("queue_depth", "in_flight")), of_workers),
-        ("Resident memory of each worker, MiB", _by_worker(workers, _level("rss_bytes", unit=_MIB)), of_workers),
+        ("Resident memory of each worker, MiB", _by_worker(workers, _resident_mib), of_workers),
     ]
     figures = "".join(
         html.figure(title, [*shadows, *map(_trace, lines)], _layout(len(lines), end_s) | layout, _HEIGHT_PX)
@@ -175,8 +176,8 @@ def _plots(summary: Summary, samples: Sequence[Sample]) -> str:
 _TICKS: Final = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
 _LOGARITHMIC: Final = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:,g}" for tick in _TICKS]}
 _NOTE: Final = (
-    "Time is in seconds since the load began. Rates are those of the last second or more, latencies those of the "
-    "requests that were answered in the last quarter of a second."
+    "Time is in seconds since the load began. Rates are those of the last second or more, of less in the first second; "
+    "latencies are those of the requests that were answered in the last quarter of a second."
 )
 
 
@@ -193,13 +194,27 @@ def _shade(colour: str) -> str:
 
 
 def _trace(line: _Line) -> dict[str, Any]:
+    points = _thinned(line.points)
     return {
-        "x": [round(x, 3) for x, _y in line.points],
-        "y": [None if y is None else float(f"{y:.5g}") for _x, y in line.points],
+        "x": [round(x, 3) for x, _y in points],
+        "y": [None if y is None else float(f"{y:.5g}") for _x, y in points],
         "name": line.name,
-        "mode": "lines+markers" if len(line.points) == 1 else "lines",
+        "mode": "lines+markers" if len(points) == 1 else "lines",
         "line": {"color": line.colour, "width": 1.7},
     }
+
+
+def _thinned(points: _Points) -> _Points:
+    """Return no more than can be seen: of each stretch its lowest and its highest point, so that no peak is lost."""
+    stretch = -(-2 * len(points) // _POINTS_MAX)
+    if stretch <= 2:
+        return points
+    seen: list[tuple[float, float | None]] = []
+    for first in range(0, len(points), stretch):
+        some = points[first : first + stretch]
+        known = sorted((y, x) for x, y in some if y is not None)
+        seen += sorted({(x, y) for y, x in (known[0], known[-1])}) if known else some[:1]
+    return seen
 
 
 def _layout(lines: int, end_s: float) -> dict[str, Any]:
@@ -239,11 +254,6 @@ def _shadow(spans_s: Sequence[tuple[float, float]], colour: str) -> dict[str, An
 
 def _colour(slot: int) -> str:
     return _COLOURS[slot % len(_COLOURS)]
-
-
-def _thinned(samples: Sequence[Sample]) -> Sequence[Sample]:
-    step = -(-len(samples) // _POINTS_MAX) or 1
-    return samples[::step]
 
 
 def _load_samples(samples: Iterable[Sample]) -> list[LoadSample]:
@@ -286,6 +296,11 @@ def _level(*names: str, unit: int = 1) -> Callable[[_Samples], list[tuple[float,
     return lambda samples: [(x, sum(worker.values[place] for place in places) / unit) for x, worker in samples]
 
 
+def _resident_mib(samples: _Samples) -> _Points:
+    """Return what memory was resident; a worker that is starting has not measured it."""
+    return [(x, mib or None) for x, mib in _level("rss_bytes", unit=_MIB)(samples)]
+
+
 def _rate(name: str, unit: int = 1) -> Callable[[_Samples], _Points]:
     level = _level(name, unit=unit)
     return lambda samples: _rates(level(samples))
@@ -297,5 +312,6 @@ def _rates(points: Sequence[tuple[float, float]]) -> _Points:
     rates = []
     for x, y in points[1:]:
         x_before, y_before = points[max(0, bisect_right(times_s, x - _RATE_S_MIN) - 1)]
-        rates.append((x, (y - y_before) / (x - x_before)))
+        if x - x_before >= _RATE_S_LEAST:
+            rates.append((x, (y - y_before) / (x - x_before)))
     return rates

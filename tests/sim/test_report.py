@@ -754,6 +754,23 @@ def test_page_plots_each_worker_process(shown):
     assert colours[0] != colours[1] == colours[2]
 
 
+def test_page_tells_no_rate_of_a_moment(shown):
+    """One request in the first millisecond is not a thousand a second."""
+    recording = recorded()
+    first = recording.samples[0]
+    recording.samples[0] = first._replace(load=first.load._replace(elapsed_s=0.001, sent=1))
+
+    assert shown(recording=recording).lines(0)["sent"]["x"] == [1.5, 2.5, 3.5]
+
+
+def test_page_draws_no_memory_of_a_worker_that_has_not_measured_it(shown):
+    """One that has just been forked is not empty."""
+    recording = recorded()
+    recording.samples[0].workers[0].values[FIELD_INDEX["rss_bytes"]] = 0
+
+    assert shown(recording=recording).lines(5)["slot 0, pid 23415"]["y"] == [None, 42, 42, 42]
+
+
 def test_page_shades_faults_while_they_last(summary, shown):
     """Each kind has its shade, named once; an act is a line, and one without an end lasts until the run's."""
     faults = [
@@ -777,6 +794,18 @@ def test_page_of_a_long_run_draws_no_more_than_can_be_seen(shown):
     page = shown(recording=recorded(2_500))
 
     assert all(200 < len(trace["x"]) <= 400 for traces, *_ in page.plots for trace in traces if len(trace["x"]) > 5)
+
+
+def test_page_of_a_long_run_loses_no_peak(shown):
+    """One moment among thousands is seen, be it the highest or the lowest."""
+    recording = recorded(2_500)
+    for turn, depth in ((333, 1_000_000), (1_777, -1)):
+        recording.samples[turn].workers[0].values[FIELD_INDEX["queue_depth"]] = depth
+
+    waiting = shown(recording=recording).lines(4)["slot 0, pid 23415"]
+
+    told = dict(zip(waiting["x"], waiting["y"], strict=True))
+    assert (told[333], told[1_777]) == (1_000_000, -1)
 
 
 def test_page_of_a_run_without_samples_has_no_plots(shown):
