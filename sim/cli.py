@@ -21,7 +21,7 @@ import click
 from sim.errors import FieldError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sim.document import Override
     from sim.report.recording import Recording
@@ -136,14 +136,9 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     except runs.RunError as error:
         _complain(str(error))
         return EXIT_FAILED
-    code = summary.exit_code
-    try:
-        _write_results(summary, recording, out_dir)
-    except OSError as error:  # what it holds is shown all the same
-        _complain(f"{out_dir}: cannot write there: {error.strerror or error}")
-        code = EXIT_FAILED
+    code = summary.exit_code if _write_results(summary, recording, out_dir) else EXIT_FAILED
     if missing:
-        _complain(f"{', '.join(_REPORT_FILES)} not written: {missing[0]} is missing; {_install('report')}")
+        _complain_of_extra(f"{missing[0]} is missing")
     if as_json:
         click.echo(summary.to_json(), nl=False)
     else:
@@ -155,18 +150,45 @@ _REPORT_FILES: Final = ("report.html", "spans.parquet", "workers.parquet")
 _REPORT_NEEDS: Final = ("plotly", "pyarrow")
 
 
-def _write_results(summary: "Summary", recording: "Recording | None", out_dir: Path) -> None:
-    """Write the files of a run that is over: what they need is imported here, or its workers would carry it too."""
+def _write_results(summary: "Summary", recording: "Recording | None", out_dir: Path) -> bool:
+    """Write the files of a run that is over, tell which cannot be, and return whether the disk took all.
+
+    What they need is imported here, or the workers of the run would carry it too.
+    """
     from sim.report import junit  # noqa: PLC0415 - see above
 
-    summary.write(out_dir)
-    junit.write(summary, out_dir / "junit.xml")
+    writers: dict[str, Callable[[Path], None]] = {"summary.json": summary.write}
+    writers["junit.xml"] = partial(junit.write, summary)
     if recording is not None:
-        from sim.report import page, parquet  # noqa: PLC0415 - the same, and they need the extra
+        try:
+            from sim.report import page, parquet  # noqa: PLC0415 - the same, and they need the extra
+        except ImportError as error:  # it is there, and does not work
+            _complain_of_extra(str(error))
+        else:
+            writers["workers.parquet"] = partial(parquet.write_workers, recording)
+            writers["spans.parquet"] = partial(parquet.write_spans, recording)
+            writers["report.html"] = partial(page.write, summary, recording)
+    written = [_is_written(out_dir / name, write) for name, write in writers.items()]
+    return all(written)
 
-        parquet.write_workers(recording, out_dir / "workers.parquet")
-        parquet.write_spans(recording, out_dir / "spans.parquet")
-        page.write(summary, recording, out_dir / "report.html")
+
+def _is_written(path: Path, write: "Callable[[Path], None]") -> bool:
+    """Write a file, or tell why it cannot be; half a file, which might be taken for a whole one, is removed."""
+    whole = False
+    try:
+        write(path)
+        whole = True
+    except OSError as error:
+        _complain(f"{path}: cannot be written: {error.strerror or error}")
+    finally:
+        if not whole:
+            with suppress(OSError):
+                path.unlink()
+    return whole
+
+
+def _complain_of_extra(problem: str) -> None:
+    _complain(f"{', '.join(_REPORT_FILES)} not written: {problem}; {_install('report')}")
 
 
 def _install(extra: str) -> str:

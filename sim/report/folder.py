@@ -48,7 +48,7 @@ def folder(scenario: "Scenario", out: str | None) -> Iterator[Path]:
             (path / name).unlink(missing_ok=True)
         as_run.write_text(scenario.as_run, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write there: {error.strerror}", file=str(path), cure=_CURE) from None
+        raise UserError(f"cannot write there: {error.strerror}", file=str(error.filename or path), cure=_CURE) from None
     try:
         yield path
     except UserError:

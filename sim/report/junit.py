@@ -21,7 +21,7 @@ _UNWRITABLE: Final = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010f
 
 
 def write(summary: Summary, path: Path) -> None:
-    """Write the suite of a run."""
+    """Write the suite of a run; raises OSError."""
     suites = Element("testsuites", _counts(summary))
     suite = SubElement(suites, "testsuite", _counts(summary) | {"skipped": "0", "timestamp": summary.started_at})
     properties = SubElement(suite, "properties")

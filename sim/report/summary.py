@@ -262,9 +262,9 @@ class Summary(_Section):
         """Return the content of ``summary.json``."""
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
-    def write(self, folder: Path) -> None:
-        """Write ``summary.json`` into a folder."""
-        (folder / FILE_NAME).write_text(self.to_json(), encoding="utf-8")
+    def write(self, path: Path) -> None:
+        """Write ``summary.json``; raises OSError."""
+        path.write_text(self.to_json(), encoding="utf-8")
 
 
 def summarize(

@@ -40,6 +40,11 @@ plugins: [{name: opentelemetry}]
 """
 
 
+OF_THE_EXTRA = {"report.html", "spans.parquet", "workers.parquet"}
+FOLDER = {"summary.json", "scenario.yaml", "junit.xml", "error.log"} | OF_THE_EXTRA
+"""What a run leaves behind."""
+
+
 @pytest.fixture
 def kongsim(monkeypatch, capsys):
     """Call the command line in this process; return exit code, stdout and stderr."""
@@ -195,6 +200,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(kongs
 @pytest.mark.parametrize(
     ("out", "line"),
     [
+        ("page", "page/report.html: cannot write there: Is a directory"),
         ("", "--out: expected a folder, not an empty name"),
         ("a" * 300, f"{'a' * 300}: cannot write there: File name too long"),
         ("taken", "taken/error.log: cannot be replaced: Is a directory"),
@@ -203,6 +209,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(kongs
 def test_a_folder_that_cannot_be_one_is_refused(kongsim, files, out, line):
     """An empty name, of a variable that is not set, say, is not the folder that one is in."""
     Path("taken/error.log").mkdir(parents=True)
+    Path("page/report.html").mkdir(parents=True)
     code, stdout, err = kongsim("run", "short.yaml", "--out", out)
 
     assert (code, stdout) == (2, "")
@@ -286,9 +293,10 @@ def test_standard_files_may_be_closed(files):
 
 
 def test_a_summary_that_cannot_be_written_is_shown_all_the_same(files, kongsim, monkeypatch):
-    """What a run has found is not lost with its folder; the exit code says that something is missing."""
+    """What a run has found is not lost with one of its files; the exit code says that something is missing."""
 
-    def full(_summary, _folder):
+    def full(_summary, path):
+        path.write_text('{"schema": "kongsim.summ', encoding="utf-8")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Summary, "write", full)
@@ -296,7 +304,22 @@ def test_a_summary_that_cannot_be_written_is_shown_all_the_same(files, kongsim, 
 
     assert code == 1
     assert json.loads(out)["ledger"]["unaccounted"] == 0
-    assert "kongsim: out: cannot write there: No space left on device\n" in err
+    assert "kongsim: out/summary.json: cannot be written: No space left on device\n" in err
+    assert {path.name for path in Path("out").iterdir()} == FOLDER - {"summary.json"}
+
+
+def test_an_interrupt_while_the_files_are_written_leaves_no_half_one(files, kongsim, monkeypatch):
+    """Whoever waits for them no longer is not left with one that cannot be read."""
+
+    def interrupted(_recording, path):
+        path.write_bytes(b"PAR1")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sim.report.parquet.write_spans", interrupted)
+    code, _out, err = kongsim("run", "short.yaml", "--out", "out")
+
+    assert (code, err.splitlines()[-1]) == (130, "kongsim: interrupted")
+    assert "spans.parquet" not in {path.name for path in Path("out").iterdir()}
 
 
 def test_an_interrupt_before_there_is_anything_to_tell_is_one_line(kongsim, monkeypatch):
@@ -342,10 +365,7 @@ def test_run_prints_tables_and_leaves_a_folder(files):
     assert "results in out\n" in run.stdout
     assert "\x1b" not in run.stdout + run.stderr
     assert run.stderr.splitlines()[-1].startswith("short: 1 worker on http://127.0.0.1:")
-    assert {path.name for path in (files / "out").iterdir()} == {
-        *("summary.json", "scenario.yaml", "junit.xml", "error.log"),
-        *("report.html", "spans.parquet", "workers.parquet"),
-    }
+    assert {path.name for path in (files / "out").iterdir()} == FOLDER
     assert "PASSED" in (files / "out" / "report.html").read_text(encoding="utf-8")
     assert load(str(files / "out" / "scenario.yaml")).as_run == load(str(files / "short.yaml")).as_run
 
@@ -388,7 +408,21 @@ def test_run_without_the_extra_says_which_files_it_did_not_write(kongsim, files,
         "kongsim: report.html, spans.parquet, workers.parquet not written: pyarrow is missing; "
         "install it with: pip install 'kongsim[report]'"
     )
-    assert {path.name for path in Path("out").iterdir()} == {"summary.json", "scenario.yaml", "junit.xml", "error.log"}
+    assert {path.name for path in Path("out").iterdir()} == FOLDER - OF_THE_EXTRA
+
+
+def test_run_with_an_extra_that_is_broken_says_so(files):
+    """It is there, but cannot be imported: what the run has found is shown all the same."""
+    Path("plotly").mkdir()
+    Path("plotly/__init__.py").write_text("raise ImportError('no libz.so')\n", encoding="utf-8")
+    run = valid_run("short.yaml", "--json", "--out", "out", cwd=files)
+
+    assert (run.returncode, json.loads(run.stdout)["verdict"]) == (0, "passed")
+    (told,) = run.stderr.splitlines()[1:]
+    assert told == (
+        "kongsim: report.html, spans.parquet, workers.parquet not written: no libz.so; "
+        "install it with: pip install 'kongsim[report]'"
+    )
 
 
 def test_overhead_without_its_extra_is_one_line(files):

@@ -254,7 +254,7 @@ def test_latency_is_null_when_nothing_was_completed(summary):
 def test_summary_is_read_as_it_was_written(summary, tmp_path):
     """Another program of this version can take it up again."""
     made = summary()
-    made.write(tmp_path)
+    made.write(tmp_path / "summary.json")
 
     assert Summary.model_validate_json((tmp_path / "summary.json").read_text(encoding="utf-8")) == made
 
