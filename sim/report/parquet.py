@@ -96,9 +96,9 @@ def _span_rows(recording: Recording) -> Iterator[_Row]:
 def _spans(message: bytes) -> Iterator[tuple[Span, str, str | None, str]]:
     """Yield each span of an export request with its scope, its service and its resource."""
     for group in ExportTraceServiceRequest.FromString(message).resource_spans:
-        attributes = group.resource.attributes
-        resource = _json(_plain(attributes))
-        service = next((each.value.string_value for each in attributes if each.key == "service.name"), None)
+        attributes = _plain(group.resource.attributes)
+        resource, name = _json(attributes), attributes.get("service.name")
+        service = name if isinstance(name, str) else None
         for scoped in group.scope_spans:
             for span in scoped.spans:
                 yield span, scoped.scope.name, service, resource

@@ -634,6 +634,24 @@ def test_what_a_span_carries_is_json_in_the_table(tmp_path):
     assert row["start_ns"] is None  # the last ns that 64 bits can tell
 
 
+def test_a_resource_says_the_same_of_its_service_in_both_columns(tmp_path):
+    """The last of several values, as in every object of JSON; what is no text is no name."""
+    recording = recorded()
+    for values in (["a", "b"], [3]):
+        request = ExportTraceServiceRequest()
+        group = request.resource_spans.add()
+        for value in values:
+            kind = "string_value" if isinstance(value, str) else "int_value"
+            group.resource.attributes.add(key="service.name", value={kind: value})
+        group.scope_spans.add().spans.add(trace_id=b"t" * 16, span_id=b"a" * 8)
+        recording.capture.add(Arrival(0, 0, request.SerializeToString()), 1)
+
+    assert [(row["service"], row["resource"]) for row in spans_of(recording, tmp_path)] == [
+        ("b", '{"service.name":"b"}'),
+        (None, '{"service.name":3}'),
+    ]
+
+
 def test_a_run_without_samples_and_spans_has_empty_tables(tmp_path):
     """With all of their columns, so that a query finds none instead of failing."""
     recording = Recording()
