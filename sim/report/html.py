@@ -56,6 +56,7 @@ dt { color: var(--dim) } dd { margin: 0; overflow-wrap: anywhere }
   @page { margin: 12mm }
   body { max-width: none; padding: 0; font-size: 12px; print-color-adjust: exact; -webkit-print-color-adjust: exact }
   .wide { overflow: visible } th:first-child, td:first-child { position: static }
+  .plots { grid-template-columns: 1fr }
   tr, figure, .verdict, .tile { break-inside: avoid } h2, h3 { break-after: avoid }
 }
 """

@@ -32,7 +32,7 @@ _UNBROKEN: Final = 1 << 20  # columns: a page is as wide as its widest table
 _POINTS_MAX: Final = 400  # of a line: more than a plot has pixels to show
 _TOLD_AT_ONCE_MAX: Final = 12  # lines: what more have at one time would cover the plot
 _RATE_S_MIN: Final = 1.0
-_RATE_S_LEAST: Final = 0.1  # at the beginning, where there is no whole second yet
+_FIRST_REPORT_S: Final = 0.1  # a report before that is of a request or two
 _HEIGHT_PX: Final = 290
 _NS_PER_CENT: Final = 10_000_000  # of a core, in a second
 _MIB: Final = 1 << 20
@@ -258,7 +258,7 @@ def _colour(slot: int) -> str:
 
 def _load_samples(samples: Iterable[Sample]) -> list[LoadSample]:
     """Return what the load reported, each report once, from its beginning."""
-    reports = {sample.load.elapsed_s: sample.load for sample in samples}
+    reports = {load.elapsed_s: load for load in (sample.load for sample in samples) if load.elapsed_s > _FIRST_REPORT_S}
     return [LoadSample(0.0, 0, 0, 0, None, None), *reports.values()]
 
 
@@ -312,6 +312,5 @@ def _rates(points: Sequence[tuple[float, float]]) -> _Points:
     rates = []
     for x, y in points[1:]:
         x_before, y_before = points[max(0, bisect_right(times_s, x - _RATE_S_MIN) - 1)]
-        if x - x_before >= _RATE_S_LEAST:
-            rates.append((x, (y - y_before) / (x - x_before)))
+        rates.append((x, (y - y_before) / (x - x_before)))
     return rates

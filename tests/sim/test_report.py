@@ -772,13 +772,16 @@ def test_page_plots_each_worker_process(shown):
     assert colours[0] != colours[1] == colours[2]
 
 
-def test_page_tells_no_rate_of_a_moment(shown):
-    """One request in the first millisecond is not a thousand a second."""
+def test_page_tells_nothing_of_the_first_moment_of_the_load(shown):
+    """One request in a millisecond is not a thousand a second, nor is its latency a percentile."""
     recording = recorded()
     first = recording.samples[0]
-    recording.samples[0] = first._replace(load=first.load._replace(elapsed_s=0.001, sent=1))
+    load = first.load._replace(elapsed_s=0.001, sent=1, p50_ms=1.0, p99_ms=1.0)
+    recording.samples[0] = first._replace(load=load)
+    page = shown(recording=recording)
 
-    assert shown(recording=recording).lines(0)["sent"]["x"] == [1.5, 2.5, 3.5]
+    assert page.lines(0)["sent"]["x"] == [1.5, 2.5, 3.5]
+    assert page.lines(1)["p99"]["y"] == [None, 20, 20, 20]
 
 
 def test_page_draws_no_memory_of_a_worker_that_has_not_measured_it(shown):
