@@ -110,11 +110,16 @@ class Recording:
             return
         workers = tuple(map(_worker, moment["workers"].alive))
         self.samples.append(Sample(moment["elapsed_s"], _load(moment["load"]), workers))
-        self._rows += len(workers)
+        self._rows += _rows(workers)
         if self._rows > self._rows_max:
             self.samples = self.samples[::2]
-            self._rows = sum(len(sample.workers) for sample in self.samples)
+            self._rows = sum(_rows(sample.workers) for sample in self.samples)
             self._every *= 2
+
+
+def _rows(workers: tuple[WorkerSample, ...]) -> int:
+    """Return what a moment counts for: one without workers takes room too."""
+    return max(1, len(workers))
 
 
 def _load(report: "Mapping[str, Any]") -> LoadSample:

@@ -516,6 +516,16 @@ def test_recording_samples_living_workers_and_the_load():
     assert samples[3].workers[0].values[FIELD_INDEX["requests"]] == 300
 
 
+def test_recording_of_a_load_without_workers_has_room_too():
+    """They have left for good, and the load goes on for a day."""
+    recording = Recording(rows_max=10)
+    reading = Scoreboard(1).read()
+    for turn in range(100):
+        recording.add({"elapsed_s": float(turn), "load": LOAD, "workers": reading, "collector": COLLECTOR})
+
+    assert len(recording.samples) <= 10
+
+
 @pytest.mark.parametrize(("moments", "step_s"), [(5, 1), (6, 2), (10, 2), (11, 4), (100, 32)])
 def test_recording_of_any_length_has_room(moments, step_s):
     """Beyond its rows every second sample is given up, again and again, and those that are left stand evenly."""
