@@ -414,7 +414,7 @@ def _table(title: str, *, gap: int = 0, width: int | None = None) -> Table:
 
 def _asked_table(differences: Sequence[Difference], width: int) -> Table | str:
     if not differences:
-        return "nothing differs in what was asked"
+        return "no known difference in what was asked"
     table = _table("what differs", gap=2)
     for heading in ("A", "B"):
         table.add_column(heading, overflow="fold")

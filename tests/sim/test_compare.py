@@ -217,6 +217,12 @@ def test_runs_that_do_not_compare_have_a_caution(changes, caution):
     assert compare(run(), run()).cautions == [NOISE]
 
 
+@pytest.mark.parametrize("as_run", [SCENARIO, None])
+def test_what_nobody_knows_is_not_called_the_same(as_run):
+    """Where a scenario is missing more may differ than is told."""
+    assert "\nno known difference in what was asked\n" in screen(compare(run(), run(as_run)))
+
+
 def test_a_machine_that_an_older_summary_does_not_describe_is_not_called_another():
     """What is not known does not differ; before it could be told, no gateway was compiled."""
     plain = {**MADE["environment"], "compiled": False}
@@ -595,4 +601,4 @@ def test_two_real_runs_are_compared_on_the_command_line(files, kongsim):  # noqa
     assert measured == []
 
     code, told, _err = kongsim("compare", "a", "a")
-    assert (code, "nothing differs in what was asked\n" in told) == (0, True)
+    assert (code, "no known difference in what was asked\n" in told) == (0, True)
