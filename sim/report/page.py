@@ -74,7 +74,8 @@ def write(summary: Summary, recording: Recording, path: Path) -> None:
 
 
 def _begun(summary: Summary) -> str:
-    return summary.started_at.replace("T", " ").partition(".")[0]
+    date, _t, time = summary.started_at.partition("T")
+    return f"{date} {time[:8]} {time[12:]}"  # without the milliseconds
 
 
 def _capital(title: str) -> str:

@@ -741,6 +741,13 @@ def test_page_says_first_what_came_of_the_run(summary, shown):
     ]
 
 
+def test_page_says_when_the_run_was_in_its_time_zone(summary, shown):
+    """Who reads it may be in another one."""
+    made = summary().model_copy(update={"started_at": "2026-01-02T03:04:05.678+05:30"})
+
+    assert "begun 2026-01-02 03:04:05 +05:30" in "".join(shown(made).text)
+
+
 def test_page_has_the_tables_of_the_terminal(summary, shown):
     """Every one of them, cell by cell, and the ledger in one piece."""
     made = summary()
