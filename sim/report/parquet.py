@@ -67,7 +67,8 @@ def write_spans(recording: Recording, path: Path) -> None:
 
 
 def _write(rows: Iterator[_Row], schema: pa.Schema, path: Path) -> None:
-    with ParquetWriter(path, schema, compression="zstd") as writer:
+    # Of a path pyarrow would ask whether it is an address.
+    with path.open("wb") as file, ParquetWriter(file, schema, compression="zstd") as writer:
         while some := list(islice(rows, _ROWS_AT_ONCE)):
             columns = zip(*some, strict=True)
             arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]

@@ -672,6 +672,18 @@ def test_a_run_without_samples_and_spans_has_empty_tables(tmp_path):
     assert ParquetFile(tmp_path / "workers.parquet").schema_arrow.names == parquet.WORKERS.names
 
 
+@pytest.mark.parametrize("name", ["s3:", "file:", "caf\udce9"])
+def test_tables_are_written_into_a_folder_of_any_name(tmp_path, monkeypatch, name):
+    """It is a path and no address, and may be in another encoding."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name)
+    folder.mkdir()
+    parquet.write_workers(recorded(), folder / "workers.parquet")
+    parquet.write_spans(recorded(), folder / "spans.parquet")
+
+    assert {path.name for path in folder.iterdir()} == {"workers.parquet", "spans.parquet"}
+
+
 def test_every_column_is_documented():
     """Nobody has to guess a unit."""
     words = set(re.findall(r"\w+", (DOCS.parent / "run-folder.md").read_text(encoding="utf-8")))
