@@ -37,18 +37,19 @@ def folder(scenario: "Scenario", out: str | None) -> Iterator[Path]:
     """
     if out == "":
         raise UserError("expected a folder, not an empty name", file="--out", cure=_CURE)
-    path = _unused(scenario.name) if out is None else Path(out)
-    as_run = path / "scenario.yaml"
     try:
-        existed = path.exists()
+        existed = out is not None and Path(out).exists()
+        path = _new(scenario.name) if out is None else Path(out)
         path.mkdir(parents=True, exist_ok=True)
+        as_run = path / "scenario.yaml"
         if _is_another(as_run, scenario):
             raise UserError("is the scenario itself, and would be overwritten", file=str(as_run), cure=_CURE)
         for name in _RESULTS:  # who finds one there may take it for that of this run, also when this run has none
             (path / name).unlink(missing_ok=True)
         as_run.write_text(scenario.as_run, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write there: {error.strerror}", file=str(error.filename or path), cure=_CURE) from None
+        where = str(error.filename or out or RUNS)
+        raise UserError(f"cannot write there: {error.strerror}", file=where, cure=_CURE) from None
     try:
         yield path
     except UserError:
@@ -68,7 +69,18 @@ def _is_another(as_run: Path, scenario: "Scenario") -> bool:
     )
 
 
-def _unused(name: str) -> Path:
+def _new(name: str) -> Path:
+    """Make a folder that no other run has, not one that begins at this moment either; raises OSError."""
+    RUNS.mkdir(exist_ok=True)
     stem = f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    return next(path for path in map(RUNS.joinpath, names) if not path.exists())
+    return next(path for path in map(RUNS.joinpath, names) if _is_made(path))
+
+
+def _is_made(path: Path) -> bool:
+    """Make a folder, unless it is there already."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True

@@ -445,6 +445,16 @@ def test_folder_holds_the_scenario_as_run(tmp_path, monkeypatch):
         assert load(str(first / "scenario.yaml")) == scenario
 
 
+def test_runs_that_begin_at_once_have_a_folder_each(tmp_path, monkeypatch):
+    """Also where neither saw that of the other when it looked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "exists", lambda _path: False)
+    scenario = load(str(SCENARIO))
+
+    with folder(scenario, None) as first, folder(scenario, None) as second:
+        assert first != second
+
+
 def test_folder_of_a_run_that_could_not_start_is_removed(tmp_path):
     """Unless it was there before."""
     scenario = load(str(SCENARIO))
