@@ -6,9 +6,11 @@ An expression is ``METRIC OP NUMBER`` or ``METRIC / METRIC OP NUMBER``: ``ledger
 number. A metric that the run could not measure, or a ratio over nothing, has no value and does not pass.
 """
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +19,7 @@ from sim.ledger import Ledger
 from sim.units import parse_duration
 
 _MS_PER_S: Final = 1_000
+_DECIMALS_MAX: Final = 20
 
 _NAMES: Final = {
     ("requests", "requests"): (
@@ -80,8 +83,11 @@ class Threshold:
         if value is not None and self.over is not None:
             over = _measured(summary, self.over)
             value = value / over if over else None
-        passed = value is not None and _OPERATORS[self.relation](value, self.limit)
-        return {"expression": self.expression, "value": value, "passed": passed}
+        return {"expression": self.expression, "value": value, "passed": value is not None and self.holds(value)}
+
+    def holds(self, value: float) -> bool:
+        """Whether a value of the metric, in its unit, is within the limit."""
+        return _OPERATORS[self.relation](value, self.limit)
 
 
 def parse(value: object) -> Threshold:
@@ -101,6 +107,35 @@ def parse(value: object) -> Threshold:
 def evaluate(thresholds: Iterable[Threshold], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Evaluate all thresholds over one summary."""
     return [threshold.evaluate(summary) for threshold in thresholds]
+
+
+def value_text(expression: str, value: float | None) -> str:
+    """Return a value in the unit of its metric, ms for a latency or a share where it is one, rounded.
+
+    It keeps as many digits as it needs to tell the verdict: 199.98 ms are less than 200 ms.
+
+    Args:
+        expression: of the threshold; one of another version may have metrics that this one does not know.
+        value: None: not measured.
+    """
+    if value is None:
+        return "not measured"
+    scale, unit, digits = 1, "", 4
+    if "%" in expression:
+        scale, unit, digits = 100, "%", 3
+    elif expression.startswith("latency.") and "/" not in expression:
+        unit = " ms"
+    holds: Callable[[float], bool] = bool
+    with suppress(FieldError):
+        holds = parse(expression).holds
+    value *= scale
+    places = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+    text = f"{value:.{digits}g}"
+    for decimals in range(max(0, places), _DECIMALS_MAX):
+        text = f"{value:,.{decimals}f}"
+        if holds(float(text.replace(",", "")) / scale) == holds(value / scale):
+            break
+    return (text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text) + unit
 
 
 def _meant(name: str) -> str | None:

@@ -24,8 +24,9 @@ from rich.text import Text
 
 from sim.document import Document, FieldPath, explain, read_text, written
 from sim.errors import FieldError, UserError, printable, shown
-from sim.report.summary import EXIT_CODES, FILE_NAME, Verdict, threshold_value
+from sim.report.summary import EXIT_CODES, FILE_NAME, Verdict
 from sim.report.tables import ACCOUNTS, VERDICT_STYLE, WIDTH_MIN
+from sim.threshold import value_text
 
 SCHEMA: Final = "kongsim.compare/1"
 
@@ -484,7 +485,7 @@ def _held(expression: str, held: Held | None) -> tuple[str, Text]:
     if held is None:
         return "not asked", Text("")
     word, style = ("passed", "green") if held.passed else ("FAILED", "bold red")
-    return threshold_value(expression, held.value), Text(word, style=style)
+    return value_text(expression, held.value), Text(word, style=style)
 
 
 def _end(comparison: Comparison) -> Text:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
-from sim.report.summary import Summary, ThresholdResult, threshold_value
+from sim.report.summary import Summary, ThresholdResult
+from sim.threshold import value_text
 
 RUN: Final = "the run is valid"
 """Name of the test case of the run itself."""
@@ -58,7 +59,7 @@ def _add_run(suite: Element, summary: Summary) -> None:
 def _add_threshold(suite: Element, scenario: str, threshold: ThresholdResult) -> None:
     case = _case(suite, f"{scenario}.thresholds", threshold.expression, 0)
     if not threshold.passed:
-        value = threshold_value(threshold.expression, threshold.value)
+        value = value_text(threshold.expression, threshold.value)
         failure = SubElement(case, "failure", type="threshold", message=value)
         failure.text = _writable(f"{threshold.expression} does not hold: {value}")
 

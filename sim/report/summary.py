@@ -50,16 +50,6 @@ class ThresholdResult(_Section):
     passed: bool
 
 
-def threshold_value(expression: str, value: float | None) -> str:
-    """Return the value of a threshold in the unit of its metric: ms for a latency; a share where it is one."""
-    if value is None:
-        return "not measured"
-    if "%" in expression:
-        return f"{value * 100:.3g}%"
-    text = f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"
-    return f"{text} ms" if expression.startswith("latency.") and "/" not in expression else text
-
-
 class Requests(_Section):
     """What became of the requests of the load."""
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.ledger import LOSSES
-from sim.report.summary import threshold_value
+from sim.threshold import value_text
 from sim.units import about, format_duration, format_rate
 
 if TYPE_CHECKING:
@@ -268,9 +268,7 @@ def _thresholds(summary: "Summary") -> Table:
     table.add_column("")
     for threshold in summary.thresholds:
         word, style = ("passed", "green") if threshold.passed else ("FAILED", "bold red")
-        table.add_row(
-            threshold.expression, threshold_value(threshold.expression, threshold.value), Text(word, style=style)
-        )
+        table.add_row(threshold.expression, value_text(threshold.expression, threshold.value), Text(word, style=style))
     return table
 
 

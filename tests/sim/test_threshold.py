@@ -1,8 +1,10 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sim.errors import FieldError
 from sim.report.summary import Summary
-from sim.threshold import METRICS, evaluate, parse
+from sim.threshold import METRICS, evaluate, parse, value_text
 
 FORM = "write METRIC OP NUMBER: latency.p99 < 200ms"
 
@@ -70,3 +72,36 @@ def test_every_metric_is_a_field_of_the_summary():
     for section, name in METRICS.values():
         model = sections[section].annotation
         assert section == "ledger" or name in model.model_fields
+
+
+@pytest.mark.parametrize(
+    ("expression", "value", "text"),
+    [
+        ("latency.p99 < 200ms", 23.1963, "23.2 ms"),
+        ("latency.p99 < 200ms", 12345.678, "12,346 ms"),
+        ("latency.p99 < 200ms", 199.98, "199.98 ms"),
+        ("latency.p99 < 200ms", 0.0, "0 ms"),
+        ("requests.failed / requests.sent < 1%", 0.0099996, "0.99996%"),
+        ("ledger.lost / ledger.created < 50%", 0.28171, "28.2%"),
+        ("ledger.created > 0", 1_234_567, "1,234,567"),
+        ("workers.cpu_us_per_request < 500", None, "not measured"),
+        ("of.another_version < 3", 2.99999, "3"),
+    ],
+)
+def test_value_is_told_in_its_unit(expression, value, text):
+    """With four digits, a share with three, and with more where the verdict could not be understood."""
+    assert value_text(expression, value) == text
+
+
+@given(
+    st.sampled_from(["<", "<=", ">", ">=", "==", "!="]),
+    st.integers(0, 10**6),
+    st.integers(-3000, 3000).map(lambda us: us / 1000) | st.floats(-1, 1),
+)
+def test_value_as_told_holds_where_the_value_does(relation, limit_ms, difference_ms):
+    """Nobody reads 200 ms where less than 200 ms passed."""
+    threshold = parse(f"latency.p99 {relation} {limit_ms}ms")
+    value = abs(limit_ms + difference_ms)
+    told = float(value_text(threshold.expression, value).removesuffix(" ms").replace(",", ""))
+
+    assert threshold.holds(told) == threshold.holds(value)
