@@ -186,16 +186,15 @@ class Unpooled(Generic[T]):
         new: makes an empty object.
 
     Attributes:
-        free: None; there is no free list.
+        free: None: there is no free list.
         made: of no account, like ``adopted`` and ``given_up``: who writes to a :class:`Pool` may write here.
     """
 
-    __slots__ = ("adopted", "fetch", "given_up", "made")
-
-    free = None
+    __slots__ = ("adopted", "fetch", "free", "given_up", "made")
 
     def __init__(self, new: Callable[[], T]) -> None:
         self.fetch = new
+        self.free = None
         self.made = self.adopted = self.given_up = 0
 
     def release(self, obj: T) -> None:

@@ -219,13 +219,12 @@ class TracerProvider:
         if UNLINKED in ctx:
             self._end_unlinked(ctx)
         for namespace in self.execution.namespaces:
-            key = namespace.spans_key
-            if key not in ctx:
+            trace: Trace | None = ctx.get(namespace.spans_key)
+            if trace is None:
                 continue
-            trace: Trace = ctx[key]
             spans = trace.spans
             if self._ends_usable:
-                del ctx[key]
+                del ctx[namespace.spans_key]
                 trace.active = None
                 if namespace.trace is trace:
                     namespace.trace = None
@@ -234,12 +233,17 @@ class TracerProvider:
                 continue
             if spans is not None and spans is not self._spent:
                 trace.spans = self._spent
-                if self._recycles_held and LISTED_AGAIN in ctx:
+                if not self._recycles_held:
+                    self._take_back(spans)
+                    # Whoever keeps the list must not see in it what its spans are used for next.
+                    spans.clear()
+                elif LISTED_AGAIN in ctx:
                     # What belongs to a span goes to its pool where the span stands first.
                     self._release_singly(spans)
+                    self.storage.release(spans)
                 else:
                     self._take_back(spans)
-                self.storage.release(spans)
+                    self.storage.release(spans)
 
     def _end_unlinked(self, ctx: Context) -> None:
         unlinked = [span for span in ctx.pop(UNLINKED) if not span.linked]
@@ -351,32 +355,18 @@ class TracerProvider:
         """Release each span that has not been released yet, in order: all at once where the pool has room."""
         pool = self.spans
         count = len(spans)
-        if count < pool.due and count <= pool.free_max - len(pool.free) and self._empty(spans):
-            pool.due -= count
-            pool.free += spans
-        else:
+        if count >= pool.due or count > pool.free_max - len(pool.free):
             self._release_singly(spans)
-
-    def _empty(self, spans: list[Span]) -> bool:
-        """Empty spans and give back what belongs to them; whether all of them can be put back as they are now.
-
-        A span that nobody holds keeps what the next start overwrites.
-        """
+            return
         recycles = self._recycles_held
-        tables: list[dict[str, Any]] = []
-        events: list[list[Event]] = []
+        if recycles:
+            self._release_tables(spans)
         are_unheld = True
         for span in reversed(spans):  # children first: they hold their parents
             if span.span_id is None:
                 # Released by hand, or the no-op span.
                 are_unheld = False
                 continue
-            if recycles:
-                table = span.attributes
-                if table is not None:
-                    tables.append(table)
-                if span.events is not None:
-                    events.append(span.events)
             # Separate statements: a chain of them takes half as many instructions more.
             span.parent = None
             span.attributes = None
@@ -386,14 +376,26 @@ class TracerProvider:
             span.active = None
             if getrefcount(span) > _UNHELD:
                 are_unheld = False
-        span = table = None  # type: ignore[assignment]
-        if tables:
-            tables.reverse()
-            self.attributes.release_all(tables)
+        span = None  # type: ignore[assignment]
+        if are_unheld or (recycles and self._are_emptied(spans)):
+            pool.due -= count
+            pool.free += spans
+        else:
+            self._release_singly(spans)
+
+    def _release_tables(self, spans: list[Span]) -> None:
+        """Release what belongs to spans, in their order, but for those that have given it back themselves."""
+        tables: list[dict[str, Any]] = []
+        events: list[list[Event]] = []
+        for span in spans:
+            if span.span_id is not None:
+                if span.attributes is not None:
+                    tables.append(span.attributes)
+                if span.events is not None:
+                    events.append(span.events)
+        self.attributes.release_all(tables)
         if events:
-            events.reverse()
             self.events.release_all(events)
-        return are_unheld or (recycles and self._are_emptied(spans))
 
     def _are_emptied(self, spans: list[Span]) -> bool:
         """Empty the spans that somebody holds; not when one is listed twice or has been released by hand."""

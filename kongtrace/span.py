@@ -131,8 +131,10 @@ class Span:
         elif not self._end(end_time_ns):
             return
         if self.active:
-            tracer = self.tracer
-            trace = tracer.namespace.trace if tracer is not None else self._provider.trace_of_nobody()
+            try:
+                trace = self.tracer.namespace.trace  # type: ignore[union-attr]
+            except AttributeError:
+                trace = self._provider.trace_of_nobody()
             if trace is not None and trace.active is self:
                 parent = self.parent
                 if parent is not None:
@@ -166,13 +168,11 @@ class Span:
             attributes[key] = value
             return
         free = self._provider.attributes.free
-        if free:
-            attributes = self.attributes = free.pop()
-            attributes[key] = value
-        else:
+        if free is None:
             self.attributes = {key: value}
-            if free is not None:
-                self._provider.attributes.made += 1
+        else:
+            attributes = self.attributes = free.pop() if free else self._provider.attributes.fetch()
+            attributes[key] = value
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Set several attributes; the same as one :meth:`set_attribute` for each (documented usage, C3)."""

@@ -237,6 +237,19 @@ def test_the_handle_of_an_ended_span_is_empty(profile):
 
 
 @both_profiles
+def test_a_list_that_is_kept_shows_no_span_of_another_request(profile):
+    """It is empty from the end of its own on."""  # P6, H5
+    worker = TracedWorker(profile)
+    with request_of(worker):
+        worker.provider.global_tracer.start_span("own")
+        kept = worker.provider.global_tracer.get_spans()
+    assert kept == []
+    with request_of(worker):
+        worker.provider.global_tracer.create_span()
+        assert kept == []
+
+
+@both_profiles
 def test_the_end_of_a_request_leaves_the_running_one_alone(profile):
     """A request may be ended while another runs, which keeps its list and its active span."""
     worker = TracedWorker(profile)

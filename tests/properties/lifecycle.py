@@ -625,7 +625,8 @@ class Lifecycle(RuleBasedStateMachine):
                 self._forget(spans)
             else:
                 self._release_all(spans)
-                self.pools["storage"].release(entered.storage[namespace])
+                if self.pools["storage"].release(entered.storage[namespace]) or self.profile is not KONG:
+                    assert entered.storage[namespace] == [], "the list of an ended request is empty"
         self.provider.end_request(entered.ctx)  # once more: nothing is left to take back
         self._replace(request, running)
 

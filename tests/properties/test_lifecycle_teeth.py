@@ -46,17 +46,16 @@ def forgetful_at_once(field: str) -> Fault:
     """An end of the request that leaves one field where it gives all spans back at once."""
 
     def fault(patch: Patch) -> None:
-        empty = TracerProvider._empty
+        take_back = TracerProvider._take_back
 
         def forget(self, spans):
             kept = [getattr(each, field) for each in spans]
-            at_once = empty(self, spans)
+            take_back(self, spans)
             for each, value in zip(spans, kept, strict=True):
-                if at_once:
+                if each.span_id is not None:
                     setattr(each, field, value)
-            return at_once
 
-        patch.setattr(TracerProvider, "_empty", forget)
+        patch.setattr(TracerProvider, "_take_back", forget)
 
     return fault
 
@@ -246,6 +245,21 @@ def end_recycles_what_is_held(patch: Patch) -> None:
     patch.setattr(TracerProvider, "_take_back", TracerProvider._release_singly)
 
 
+class _Uncleared(list[Span]):
+    def clear(self) -> None:
+        """Keep what is in it."""
+
+
+def end_leaves_spans_in_a_kept_list(patch: Patch) -> None:
+    init = TracerProvider.__init__
+
+    def keeping(self, **options):
+        init(self, **options)
+        self.storage.fetch = _Uncleared
+
+    patch.setattr(TracerProvider, "__init__", keeping)
+
+
 def end_takes_all_spans_for_unheld(patch: Patch) -> None:
     patch.setattr(provider, "getrefcount", lambda _obj: 0)
 
@@ -428,7 +442,7 @@ SAFE_FAULTS = {
             *(finish_leaves_the_active_span, finish_clears_the_active_span, second_finish_counts),
             *(sampler_ignores_the_parent, sampler_reads_the_other_end, parent_is_the_root),
             *(end_forgets_a_namespace, end_forgets_a_span, end_forgets_unlinked_spans, end_recycles_what_is_held),
-            *(end_stops_the_running_request, abandon_stops_the_running_request),
+            *(end_stops_the_running_request, abandon_stops_the_running_request, end_leaves_spans_in_a_kept_list),
             *(
                 end_takes_all_spans_for_unheld,
                 release_by_hand_is_not_counted,
