@@ -231,7 +231,9 @@ BANS = (
     ),
     Ban(("kongtrace",), "threading queue multiprocess multiprocessing subprocess", "a worker has one provider"),
     Ban(("kongtrace",), "click rich pydantic ruamel psutil google opentelemetry.proto", "the tracer carries its own"),
-    Ban(GATEWAY, "time os.urandom random secrets", "ask the worker's Runtime: `time_ns`, `now`, `random`"),
+    Ban(
+        GATEWAY, "time os.urandom random secrets ssl.RAND_bytes", "ask the worker's Runtime: `time_ns`, `now`, `random`"
+    ),
     Ban(GATEWAY, "asyncio.sleep", "ask the worker's Runtime: `call_later`, or set a timer"),
     Ban(
         GATEWAY,

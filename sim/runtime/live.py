@@ -1,16 +1,16 @@
 """The live runtime: uvloop, real sockets, the system's clocks and resolver.
 
-The generator of random numbers is seeded from the run's seed, the worker's place and the system's entropy: the first
-two make a run's choices its own, the last makes ids differ from every other run's (and of every forked worker).
+The generator of random numbers is seeded from the run's seed and the worker's place: they make a run's choices its own.
+Ids come from OpenSSL's generator, as in Kong; it notices a fork, so that no two workers and no two runs have the same.
 """
 
 import asyncio
-import os
 import random
 import socket
 import time
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
+from ssl import RAND_bytes
 from types import coroutine
 from typing import Any, TypeVar
 
@@ -28,14 +28,14 @@ class LiveRuntime(LoopRuntime):
 
     Args:
         loop: the worker's event loop.
-        seed: of the worker's random choices; ids draw fresh entropy besides.
+        seed: of the worker's random choices, but for ids.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seed: int) -> None:
         super().__init__(loop)
         self.time_ns = time.time_ns
         self.random = random.Random(seed).random
-        self.random_bytes = random.Random(os.urandom(32)).randbytes
+        self.random_bytes = RAND_bytes
 
     def spend_cpu(self, seconds: float) -> None:
         """Compute until the process has used that many s of CPU time more."""

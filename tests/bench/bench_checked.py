@@ -6,9 +6,9 @@ sides, in turns; the ratio is formed within the round. `ratio` is the median of 
 quartiles: how many times the time of the plain provider. Run alone: `python -m tests.bench.bench_checked`.
 """
 
-import random
 import statistics
 from collections.abc import Callable
+from ssl import RAND_bytes
 from time import perf_counter_ns, time_ns
 from typing import Any
 
@@ -61,7 +61,7 @@ def requests_of(provider: TracerProvider) -> Request:
 
 def provider_of(mode: str) -> TracerProvider:
     """A provider in profile kong, checked or not."""
-    return tracer_provider(mode, time_ns=time_ns, random_bytes=random.Random(1).randbytes, profile=KONG)
+    return tracer_provider(mode, time_ns=time_ns, random_bytes=RAND_bytes, profile=KONG)
 
 
 def ratios() -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def ratios() -> list[dict[str, Any]]:
 
 
 def row(name: str, mode: str, goal: str | None) -> dict[str, Any]:
-    plain = TracerProvider(time_ns=time_ns, random_bytes=random.Random(1).randbytes, profile=KONG)
+    plain = TracerProvider(time_ns=time_ns, random_bytes=RAND_bytes, profile=KONG)
     checked = provider_of(mode)
     sides = requests_of(checked), requests_of(plain)
     for serve in sides:

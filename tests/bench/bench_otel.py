@@ -6,7 +6,7 @@ processor takes the spans; on Kong's pools the request runs in a worker's access
 end. Rounds as in `bench_span`. Run alone: `python -m tests.bench.bench_otel`.
 """
 
-import random
+from ssl import RAND_bytes
 from time import time_ns
 from typing import Any
 
@@ -24,7 +24,7 @@ class Pooled:
 
     def __init__(self) -> None:
         handle = GlobalTracer()
-        self.provider = TracerProvider(time_ns=time_ns, random_bytes=random.Random(5).randbytes)
+        self.provider = TracerProvider(time_ns=time_ns, random_bytes=RAND_bytes)
         handle.use(self.provider)
         self.provider.set_global_tracer(self.provider.new("instrument"))
         self.tracer = otel.TracerProvider(handle=handle).get_tracer("bench")

@@ -15,6 +15,7 @@ import itertools
 import random
 import statistics
 from collections.abc import Callable, Iterator
+from ssl import RAND_bytes
 from time import process_time_ns, time_ns
 from typing import Any
 
@@ -72,7 +73,7 @@ class Kongtrace:
     """Finished spans of this project, and their encoding."""
 
     def __init__(self) -> None:
-        self.provider = TracerProvider(time_ns=time_ns, random_bytes=random.Random(1).randbytes)
+        self.provider = TracerProvider(time_ns=time_ns, random_bytes=RAND_bytes)
         self.tracer = self.provider.new("bench")
         self.encoder = Encoder(KONG)
         self.resource = self.encoder.encode_resource(None, instance_id="bench", version="3.9.0")

@@ -6,17 +6,19 @@ at the end the request gives its spans back. The sdk does the same with the same
 started with the context of the root, which costs it less than to make spans current (`start_as_current_span`, the rows
 without a goal). Attributes are made anew for each request on both sides.
 
+Ids are drawn as a worker draws them.
+
 A round measures some requests on both sides, in turns, by the CPU time of the process; the ratio is formed within the
 round. The sdk's batch processor has a thread: what that does is part of its round. `ratio` is the median of the rounds,
 `low` and `high` are their quartiles. Run alone: `python -m tests.bench.bench_span`.
 """
 
 import gc
-import random
 import statistics
 import tracemalloc
 from collections.abc import Callable
 from itertools import count
+from ssl import RAND_bytes
 from time import process_time_ns, time_ns
 from typing import Any
 
@@ -96,7 +98,7 @@ class Ours:
     """Requests of this project's tracer."""
 
     def __init__(self, profile: Profile, sampling_rate: float = 1.0) -> None:
-        self.provider = TracerProvider(time_ns=time_ns, random_bytes=random.Random(5).randbytes, profile=profile)
+        self.provider = TracerProvider(time_ns=time_ns, random_bytes=RAND_bytes, profile=profile)
         self.tracer = self.provider.new("bench", {"sampling_rate": sampling_rate})
         self.encoder = Encoder(OTLP_SAFE)
 
