@@ -233,17 +233,12 @@ class TracerProvider:
                 continue
             if spans is not None and spans is not self._spent:
                 trace.spans = self._spent
-                if not self._recycles_held:
-                    self._take_back(spans)
-                    # Whoever keeps the list must not see in it what its spans are used for next.
-                    spans.clear()
-                elif LISTED_AGAIN in ctx:
-                    # What belongs to a span goes to its pool where the span stands first.
-                    self._release_singly(spans)
+                self._take_back(spans)
+                if self._recycles_held:
                     self.storage.release(spans)
                 else:
-                    self._take_back(spans)
-                    self.storage.release(spans)
+                    # Whoever keeps the list must not see in it what its spans are used for next.
+                    spans.clear()
 
     def _end_unlinked(self, ctx: Context) -> None:
         unlinked = [span for span in ctx.pop(UNLINKED) if not span.linked]
@@ -384,15 +379,17 @@ class TracerProvider:
             self._release_singly(spans)
 
     def _release_tables(self, spans: list[Span]) -> None:
-        """Release what belongs to spans, in their order, but for those that have given it back themselves."""
+        """Release what belongs to spans, where each stands first; those that were released have given it back."""
         tables: list[dict[str, Any]] = []
         events: list[list[Event]] = []
         for span in spans:
             if span.span_id is not None:
                 if span.attributes is not None:
                     tables.append(span.attributes)
+                    span.attributes = None
                 if span.events is not None:
                     events.append(span.events)
+                    span.events = None
         self.attributes.release_all(tables)
         if events:
             self.events.release_all(events)

@@ -398,6 +398,27 @@ def test_an_odd_list_is_released_once_a_span(profile):
     assert len({id(span) for span in worker.provider.spans.free}) == balance.free
 
 
+@pytest.mark.parametrize("listed_again", ["taken again", "by hand"])
+def test_a_span_that_is_listed_twice_gives_its_tables_back_once(listed_again):
+    """It was released and taken again, or somebody has put it there himself."""  # P2, P12
+    worker = TracedWorker(KONG)
+    tables = [{"of": "twice"}, {"of": "between"}]
+    with request_of(worker):
+        tracer = worker.provider.global_tracer
+        if listed_again == "taken again":
+            tracer.start_span("released").release()
+        tracer.start_span("twice", attributes=tables[0]).add_event("event")
+        if listed_again == "by hand":
+            tracer.get_spans().append(tracer.get_root_span())
+        tracer.start_span("between", attributes=tables[1])
+    assert live(worker) == {}
+    with request_of(worker):
+        for table in reversed(tables):
+            span = worker.provider.global_tracer.start_span("next")
+            span.set_attribute("of", "next")
+            assert span.attributes is table
+
+
 def test_tables_are_recycled_in_the_order_of_their_spans():
     """A span that is listed again gives its table back where it stands first."""  # P2, P6, T7
     worker = TracedWorker(KONG)
