@@ -2,7 +2,8 @@
 
 Requests are answered one at a time in the order in which they came (RFC 9112 9.3.2). While one is being answered, what
 the same read brought of later ones waits in line, and no more is read. A body is passed on as it arrives; a client that
-does not read its answer, or an upstream that does not read the body, stops the other side.
+does not read its answer, or an upstream that does not read the body, stops the other side. What still comes of a body
+whose request has been answered is dropped, and the connection goes on.
 
 What is malformed, ambiguous, too large or too slow is refused with its status in its turn, and the connection closed;
 nobody else notices. Limits and times are nginx's (`sim.config.Nginx`).
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from sim.runloop import Runloop
 
 LINGER_S: Final = 5.0
-"""How long a refused client may go on sending before its connection is cut; nginx's `lingering_timeout`."""
+"""How long a refused client may go on sending before its connection is cut, and how long one that has been answered may
+pause before it goes on with the body; nginx's `lingering_timeout`."""
+
+DISCARD_S: Final = 30.0
+"""How long the rest of such a body may take; nginx's `lingering_time`."""
 
 _TIMED_OUT: Final = f"client timed out ({errno.ETIMEDOUT}: {os.strerror(errno.ETIMEDOUT)})"
 _INTERRUPTIONS: Final = (httptools.HttpParserError, httptools.HttpParserUpgrade)
@@ -65,6 +70,7 @@ class ClientConnection:
         self._since_s = 0.0  # when what is being waited for began
         # The lifetime of the request that is being read.
         self._incoming: Request | None = None
+        self._discarded_by_s = 0.0  # when the rest of its body must have come, once it has been answered
         self._first_line = b""  # of a head that is not complete, as far as it is known
         self._url = b""
         self._lines: HeaderLines = []
@@ -207,11 +213,13 @@ class ClientConnection:
         self.request = None
         if self._closing:
             return
-        if not request.keep_alive or not request.complete or self.runloop.draining:
+        if not request.keep_alive or self.runloop.draining:
             self.close(lingering=not request.complete)
             return
         now = self.runloop.now
         self._since_s = now()
+        if not request.complete:
+            self._discarded_by_s = self._since_s + DISCARD_S
         if self._paused or self._waiting:
             self._body_held = False
             self._advance()
@@ -247,7 +255,7 @@ class ClientConnection:
     @property
     def reusable(self) -> bool:
         """Whether its place may go to another client: nothing of a request has come (nginx, `c->reusable`)."""
-        return self.request is None and not self._head_bytes and not self._closing
+        return self.request is None and self._incoming is None and not self._head_bytes and not self._closing
 
     @property
     def reading_head(self) -> bool:
@@ -268,6 +276,9 @@ class ClientConnection:
         waited_s = now_s - self._since_s
         if self._closing or self._blocked:
             self._expire_sending(now_s, waited_s, nginx.send_timeout)
+        elif self._is_discarding:
+            if waited_s > LINGER_S or now_s > self._discarded_by_s:
+                self.close()
         elif self._incoming is not None:
             if not self._paused and waited_s > nginx.client_body_timeout:
                 self._refuse(Refusal(408, f"{_TIMED_OUT} while reading client request body"))
@@ -361,6 +372,8 @@ class ClientConnection:
         if request is None:
             return
         self._framing_bytes = 0
+        if request.done:
+            return
         if request.content_length is None:
             before = self._body_bytes
             self._body_bytes = before + len(data)
@@ -389,8 +402,15 @@ class ClientConnection:
         request.complete = True
         if request is self.request:
             self.runloop.body_complete(request)
+        elif request.done and self.runloop.draining:
+            self.close()
 
     # The order of things.
+
+    @property
+    def _is_discarding(self) -> bool:
+        """Whether the rest of a body is read whose request has been answered (nginx, `discard_body`)."""
+        return self._incoming is not None and self._incoming.done
 
     def _expect_body(self, request: Request) -> None:
         self._incoming = request
@@ -438,6 +458,11 @@ class ClientConnection:
 
     def _refuse(self, refusal: Refusal) -> None:
         """Read no more, and refuse when what came before is answered."""
+        answered = self._incoming
+        if answered is not None and answered.done:
+            self.runloop.refuse_rest(answered, refusal)
+            self.close(lingering=True)
+            return
         self._refused = self._unserved(refusal.status, refusal.reason)
         self._head_bytes = 0
         self._url = b""

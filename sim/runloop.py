@@ -306,6 +306,11 @@ class Runloop:
         else:
             self.respond(request, refusal.status)
 
+    def refuse_rest(self, request: Request, refusal: Refusal) -> None:
+        """Note what is wrong with the rest of a body whose request has been answered."""
+        self.execution.enter(CONTENT, None)
+        self.log_line(level_of_refusal(refusal.status), f"*{request.connection.number} {refusal.reason}{request.named}")
+
     def body(self, request: Request, data: bytes) -> None:
         """Pass a part of the request's body on."""
         exchange = request.exchange
@@ -771,8 +776,10 @@ class Runloop:
     def write_head(self, request: Request) -> None:
         """Write status line and headers."""
         request.header_sent = True
-        # What is still to come of the body is not waited for once the answer is complete.
-        keep_alive = request.keep_alive = request.keep_alive and request.complete and not self.draining
+        # The rest of the body is dropped as it comes; not of one that an upstream takes, nor of one that may not come:
+        # its client waits for leave to send it.
+        will_be_read = request.complete or (request.exchange is None and not request.expects_continue)
+        keep_alive = request.keep_alive = request.keep_alive and will_be_read and not self.draining
         head = b"\r\n".join(
             (
                 _STATUS_LINES.get(request.status) or status_line(request.status),

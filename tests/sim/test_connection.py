@@ -544,6 +544,80 @@ def test_every_pipelined_request_has_a_start():
     assert [request.started_ns for request in wired.ended] == [wired.runtime.time_ns()] * 3
 
 
+# A request that is answered before its body has come.
+
+NEXT = b"GET /next HTTP/1.1\r\nHost: g\r\n\r\n"
+UNREAD = {
+    "in one read": (post(b"Content-Length: 5\r\n", b"hello"),),
+    "in parts": (post(b"Content-Length: 5\r\n"), b"he", b"llo"),
+    "in chunks": (chunked(b"5\r\nhe"), b"llo\r\n", b"0\r\nX-Late: 1\r\n\r\n"),
+    "behind an upgrade": (post(b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n", b"GE"), b"T /"),
+    "larger than the limit, in chunks": (chunked(b"400\r\n"), bytes(1024) + b"\r\n5\r\nhello\r\n0\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("parts", UNREAD.values(), ids=UNREAD)
+def test_rest_of_a_body_is_dropped_and_the_connection_goes_on(parts):
+    """A client whose request needs no upstream need not connect again for the next one, as with nginx."""
+    wired = Wired(routes=(), nginx=Nginx(client_max_body_size="1KiB"))
+    client = wired.client().send(*parts, NEXT)
+    found = answers(client.received(), "POST", "GET")
+    assert [(status, headers[b"connection"]) for status, headers, _ in found] == [(404, b"keep-alive")] * 2
+    assert [request.target for request in wired.ended] == [b"/", b"/next"]
+    assert client.connection.idle
+
+
+def test_client_that_waits_for_leave_to_send_its_body_is_not_waited_for():
+    """It has its answer, and what it sends next may be the body or not."""  # RFC 9110 10.1.1
+    wired = Wired(routes=())
+    client = wired.client().send(post(b"Expect: 100-continue\r\nContent-Length: 5\r\n"))
+    [(status, headers, _)] = answers(client.received(), "POST")
+    assert (status, headers[b"connection"]) == (404, b"close")
+    assert client.wire.ended
+
+
+def test_rest_of_a_body_that_is_malformed_ends_the_connection():
+    """The request has had its answer: there is no other one."""
+    wired = Wired(routes=())
+    client = wired.client().send(chunked(b"5\r\nhe"))
+    answered = client.received()
+    client.send(b"lloXX")
+    assert client.wire.ended
+    assert client.received() == answered
+    [(level, text)] = [line for line in wired.lines if "invalid" in line[1]]
+    assert (level, text.startswith("*1 client sent invalid request: ")) == ("info", True)
+    assert text.endswith(
+        ', client: 192.0.2.1, server: kong, request: "POST / HTTP/1.1", host: "g", '
+        f'request_id: "{wired.ended[0].id.decode()}"'
+    )
+    assert len(wired.ended) == len(wired.logged) == 1
+
+
+@pytest.mark.parametrize(("pause_s", "cut_after_s"), [(4, 32), (7, 7)])
+def test_rest_of_a_body_is_waited_for_so_long_and_no_longer(pause_s, cut_after_s):
+    """Five seconds for the next part and thirty for all (nginx, `lingering_timeout`, `lingering_time`)."""
+    wired = Wired(routes=())
+    client = wired.client().send(post(b"Content-Length: 100\r\n"))
+    waited_s = 0
+    while not client.wire.closing:
+        client.send(b"a")
+        wired.runtime.advance(pause_s)
+        waited_s += pause_s
+    assert waited_s == cut_after_s
+
+
+def test_connection_whose_body_is_dropped_is_not_idle():
+    """A worker that leaves closes it once the body has come; one that is short of connections does not take it."""
+    wired = Wired(routes=())
+    client = wired.client().send(post(b"Content-Length: 5\r\n", b"he"))
+    assert not client.connection.reusable
+    wired.worker.runloop.draining = True
+    client.connection.close_if_idle()
+    assert not client.wire.closing
+    client.send(b"llo")
+    assert client.wire.closing
+
+
 class Passing:
     """A plugin that passes on what a client has sent in a query, as it is."""
 
