@@ -25,13 +25,13 @@ KONG_PHASE = "KONG_PHASE"
 """Key of the Kong phase's name in the request context (R9)."""
 
 TRACING_CONTEXT = "TRACING_CONTEXT"
-UNLINKED = "KONG_UNLINKED_SPANS"
+UNLINKED = "KONG_SPANS_UNLINKED"
 """Key of the spans that were created in this request and may never be linked (P13)."""
 
 NAMESPACES_MAX = 64
 """Namespaces whose keys are remembered."""
 
-UNLISTED = "KONG_UNLISTED_SPANS"
+UNLISTED = "KONG_SPANS_UNLISTED"
 """Key of the number of spans that this request made and its lists do not tell of, less the no-op spans in them."""
 
 LISTED_AGAIN = "KONG_SPANS_LISTED_AGAIN"

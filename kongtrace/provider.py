@@ -232,7 +232,7 @@ class TracerProvider:
                 self.settle(trace)
                 continue
             if spans is not None and spans is not self._spent:
-                trace.spans = self._spent
+                trace.spans = self._spent if self._recycles_held else None
                 self._take_back(spans)
                 if self._recycles_held:
                     self.storage.release(spans)
@@ -282,10 +282,20 @@ class TracerProvider:
         """Book spans out, and what belongs to them: they are left to the garbage collector."""
         for span in dict.fromkeys(spans):
             # One that was released by hand, and the no-op span, have no id.
-            if span.span_id is not None:
-                self.spans.given_up += 1
-                self.attributes.given_up += span.attributes is not None
-                self.events.given_up += span.events is not None
+            if isinstance(span, Span) and span.span_id is not None and span._settled is None:
+                span._settled = (span.attributes is not None, span.events is not None)
+                self._book_out(*span._settled, times=1)
+
+    def reclaim(self, span: Span) -> None:
+        """Undo that where a span that was booked out is linked, or released by hand, all the same."""
+        if span._settled is not None:
+            self._book_out(*span._settled, times=-1)
+            span._settled = None
+
+    def _book_out(self, has_attributes: bool, has_events: bool, *, times: int) -> None:
+        self.spans.given_up += times
+        self.attributes.given_up += times * has_attributes
+        self.events.given_up += times * has_events
 
     def made_in(self, ctx: Context) -> tuple[int, int]:
         """What a request has made; asked before its end.
@@ -300,7 +310,7 @@ class TracerProvider:
             if trace is not None and trace.spans is not None:
                 listed += len(trace.spans)
         if UNLINKED in ctx:
-            listed += sum(1 for span in ctx[UNLINKED] if not span.linked)
+            listed += sum(1 for span in ctx[UNLINKED] if not span.linked and span.span_id is not None)
         return listed + ctx.get(UNLISTED, 0), ctx.get(LISTED_AGAIN, 0)
 
     def trace_of_nobody(self) -> Trace | None:
@@ -324,11 +334,12 @@ class TracerProvider:
 
     def _new_span(self) -> Span:
         span = self.span_class()
-        span._provider = self  # noqa: SLF001  # a span is made here and nowhere else
+        span._provider = self
         clear(span)
         return span
 
     def _release(self, span: Span, *, is_held: bool) -> None:
+        self.reclaim(span)
         if span.attributes is not None:
             self.attributes.release(span.attributes)
         if span.events is not None:
@@ -337,7 +348,10 @@ class TracerProvider:
             self.spans.leave(span)
         else:
             self.spans.release(span)
-        if is_held and span.span_id is None:
+        if span.span_id is not None:
+            # The pool is full, and has left it as it was.
+            span._settled = (span.attributes is not None, span.events is not None)
+        elif is_held:
             span.__class__ = self.released_class
 
     def _release_singly(self, spans: list[Span]) -> None:
@@ -384,6 +398,8 @@ class TracerProvider:
         events: list[list[Event]] = []
         for span in spans:
             if span.span_id is not None:
+                if span._settled is not None:
+                    self.reclaim(span)
                 if span.attributes is not None:
                     tables.append(span.attributes)
                     span.attributes = None

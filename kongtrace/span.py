@@ -71,6 +71,7 @@ class Span:
 
     __slots__ = (
         "_provider",
+        "_settled",
         "active",
         "attributes",
         "end_time_ns",
@@ -88,6 +89,7 @@ class Span:
     )
 
     _provider: TracerProvider
+    _settled: tuple[bool, bool] | None  # None unless the provider's books are closed on it: had it attributes, events?
     name: str
     trace_id: bytes
     span_id: bytes | Any  # None after release
@@ -102,7 +104,6 @@ class Span:
     status: float | None
     active: bool | None
     tracer: Tracer | NoopTracer | None
-
     is_recording = True
 
     @property
@@ -392,7 +393,7 @@ def clear(span: Span) -> None:
     """Empty every field: what the pool does to a span (P6)."""
     span.tracer = span.parent = span.name = span.trace_id = span.span_id = span.parent_id = None  # type: ignore[assignment]
     span.kind = span.start_time_ns = span.end_time_ns = span.should_sample = span.attributes = None  # type: ignore[assignment]
-    span.events = span.status = span.active = None
+    span.events = span.status = span.active = span._settled = None  # noqa: SLF001  as much a field as the others
 
 
 def line(span: AnySpan | None) -> Iterator[Span]:

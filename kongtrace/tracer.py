@@ -37,6 +37,7 @@ from kongtrace.span import (
     ReleasedSpan,
     RelinkedSpan,
     Span,
+    SpanCopy,
     flag_active,
     line,
 )
@@ -251,8 +252,8 @@ class Tracer:
         links. Linking twice lists the span twice.
 
         Raises:
-            ApiError: the tracer or an option is of the wrong type.
-            TypeError: there is no tracer, no span, or no such keyword.
+            ApiError: the tracer or an option is of the wrong type, or there is no request.
+            TypeError: there is no tracer, no span but a copy of one, or no such keyword.
         """
         if arguments and isinstance(arguments[0], (Span, NoopSpan)):
             arguments = (self, *arguments)
@@ -260,14 +261,18 @@ class Tracer:
         if is_given(tracer) and not isinstance(tracer, (Tracer, NoopTracer)) and not is_table(tracer):
             raise ApiError("invalid tracer")
         fields = _checked(options, given)
-        if not isinstance(span, (Span, NoopSpan)):
-            raise TypeError(f"link_span needs a span, not {type(span).__name__}")
+        _check_span(span)
         is_linked = span.linked
+        if isinstance(span, Span):
+            self._provider.reclaim(span)
         self._refill(tracer, span, name, fields)
-        if not isinstance(tracer, Tracer):
+        ctx = self._execution.ctx
+        if ctx is None or not isinstance(tracer, Tracer):
+            if not is_linked:
+                self._lose(ctx, span)
+            self._context()
             raise TypeError("link_span needs a tracer: its span list takes the span")
-        tracer.get_spans().append(span)  # type: ignore[arg-type]  # the no-op span is listed too
-        ctx = self._context()
+        tracer.get_spans().append(span)
         unlinked = ctx.get(UNLINKED)
         if is_linked:
             count(ctx, LISTED_AGAIN, 1)
@@ -482,6 +487,13 @@ class Tracer:
         if type(span) is ReleasedSpan and self._provider.profile.recycles_held_objects:
             span.__class__ = RelinkedSpan
 
+    def _lose(self, ctx: Context | None, span: AnySpan) -> None:
+        """Book out a span that has got a start and no list."""
+        if ctx is not None and span in ctx.get(UNLINKED, ()):
+            ctx[UNLINKED].remove(span)
+            count(ctx, UNLISTED, 1)
+        self._provider.give_up([span])
+
     def _context(self) -> Context:
         ctx = self._execution.ctx
         if ctx is None:
@@ -520,6 +532,13 @@ def leave_ended(tracer: Tracer | NoopTracer) -> None:
     above = next((span for span in line(active) if span.end_time_ns is None), None)
     if above is not active:
         tracer.set_active_span(above)
+
+
+def _check_span(span: object) -> None:
+    if not isinstance(span, (Span, NoopSpan)):
+        raise TypeError(f"link_span needs a span, not {type(span).__name__}")
+    if isinstance(span, SpanCopy):
+        raise TypeError("link_span needs a span, not a copy of one, which belongs to no request")
 
 
 def _check_name(name: object) -> None:

@@ -1,10 +1,22 @@
 """A provider makes the tracers of a worker, and takes the spans of a request back when it ends."""
 
 from contextlib import contextmanager
+from copy import copy, deepcopy
 
 import pytest
 
-from kongtrace import KONG, NOOP_SPAN, PROFILES, SAFE, ApiError, NoopTracer, ReleasedSpanError, Span, TracerProvider
+from kongtrace import (
+    KONG,
+    NOOP_SPAN,
+    PHASES,
+    PROFILES,
+    SAFE,
+    ApiError,
+    NoopTracer,
+    ReleasedSpanError,
+    Span,
+    TracerProvider,
+)
 from kongtrace import pool as pools
 from kongtrace.ids import IDS_PER_BLOCK, IdSupply
 from kongtrace.testing import FakeEntropy, TracedWorker
@@ -432,6 +444,150 @@ def test_tables_are_recycled_in_the_order_of_their_spans():
         span = worker.provider.global_tracer.start_span("next")
         span.set_attribute("of", "next")
         assert span.attributes is tables[1]
+
+
+def released_without_a_request(worker, tracer):
+    """It was created where no request runs."""
+    worker.provider.execution.enter(PHASES["timer"], None)
+    tracer.create_span(tracer).release()
+
+
+def linked_without_a_request(worker, tracer):
+    """A list wants a request."""
+    span = tracer.create_span(tracer)
+    running = worker.provider.execution
+    phase, ctx = running.phase, running.ctx
+    running.enter(PHASES["timer"], None)
+    with pytest.raises(ApiError, match="no request"):
+        tracer.link_span(tracer, span, "late")
+    running.enter(phase, ctx)
+
+
+def linked_in_a_later_request(worker, tracer):
+    """It was created where no request runs."""
+    running = worker.provider.execution
+    phase, ctx = running.phase, running.ctx
+    running.enter(PHASES["timer"], None)
+    span = tracer.create_span(tracer)
+    running.enter(phase, ctx)
+    tracer.link_span(tracer, span, "late", {"attributes": {"a": 1}})
+
+
+def linked_by_no_tracer(worker, tracer):
+    """Kong's function takes one that has a list."""
+    for nobody in (None, worker.provider.noop_tracer):
+        with pytest.raises(TypeError, match="needs a tracer"):
+            tracer.link_span(nobody, tracer.create_span(tracer), "nobody's")
+
+
+def released_after_its_request_was_given_up(worker, tracer):
+    """Its handler did not know."""
+    spans = [tracer.start_span("kept", attributes={"a": 1}), tracer.create_span(tracer)]
+    spans[0].add_event("event")
+    worker.provider.abandon_request(worker.provider.execution.ctx)
+    for span in spans:
+        span.release()
+
+
+def released_after_its_list_was_replaced(_worker, tracer):
+    """The new list does not have it."""
+    span = tracer.start_span("kept", attributes={"a": 1})
+    tracer.init_spans()
+    span.set_attribute("b", 2)
+    span.release()
+
+
+def linked_into_the_list_that_replaced_its_own(_worker, tracer):
+    """It is in a list again."""
+    span = tracer.start_span("kept", attributes={"a": 1})
+    tracer.init_spans()
+    tracer.link_span(tracer, span, "again")
+
+
+def released_twice_while_the_pool_is_full(worker, tracer):
+    """The pool leaves it as it is, and in profile `kong` so does a second release."""
+    worker.provider.spans.free_max = 0
+    span = tracer.start_span("kept", attributes={"a": 1})
+    span.release()
+    if span.span_id is not None:
+        span.release()
+
+
+ODD_LIVES = (
+    *(released_without_a_request, linked_without_a_request, linked_in_a_later_request, linked_by_no_tracer),
+    *(released_after_its_request_was_given_up, released_after_its_list_was_replaced),
+    *(linked_into_the_list_that_replaced_its_own, released_twice_while_the_pool_is_full),
+)
+
+
+@both_profiles
+@pytest.mark.parametrize("lives", ODD_LIVES, ids=[lives.__name__ for lives in ODD_LIVES])
+def test_a_span_is_in_the_balance_once_however_it_lives(lives, profile):
+    """Nothing is live after its request, and nothing has been given back that was never out."""
+    worker = TracedWorker(profile)
+    with request_of(worker):
+        lives(worker, worker.provider.global_tracer)
+    assert live(worker) == {}
+
+
+@both_profiles
+def test_a_copy_is_not_linked(profile):
+    """It belongs to no request and to no pool."""
+    worker = TracedWorker(profile)
+    with request_of(worker):
+        tracer = worker.provider.global_tracer
+        span = tracer.start_span("own")
+        for copied in (copy(span), deepcopy(span)):
+            with pytest.raises(TypeError, match="not a copy"):
+                tracer.link_span(tracer, copied, "copy")
+        assert tracer.get_spans() == [span]
+        del span, copied
+    assert [type(span) for span in worker.provider.spans.free] == [Span]
+
+
+@both_profiles
+def test_a_span_that_another_request_has_linked_counts_there(profile):
+    """The request that created it has made none."""
+    worker = TracedWorker(profile)
+    tracer = worker.provider.global_tracer
+    creating = worker.begin()
+    span = tracer.create_span(tracer)
+    linking = worker.begin()
+    tracer.link_span(tracer, span, "linked")
+    assert worker.provider.made_in(linking) == (1, 0)
+    worker.provider.end_request(linking)
+    assert worker.provider.made_in(creating) == (0, 0)
+    worker.provider.end_request(creating)
+    assert live(worker) == {}
+
+
+@both_profiles
+@pytest.mark.parametrize("name", ["KONG_UNLINKED", "KONG_UNLISTED", "KONG_SPANS_LISTED_AGAIN"])
+def test_a_namespace_has_a_name_of_its_own(name, profile):
+    """Whatever it is called, nothing else in the context is."""
+    worker = TracedWorker(profile)
+    with request_of(worker):
+        tracer = worker.provider.new("apart", namespace=name)
+        tracer.start_span("listed")
+        tracer.create_span(tracer)
+        tracer.link_span(tracer, NOOP_SPAN, "noop")
+    assert live(worker) == {}
+
+
+def test_a_copy_of_an_ended_context_begins_anew_in_profile_safe():
+    """It has a list of its own."""
+    worker = TracedWorker()
+    ctx = worker.begin()
+    tracer = worker.provider.global_tracer
+    tracer.start_span("first")
+    copied = dict(ctx)
+    worker.provider.end_request(ctx)
+    worker.provider.execution.enter(PHASES["access"], copied)
+    assert tracer.get_spans() == []
+    tracer.start_span("second")
+    assert [span.name for span in tracer.get_spans()] == ["second"]
+    worker.provider.end_request(copied)
+    assert live(worker) == {}
 
 
 @both_profiles
