@@ -39,7 +39,7 @@ from kongtrace.context import DEFAULT_NAMESPACE, KONG_PHASE, TRACING_CONTEXT, UN
 from kongtrace.custody import Custody, Held, description, holder
 from kongtrace.event import Event
 from kongtrace.findings import Code, Finding, FindingLog, Frame, Mode, Stack
-from kongtrace.lua import is_number, lua_type
+from kongtrace.lua import is_number, is_table, is_text, lua_type
 from kongtrace.provider import TracerProvider
 from kongtrace.span import AnySpan, ReleasedSpan, Span, SpanCopy
 from kongtrace.tracer import PROPAGATION_ONLY, Tracer
@@ -215,13 +215,13 @@ class _Record:
             if value is None:
                 del self.written[key]
 
-    def changes(self) -> list[str]:
+    def changes(self) -> list[object]:
         """The keys of the caller's table that another hand has changed since it was given, or since the last call."""
         table, written = self.table, self.written
         if table is None or written is None:
             return []
         self.written = {**table}
-        return [str(key) for key in {**table, **written} if table.get(key) is not written.get(key)]
+        return [key for key in {**table, **written} if table.get(key) is not written.get(key)]
 
     def is_table_held(self) -> bool:
         """Whether anybody but the span has its table."""
@@ -530,7 +530,9 @@ class CheckedProvider(TracerProvider):
         elif is_number(end_time_ns) and span.linked and not start_time_ns <= end_time_ns < _BEYOND_NS:
             record.mistimed = True
             self._report(
-                Code.WRONG_UNIT, f"finish({end_time_ns!r}) was called on a span that began at {start_time_ns!r}", record
+                Code.WRONG_UNIT,
+                f"finish({_shown(end_time_ns)}) was called on a span that began at {_shown(start_time_ns)}",
+                record,
             )
 
     def releasing(self, span: CheckedSpan) -> None:
@@ -614,7 +616,7 @@ class CheckedProvider(TracerProvider):
         for _key, spans in self._lists(ctx):
             _forgive(spans)
         request = self._forget(ctx)
-        found = [] if request is None else list(self._examined(ctx, request))
+        found = [] if request is None else self._gathered(self._examined(ctx, request))
         lent = list(self._lent(ctx))
         super().end_request(ctx)
         if TRACING_CONTEXT in ctx:
@@ -624,7 +626,7 @@ class CheckedProvider(TracerProvider):
         self._custody.take(lent)
         self._ended += 1
         if self._ended % SWEEP_REQUESTS == 0 or len(self._custody) > CUSTODY_MAX:
-            found += self._overdue()
+            found += self._gathered(self._overdue())
         self.findings.add(*found)
 
     def abandon_request(self, ctx: Context) -> None:
@@ -638,7 +640,7 @@ class CheckedProvider(TracerProvider):
         Raises:
             FindingError: in mode raise.
         """
-        self.findings.add(*self._overdue(), *self._overdue())
+        self.findings.add(*self._gathered(self._overdue()), *self._gathered(self._overdue()))
 
     def _forget(self, ctx: Context) -> _Request | None:
         """Take what is known of a request out of its context; None when it had no span."""
@@ -677,6 +679,15 @@ class CheckedProvider(TracerProvider):
         _renew(self.events, used, list[Event])
 
     # Judgement.
+
+    def _gathered(self, findings: Iterator[Finding]) -> list[Finding]:
+        """Findings, so far as they can be had: what they look at may be anything, and a request has to end."""
+        gathered: list[Finding] = []
+        try:
+            gathered.extend(findings)
+        except Exception as error:  # noqa: BLE001  a program's own values may raise whatever they like
+            self.log("error", f"a check came to nothing: {error!r}")
+        return gathered
 
     def _examined(self, ctx: Context, request: _Request) -> Iterator[Finding]:
         """What is wrong with a request that ends now."""
@@ -717,10 +728,11 @@ class CheckedProvider(TracerProvider):
         if span.end_time_ns is None:
             # A span that was left active is open itself, or leaves the root open in its place (I13): told already.
             told = record.mistimed or record in request.leaked or (is_root and request.leaked)
-            if not told and not (span.attributes or {}).get(PROPAGATION_ONLY):
+            if not told and not _only_carries_ids(span):
                 yield self._finding(Code.NEVER_FINISHED, "the request ended first", record, record.creation)
-        elif span.end_time_ns - span.start_time_ns > _DAY_NS:
-            message = f"the span lasts from {span.start_time_ns!r} to {span.end_time_ns!r}, more than a day"
+        elif (times := _times(span)) is None or times[1] - times[0] > _DAY_NS:
+            message = f"the span lasts from {_shown(span.start_time_ns)} to {_shown(span.end_time_ns)}, "
+            message += "more than a day" if times else "which are no two numbers"
             yield self._finding(Code.WRONG_UNIT, message, record, record.creation)
         if span.end_time_ns is not None and (keys := record.changes()):
             message = f"{_listed(keys)} in the table that the caller gave was changed after finish()"
@@ -730,11 +742,11 @@ class CheckedProvider(TracerProvider):
             yield self._finding(Code.ERROR_WITHOUT_STATUS, message, record, record.error)
 
     def _bounds(self, span: CheckedSpan, request: _Request) -> Iterator[Finding]:
-        parent = span.parent
-        if not _is_live(parent) or parent.end_time_ns is None or span.end_time_ns is None or request.leaked:
+        parent, times = span.parent, _times(span)
+        if not _is_live(parent) or (outer := _times(parent)) is None or times is None or request.leaked:
             return
-        early = parent.start_time_ns - span.start_time_ns
-        late = span.end_time_ns - parent.end_time_ns
+        early = outer[0] - times[0]
+        late = times[1] - outer[1]
         if TOLERANCE_NS < max(early, late) < _DAY_NS:
             how = f"begins {early / 1e6:g} ms before" if early > TOLERANCE_NS else f"ends {late / 1e6:g} ms after"
             message = f"the span {how} its parent {parent.name!r}"
@@ -745,8 +757,7 @@ class CheckedProvider(TracerProvider):
         tracer, record = span.tracer, span.record
         if tracer is None or tracer is self.global_tracer or tracer.name in asked:
             return
-        if (span.attributes or {}).get(PROPAGATION_ONLY):
-            # It carries ids to the headers, and is not meant to be exported (O12).
+        if _only_carries_ids(span):
             return
         if asked:
             message = f"exporters asked for {', '.join(sorted(asked))} and not for tracer {tracer.name!r}"
@@ -758,9 +769,9 @@ class CheckedProvider(TracerProvider):
     def _flags(self, spans: list[CheckedSpan]) -> Iterator[Finding]:
         first_of_trace: dict[bytes, CheckedSpan] = {}
         for span in spans:
-            first = first_of_trace.setdefault(span.trace_id, span)
+            first = first_of_trace.setdefault(span.trace_id, span) if is_text(span.trace_id) else span
             other = span.parent if _is_live(span.parent) else first
-            if {span.should_sample, other.should_sample} != {True, False}:
+            if (span.should_sample, other.should_sample) not in [(True, False), (False, True)]:
                 continue
             by_hand = span.record.flagged or other.record.flagged
             message = f"the flag is {span.should_sample}, and that of {other.name!r} is {other.should_sample}"
@@ -877,6 +888,17 @@ def _is_live(span: AnySpan | None) -> TypeGuard[CheckedSpan]:
     return type(span) is CheckedSpan and not span.record.released
 
 
+def _times(span: CheckedSpan) -> tuple[int, int] | None:
+    """Start and end of a span; None when either is no number, since anything can be written into a field."""
+    start, end = span.start_time_ns, span.end_time_ns
+    return None if end is None or not is_number(start) or not is_number(end) else (start, end)
+
+
+def _only_carries_ids(span: CheckedSpan) -> bool:
+    """Whether the span is there for the headers alone, and is not meant to be exported (O12)."""
+    return isinstance(span.attributes, dict) and bool(span.attributes.get(PROPAGATION_ONLY))
+
+
 def _is_abandoned(root: CheckedSpan) -> bool:
     """Whether a root span that was active is open, and has not been told of."""
     record = root.record
@@ -890,7 +912,7 @@ def _lent(spans: list[Span]) -> Iterator[Held[_Record]]:
         if isinstance(span, CheckedSpan):
             yield Held(span.record, SPAN, span=span)
             for what, table in ((ATTRIBUTES, span.attributes), (EVENTS, span.events)):
-                if table is not None:
+                if is_table(table):
                     yield Held(span.record, what, table=table)
 
 
@@ -954,8 +976,16 @@ def _references(span: CheckedSpan) -> int:
     return sum(getrefcount(table) for table in (span.attributes, span.events) if table is not None)
 
 
-def _listed(keys: list[str]) -> str:
-    return ", ".join(map(repr, keys[:3])) + (", ..." if len(keys) > 3 else "")
+def _listed(keys: list[object]) -> str:
+    return ", ".join(map(_shown, keys[:3])) + (", ..." if len(keys) > 3 else "")
+
+
+def _shown(value: object) -> str:
+    """A program's value in a message; its type where it cannot be shown, such as a number of 5000 digits."""
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001  see CheckedProvider._gathered
+        return f"a {type(value).__name__}"
 
 
 def _is_ours(frame: FrameType) -> bool:

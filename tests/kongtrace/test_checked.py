@@ -1158,6 +1158,78 @@ def test_a_span_that_a_full_pool_left_as_it_was_still_works():
             assert Code.USE_AFTER_RELEASE in worker.codes()
 
 
+ODD = [
+    ("trace_id", bytearray(16)),
+    ("should_sample", []),
+    ("start_time_ns", "soon"),
+    ("end_time_ns", "late"),
+    ("end_time_ns", 10**5000),
+    ("attributes", "none"),
+    ("status", {}),
+]
+"""Fields of a span that a program writes, with what is none of their values."""
+
+
+def writes_into(worker, field, value):
+    """A request with a span that has an odd field, above a usual one."""
+
+    def access():
+        span = worker.tracer.start_span("work")
+        worker.tracer.start_span("child", parent=span).finish()
+        span.finish()
+        setattr(span, field, value)
+
+    worker.serve(access)
+
+
+@pytest.mark.parametrize(("field", "value"), ODD, ids=[f"{field}-{type(value).__name__}" for field, value in ODD])
+def test_a_request_with_an_odd_span_ends_as_in_the_plain_build(field, value, profile):
+    """What a program writes into a field is examined as it is: the request ends, and the log has no more to say."""
+    logged = []
+    plain, watched = (Worker(mode, profile, log=lambda *line: logged.append(line)) for mode in ("off", "report"))
+    for worker in (plain, watched):
+        with suppress(AttributeError):  # profile kong empties whatever stands for the attributes
+            writes_into(worker, field, value)
+
+    assert watched.provider.balances() == plain.provider.balances()
+    assert logged == []
+    assert watched.codes() <= {Code.WRONG_UNIT}
+
+
+def test_times_that_are_no_numbers_are_found():
+    """A span that no exporter can write is told of where it was made (KT014)."""
+    worker = Worker()
+    writes_into(worker, "start_time_ns", "soon")
+
+    assert worker.codes() == {Code.WRONG_UNIT}
+    (finding,) = worker.provider.findings.findings
+    assert finding.message.startswith("the span lasts from 'soon' to 17")
+    assert finding.message.endswith(", which are no two numbers")
+
+
+class Hostile:
+    """A value that cannot even be compared."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        raise LookupError(other)
+
+
+@pytest.mark.parametrize("mode", ["count", "report", "raise"])
+def test_a_request_ends_whatever_its_examination_meets(mode, profile):
+    """What cannot be examined is logged, and costs neither the request its end nor the next one its findings."""
+    logged = []
+    worker = Worker(mode, profile, log=lambda *line: logged.append(line))
+    writes_into(worker, "should_sample", Hostile())
+
+    assert worker.provider.balances()["KONG_SPAN"].live == 0
+    assert logged == [("error", "a check came to nothing: LookupError(True)")]
+    with suppress(FindingError):
+        never_finish(worker)
+    assert worker.codes() == {Code.NEVER_FINISHED}
+
+
 def test_a_request_whose_log_phase_failed_is_given_up_without_a_judgement(profile):
     """What a failed log handler leaves behind is its own fault (E4)."""
     worker = Worker(profile=profile)
