@@ -45,7 +45,7 @@ from kongtrace.span import AnySpan, ReleasedSpan, Span, SpanCopy
 from kongtrace.tracer import PROPAGATION_ONLY, Tracer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
 
     from kongtrace.noop import NoopTracer
@@ -86,6 +86,7 @@ TOLERANCE_NS = 1_000_000
 SPAN, ATTRIBUTES, EVENTS, LIST = "the span", "its attributes", "its events", "the list that begins with the span"
 """What is lent."""
 
+_ROOM = 95
 _DAY_NS = 86_400 * 10**9
 _BEYOND_NS = 10**19  # the year 2286
 _REQUEST = "KONG_CHECKED"
@@ -274,7 +275,7 @@ class CheckedSpan(Span):
 
     def set_attribute(self, key: Any = None, value: Any = None) -> None:
         """See :meth:`Span.set_attribute`."""
-        self._provider.changing(self, "set_attribute", {key: value})
+        self._provider.changing(self, "set_attribute", {key: value} if is_text(key) else None)
         super().set_attribute(key, value)
         self.record.write(key, value)
 
@@ -791,11 +792,11 @@ class CheckedProvider(TracerProvider):
     def _check_values(self, record: _Record, attributes: object) -> None:
         if isinstance(attributes, dict):
             for key, value in attributes.items():
-                kind = _unsupported(value)
-                if kind is not None:
-                    self._report(Code.VALUE_TYPE, f"the value of {key!r} is of type {kind}", record)
+                flaw = _flaw(value)
+                if flaw is not None:
+                    self._report(Code.VALUE_TYPE, f"the value of {_shown(key)} is {flaw}", record)
                 elif isinstance(value, (str, bytes)) and len(value) > VALUE_CHARACTERS_MAX:
-                    message = f"the value of {key!r} has {len(value)} characters"
+                    message = f"the value of {_shown(key)} has {len(value)} characters"
                     self._report(Code.ATTRIBUTE_SIZE, message, record)
                 self._check_key(record, key)
 
@@ -953,15 +954,25 @@ def _suspicion(held: Held[_Record]) -> tuple[Code, Stack, str]:
     return Code.CALLERS_TABLE if is_callers else Code.SHALLOW_COPY, record.creation, record.phase
 
 
-def _unsupported(value: object) -> str | None:
-    """The type of a value, or of one in it, that cannot be exported; None when there is none."""
-    if value is None or isinstance(value, (str, bytes, int, float)):
-        return None
+def _flaw(value: object, room: int = _ROOM) -> str | None:
+    """Why a value cannot be exported, for what it is or for what is in it; None when it can.
+
+    Args:
+        value: the value.
+        room: how many messages of OTLP may still be nested within its own.
+    """
+    if room < 0:
+        return "nested too deeply, or within itself"
+    inner: Iterable[object]
     if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return next((kind for kind in map(_unsupported, value) if kind is not None), None)
-    return lua_type(value)
+        inner, room = value.values(), room - 3
+    elif isinstance(value, (list, tuple)):
+        inner, room = value, room - 2
+    elif value is None or isinstance(value, (str, bytes, int, float)):
+        return None
+    else:
+        return f"of type {lua_type(value)}"
+    return next((flaw for flaw in (_flaw(item, room) for item in inner) if flaw is not None), None)
 
 
 def _keeper(known: tuple[Stack, int] | None, before: int, after: int, where: Stack) -> tuple[Stack, int] | None:

@@ -1230,6 +1230,75 @@ def test_a_request_ends_whatever_its_examination_meets(mode, profile):
     assert worker.codes() == {Code.NEVER_FINISHED}
 
 
+def within_itself(kind):
+    """A list or mapping that contains itself, twice."""
+    table = kind()
+    if kind is dict:
+        table.update(a=table, b=table)
+    else:
+        table += [table, table]
+    return table
+
+
+def nested(depth, wrap=lambda value: [value]):
+    """A value within so many lists."""
+    value = "x"
+    for _ in range(depth):
+        value = wrap(value)
+    return value
+
+
+ENDLESS = {"list": within_itself(list), "mapping": within_itself(dict), "deep": nested(1500)}
+
+
+@pytest.mark.parametrize("value", ENDLESS.values(), ids=ENDLESS)
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda tracer, value: tracer.start_span("work").set_attribute("rows", value),
+        lambda tracer, value: tracer.start_span("work").add_event("queued", {"rows": value}),
+        lambda tracer, value: tracer.start_span("work", attributes={"rows": value}),
+        lambda tracer, value: tracer.link_span(tracer.create_span(), "work", attributes={"rows": value}),
+    ],
+    ids=["set", "event", "start", "link"],
+)
+def test_a_value_without_end_is_found_and_taken(give, value, profile):
+    """A table within itself, or nested deeply, is stored as in the plain build, and found where it is given (KT017)."""
+    worker = Worker(profile=profile)
+
+    def access():
+        give(worker.tracer, value)
+        worker.tracer.get_spans()[-1].finish()
+
+    worker.serve(access)
+    assert worker.codes() == {Code.VALUE_TYPE}
+    (finding,) = worker.provider.findings.findings
+    assert finding.message == "the value of 'rows' is nested too deeply, or within itself"
+
+
+def test_a_value_is_nested_as_deeply_as_an_exporter_takes_it():
+    """Each mapping takes the room of one and a half lists."""
+    lists, mappings = [nested(47), nested(48)], [nested(depth, lambda value: {"k": value}) for depth in (31, 32)]
+    for fits, does_not in (lists, mappings):
+        worker = Worker()
+        worker.begin()
+        span = worker.tracer.start_span("work")
+        span.set_attribute("rows", fits)
+        assert worker.codes() == set()
+        span.set_attribute("rows", does_not)
+        assert worker.codes() == {Code.VALUE_TYPE}
+
+
+@pytest.mark.parametrize("key", [["rows"], {}, None, 1], ids=repr)
+def test_a_key_that_is_no_text_is_refused_as_in_the_plain_build(key):
+    """It is the span that refuses it, whether the key can be one of a mapping or not."""
+    for mode in ("off", "report"):
+        worker = Worker(mode)
+        worker.begin()
+        with pytest.raises(kongtrace.ApiError, match=r"^invalid key$"):
+            worker.tracer.active_span().set_attribute(key, 3)
+
+
 def test_a_request_whose_log_phase_failed_is_given_up_without_a_judgement(profile):
     """What a failed log handler leaves behind is its own fault (E4)."""
     worker = Worker(profile=profile)
