@@ -143,7 +143,7 @@ class _Record:
         request: to which it belongs; None when it was made outside any.
         phase: in which it was made.
         creation: where it was made.
-        name: of the span, once it is linked.
+        name: of the span, once it is linked and if it is text.
         table: its attribute table, while it is live, when the caller gave one.
         has_callers_table: the caller gave one.
         written: what stands in that table by right; None when nobody has an eye on it.
@@ -451,15 +451,15 @@ class CheckedProvider(TracerProvider):
     def linked(self, span: CheckedSpan) -> None:
         """A span got its name and, maybe, a table from the caller."""
         record = span.record
-        record.name = span.name
+        record.name = span.name if is_text(span.name) else None
         if span.attributes is not None:
             self._adopt(record, span.attributes)
             if len(span.attributes) > ATTRIBUTES_MAX:
                 self._report(Code.ATTRIBUTE_SIZE, f"the span begins with {len(span.attributes)} attributes", record)
         record.own(span.attributes)
         self._check_values(record, span.attributes)
-        if span.tracer is not None:
-            self._check_name(record, span.name, span.tracer.name)
+        if record.name is not None and span.tracer is not None:
+            self._check_name(record, record.name, span.tracer.name)
 
     def touched(self, span: CheckedSpan, method: str) -> bool:
         """A method is called; whether the span is live, so that there is more to look at."""

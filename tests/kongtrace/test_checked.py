@@ -1299,6 +1299,17 @@ def test_a_key_that_is_no_text_is_refused_as_in_the_plain_build(key):
             worker.tracer.active_span().set_attribute(key, 3)
 
 
+@pytest.mark.parametrize("name", [["work"], {}, None, 1], ids=repr)
+def test_a_name_that_is_no_text_is_taken_when_a_span_is_linked(name, profile):
+    """Linking looks at no name, so that neither do the checks."""
+    worker = Worker(profile=profile)
+    worker.begin()
+    span = worker.tracer.link_span(worker.tracer.create_span(), name, attributes={"rows": 3})
+
+    assert span.name == name
+    assert worker.codes() == set()
+
+
 def test_a_request_whose_log_phase_failed_is_given_up_without_a_judgement(profile):
     """What a failed log handler leaves behind is its own fault (E4)."""
     worker = Worker(profile=profile)
