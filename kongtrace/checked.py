@@ -40,6 +40,7 @@ from kongtrace.custody import Custody, Held, description, holder
 from kongtrace.event import Event
 from kongtrace.findings import Code, Finding, FindingLog, Frame, Mode, Stack
 from kongtrace.lua import is_number, is_table, is_text, lua_type
+from kongtrace.otlp import ATTRIBUTE_ROOM
 from kongtrace.provider import TracerProvider
 from kongtrace.span import AnySpan, ReleasedSpan, Span, SpanCopy
 from kongtrace.tracer import PROPAGATION_ONLY, Tracer
@@ -86,7 +87,6 @@ TOLERANCE_NS = 1_000_000
 SPAN, ATTRIBUTES, EVENTS, LIST = "the span", "its attributes", "its events", "the list that begins with the span"
 """What is lent."""
 
-_ROOM = 95
 _DAY_NS = 86_400 * 10**9
 _BEYOND_NS = 10**19  # the year 2286
 _REQUEST = "KONG_CHECKED"
@@ -954,7 +954,7 @@ def _suspicion(held: Held[_Record]) -> tuple[Code, Stack, str]:
     return Code.CALLERS_TABLE if is_callers else Code.SHALLOW_COPY, record.creation, record.phase
 
 
-def _flaw(value: object, room: int = _ROOM) -> str | None:
+def _flaw(value: object, room: int = ATTRIBUTE_ROOM) -> str | None:
     """Why a value cannot be exported, for what it is or for what is in it; None when it can.
 
     Args:

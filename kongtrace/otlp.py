@@ -18,8 +18,9 @@ Units and shapes: times are ns since the epoch; ids are bytes. Fields are writte
 attributes in the order of their mapping (kong-semantics L4: no order is promised). A span is anything with the fields
 of :class:`SpanData`.
 
-Errors: :class:`~kongtrace.errors.ApiError` for what cannot be written. Kong finds most of these when it sends the
-batch, and fails the whole batch; here the span that is at fault fails, when it is handed over.
+Errors: :class:`~kongtrace.errors.ApiError` for what cannot be written, whatever a program has put into it. Kong finds
+most of these when it sends the batch, and fails the whole batch; here the span that is at fault fails, when it is
+handed over. So does one that would fail its batch where that is read, since it is nested too deeply.
 
 Source: kong-semantics sections 11 (O13, O17-O19) and 12 (L1-L6); opentelemetry-proto 1.x; the protobuf wire format.
 """
@@ -30,13 +31,15 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-from kongtrace.errors import ApiError
+from kongtrace.errors import ApiError, KongTraceError
 from kongtrace.event import Link
 
 K = TypeVar("K")
 V = TypeVar("V")
+P = ParamSpec("P")
 
 Plain = dict[str, Any]
 """A protobuf message as a plain dict, by field name; an absent field is a missing key."""
@@ -46,6 +49,16 @@ SPAN_ID_BYTES = 8
 
 MEMO_ENTRIES_MAX = 256
 """Entries that a memo holds before it is emptied."""
+
+MESSAGES_MAX = 100
+"""Messages within each other that a reader takes by protobuf's default; of more it refuses the whole request."""
+
+_RESOURCE_ROOM = MESSAGES_MAX - 2
+_ENTRY_ROOM = MESSAGES_MAX - 3
+"""How many of them may be within a resource; within a span or a log record, which stands in its scope."""
+
+ATTRIBUTE_ROOM = _ENTRY_ROOM - 2
+"""How many may be within the value of a span's attribute: a list takes two, a mapping three."""
 
 SEVERITIES: dict[int, tuple[int, str]] = {
     8: (5, "DEBUG"),
@@ -294,10 +307,23 @@ class _UnusualError(Exception):
     """The fast path does not know this span."""
 
 
-_MISFITS = (AttributeError, LookupError, OverflowError, TypeError, ValueError, struct.error)
-"""What writing a field raises that holds what it cannot hold."""
-_UNUSUAL = (_UnusualError, RecursionError, *_MISFITS)
-"""What the fast path trips over."""
+_UNUSUAL = Exception
+"""What the fast path trips over: what a program has put into a span may raise anything."""
+
+
+def _refusing(write: Callable[P, V]) -> Callable[P, V]:
+    """Raise ApiError for whatever ``write`` trips over; what else this package raises is not about the value."""
+
+    @wraps(write)
+    def guarded(*arguments: P.args, **given: P.kwargs) -> V:
+        try:
+            return write(*arguments, **given)
+        except KongTraceError:
+            raise
+        except _UNUSUAL as error:
+            raise ApiError(f"a field that cannot be written: {error}") from None
+
+    return guarded
 
 
 def _remember(memo: dict[K, V], key: K, value: V) -> V:
@@ -409,6 +435,7 @@ class Encoder:
                 encoded += self._unusual(span, trace_id, refused)
         return encoded
 
+    @_refusing
     def transform_span(self, span: SpanData, trace_id: bytes | None = None) -> Plain:
         """A copy of a span as plain dicts in the shape of OTLP: what an exporter of another format keeps of it.
 
@@ -421,7 +448,8 @@ class Encoder:
             trace_id: the raw trace id of the request, in place of the span's own (O13, O17).
 
         Raises:
-            ApiError: the span has no trace id, an id that is not bytes, or attributes that are no mapping.
+            ApiError: the span has no trace id, an id that is not bytes, or attributes that are no mapping; or it holds
+                something else that has no such form, such as a list within itself.
         """
         trace_id = span.trace_id if trace_id is None else trace_id
         if trace_id is None:
@@ -435,13 +463,14 @@ class Encoder:
                 "kind": 0 if span.kind is None else span.kind,
                 "start_time_unix_nano": span.start_time_ns,
                 "end_time_unix_nano": span.end_time_ns,
-                "attributes": self._plain_attributes(span.attributes),
+                "attributes": self._plain_attributes(span.attributes, _ENTRY_ROOM),
                 "events": self._plain_events(span.events),
                 "links": self._plain_links(span.events),
                 "status": {"code": span.status} if span.status in _STATUS else None,
             }
         )
 
+    @_refusing
     def encode_resource(self, attributes: Mapping[str, Any] | None, *, instance_id: str, version: str) -> bytes:
         """The resource of every request of one configuration; made once, kept with the configuration (L6, O19).
 
@@ -455,8 +484,9 @@ class Encoder:
         """
         defaults = {"service.name": "kong", "service.instance.id": instance_id, "service.version": version}
         merged = sorted({**defaults, **(attributes or {})}.items(), key=lambda item: _text(item[0]))
-        return _field(b"\x0a", _key_values(b"\x0a", self._plain_attributes(dict(merged)) or ()))
+        return _field(b"\x0a", _key_values(b"\x0a", self._plain_entries(dict(merged), _RESOURCE_ROOM)))
 
+    @_refusing
     def prepare_logs(self, logs: Iterable[Mapping[str, Any]], trace_id: bytes | None, flags: int | None) -> list[Plain]:
         """Log records in the shape of OTLP (L5).
 
@@ -467,7 +497,7 @@ class Encoder:
             flags: W3C trace flags, or None.
 
         Raises:
-            ApiError: the attributes are no mapping.
+            ApiError: the attributes of one are no mapping, or it holds something else that has no such form.
         """
         return [self._plain_log(log, trace_id, flags) for log in logs]
 
@@ -475,7 +505,7 @@ class Encoder:
         """A span's attribute; one that is None is not there."""
         if value is None:
             return b""
-        return _key_value(_ATTRIBUTES, self._plain_text(key), self._plain_value(key, value))
+        return _key_value(_ATTRIBUTES, self._plain_text(key), self._plain_value(key, value, ATTRIBUTE_ROOM))
 
     def _learn_attribute(self, key: object, value: str | int) -> bytes:
         """The same, which the memos did not know.
@@ -512,15 +542,9 @@ class Encoder:
             refused.append(error)
             return []
 
+    @_refusing
     def _encode_unusual(self, span: SpanData, trace_id: bytes | None) -> bytes:
-        try:
-            return _field(b"\x12", _span(self.transform_span(span, trace_id)))
-        except ApiError:
-            raise
-        except RecursionError:
-            raise ApiError("attributes nested too deeply, or within themselves") from None
-        except _MISFITS as error:
-            raise ApiError(f"a span with a field that cannot be written: {error}") from None
+        return _field(b"\x12", _span(self.transform_span(span, trace_id)))
 
     def _events(self, events: Any) -> bytes:
         plain = self._plain_events(events) or ()
@@ -531,7 +555,7 @@ class Encoder:
     def _plain_log(self, log: Mapping[str, Any], trace_id: bytes | None, flags: int | None) -> Plain:
         plain = {field: value for field, value in log.items() if field != "log_level"}
         number, text = SEVERITIES.get(log.get("log_level"), (None, None))  # type: ignore[arg-type]  # None is no level
-        attributes = self._plain_attributes(log.get("attributes"))
+        attributes = self._plain_attributes(log.get("attributes"), _ENTRY_ROOM)
         if attributes is None:
             raise ApiError("invalid attributes")
         plain |= {
@@ -547,16 +571,16 @@ class Encoder:
     def _plain_body(self, body: object) -> Plain:
         if body is None:
             return {}
-        return {"string_value": body} if self._rules.refuses else self._plain_value(None, body)
+        return {"string_value": body} if self._rules.refuses else self._plain_value(None, body, _ENTRY_ROOM - 1)
 
-    def _plain_attributes(self, attributes: object) -> list[Plain] | None:
+    def _plain_attributes(self, attributes: object, room: int) -> list[Plain] | None:
         if attributes is None or attributes is False:
             return None
         if isinstance(attributes, (list, tuple)):
             attributes = dict(enumerate(attributes, start=1))
         if not isinstance(attributes, Mapping):
             raise ApiError("invalid attributes")
-        return self._plain_entries(attributes)
+        return self._plain_entries(attributes, room)
 
     def _plain_events(self, events: object) -> list[Plain] | None:
         if not isinstance(events, (list, tuple)):
@@ -566,7 +590,7 @@ class Encoder:
                 {
                     "name": self._plain_name(name),
                     "time_unix_nano": time_ns,
-                    "attributes": self._plain_attributes(attributes),
+                    "attributes": self._plain_attributes(attributes, _ENTRY_ROOM - 1),
                 }
             )
             for name, time_ns, attributes in [event for event in events if type(event) is not Link]
@@ -580,7 +604,7 @@ class Encoder:
                 "trace_id": event.trace_id,
                 "span_id": event.span_id,
                 "trace_state": event.trace_state,
-                "attributes": self._plain_entries(event.own_attributes),
+                "attributes": self._plain_entries(event.own_attributes, _ENTRY_ROOM - 1),
                 "flags": event.flags,
             }
             for event in events
@@ -588,10 +612,13 @@ class Encoder:
         ]
         return links or None
 
-    def _plain_entries(self, mapping: Mapping[Any, Any]) -> list[Plain]:
-        """The entries of a mapping; one that is None is not there, as in any Lua table."""
+    def _plain_entries(self, mapping: Mapping[Any, Any], room: int) -> list[Plain]:
+        """The entries of a mapping, in a message that has room for so many within each other.
+
+        One that is None is not there, as in any Lua table.
+        """
         return [
-            {"key": self._plain_text(key), "value": self._plain_value(key, value)}
+            {"key": self._plain_text(key), "value": self._plain_value(key, value, room - 2)}
             for key, value in mapping.items()
             if value is not None
         ]
@@ -605,14 +632,16 @@ class Encoder:
             return text
         return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
 
-    def _plain_value(self, key: object, value: object) -> Plain:
-        """``AnyValue`` of an attribute or of an element, whose key is None (L3)."""
+    def _plain_value(self, key: object, value: object, room: int) -> Plain:
+        """``AnyValue`` of an attribute or of an element, whose key is None (L3), with room for so many within it."""
+        if room < 1 and (room < 0 or isinstance(value, (list, tuple, dict))):
+            raise ApiError("a value nested too deeply, or within itself")
         if isinstance(value, (list, tuple)):
-            return {"array_value": {"values": [self._plain_value(None, element) for element in value]}}
+            return {"array_value": {"values": [self._plain_value(None, element, room - 2) for element in value]}}
         if isinstance(value, dict):
             if self._rules.lua_tables and _counts(value):
-                return self._plain_value(None, [value[index] for index in range(1, len(value) + 1)])
-            return {"kvlist_value": {"values": self._plain_entries(value)}}
+                return self._plain_value(None, [value[index] for index in range(1, len(value) + 1)], room)
+            return {"kvlist_value": {"values": self._plain_entries(value, room - 1)}}
         field = "int_value" if key in self._rules.integer_keys else self._field_of(value)
         return {field: value} if field else {}
 
@@ -643,6 +672,7 @@ def fit_id(identifier: bytes, size: int) -> bytes:
     return identifier[-size:].rjust(size, b"\0")
 
 
+@_refusing
 def encode_log(record: Plain) -> bytes:
     """The bytes of one entry of ``ScopeLogs.log_records``, from a record of :meth:`Encoder.prepare_logs` (L5).
 

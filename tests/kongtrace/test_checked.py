@@ -1515,6 +1515,20 @@ def test_mode_raise_raises_before_the_call_has_an_effect():
     assert span.name == "work"
 
 
+def test_mode_raise_raises_from_the_encoder_too():
+    """A span that is encoded late is a finding there, not one more span that cannot be written."""
+    worker = Worker("raise")
+    refused = []
+    with pytest.raises(FindingError, match=r"^KT001 "):
+        encodes_late(worker)
+    ctx = worker.begin()
+    span = worker.tracer.active_span()
+    worker.end(ctx)
+    with pytest.raises(FindingError, match=r"^KT001 "):
+        otlp.Encoder(otlp.SAFE).encode_spans([span], None, refused)
+    assert refused == []
+
+
 def test_mode_raise_ends_the_request_first(profile):
     """What is wrong with a request is raised when its spans have been taken back."""
     worker = Worker("raise", profile)

@@ -322,7 +322,59 @@ def test_span_with_an_attribute_that_contains_itself_is_refused_and_the_others_a
     refused = []
     spans = [a_span(), *(a_span(attributes={"value": value}) for value in (cyclic, {"x": cyclic}, deep)), a_span()]
     assert len(Encoder(SAFE).encode_spans(spans, None, refused)) == 2
-    assert {str(error) for error in refused} == {"attributes nested too deeply, or within themselves"}
+    assert {str(error) for error in refused} == {"a value nested too deeply, or within itself"}
+
+
+def within_itself() -> list[Any]:
+    value: list[Any] = []
+    value.append({"value": value})
+    return value
+
+
+class Nameless:
+    """A key that cannot be made text."""
+
+    def __str__(self) -> str:
+        raise LookupError("nameless")
+
+
+WRITERS = {
+    "encode_span": lambda encoder, table: encoder.encode_span(a_span(attributes=table)),
+    "event": lambda encoder, table: encoder.encode_span(a_span(events=[("e", 1, table)])),
+    "transform_span": lambda encoder, table: encoder.transform_span(a_span(attributes=table)),
+    "encode_resource": lambda encoder, table: encoder.encode_resource(table, **NODE),
+    "prepare_logs": lambda encoder, table: encoder.prepare_logs([{"attributes": table}], TRACE_ID, 1),
+    "body": lambda encoder, table: encoder.prepare_logs([{"body": table, "attributes": {}}], TRACE_ID, 1),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize(
+    ("table", "error"),
+    [
+        ({"value": within_itself()}, r"^a value nested too deeply, or within itself$"),
+        ({"value": {Nameless(): 1}}, r"^a field that cannot be written: nameless$"),
+    ],
+    ids=["within itself", "nameless"],
+)
+def test_whatever_cannot_be_written_is_an_api_error(write, table, error):
+    """Whoever calls the encoder has one error to expect, whatever a program has put into its tables."""
+    with pytest.raises(ApiError, match=error):
+        write(Encoder(SAFE), table)
+
+
+@pytest.mark.parametrize("fields", [{"events": [1]}, {"status": []}, {"parent_id": 7}, {"events": [(1, 2)]}], ids=repr)
+def test_a_span_with_an_odd_field_has_no_plain_form(fields):
+    """What an exporter of another format calls refuses as the encoder does."""
+    with pytest.raises(ApiError):
+        Encoder(SAFE).transform_span(a_span(**fields))
+
+
+@pytest.mark.parametrize("fields", [{"trace_id": 7}, {"flags": "x"}, {"span_id": "text"}, {"attributes": 5}], ids=repr)
+def test_a_log_record_with_an_odd_field_is_refused(fields):
+    """A record that somebody else has made is written, or refused."""
+    with pytest.raises(ApiError):
+        encode_log({"body": {}, "attributes": []} | fields)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 900, 1023, 1024, 16_383, 16_384, 100_000])

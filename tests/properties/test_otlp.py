@@ -6,8 +6,11 @@ import weakref
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from google.protobuf.message import Message
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import ScopeLogs
@@ -15,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from kongtrace.errors import ApiError
 from kongtrace.event import Link
-from kongtrace.otlp import KONG, MEMO_ENTRIES_MAX, SAFE, Encoder, Rules, encode_log, encode_traces
+from kongtrace.otlp import KONG, MEMO_ENTRIES_MAX, SAFE, Encoder, Rules, encode_log, encode_logs, encode_traces
 
 
 class FakeSpan(SimpleNamespace):
@@ -203,6 +206,61 @@ def test_batch_is_the_concatenation_of_its_spans(batch: list[FakeSpan], trace_id
     wanted = [expected(FakeSpan(**vars(span) | {"trace_id": trace_id})) for span in batch]
     assert repr(list(scope_spans.spans)) == repr(wanted)
     assert b"".join(encoded) == ScopeSpans(spans=wanted).SerializeToString(deterministic=True)
+
+
+def of_span(**fields: Any) -> Any:
+    return ExportTraceServiceRequest.FromString(encode_traces([safe_encoder.encode_span(FakeSpan(**fields))], b""))
+
+
+def of_log(**fields: Any) -> Any:
+    records = safe_encoder.prepare_logs([{"attributes": {}} | fields], None, None)
+    return ExportLogsServiceRequest.FromString(encode_logs(map(encode_log, records), b""))
+
+
+def of_resource(value: object) -> Any:
+    resource = safe_encoder.encode_resource({"k": value}, instance_id="node", version="3.9.0")
+    return ExportTraceServiceRequest.FromString(encode_traces([], resource))
+
+
+PLACES = {
+    "attribute": (5, lambda value: of_span(attributes={"k": value})),
+    "event": (6, lambda value: of_span(events=[("e", 1, {"k": value})])),
+    "link": (6, lambda value: of_span(events=[a_link({"k": value})])),
+    "log attribute": (5, lambda value: of_log(attributes={"k": value})),
+    "log body": (4, lambda value: of_log(body=value)),
+    "resource": (4, of_resource),
+}
+"""Where values stand: how many messages are around each in a request, and the request as it is read back."""
+
+
+def levels(message: Message) -> int:
+    """How many messages stand within each other in this one."""
+    fields = [value for _, value in message.ListFields()]
+    inner = [item for value in fields for item in (value if hasattr(value, "append") else [value])]
+    return max((1 + levels(item) for item in inner if isinstance(item, Message)), default=0)
+
+
+@pytest.mark.parametrize(("around", "request_of"), PLACES.values(), ids=PLACES)
+@given(wraps=st.lists(st.sampled_from([list, dict]), min_size=25, max_size=50), core=st.sampled_from(["x", [], {}]))
+@example(wraps=[list] * 46, core="x")
+@example(wraps=[list] * 47, core="x")
+@example(wraps=[list] * 48, core="x")
+@example(wraps=[list] * 47, core=[])
+@example(wraps=[list] * 48, core={})
+@example(wraps=[dict] * 31, core="x")
+@example(wraps=[dict] * 32, core="x")
+@example(wraps=[dict] * 31 + [list], core="x")
+def test_a_value_is_refused_when_a_reader_would_refuse_its_request(around: int, request_of: Any, wraps: Any, core: Any):
+    """A value is written if protobuf's usual limit takes all that is around it and in it, and else not."""
+    value, needed = core, around + (core != "x")
+    for wrap in wraps:
+        value = [value] if wrap is list else {"k": value}
+        needed += 2 if wrap is list else 3
+    if needed <= 100:
+        assert levels(request_of(value)) == needed
+    else:
+        with pytest.raises(ApiError, match="nested too deeply"):
+            request_of(value)
 
 
 class Holder(str):
