@@ -4,8 +4,8 @@ Activate the fixtures with ``pytest_plugins = ["kongtrace.testing"]`` in ``conft
 in all of this package nothing here reads a clock or draws randomness: :class:`FakeClock` and :class:`FakeEntropy` are
 handed in, so that a test sees the same times and ids each time it runs.
 
-A span leaks when its request ends before it is finished, or while it is still the active one; a request leaks when
-nobody ends it (kong-semantics H3, H4).
+A span leaks when its request ends before it is finished, or while it is still the active one, or when it is released
+before; a request leaks when nobody ends it (kong-semantics H3, H4, S16).
 
 Needs the extra ``kongsim[testing]`` (pytest and hypothesis); without it the import raises
 :class:`~kongtrace.errors.KongTraceError`.
@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kongtrace.context import KONG_PHASE, Context, span_list
-from kongtrace.errors import KongTraceError
+from kongtrace.errors import ApiError, KongTraceError
 from kongtrace.global_tracer import tracing
 from kongtrace.otlp import SAFE as OTLP_RULES
 from kongtrace.otlp import Encoder
 from kongtrace.phase import PHASES
 from kongtrace.profile import SAFE, Profile
 from kongtrace.provider import TracerProvider
-from kongtrace.span import CLIENT, CONSUMER, INTERNAL, PRODUCER, SERVER
+from kongtrace.span import CLIENT, CONSUMER, INTERNAL, PRODUCER, SERVER, Span
+from kongtrace.tracer import Tracer
 
 try:
     import pytest
@@ -38,13 +39,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kongtrace.global_tracer import GlobalTracer
-    from kongtrace.tracer import Tracer
 
 EPOCH_NS = 1_700_000_000_000_000_000
 """First reading of a :class:`FakeClock`: 2023-11-14T22:13:20Z in ns."""
 
 GLOBAL_TRACER = "instrument"
 """Name of the global tracer (T4)."""
+
+_UNLISTED = "KONGTRACE_TESTING_UNLISTED"
+"""Key of the spans of a request whose list was replaced."""
 
 _INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -85,6 +88,32 @@ class FakeEntropy:
         return hashlib.shake_128(f"{self.seed} {self.draws}".encode()).digest(count)
 
 
+class _WatchedTracer(Tracer):
+    """Keeps sight of the spans whose list it replaces: they may be finished yet."""
+
+    __slots__ = ()
+
+    def init_spans(self) -> list[Span]:
+        """See :meth:`Tracer.init_spans`."""
+        self._context().setdefault(_UNLISTED, []).extend(self.trace().spans or ())
+        return super().init_spans()
+
+
+class _WatchedProvider(TracerProvider):
+    """Adds to ``leaks`` when a span is released by hand before it is finished: nothing of it is left later."""
+
+    __slots__ = ("leaks",)
+
+    tracer_class = _WatchedTracer
+    leaks: list[str]
+
+    def release(self, span: Span) -> None:
+        """See :meth:`TracerProvider.release`."""
+        if span.linked and span.end_time_ns is None:
+            self.leaks.append(f"span {span.name!r} was released before it was finished")
+        super().release(span)
+
+
 class TracedWorker:
     """One worker as far as a tracer can see it: requests come, go through phases, and end.
 
@@ -96,7 +125,7 @@ class TracedWorker:
         provider: its :class:`~kongtrace.provider.TracerProvider`; the global tracer samples everything.
         logged: level and message of every log line.
         exported: a copy of every span of every ended request, in order of linking, in the shape of
-            :meth:`kongtrace.otlp.Encoder.transform_span`.
+            :meth:`kongtrace.otlp.Encoder.transform_span`; one that has no such form is logged instead.
         leaks: what went wrong so far, a sentence each.
     """
 
@@ -105,12 +134,13 @@ class TracedWorker:
         self.logged: list[tuple[str, str]] = []
         self.exported: list[dict[str, Any]] = []
         self.leaks: list[str] = []
-        self.provider = TracerProvider(
+        self.provider = _WatchedProvider(
             time_ns=self.clock,
             random_bytes=FakeEntropy(),
             log=lambda level, message: self.logged.append((level, message)),
             profile=profile,
         )
+        self.provider.leaks = self.leaks
         self.provider.set_global_tracer(self.provider.new(GLOBAL_TRACER))
         self._encoder = Encoder(OTLP_RULES)
         self._open: list[Context] = []
@@ -137,32 +167,25 @@ class TracedWorker:
     def end(self, ctx: Context) -> None:
         """End a request: look for leaks, copy its spans, and take them back."""
         self.enter("log", ctx)
-        for namespace in self.provider.execution.namespaces:
-            active = namespace.trace.active if namespace.trace is not None else None
-            if active is not None:
-                self.leaks.append(f"span {active.name!r} was still active when its request ended")
-            for span in span_list(ctx, namespace.name):
-                if not span.span_id:
-                    continue
-                if span.end_time_ns is None:
-                    self.leaks.append(f"span {span.name!r} was never finished")
-                self.exported.append(self._encoder.transform_span(span))
-        # What this frame still holds would count as held by somebody.
-        span = active = None  # type: ignore[assignment]  # the loop is over
+        self._look_at(ctx)  # by a function of its own: what this frame held would count as held by somebody
         self.provider.end_request(ctx)
-        self._close(ctx)
+        self._open = [other for other in self._open if other is not ctx]
+        self.enter("timer", None)
 
     @contextmanager
     def request(self, phase: str = "access") -> Iterator[Context]:
-        """A request for the length of a ``with`` block; one that an exception leaves is given up."""
+        """A request for the length of a ``with`` block; then the one goes on within which it was made.
+
+        It ends as any other when the block raises: after a handler that raised, the gateway goes on to the log phase.
+        """
+        outer_phase, outer = self.provider.execution.phase.name, self.provider.execution.ctx
         ctx = self.begin(phase)
         try:
             yield ctx
-        except BaseException:
-            self.provider.abandon_request(ctx)
-            self._close(ctx)
-            raise
-        self.end(ctx)
+        finally:
+            self.end(ctx)
+            if any(other is outer for other in self._open):
+                self.enter(outer_phase, outer)
 
     def check(self) -> None:
         """Find what has leaked.
@@ -178,9 +201,29 @@ class TracedWorker:
         if leaks:
             raise AssertionError("\n".join(leaks))
 
-    def _close(self, ctx: Context) -> None:
-        self._open = [other for other in self._open if other is not ctx]
-        self.enter("timer", None)
+    def _look_at(self, ctx: Context) -> None:
+        """Look for leaks in a request that is about to end, and copy its spans."""
+        for namespace in self.provider.execution.namespaces:
+            active = namespace.trace.active if namespace.trace is not None else None
+            if isinstance(active, Span) and active.span_id:
+                self.leaks.append(f"span {active.name!r} was still active when its request ended")
+            for span in span_list(ctx, namespace.name):
+                if span.span_id:
+                    self._export(span)
+                    self._look_at_end(span)
+        for span in ctx.pop(_UNLISTED, ()):
+            if span.span_id:
+                self._look_at_end(span)
+
+    def _look_at_end(self, span: Span) -> None:
+        if span.end_time_ns is None:
+            self.leaks.append(f"span {span.name!r} was never finished")
+
+    def _export(self, span: Span) -> None:
+        try:
+            self.exported.append(self._encoder.transform_span(span))
+        except ApiError as error:
+            self.provider.log("error", f"span {span.name!r} cannot be exported: {error}")
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 
-from kongtrace import PROFILES, KongTraceError, Tracer, tracing
+from kongtrace import NOOP_SPAN, PROFILES, KongTraceError, ReleasedSpanError, Tracer, tracing
 from kongtrace.testing import TracedWorker, attributes, serving, span_ids, span_trees, trace_ids
 
 ROOT = Path(__file__).parents[2]
@@ -92,17 +93,128 @@ def test_tracers_made_at_import_serve_each_worker_in_turn():
         assert not tracer.start_span("query").is_recording
 
 
-def test_an_exception_gives_the_request_up():
-    """A request that an exception leaves is given up, and its unfinished spans are no leak."""
-    worker = TracedWorker()
+def leaks_of(worker):
+    """What the worker would fail a test with, line by line."""
+    try:
+        worker.check()
+    except AssertionError as error:
+        return str(error).splitlines()
+    return []
+
+
+@pytest.fixture(params=PROFILES.values(), ids=PROFILES)
+def worker(request):
+    """A worker in each profile, which `tracing` serves."""
+    worker = TracedWorker(request.param)
+    with serving(worker.provider, tracing):
+        yield worker
+
+
+def test_a_request_whose_block_raises_ends_like_any_other(worker):
+    """A handler that raises keeps no request from its log phase: what it leaves open is a leak, and all is exported."""
 
     def fail():
-        worker.provider.new("plugin").start_span("open")
+        tracing.start_span("done").finish()
+        tracing.set_active_span(tracing.start_span("query"))
         raise LookupError
 
     with pytest.raises(LookupError), worker.request():
         fail()
-    worker.check()
+
+    assert leaks_of(worker) == [
+        "span 'query' was still active when its request ended",
+        "span 'query' was never finished",
+    ]
+    assert [span["name"] for span in worker.exported] == ["done", "query"]
+
+
+def test_a_handle_from_a_block_that_raised_is_a_released_one(worker):
+    """Its methods refuse, and the balances bear them."""
+    spans = []
+
+    def fail():
+        spans.append(tracing.start_span("query"))
+        spans[0].finish()
+        raise LookupError
+
+    with pytest.raises(LookupError), worker.request():
+        fail()
+    with suppress(ReleasedSpanError):
+        spans[0].release()
+
+    assert leaks_of(worker) == []
+
+
+def test_a_span_that_is_released_open_is_a_leak(worker):
+    """Releasing ends nothing: the span is in no trace (S16). One that was never started has nothing to end."""
+    with worker.request():
+        tracing.start_span("query").release()
+        tracing.create_span(None).release()
+        span = tracing.start_span("done")
+        span.finish()
+        span.release()
+
+    assert leaks_of(worker) == ["span 'query' was released before it was finished"]
+
+
+def test_an_open_span_whose_list_is_replaced_is_a_leak(worker):
+    """Unless it is finished before its request ends, even so (D17)."""
+    with worker.request():
+        tracing.start_span("query")
+        finished_later = tracing.start_span("later")
+        tracing.init_spans()
+        with worker.request():
+            tracing.init_spans()
+        finished_later.finish()
+        tracing.init_spans()
+        tracing.start_span("listed").finish()
+
+    assert leaks_of(worker) == ["span 'query' was never finished"]
+    assert [span["name"] for span in worker.exported] == ["listed"]
+
+
+@pytest.mark.parametrize("parent", [{"trace_id": bytes(16), "span_id": bytes(8)}, NOOP_SPAN], ids=["mapping", "noop"])
+def test_what_cannot_be_finished_may_stay_active(worker, parent):
+    """A parent from elsewhere, which is no span of this request, is no leak."""
+    with worker.request():
+        tracing.set_active_span(parent)
+        tracing.start_span("query").finish()
+
+    assert leaks_of(worker) == []
+    assert [span["name"] for span in worker.exported] == ["query"]
+
+
+def test_a_span_that_cannot_be_exported_is_logged(worker):
+    """As in the gateway it costs neither the request nor the other spans anything."""
+    endless = {}
+    endless["endless"] = endless
+    with worker.request():
+        tracing.start_span("text", {"trace_id": "00" * 16}).finish()
+        tracing.start_span("endless", attributes=endless).finish()
+        tracing.start_span("query").finish()
+
+    assert leaks_of(worker) == []
+    assert [span["name"] for span in worker.exported] == ["query"]
+    assert worker.logged == [
+        ("error", "span 'text' cannot be exported: an id must be bytes, not str"),
+        ("error", "span 'endless' cannot be exported: a value nested too deeply, or within itself"),
+    ]
+
+
+def test_a_request_within_another_lets_that_go_on(worker):
+    """As a subrequest does; one that has ended meanwhile does not go on."""
+    with worker.request("rewrite") as outer:
+        with worker.request():
+            tracing.start_span("inner").finish()
+        assert (worker.provider.execution.phase.name, worker.provider.execution.ctx) == ("rewrite", outer)
+        tracing.start_span("outer").finish()
+    assert [span["name"] for span in worker.exported] == ["inner", "outer"]
+
+    ended = worker.begin()
+    with worker.request():
+        worker.end(ended)
+    assert not tracing.start_span("nobody's").is_recording
+    assert leaks_of(worker) == []
 
 
 def test_a_phase_that_nginx_does_not_have_is_refused():
