@@ -7,7 +7,7 @@ exporter's timers do the rest.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Final, Literal
 from uuid import NAMESPACE_URL, uuid5
@@ -289,14 +289,27 @@ class _Entity:
             return
         if self._templates:
             self._render(kong, request)
-        records = self._encoder.prepare_logs(of_request, tracing.raw_trace_id, tracing.flags)
-        records += self._encoder.prepare_logs(of_worker, None, None)
+        encoded = [
+            *self._encode_logs(kong, of_request, tracing.raw_trace_id, tracing.flags),
+            *self._encode_logs(kong, of_worker, None, None),
+        ]
         queue = self._logs
-        for position, record in enumerate(records):
+        for position, (record, entry) in enumerate(encoded):
             if not queue.can_enqueue(record):
-                kong.log.notice(f"the log queue is full, {len(records) - position} log records were dropped")
+                kong.log.notice(f"the log queue is full, {len(encoded) - position} log records were dropped")
                 return
-            queue.enqueue(otlp.encode_log(record), self._logs_binding, self._now(), log_phase=True)
+            queue.enqueue(entry, self._logs_binding, self._now(), log_phase=True)
+
+    def _encode_logs(
+        self, kong: Kong, logs: Iterable[dict[str, Any]], trace_id: bytes | None, flags: int | None
+    ) -> Iterator[tuple[otlp.Plain, bytes]]:
+        """Give log records with their bytes; one that cannot be written is no reason to lose the others."""
+        for log in logs:
+            try:
+                [record] = self._encoder.prepare_logs([log], trace_id, flags)
+                yield record, otlp.encode_log(record)
+            except ApiError as error:
+                kong.log.err(f"Failed to enqueue log record to log server: {error}")
 
     def _join(
         self,

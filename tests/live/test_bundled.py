@@ -288,6 +288,10 @@ class Talks:
         kong.ctx.shared["team"] = "blue"
         kong.response.set_header("X-Told", str(kong.telemetry.log("talks", conf, "order", "shipped", {"order.id": 7})))
         assert kong.telemetry.log("talks", conf, 1, "shipped") == (None, "message_type must be a string")
+        if conf.get("odd"):
+            within_itself = []
+            within_itself.append(within_itself)
+            assert kong.telemetry.log("talks", conf, "order", "odd", {"list": within_itself}) == (True, None)
         for number in range(conf.get("many", 0)):
             kong.log.notice(f"line {number}")
         kong.log.info("too little to be logged")
@@ -342,6 +346,21 @@ def test_opentelemetry_exports_log_records_with_the_span_that_was_active(tmp_pat
     # Log records are in no account of spans.
     assert reading.ledger.unaccounted == 0
     assert reading.ledger.enqueued == reading.ledger.acknowledged == len(spans) == reading.ledger.created
+
+
+def test_opentelemetry_loses_a_record_that_cannot_be_written_and_no_other(tmp_path):
+    """One line says why; those of the worker come as well."""  # L5
+    with logging_gateway(tmp_path, {}, {"odd": True}) as (gateway, traces, logs):
+        gateway.request()
+        gateway.wait_requests(1)
+        reading = gateway.stop()
+        found, _resource = records(logs)
+        log = gateway.log.read_text()
+        traces.wait_spans(reading.ledger.acknowledged)
+
+    assert {"order 7 is late", "shipped", "from a timer"} <= {record.body.string_value for record in found}
+    assert log.count("Failed to enqueue log record to log server: a value nested too deeply, or within itself") == 1
+    assert reading.ledger.enqueued == reading.ledger.acknowledged == reading.ledger.created
 
 
 def test_opentelemetry_keeps_a_thousand_records_of_a_request(tmp_path):
