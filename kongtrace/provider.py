@@ -340,9 +340,10 @@ class TracerProvider:
 
     def _release(self, span: Span, *, is_held: bool) -> None:
         self.reclaim(span)
-        if span.attributes is not None:
+        # Anything can be written into a field; a pool takes what it can lend.
+        if isinstance(span.attributes, dict):
             self.attributes.release(span.attributes)
-        if span.events is not None:
+        if isinstance(span.events, list):
             self.events.release(span.events)
         if is_held and not self._recycles_held:
             self.spans.leave(span)
@@ -400,10 +401,11 @@ class TracerProvider:
             if span.span_id is not None:
                 if span._settled is not None:
                     self.reclaim(span)
-                if span.attributes is not None:
-                    tables.append(span.attributes)
+                table = span.attributes
+                if type(table) is dict or isinstance(table, dict):
+                    tables.append(table)
                     span.attributes = None
-                if span.events is not None:
+                if span.events is not None and isinstance(span.events, list):
                     events.append(span.events)
                     span.events = None
         self.attributes.release_all(tables)

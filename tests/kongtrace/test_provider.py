@@ -531,6 +531,22 @@ def test_a_span_is_in_the_balance_once_however_it_lives(lives, profile):
 
 
 @both_profiles
+@pytest.mark.parametrize("value", [False, 5, "text", (), object()], ids=lambda value: type(value).__name__)
+def test_whatever_is_written_into_a_field_a_request_ends(value, profile):
+    """What is no table goes into no pool."""
+    worker = TracedWorker(profile)
+    with request_of(worker):
+        for field in ("attributes", "events"):
+            setattr(worker.provider.global_tracer.start_span(field), field, value)
+        released = worker.provider.global_tracer.start_span("by hand")
+        released.attributes = released.events = value
+        released.release()
+        del released
+    assert live(worker) == {}
+    assert {type(kept) for kept in worker.provider.attributes.free or ()} <= {dict}
+
+
+@both_profiles
 def test_a_copy_is_not_linked(profile):
     """It belongs to no request and to no pool."""
     worker = TracedWorker(profile)
