@@ -20,7 +20,8 @@ span too, if its request is the one that runs, so that the gateway's own spans g
 
 *Outside requests.* A span that has no parent here and starts while no request runs begins a trace of its own, when
 there is somebody to take it: ``process`` gets each sampled span once the last open span of the trace has ended; then
-all are released.
+all are released. The worker executes such a trace only within the calls of this API: nobody else can tell which of
+several is whose, so that Kong's API sees none of them.
 
 *Ended.* What is done to a span after its end is ignored and logged; a checked provider reports it. Nothing here raises.
 
@@ -87,9 +88,6 @@ CONTENT, LOG = PHASES["content"], PHASES["log"]
 
 _KINDS = {kind: kind.value + 1 for kind in SpanKind}
 """Kong counts the kinds as OTLP does, from 1 (S1)."""
-
-_LOCAL = "KONG_OTEL"
-"""Key by which a context that no request of the worker owns is known; its value is the :class:`LocalTrace`."""
 
 _NAMELESS = "unnamed"
 _PLAIN = frozenset((str, bool, int, float))
@@ -161,13 +159,12 @@ class LocalTrace:
         open: how many have not ended.
     """
 
-    __slots__ = ("_before", "_process", "_provider", "ctx", "open")
+    __slots__ = ("_process", "_provider", "ctx", "open")
 
     def __init__(self, process: Callable[[KongSpan], object], provider: KongProvider) -> None:
         self._process = process
         self._provider = provider
-        self._before = provider.execution.phase, provider.execution.ctx
-        self.ctx: Context = {_LOCAL: self}
+        self.ctx: Context = {}
         self.open = 0
 
     def ended(self) -> None:
@@ -185,8 +182,6 @@ class LocalTrace:
             except Exception as error:  # noqa: BLE001  # the API lets no error through to the instrumented program
                 provider.log("error", f"the spans of a trace could not be processed: {error!r}")
             provider.end_request(ctx)
-        if execution.ctx is ctx:
-            execution.enter(*self._before)
 
     def _show(self, span: KongSpan) -> None:
         if span.should_sample:
@@ -249,8 +244,6 @@ class Tracer(trace.Tracer):
             return NonRecordingSpan(trace.get_current_span(context).get_span_context())
         span.span = made
         span.id = made.span_id
-        if span.home.local is not None:
-            span.home.local.open += 1
         if not (record_exception and set_status_on_exception):
             span.on_exception(record_exception, set_status_on_exception)
         if links:
@@ -284,20 +277,38 @@ class Tracer(trace.Tracer):
         handle = self._handle
         provider = handle.provider
         execution = provider.execution
+        local = None
         if type(parent) in _SPANS and parent.home.provider is provider:
             if parent.span.span_id is not parent.id:
                 parent.late("start_span")
                 return NOOP_SPAN
             span.home = parent.home
+            local = parent.home.local
             with running(execution, parent.home.ctx):
-                return handle.start_span(*fields, parent.span)
-        ctx, local = execution.span_ctx, None
-        if (ctx is None or _LOCAL in ctx) and self._provider.process is not None:
-            local = LocalTrace(self._provider.process, provider)
-            ctx = local.ctx
-            execution.enter(CONTENT, ctx)
-        if ctx is None:
+                made = handle.start_span(*fields, parent.span)
+        elif execution.span_ctx is not None:
+            made = self._start_first(span, parent, context, fields)
+        elif self._provider.process is None:
             return NOOP_SPAN
+        else:
+            local = LocalTrace(self._provider.process, provider)
+            with running(execution, local.ctx):
+                made = self._start_first(span, parent, context, fields, local)
+        if local is not None and made is not NOOP_SPAN:
+            local.open += 1
+        return made
+
+    def _start_first(
+        self,
+        span: Span,
+        parent: Any,
+        context: context_api.Context | None,
+        fields: tuple[Any, ...],
+        local: LocalTrace | None = None,
+    ) -> AnySpan:
+        """Start a span that has no parent of this API, in the running request or as the first of ``local``."""
+        handle = self._handle
+        provider = handle.provider
         state = _NO_STATE
         if parent is None and context is None:
             made = _start_beside(handle, fields)
@@ -307,6 +318,8 @@ class Tracer(trace.Tracer):
             apart = received.is_valid or context is not None
             made = _start_apart(handle, fields, received) if apart else handle.start_span(*fields)
         if isinstance(made, KongSpan):
+            ctx = provider.execution.span_ctx
+            assert ctx is not None
             span.home = Home(provider, ctx, local, state, made.trace_id, made.should_sample)
         return made
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ from kongtrace.context import span_list
 from kongtrace.findings import Code
 from kongtrace.otlp import SAFE as SAFE_RULES
 from kongtrace.otlp import Encoder
-from kongtrace.span import CLIENT, INTERNAL, SERVER, STATUS_ERROR, STATUS_OK
+from kongtrace.span import CLIENT, INTERNAL, NOOP_SPAN, SERVER, STATUS_ERROR, STATUS_OK
 from kongtrace.testing import EPOCH_NS, FakeClock, FakeEntropy
 
 TRACE_ID, SPAN_ID = bytes(range(16)), bytes(range(1, 9))
@@ -739,15 +740,93 @@ def test_failing_processor_harms_nobody(worker):
     assert worker.live() == 0
 
 
-def test_request_that_runs_goes_on_after_a_trace_of_its_own(worker):
-    """A timer's turn has its own context back when a trace in it is complete."""
+def test_what_runs_goes_on_beside_a_trace_of_its_own(worker):
+    """A timer's turn keeps its own context, whether a trace that began in it is open or complete."""
     ctx = {}
     worker.enter(ctx, "timer")
 
-    worker.tracer.start_span("job").end()
+    with worker.tracer.start_as_current_span("job"):
+        assert runs(worker) == ("timer", ctx)
 
-    assert worker.provider.execution.ctx is ctx
-    assert worker.provider.execution.phase is PHASES["timer"]
+    assert runs(worker) == ("timer", ctx)
+    assert worker.processed == [("job", SCOPE)]
+
+
+def runs(worker):
+    """What the worker executes: the phase, and the context."""
+    execution = worker.provider.execution
+    return execution.phase.name, execution.ctx
+
+
+def traces_outside_requests():
+    """How many there are in memory."""
+    gc.collect()
+    return sum(type(obj) is otel.LocalTrace for obj in gc.get_objects())
+
+
+def without_provider(worker):
+    worker.handle.use(None)
+
+
+def without_tracing(worker):
+    worker.provider.set_global_tracer(worker.provider.noop_tracer)
+
+
+@pytest.mark.parametrize("turn_off", [without_provider, without_tracing])
+def test_root_that_is_not_recorded_leaves_nothing_behind(worker, turn_off):
+    """While tracing is off a worker may run its jobs for years."""
+    turn_off(worker)
+    provider = worker.handle.provider
+    before = provider.execution.phase, provider.execution.ctx
+
+    for _ in range(3):
+        with worker.tracer.start_as_current_span("job") as job:
+            assert not job.is_recording()
+
+    assert (provider.execution.phase, provider.execution.ctx) == before
+    assert traces_outside_requests() == 0
+
+
+def test_traces_outside_requests_that_overlap_are_forgotten_when_complete(worker):
+    """Each begins before the one before it has ended, without end; and at last none runs."""
+    before = runs(worker)
+    job = worker.tracer.start_span("job")
+    for _ in range(5):
+        job, last = worker.tracer.start_span("job"), job
+        last.end()
+    del last
+
+    assert traces_outside_requests() == 1
+    job.end()
+
+    assert runs(worker) == before
+    assert worker.processed == [("job", SCOPE)] * 6
+    assert worker.live() == 0
+
+
+def test_kongs_own_spans_outside_requests_are_none(worker):
+    """A trace that is open there takes in nothing of the tasks beside it, and of its own what is OpenTelemetry's."""
+    opened = asyncio.Event()
+
+    async def job():
+        with worker.tracer.start_as_current_span("job"):
+            opened.set()
+            await asyncio.sleep(0)
+            assert worker.handle.start_span("kong.dns") is NOOP_SPAN
+            worker.tracer.start_span("step").end()
+
+    async def beside():
+        await opened.wait()
+        assert worker.handle.start_span("of nobody") is NOOP_SPAN
+        assert worker.handle.active_span() is None
+
+    async def both():
+        await asyncio.gather(job(), beside())
+
+    asyncio.run(both())
+
+    assert [name for name, _ in worker.processed] == ["job", "step"]
+    assert worker.live() == 0
 
 
 # Several workers.
