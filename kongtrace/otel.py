@@ -92,6 +92,7 @@ _KINDS = {kind: kind.value + 1 for kind in SpanKind}
 _NAMELESS = "unnamed"
 _PLAIN = frozenset((str, bool, int, float))
 _INTERNAL = SpanKind.INTERNAL
+_Context = context_api.Context
 _SPAN_KEY = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, context_api.Context())))
 """Where a context keeps its span: reading and writing it here saves six of the API's calls for each span."""
 
@@ -240,7 +241,7 @@ class Tracer(trace.Tracer):
             if into is not None and made is not NOOP_SPAN and span.home.ctx is provider.execution.ctx:
                 handle.set_active_span(made)
         if made is NOOP_SPAN:
-            span.home = _NOWHERE
+            span.home, span.span, span.id = _NOWHERE, made, b""  # type: ignore[assignment]  # every call comes late
             return NonRecordingSpan(trace.get_current_span(context).get_span_context())
         span.span = made
         span.id = made.span_id
@@ -265,9 +266,11 @@ class Tracer(trace.Tracer):
         end_on_exit: bool = True,
     ) -> CurrentSpan:
         """A span that starts when entered, and is the current one until left; also decorates functions."""
-        arguments = name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
         span = CurrentSpan()
-        span.tracer, span.arguments, span.end_on_exit = self, arguments, end_on_exit
+        span.tracer = self
+        span.arguments = name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
+        span.end_on_exit = end_on_exit
+        span.again = 0
         return span
 
     def _start_elsewhere(
@@ -362,7 +365,7 @@ class Span(trace.Span):
     """A span of OpenTelemetry's API, written through to one of the worker's; see `opentelemetry.trace.Span`.
 
     Attributes:
-        span: the pooled span.
+        span: the pooled span; the no-op span where nothing is recorded.
         id: its span id. The pooled span has another, or none, once it was released: that is how a late call is known.
         home: where it belongs.
         records_exceptions: an exception that leaves a block of this span becomes an event.
@@ -525,7 +528,9 @@ class Span(trace.Span):
             self.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
 
     def late(self, method: str) -> None:
-        """Report a call that comes after the end."""
+        """Report a call that comes after the end; where nothing is recorded, any is harmless."""
+        if self.home is _NOWHERE:
+            return
         provider = self.span._provider  # noqa: SLF001 - the same package
         if isinstance(provider, CheckedProvider) and isinstance(self.span, CheckedSpan):
             provider.late(self.span, method)
@@ -561,39 +566,49 @@ class Span(trace.Span):
 class CurrentSpan(Span):
     """A span that is current in its block, or in each call of the function that it decorates.
 
-    The block and its span are one object: to make two would cost as much as the span itself.
+    The block and its span are one object: to make two would cost as much as the span itself. So it is entered as a
+    block once, and after that as the span, see :meth:`Span.__exit__`.
 
     Attributes:
         tracer: starts it.
-        arguments: of :meth:`Tracer.start_span`.
+        arguments: of :meth:`Tracer.start_span`, until it is entered.
         end_on_exit: it ends with the block.
+        again: how often it has been entered as the span, and not been left.
     """
 
-    __slots__ = ("_token", "arguments", "end_on_exit", "tracer")
+    __slots__ = ("_token", "again", "arguments", "end_on_exit", "tracer")
 
     tracer: Tracer
     arguments: Arguments
     end_on_exit: bool
+    again: int
 
     def __enter__(self) -> trace.Span:
         """Start it and make it current; where it cannot record, a non-recording one."""
-        # Each by its name: a call with `*` costs a third of the span.
-        name, context, kind, attributes, links, start_time, records, sets = self.arguments
+        try:
+            # Each by its name: a call with `*` costs a third of the span.
+            name, context, kind, attributes, links, start_time, records, sets = self.arguments
+        except TypeError:
+            self.again += 1
+            return self
+        self.arguments = None  # type: ignore[assignment]  # it starts once
         made = self.tracer.start_span(name, context, kind, attributes, links, start_time, records, sets, self)
-        self._token = _attach(context_api.Context({**_current_context(), _SPAN_KEY: made}))
+        self._token = _attach(_Context({**_current_context(), _SPAN_KEY: made}))
         return made
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         """Make current what was so before, and end."""
+        if self.again:
+            self.again -= 1
+            super().__exit__(kind, error, where)
+            return
         try:
             _detach(self._token)
         except (ValueError, RuntimeError):
             # Left in another context than it was entered in, or twice: the API logs it.
             context_api.detach(self._token)
-        if self.home is _NOWHERE:
-            return
         if error is not None and isinstance(error, Exception):
             self.failed(error)
         if self.end_on_exit:
@@ -605,22 +620,20 @@ class CurrentSpan(Span):
 
             @wraps(function)
             async def awaited(*arguments: Any, **given: Any) -> Any:
-                with self._again():
+                with self._another():
                     return await function(*arguments, **given)
 
             return awaited  # type: ignore[return-value]
 
         @wraps(function)
         def called(*arguments: Any, **given: Any) -> Any:
-            with self._again():
+            with self._another():
                 return function(*arguments, **given)
 
         return called  # type: ignore[return-value]
 
-    def _again(self) -> CurrentSpan:
-        span = CurrentSpan()
-        span.tracer, span.arguments, span.end_on_exit = self.tracer, self.arguments, self.end_on_exit
-        return span
+    def _another(self) -> CurrentSpan:
+        return self.tracer.start_as_current_span(*self.arguments, self.end_on_exit)
 
 
 _SPANS = frozenset((Span, CurrentSpan))

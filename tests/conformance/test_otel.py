@@ -281,6 +281,27 @@ def test_same_program_gives_the_same_trace_as_with_the_sdk(program):
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 
+class EnteredAgain:
+    """A program that enters the block of a span within that of the same, and after it."""
+
+    def run(self, tracer):
+        with tracer.start_as_current_span("request"):
+            with tracer.start_as_current_span("handler"):
+                with suppress(ValueError), trace.get_current_span():
+                    raise ValueError("failed")
+                tracer.start_span("below").end()
+            with tracer.start_as_current_span("job", end_on_exit=False) as job:
+                pass
+            with job:
+                tracer.start_span("beside").end()
+
+
+def test_span_entered_again_is_as_with_the_sdk():
+    """The inner block ends the span and leaves alone what is current."""
+    assert told_by_pooled_spans(EnteredAgain()) == told_by_sdk(EnteredAgain())
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
 def test_documented_samples_run():
     """The samples of the guide run one after another, as they stand there."""
     text = (Path(__file__).parents[2] / "docs/otel.md").read_text()

@@ -493,6 +493,56 @@ def test_block_can_leave_its_span_open(worker):
     worker.end(ctx)
 
 
+def test_block_of_a_span_that_is_current_already_ends_it(worker):
+    """Whoever enters it again gets the same span; what is current stays so until the outer block is left."""
+    ctx = worker.begin()
+
+    with worker.tracer.start_as_current_span("handler") as handler:
+        with trace.get_current_span() as same:
+            assert same is handler
+            with same:
+                pass
+            assert not handler.is_recording()
+        assert trace.get_current_span() is handler
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    with worker.tracer.start_as_current_span("next request"):
+        pass
+
+    assert [span.name for span in span_list(ctx)] == ["kong", "handler", "next request"]
+    assert all(span.end_time_ns for span in span_list(ctx)[1:])
+    worker.end(ctx)
+
+
+def test_span_that_its_block_has_left_open_can_be_entered(worker):
+    """The second block starts nothing and makes nothing current, but records what leaves it and ends the span."""
+    ctx = worker.begin()
+    with worker.tracer.start_as_current_span("work", end_on_exit=False) as span:
+        pass
+
+    with suppress(ValueError), span:
+        assert trace.get_current_span() is trace.INVALID_SPAN
+        raise ValueError
+
+    _root, kong = span_list(ctx)
+    assert kong.events[0].attributes["exception.escaped"] == "True"
+    assert kong.end_time_ns is not None
+    worker.end(ctx)
+
+
+def test_block_that_records_nothing_can_be_entered_again(worker):
+    """What it was asked for cannot be had: every call is harmless."""
+    block = worker.otel.get_tracer("lib").start_as_current_span("work")
+    worker.otel.process = None
+
+    with block, block as span:
+        span.set_attribute("rows", 3)
+        span.end()
+
+    assert not span.is_recording()
+    assert span.get_span_context() == trace.INVALID_SPAN_CONTEXT
+    assert worker.logged == []
+
+
 def test_decorated_functions_have_a_span_for_each_call(worker):
     """Also coroutine functions, whose span lasts until they return."""
     ctx = worker.begin()
