@@ -384,6 +384,7 @@ class CheckedProvider(TracerProvider):
         findings: the same.
         context_of_task: gives the context of the request that the running task belongs to, where something else tells
             it than the execution, whose request may have the turn meanwhile; else None.
+        remembers: whether a span's own request is meant wherever no other runs, since its API keeps the two together.
         wrappers: types whose instances stand for a span.
         carriers: types whose instances may hold those, and spans, after the request.
     """
@@ -394,6 +395,7 @@ class CheckedProvider(TracerProvider):
     released_class = CheckedReleasedSpan
     tracer_class = CheckedTracer
     context_of_task: Callable[[], Context | None] = staticmethod(lambda: None)
+    remembers: Callable[[Span], bool] = staticmethod(lambda _span: False)
     wrappers: tuple[type, ...] = ()
     carriers: tuple[type, ...] = (CheckedSpan, Trace, _Record)
 
@@ -471,15 +473,18 @@ class CheckedProvider(TracerProvider):
         self._look_at_log()
         ctx = self.execution.ctx
         running = None if ctx is None else ctx.get(_REQUEST)
-        if record.request is not None and running is not record.request and not self._is_of_task(record.request):
+        if record.request is not None and running is not record.request and not self._is_meant(span, running):
             self._report(
                 Code.FOREIGN_REQUEST, f"{method}() was called while the span's request was not running", record
             )
         return True
 
-    def _is_of_task(self, request: _Request) -> bool:
+    def _is_meant(self, span: CheckedSpan, running: _Request | None) -> bool:
+        """Whether it is the span's own request that a call is made for, though another has the turn, or none."""
+        if running is None and self.remembers(span):
+            return True
         ctx = self.context_of_task()
-        return ctx is not None and ctx.get(_REQUEST) is request
+        return ctx is not None and ctx.get(_REQUEST) is span.record.request
 
     def read(self, span: DiscardedSpan, what: str, caller: FrameType) -> None:
         """A field of a released span was used; told once where one line uses several."""

@@ -657,7 +657,13 @@ def _context_of_task() -> Context | None:
     return current.home.ctx if type(current) in _SPANS else None  # type: ignore[attr-defined]
 
 
+def _remembers(span: KongSpan) -> bool:
+    """Whether a span was started through this API, whose spans know their request."""
+    return span.attributes is not None and OTEL_SCOPE_NAME in span.attributes
+
+
 CheckedProvider.context_of_task = staticmethod(_context_of_task)
+CheckedProvider.remembers = staticmethod(_remembers)
 CheckedProvider.wrappers = (Span,)
 # What is called back later keeps the context of its request.
 CheckedProvider.carriers = (*CheckedProvider.carriers, context_api.Context)

@@ -971,6 +971,48 @@ def test_task_of_a_request_may_use_its_spans_while_another_request_runs():
         worker.end(ctx)
 
 
+@pytest.mark.parametrize("timer", [None, {}])
+def test_span_may_be_used_while_no_request_runs(timer):
+    """It remembers its request, so that a callback may end it: between the turns of requests, or in a timer's."""
+    worker, found = checked_worker()
+    ctx = worker.begin()
+    span = worker.tracer.start_span("call")
+    worker.enter(timer, "timer")
+
+    span.set_attribute("status", 200)
+    span.add_event("answered")
+    span.add_link(REMOTE)
+    span.record_exception(ValueError())
+    span.set_status(StatusCode.ERROR, "bad")
+    span.end()
+
+    worker.enter(ctx)
+    worker.handle.get_root_span().finish()
+    worker.end(ctx)
+    assert found == []
+
+
+def test_tasks_outside_requests_may_use_their_spans_at_once():
+    """Nothing runs there but they."""
+    worker, found = checked_worker()
+
+    async def job(number):
+        span = worker.tracer.start_span("job")
+        with trace.use_span(span):
+            await asyncio.sleep(0)
+        span.set_attribute("number", number)
+        span.add_event("done")
+        span.end()
+
+    async def both():
+        await asyncio.gather(job(1), job(2))
+
+    asyncio.run(both())
+
+    assert [attributes["number"] for _, attributes in worker.processed] == [1, 2]
+    assert found == []
+
+
 @pytest.mark.parametrize("current", [True, False])
 def test_span_that_another_request_has_left_somewhere_is_found(current):
     """It is used by a task of this request, or by the request itself."""
