@@ -21,7 +21,8 @@ span too, if its request is the one that runs, so that the gateway's own spans g
 *Outside requests.* A span that has no parent here and starts while no request runs begins a trace of its own, when
 there is somebody to take it: ``process`` gets each sampled span once the last open span of the trace has ended; then
 all are released. The worker executes such a trace only within the calls of this API: nobody else can tell which of
-several is whose, so that Kong's API sees none of them.
+several is whose, so that Kong's API sees none of them. While ``process`` is at work no span is recorded: it would be
+processed too, and so on without end.
 
 *Ended.* What is done to a span after its end is ignored and logged; a checked provider reports it. Nothing here raises.
 
@@ -57,7 +58,7 @@ from kongtrace.context import KONG_PHASE, TRACING_CONTEXT, Context, Execution
 from kongtrace.errors import KongTraceError
 from kongtrace.event import LINK_EVENT, Link
 from kongtrace.global_tracer import GlobalTracer, tracing
-from kongtrace.phase import PHASES
+from kongtrace.phase import PHASES, Phase
 from kongtrace.span import NOOP_SPAN, STATUS_ERROR, STATUS_OK, AnySpan, line
 from kongtrace.span import Span as KongSpan
 from kongtrace.tracer import leave_ended
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-CONTENT, LOG = PHASES["content"], PHASES["log"]
+CONTENT, TIMER = PHASES["content"], PHASES["timer"]
 
 _KINDS = {kind: kind.value + 1 for kind in SpanKind}
 """Kong counts the kinds as OTLP does, from 1 (S1)."""
@@ -95,6 +96,10 @@ _INTERNAL = SpanKind.INTERNAL
 _Context = context_api.Context
 _SPAN_KEY = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, context_api.Context())))
 """Where a context keeps its span: reading and writing it here saves six of the API's calls for each span."""
+
+_PROCESSING = context_api.create_key("kongtrace-processing")
+_IN_PROCESSOR = _Context({_PROCESSING: True, context_api._SUPPRESS_INSTRUMENTATION_KEY: True})  # noqa: SLF001 - as the sdk
+"""What is current in ``process``, and in the tasks that it makes."""
 
 _SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 _NO_STATE = TraceState()
@@ -126,7 +131,8 @@ class TracerProvider(trace.TracerProvider):
 
     Args:
         process: called with each sampled span of a trace that began outside any request, when the trace is complete;
-            what it keeps must be a copy. Left out, such spans do not record.
+            what it keeps must be a copy. Spans that start in it, or in a task that it makes, do not record. Left out,
+            no span outside requests does.
         handle: the global tracer that is followed.
     """
 
@@ -174,14 +180,16 @@ class LocalTrace:
         if self.open:
             return
         provider, ctx = self._provider, self.ctx
-        execution = provider.execution
-        with running(execution, ctx):
-            execution.enter(LOG, ctx)
-            ctx[KONG_PHASE] = LOG.name
-            try:
+        ctx[KONG_PHASE] = "log"
+        token = _attach(_IN_PROCESSOR)
+        try:
+            # In a phase that permits no spans.
+            with running(provider.execution, ctx, TIMER):
                 provider.global_tracer.process_span(self._show)
-            except Exception as error:  # noqa: BLE001  # the API lets no error through to the instrumented program
-                provider.log("error", f"the spans of a trace could not be processed: {error!r}")
+        except Exception as error:  # noqa: BLE001  # the API lets no error through to the instrumented program
+            provider.log("error", f"the spans of a trace could not be processed: {error!r}")
+        finally:
+            _detach(token)
             provider.end_request(ctx)
 
     def _show(self, span: KongSpan) -> None:
@@ -291,7 +299,7 @@ class Tracer(trace.Tracer):
                 made = handle.start_span(*fields, parent.span)
         elif execution.span_ctx is not None:
             made = self._start_first(span, parent, context, fields)
-        elif self._provider.process is None:
+        elif self._provider.process is None or _PROCESSING in _current_context():
             return NOOP_SPAN
         else:
             local = LocalTrace(self._provider.process, provider)
@@ -641,14 +649,14 @@ _SPANS = frozenset((Span, CurrentSpan))
 
 
 @contextmanager
-def running(execution: Execution, ctx: Context) -> Iterator[None]:
+def running(execution: Execution, ctx: Context, phase: Phase = CONTENT) -> Iterator[None]:
     """Let the request of ``ctx`` run meanwhile."""
-    phase, before = execution.phase, execution.ctx
-    execution.enter(CONTENT, ctx)
+    before = execution.phase, execution.ctx
+    execution.enter(phase, ctx)
     try:
         yield
     finally:
-        execution.enter(phase, before)
+        execution.enter(*before)
 
 
 def _context_of_task() -> Context | None:

@@ -13,6 +13,7 @@ from contextlib import nullcontext, suppress
 import pytest
 from opentelemetry import context as context_api
 from opentelemetry import trace
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 from opentelemetry.trace import (
     Link,
@@ -787,6 +788,63 @@ def test_failing_processor_harms_nobody(worker):
     assert worker.logged == [
         ("error", "the spans of a trace could not be processed: ZeroDivisionError('division by zero')")
     ]
+    assert worker.live() == 0
+
+
+@pytest.mark.parametrize("profile", [KONG, SAFE])
+def test_processor_that_is_instrumented_is_not_traced(profile):
+    """Its spans would be processed in their turn, and so on: none is recorded, nor any in a task that it makes."""
+    worker = Worker(profile)
+    shown = []
+    contexts = []
+
+    def process(span):
+        shown.append(span.name)
+        contexts.append(contextvars.copy_context())
+        with worker.tracer.start_as_current_span("POST"), worker.tracer.start_as_current_span("connect"):
+            assert not trace.get_current_span().is_recording()
+        worker.tracer.start_span("below", trace.set_span_in_context(current)).end()
+        worker.handle.start_span("kong.dns").finish()
+
+    worker.otel.process = process
+    current = worker.tracer.start_span("job")
+    with trace.use_span(current):
+        worker.tracer.start_span("step").end()
+        current.end()
+        assert trace.get_current_span() is current
+    contexts[0].run(lambda: worker.tracer.start_span("POST").end())
+
+    assert shown == ["job", "step"]
+    assert worker.logged == []
+    assert worker.live() == 0
+    worker.tracer.start_span("next").end()
+    assert shown == ["job", "step", "next"]
+
+
+def test_instrumentation_of_libraries_is_off_in_a_processor(worker):
+    """As it is while the sdk exports."""
+    instrumented = []
+    worker.otel.process = lambda _span: instrumented.append(is_instrumentation_enabled())
+
+    worker.tracer.start_span("job").end()
+
+    assert instrumented == [False]
+    assert is_instrumentation_enabled()
+
+
+def test_processor_that_is_interrupted_leaves_nothing_behind(worker):
+    """What is no `Exception` goes on to the program; the spans are released, and the next ones are recorded."""
+
+    def interrupted(_span):
+        raise KeyboardInterrupt
+
+    worker.otel.process = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        worker.tracer.start_span("job").end()
+    worker.otel.process = worker.process
+    worker.tracer.start_span("next").end()
+
+    assert worker.processed == [("next", SCOPE)]
     assert worker.live() == 0
 
 
