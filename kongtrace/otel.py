@@ -24,7 +24,9 @@ all are released. The worker executes such a trace only within the calls of this
 several is whose, so that Kong's API sees none of them. While ``process`` is at work no span is recorded: it would be
 processed too, and so on without end.
 
-*Ended.* What is done to a span after its end is ignored and logged; a checked provider reports it. Nothing here raises.
+*Ended.* What is done to a span after its end is ignored and logged; a checked provider reports it.
+
+*Amiss.* No call raises that does not raise in opentelemetry-sdk: what cannot be kept is logged and left out.
 
 OTLP as Kong writes it has no place for some of what the API takes, which goes where the specification puts it for other
 formats: the scope into the attributes ``otel.scope.name`` and ``otel.scope.version``, the description of a status into
@@ -55,9 +57,10 @@ from opentelemetry.semconv.attributes.otel_attributes import (
 
 from kongtrace.checked import CheckedProvider, CheckedSpan
 from kongtrace.context import KONG_PHASE, TRACING_CONTEXT, Context, Execution
-from kongtrace.errors import KongTraceError
+from kongtrace.errors import ApiError, KongTraceError
 from kongtrace.event import LINK_EVENT, Link
 from kongtrace.global_tracer import GlobalTracer, tracing
+from kongtrace.lua import is_number
 from kongtrace.phase import PHASES, Phase
 from kongtrace.span import NOOP_SPAN, STATUS_ERROR, STATUS_OK, AnySpan, line
 from kongtrace.span import Span as KongSpan
@@ -227,27 +230,32 @@ class Tracer(trace.Tracer):
         parent: Any = (_current_context() if context is None else context).get(_SPAN_KEY)
         table = _without_none({**self._scope, **attributes}) if attributes else {**self._scope}
         number = None if kind is _INTERNAL else _KINDS.get(kind)
-        if type(name) is not str or not name:
-            name = str(name or _NAMELESS)
         span = Span() if into is None else into
         below = type(parent)
-        if (
-            (below is CurrentSpan or below is Span)
-            and parent.span.span_id is parent.id
-            and (home := parent.home).ctx is provider.execution.ctx
-            and home.provider is provider
-        ):
-            span.home = home
-            # An attribute that is a bound method is called faster from a variable.
-            start_span = handle.start_span
-            made: Any = start_span(name, None, start_time, number, None, table, parent.span)
-            if into is not None:
-                set_active_span = handle.set_active_span
-                set_active_span(made)
-        else:
-            made = self._start_elsewhere(span, parent, context, (name, None, start_time, number, None, table))
-            if into is not None and made is not NOOP_SPAN and span.home.ctx is provider.execution.ctx:
-                handle.set_active_span(made)
+        try:
+            if (
+                (below is CurrentSpan or below is Span)
+                and parent.span.span_id is parent.id
+                and (home := parent.home).ctx is provider.execution.ctx
+                and home.provider is provider
+            ):
+                span.home = home
+                # An attribute that is a bound method is called faster from a variable.
+                start_span = handle.start_span
+                made: Any = start_span(name, None, start_time, number, None, table, parent.span)
+                if into is not None:
+                    set_active_span = handle.set_active_span
+                    set_active_span(made)
+            else:
+                made = self._start_elsewhere(span, parent, context, (name, None, start_time, number, None, table))
+                if into is not None and made is not NOOP_SPAN and span.home.ctx is provider.execution.ctx:
+                    handle.set_active_span(made)
+        except ApiError:
+            # What Kong refuses, OpenTelemetry takes.
+            name, start_time = self._acceptable(name, start_time)
+            return self.start_span(
+                name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception, into
+            )
         if made is NOOP_SPAN:
             span.home, span.span, span.id = _NOWHERE, made, b""  # type: ignore[assignment]  # every call comes late
             return NonRecordingSpan(trace.get_current_span(context).get_span_context())
@@ -256,9 +264,7 @@ class Tracer(trace.Tracer):
         if not (record_exception and set_status_on_exception):
             span.on_exception(record_exception, set_status_on_exception)
         if links:
-            with running(provider.execution, span.home.ctx):
-                for link in filter(None, links):
-                    span.add_link(link.context, link.attributes)
+            span.add_links(links)
         return span
 
     def start_as_current_span(  # type: ignore[override]  # the same use, as context manager or decorator
@@ -280,6 +286,14 @@ class Tracer(trace.Tracer):
         span.end_on_exit = end_on_exit
         span.again = 0
         return span
+
+    def _acceptable(self, name: object, start_time: object) -> tuple[str, Any]:
+        """A name and a time that a span can start with."""
+        if start_time is not None and not is_number(start_time):
+            log = self._handle.provider.log
+            log("warn", f"the start of a span is no number: {start_time!r}; it begins now")
+            start_time = None
+        return str(name or "") or _NAMELESS, start_time
 
     def _start_elsewhere(
         self, span: Span, parent: Any, context: context_api.Context | None, fields: tuple[Any, ...]
@@ -422,18 +436,34 @@ class Span(trace.Span):
             return
         home = self.home
         execution = home.provider.execution  # type: ignore[union-attr]
-        if execution.ctx is home.ctx:
-            span.finish(end_time)
+        if end_time is None and execution.ctx is home.ctx:
+            span.finish()
         else:
-            with running(execution, home.ctx):
-                span.finish(end_time)
-        parent = span.parent
-        if parent is not None and parent.end_time_ns is not None:
-            self._leave_ended()
-        if end_time is not None and span.end_time_ns is None:
-            self.end(span.start_time_ns)
-        elif home.local is not None:
+            self._finish(end_time)
+        if home.local is not None:
+            # None of its spans is ever active.
             home.local.ended()
+            return
+        parent = span.parent
+        try:
+            if parent is not None and parent.end_time_ns is not None:
+                self._leave_ended()
+        except AttributeError:
+            # It is below what is no span: Kong takes any table for a parent.
+            return
+
+    def _finish(self, end_time: int | None) -> None:
+        """Finish the pooled span in its request, whatever the time is."""
+        span, provider = self.span, self.home.provider
+        assert provider is not None
+        with running(provider.execution, self.home.ctx):
+            try:
+                span.finish(end_time)
+            except ApiError:
+                self._log(f"the end of a span is no number: {end_time!r}; it ends now")
+                span.finish()
+            if span.end_time_ns is None:
+                span.finish(span.start_time_ns)
 
     def _leave_ended(self) -> None:
         """Make an open span the active one in place of one that this has outlived: finishing has made that active."""
@@ -445,7 +475,7 @@ class Span(trace.Span):
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         """Set several attributes."""
-        for key, value in attributes.items():
+        for key, value in (attributes or {}).items():
             self.set_attribute(key, value)
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
@@ -470,9 +500,13 @@ class Span(trace.Span):
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
         """Append a link; one that leads nowhere needs attributes or a trace state (specification, Trace API, Link)."""
         span = self._open("add_link")
-        if span is None or not (context.is_valid or attributes or context.trace_state):
+        if span is None or context is None or not (context.is_valid or attributes or context.trace_state):
             return
-        trace_id, span_id = context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")
+        try:
+            trace_id, span_id = context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")
+        except OverflowError:
+            self._log("a link was not added: its ids are too long or negative")
+            return
         own = dict(attributes or {})
         span.add_event(LINK_EVENT, {"trace_id": trace_id.hex(), "span_id": span_id.hex(), **own})
         assert span.events is not None
@@ -480,6 +514,17 @@ class Span(trace.Span):
         link.trace_id, link.span_id, link.own_attributes = trace_id, span_id, own
         link.trace_state = context.trace_state.to_header()
         link.flags = context.trace_flags | _REMOTENESS_KNOWN | (context.is_remote and _REMOTE)
+
+    def add_links(self, links: Sequence[trace.Link]) -> None:
+        """Append the links that it starts with."""
+        provider = self.home.provider
+        assert provider is not None
+        with running(provider.execution, self.home.ctx):
+            try:
+                for link in filter(None, links):
+                    self.add_link(link.context, link.attributes)
+            except (AttributeError, TypeError) as error:
+                self._log(f"links were not added: {error}")
 
     def update_name(self, name: str) -> None:
         """Give it another name."""
@@ -650,9 +695,10 @@ _SPANS = frozenset((Span, CurrentSpan))
 
 @contextmanager
 def running(execution: Execution, ctx: Context, phase: Phase = CONTENT) -> Iterator[None]:
-    """Let the request of ``ctx`` run meanwhile."""
+    """Let the request of ``ctx`` run meanwhile, in ``phase`` unless it runs already."""
     before = execution.phase, execution.ctx
-    execution.enter(phase, ctx)
+    if execution.ctx is not ctx:
+        execution.enter(phase, ctx)
     try:
         yield
     finally:

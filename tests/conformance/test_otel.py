@@ -302,6 +302,63 @@ def test_span_entered_again_is_as_with_the_sdk():
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 
+FAR = trace.SpanContext(2**128 + 1, 1, is_remote=True)
+AMISS = {
+    "start": [
+        {"name": None},
+        {"name": ""},
+        {"name": 5},
+        {"name": b"x"},
+        {"kind": 3},
+        {"start_time": "noon"},
+        {"start_time": 1.5},
+        {"start_time": float("nan")},
+        {"attributes": {1: 2}},
+        {"links": [None]},
+        {"links": [trace.Link(FAR, {"a": 1})]},
+    ],
+    "set_attribute": [(1, 2), ("a", object())],
+    "add_event": [(None,), ("x", {"a": 1}, "noon")],
+    "add_link": [(None,), (FAR, {"a": 1})],
+    "update_name": [(None,), (5,)],
+    "set_status": [(None,), (5,), ("ERROR",)],
+    "record_exception": [(None,), (ValueError("x"), [("a", 1)]), (ValueError("x"), None, "noon")],
+    "end": [("noon",), (float("nan"),)],
+}
+
+
+@dataclass(frozen=True)
+class Amiss:
+    """A program that gives one call what it does not take."""
+
+    call: str
+    given: object
+
+    def run(self, tracer):
+        if self.call == "start":
+            tracer.start_span(**{"name": "work", **self.given}).end()
+            return
+        span = tracer.start_span("work")
+        getattr(span, self.call)(*self.given)
+        if span.is_recording():
+            span.end()
+
+
+@pytest.mark.parametrize(("call", "given"), [(call, given) for call, cases in AMISS.items() for given in cases])
+def test_what_does_not_raise_with_the_sdk_does_not_raise(call, given):
+    """A program that is instrumented amiss does its work all the same."""
+    program = Amiss(call, given)
+    program.run(SdkTracerProvider().get_tracer("lib"))
+    handle = GlobalTracer()
+    provider = TracerProvider(time_ns=FakeClock(), random_bytes=FakeEntropy())
+    handle.use(provider)
+    provider.set_global_tracer(provider.new("instrument"))
+
+    program.run(otel.TracerProvider(lambda _span: None, handle).get_tracer("lib"))
+
+    assert provider.spans.balance().live == 0
+
+
 def test_documented_samples_run():
     """The samples of the guide run one after another, as they stand there."""
     text = (Path(__file__).parents[2] / "docs/otel.md").read_text()

@@ -622,6 +622,75 @@ def test_context_that_the_user_has_chosen_is_used(tmp_path):
     assert printed.partition("block\n")[2].split("\n") == ["attach True", "detach", ""]
 
 
+# What is given amiss.
+
+
+class Foreign:
+    """No span, but it has what Kong's API asks of a parent."""
+
+    trace_id, span_id, should_sample = TRACE_ID, SPAN_ID, True
+
+
+@pytest.mark.parametrize("active", [{"trace_id": TRACE_ID, "span_id": SPAN_ID}, Foreign()])
+def test_active_span_may_be_any_table(worker, active):
+    """Kong's API takes it for one: it is the parent, and active again when the span below it has ended."""
+    ctx = worker.begin()
+    worker.handle.set_active_span(active)
+
+    with worker.tracer.start_as_current_span("work"):
+        pass
+
+    kong = span_list(ctx)[1]
+    assert (kong.parent, kong.trace_id, kong.parent_id) == (active, TRACE_ID, SPAN_ID)
+    assert kong.end_time_ns is not None
+    assert worker.handle.active_span() is active
+    worker.end(ctx)
+
+
+@pytest.mark.parametrize("numbers", [(2**128 + 1, 1), (1, 2**64), (-1, 1)])
+def test_link_whose_ids_are_none_is_logged_and_left_out(worker, numbers):
+    """Nobody could be told where it leads."""
+    ctx = worker.begin()
+    amiss = Link(SpanContext(*numbers, is_remote=True), {"queue": "orders"})
+
+    span = worker.tracer.start_span("work", links=[amiss, Link(REMOTE)])
+    span.add_link(amiss.context, amiss.attributes)
+
+    assert [event.trace_id for event in span_list(ctx)[1].events] == [TRACE_ID]
+    assert [message for _, message in worker.logged] == ["a link was not added: its ids are too long or negative"] * 2
+    worker.end(ctx)
+
+
+@pytest.mark.parametrize("links", [5, [5]])
+def test_what_is_no_link_is_logged_and_left_out(worker, links):
+    """The span is started by then, and can be ended: outside requests its trace would never be complete."""
+    worker.tracer.start_span("job", links=links).end()
+
+    assert worker.processed == [("job", SCOPE)]
+    assert [message.partition(":")[0] for _, message in worker.logged] == ["links were not added"]
+    assert worker.live() == 0
+
+
+def test_times_that_are_none_are_logged_and_count_as_now(worker):
+    """The span is recorded all the same, in a request and outside."""
+    ctx = worker.begin()
+    worker.tracer.start_span("work", start_time="noon").end("midnight")
+    kong = span_list(ctx)[1]
+    assert EPOCH_NS < kong.start_time_ns < kong.end_time_ns
+    worker.end(ctx)
+
+    with worker.tracer.start_as_current_span("job", start_time="noon"):
+        pass
+
+    assert worker.processed == [("job", SCOPE)]
+    assert worker.logged == [
+        ("warn", "the start of a span is no number: 'noon'; it begins now"),
+        ("warn", "the end of a span is no number: 'midnight'; it ends now"),
+        ("warn", "the start of a span is no number: 'noon'; it begins now"),
+    ]
+    assert worker.live() == 0
+
+
 # The end.
 
 
