@@ -440,6 +440,10 @@ class Span(trace.Span):
             span.finish()
         else:
             self._finish(end_time)
+        if span.end_time_ns < span.start_time_ns:  # type: ignore[operator]  # it has ended
+            # It was to begin later: the end is refused as one that is given.
+            end_time, span.end_time_ns = span.end_time_ns, None
+            self._finish(end_time)
         if home.local is not None:
             # None of its spans is ever active.
             home.local.ended()

@@ -729,6 +729,37 @@ def test_end_before_the_start_counts_as_the_start(worker):
     worker.end(ctx)
 
 
+@pytest.mark.parametrize("current", [True, False])
+def test_end_before_a_start_that_was_given_counts_as_the_start(worker, current):
+    """A span that begins in the future lasts no negative time, and what it was below is active again."""  # S9
+    ctx = worker.begin()
+    later = EPOCH_NS + 10**10
+
+    if current:
+        with worker.tracer.start_as_current_span("work", start_time=later):
+            pass
+    else:
+        worker.tracer.start_span("work", start_time=later).end()
+
+    root, kong = span_list(ctx)
+    assert kong.start_time_ns == kong.end_time_ns == later
+    assert worker.logged[0][1].startswith("invalid span duration")
+    assert worker.handle.active_span() is root
+    worker.end(ctx)
+
+
+def test_trace_outside_requests_that_ends_before_its_start_is_processed(worker):
+    """Once, with the end that counts."""
+    ends = []
+    worker.otel.process = lambda span: ends.append((span.start_time_ns, span.end_time_ns))
+
+    worker.tracer.start_span("job", start_time=EPOCH_NS + 10**10).end()
+    worker.tracer.start_span("job", start_time=EPOCH_NS).end(1)
+
+    assert ends == [(EPOCH_NS + 10**10,) * 2, (EPOCH_NS,) * 2]
+    assert worker.live() == 0
+
+
 @pytest.mark.parametrize("profile", [KONG, SAFE])
 def test_span_kept_after_its_request_touches_no_other(profile):
     """Its pooled span is another request's by then: nothing is written, and nothing starts below it."""  # P7, H5
