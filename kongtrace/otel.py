@@ -527,7 +527,7 @@ class Span(trace.Span):
             try:
                 for link in filter(None, links):
                     self.add_link(link.context, link.attributes)
-            except (AttributeError, TypeError) as error:
+            except (AttributeError, TypeError, ValueError) as error:
                 self._log(f"links were not added: {error}")
 
     def update_name(self, name: str) -> None:

@@ -661,7 +661,7 @@ def test_link_whose_ids_are_none_is_logged_and_left_out(worker, numbers):
     worker.end(ctx)
 
 
-@pytest.mark.parametrize("links", [5, [5]])
+@pytest.mark.parametrize("links", [5, [5], [Link(REMOTE, ["odd"])]])
 def test_what_is_no_link_is_logged_and_left_out(worker, links):
     """The span is started by then, and can be ended: outside requests its trace would never be complete."""
     worker.tracer.start_span("job", links=links).end()
