@@ -304,7 +304,7 @@ class Tracer(trace.Tracer):
         execution = provider.execution
         local = None
         if type(parent) in _SPANS and parent.home.provider is provider:
-            if parent.span.span_id is not parent.id:
+            if parent.span.span_id is not parent.id or provider.has_given_up(parent.span):
                 parent.late("start_span")
                 return NOOP_SPAN
             span.home = parent.home

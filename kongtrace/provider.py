@@ -286,6 +286,10 @@ class TracerProvider:
                 span._settled = (span.attributes is not None, span.events is not None)
                 self._book_out(*span._settled, times=1)
 
+    def has_given_up(self, span: Span) -> bool:
+        """Whether no request will take a span back: the balance has it already."""
+        return span._settled is not None
+
     def reclaim(self, span: Span) -> None:
         """Undo that where a span that was booked out is linked, or released by hand, all the same."""
         if span._settled is not None:

@@ -227,6 +227,17 @@ def test_child_joins_the_request_of_its_parent_across_awaits(worker):
     assert worker.live() == 0
 
 
+def test_child_of_a_span_whose_request_was_given_up_records_nothing(worker):
+    """There is no request that could end it."""
+    ctx = worker.begin()
+    parent = worker.tracer.start_span("parent")
+    worker.provider.abandon_request(ctx)
+    worker.enter(None, "timer")
+    child = worker.tracer.start_span("child", trace.set_span_in_context(parent))
+    assert not child.is_recording()
+    assert worker.live() == 0
+
+
 def test_remote_parent_continues_its_trace(worker):
     """Trace id, parent id, flag and trace state are those of the context that was received."""
     ctx = worker.begin()
