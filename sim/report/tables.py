@@ -189,7 +189,7 @@ def _faults(summary: "Summary") -> "Sequence[Table]":
             f"{fault['at_s']:.2f}", "" if end is None else f"{end:.2f}", fault["target"], fault["kind"], details
         )
     window = summary.fault_window
-    times = _table("p99, ms", "during faults", "otherwise", "ratio", "backlog at most, spans of a worker")
+    times = _table("p99, ms", "during faults", "otherwise", "ratio", "queue at most, spans of a worker")
     times.add_row(
         "",
         _number(window.latency_ms.p99, 2),
