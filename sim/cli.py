@@ -131,12 +131,12 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     try:
         with folder(checked, out) as out_dir:
             summary = runs.run(checked, out_dir=out_dir, progress=Progress(Console(stderr=True)), recording=recording)
+            code = summary.exit_code if _write_results(summary, recording, out_dir) else EXIT_FAILED
     except UserError as error:
         raise checked.placed(error) from None
     except runs.RunError as error:
         _complain(str(error))
         return EXIT_FAILED
-    code = summary.exit_code if _write_results(summary, recording, out_dir) else EXIT_FAILED
     if missing:
         _complain_of_extra(f"{missing[0]} is missing")
     if as_json:

@@ -1,9 +1,13 @@
-"""The folder of a run: ``runs/NAME-DATE-TIME`` unless the user names one; made before anything is started."""
+"""The folder of a run: ``runs/NAME-DATE-TIME`` unless the user names one; made before anything is started.
 
+It is that of one run at a time: a run holds its ``scenario.yaml`` locked, and leaves no file behind for that.
+"""
+
+import fcntl
 import itertools
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,37 +29,49 @@ _CURE: Final = "name another folder with --out"
 
 @contextmanager
 def folder(scenario: "Scenario", out: str | None) -> Iterator[Path]:
-    """Make the folder of a run and put ``scenario.yaml`` into it.
+    """Make the folder of a run, put ``scenario.yaml`` into it, and keep other runs out of it until the block ends.
 
     Args:
         scenario: what is run.
         out: the folder that the user named; what it holds of an earlier run is removed.
 
     Raises:
-        UserError: it cannot be made or written; when the run itself raises one, because it could not start, the folder
-            is removed again, unless it was there before.
+        UserError: it cannot be made or written, or another run is under way there; when the run itself raises one,
+            because it could not start, the folder is removed again, unless it was there before.
     """
     if out == "":
         raise UserError("expected a folder, not an empty name", file="--out", cure=_CURE)
-    try:
-        existed = out is not None and Path(out).exists()
-        path = _new(scenario.name) if out is None else Path(out)
-        path.mkdir(parents=True, exist_ok=True)
-        as_run = path / "scenario.yaml"
-        if _is_another(as_run, scenario):
-            raise UserError("is the scenario itself, and would be overwritten", file=str(as_run), cure=_CURE)
-        for name in _RESULTS:  # who finds one there may take it for that of this run, also when this run has none
-            (path / name).unlink(missing_ok=True)
-        as_run.write_text(scenario.as_run, encoding="utf-8")
-    except OSError as error:
-        where = str(error.filename or out or RUNS)
-        raise UserError(f"cannot write there: {error.strerror}", file=where, cure=_CURE) from None
-    try:
-        yield path
-    except UserError:
-        if not existed:
-            shutil.rmtree(path)
-        raise
+    with ExitStack() as held:
+        try:
+            existed = out is not None and Path(out).exists()
+            path = _new(scenario.name) if out is None else Path(out)
+            path.mkdir(parents=True, exist_ok=True)
+            as_run = path / "scenario.yaml"
+            if _is_another(as_run, scenario):
+                raise UserError("is the scenario itself, and would be overwritten", file=str(as_run), cure=_CURE)
+            held.enter_context(_locked(as_run))
+            for name in _RESULTS:  # who finds one there may take it for that of this run, also when this run has none
+                (path / name).unlink(missing_ok=True)
+            as_run.write_text(scenario.as_run, encoding="utf-8")
+        except BlockingIOError:
+            raise UserError("another run is under way there", file=str(path), cure=_CURE) from None
+        except OSError as error:
+            where = str(error.filename or out or RUNS)
+            raise UserError(f"cannot write there: {error.strerror}", file=where, cure=_CURE) from None
+        try:
+            yield path
+        except UserError:
+            if not existed:
+                shutil.rmtree(path)
+            raise
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a file, which is made if need be, as long as this process or a child of it lives at most; raises OSError."""
+    with file.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def _is_another(as_run: Path, scenario: "Scenario") -> bool:

@@ -11,7 +11,9 @@ import pytest
 
 from sim.cli import main
 from sim.declarative import load as load_kong_yml
-from sim.report.summary import Summary
+from sim.errors import UserError
+from sim.report.folder import folder
+from sim.report.summary import EXIT_CODES, Summary
 from sim.scenario import load
 from tests.runs import RUN_S_MAX, valid_run
 
@@ -320,6 +322,22 @@ def test_an_interrupt_while_the_files_are_written_leaves_no_half_one(files, kong
 
     assert (code, err.splitlines()[-1]) == (130, "kongsim: interrupted")
     assert "spans.parquet" not in {path.name for path in Path("out").iterdir()}
+
+
+def test_a_folder_is_held_until_the_last_file_is_written(files, kongsim, monkeypatch):
+    """A run that began in it between two files of another would leave a folder of which neither is true."""
+    refused = []
+
+    def intrude(*_arguments):
+        with pytest.raises(UserError) as caught, folder(load("short.yaml"), "out"):
+            pass
+        refused.append(str(caught.value))
+
+    monkeypatch.setattr("sim.report.page.write", intrude)
+    code, _out, err = kongsim("run", "short.yaml", "--out", "out")
+
+    assert code in {EXIT_CODES["passed"], EXIT_CODES["invalid"]}, err
+    assert refused == ["out: another run is under way there; name another folder with --out"]
 
 
 def test_an_interrupt_before_there_is_anything_to_tell_is_one_line(kongsim, monkeypatch):

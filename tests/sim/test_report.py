@@ -2,6 +2,8 @@ import errno
 import io
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -463,6 +465,38 @@ def test_folder_of_a_run_that_could_not_start_is_removed(tmp_path):
         with pytest.raises(UserError, match="busy"), folder(scenario, str(path)):
             raise UserError("busy")
         assert path.exists() == remains
+
+
+def test_folder_is_that_of_one_run_at_a_time(tmp_path):
+    """A second run is refused in one line, and touches nothing; when the first has ended the folder is free."""
+    scenario, other = (load(str(SCENARIO), [parse_override(f"seed={seed}")]) for seed in (1, 2))
+    out = tmp_path / "out"
+
+    with folder(scenario, str(out)):
+        (out / "summary.json").touch()
+        with pytest.raises(UserError) as refused, folder(other, str(out)):
+            pass
+        assert str(refused.value) == f"{out}: another run is under way there; name another folder with --out"
+        assert (out / "summary.json").exists()
+        assert load(str(out / "scenario.yaml")) == scenario
+    with folder(other, str(out)):
+        assert {path.name for path in out.iterdir()} == {"scenario.yaml"}
+
+
+def test_folder_of_a_run_that_was_killed_is_free(tmp_path):
+    """What it leaves behind is in nobody's way."""
+    code = f"from sim.report.folder import folder; from sim.scenario import load; out = {str(tmp_path)!r}\n"
+    code += f"with folder(load({str(SCENARIO)!r}), out): print('held', flush=True); input()\n"
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, cwd=SCENARIO.parents[1], stdin=pipe, stdout=pipe, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another run is under way"), folder(load(str(SCENARIO)), str(tmp_path)):
+            pass
+        run.kill()
+
+    with folder(load(str(SCENARIO)), str(tmp_path)) as path:
+        assert path == tmp_path
 
 
 def test_folder_that_cannot_be_made_is_refused(tmp_path):
