@@ -195,6 +195,8 @@ def load(
     document = Document.read(file) if isinstance(file, str) else file
     if not is_kong_yml(document) and {"gateway", "load"} & document.root.keys():
         raise UserError("is a scenario, expected a kong.yml", file=document.file, cure="run it with kongsim run")
+    if document.root.get("_format_version") is None:
+        raise document.error("missing", ("_format_version",), cure=f'add _format_version: "{FORMAT_VERSIONS[-1]}"')
     entities = read_entities(document, provided=provided, enabled=enabled, classes=classes)
     require_use(told_settings.stand_ins, entities, told, ("stand_ins",))
     if told_settings.collector and not any(plugin.lacks_endpoint for plugin in entities.plugins):

@@ -415,10 +415,20 @@ def test_mistake_in_a_deprecated_field_is_found_where_it_stands(tmp_path, field,
     """Not in the field that took its place, which the file does not have."""
     file = tmp_path / "kong.yml"
     text = f"plugins:\n  - name: opentelemetry\n    config:\n      traces_endpoint: http://a/\n      {field}: {value}\n"
+    file.write_text(f"_format_version: '3.0'\n{text}", encoding="utf-8")
+
+    message = rf"kong.yml:6: plugins\[0\].config.{field}: expected a whole number from {numbers}, not {value}$"
+    with pytest.raises(UserError, match=message):
+        load(str(file))
+
+
+@pytest.mark.parametrize("text", ["{}", "_format_version:", "plugins: [{name: correlation-id}]"])
+def test_a_kong_yml_of_its_own_says_its_format_version(tmp_path, text):
+    """The real gateway refuses one that does not; a part of a scenario need not say it."""
+    file = tmp_path / "kong.yml"
     file.write_text(text, encoding="utf-8")
 
-    message = rf"kong.yml:5: plugins\[0\].config.{field}: expected a whole number from {numbers}, not {value}$"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=r'kong.yml:1: _format_version: missing; add _format_version: "3.0"$'):
         load(str(file))
 
 
@@ -432,7 +442,7 @@ def test_mistake_in_a_deprecated_field_is_found_where_it_stands(tmp_path, field,
     ],
 )
 def test_a_kong_yml_is_known_by_its_format_version_or_its_entities(tmp_path, text, is_one):
-    """A scenario has neither; the version may be left out."""
+    """A scenario has neither; one without its version is told that this is missing, not that it is no scenario."""
     file = tmp_path / "file.yml"
     file.write_text(text, encoding="utf-8")
 
