@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sim.errors import FieldError, UserError
+from sim.errors import FieldError, UserError, asked_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from sim.document import Override
+    from sim.config import Gateway
+    from sim.document import Document, Override
     from sim.report.recording import Recording
     from sim.report.summary import Summary
 
@@ -256,13 +257,15 @@ def serve(*, file: str | None, plugins: tuple[str, ...], stand_ins: tuple[str, .
     if words := values["tracing_instrumentations"]:
         values["tracing_instrumentations"] = f"[{words}]"
     environment = kong_environment.read(os.environ)
-    path = file or environment.file
-    if path is None:
-        raise click.UsageError("there is no kong.yml: name it, or set KONG_DECLARATIVE_CONFIG")
     settings = [*environment.settings, *_texts(options), *_overrides(fields, values), *map(_stand_in, stand_ins)]
     export = otlp_environment.read(os.environ)
-    read = partial(declarative.load, path, settings, export, enabled=environment.plugins, plugin_paths=plugins)
-    load = partial(read, seed=secrets.randbits(32))
+    seed = secrets.randbits(32)
+
+    def load() -> "Gateway":
+        document = _kong_yml(file, environment.file)
+        enabled = environment.plugins
+        return declarative.load(document, settings, export, enabled=enabled, plugin_paths=plugins, seed=seed)
+
     gateway = load()
     for warning in (*environment.warnings, *export.warnings, *gateway.warnings):
         click.echo(warning, err=True)
@@ -274,6 +277,18 @@ def serve(*, file: str | None, plugins: tuple[str, ...], stand_ins: tuple[str, .
         said_by = {path[0]: origin for path, _value, origin in settings}
         option = f"--{error.field.replace('_', '-')}" if error.field else ""
         raise UserError(error.message, field=said_by.get(error.field or "", option) or None, cure=error.cure) from None
+
+
+def _kong_yml(file: str | None, of_the_environment: str | None) -> "Document":
+    """Read the kong.yml that the command line names, else the environment; raises UserError."""
+    from sim import declarative  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+
+    if file:
+        return declarative.read(file)
+    if of_the_environment is None:
+        raise click.UsageError("there is no kong.yml: name it, or set KONG_DECLARATIVE_CONFIG")
+    with asked_for("KONG_DECLARATIVE_CONFIG"):
+        return declarative.read(of_the_environment)
 
 
 @commands.command()

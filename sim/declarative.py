@@ -165,6 +165,14 @@ class _Settings(Model):
     stand_ins: dict[str, SyntheticConfig] = Field(default_factory=dict)
 
 
+def read(file: str) -> Document:
+    """Read a file that is to be a ``kong.yml``; raises UserError when it cannot be one."""
+    document = Document.read(file)
+    if not is_kong_yml(document) and {"gateway", "load"} & document.root.keys():
+        raise UserError("is a scenario, expected a kong.yml", file=file, cure="run it with kongsim run")
+    return document
+
+
 def load(
     file: str | Document,
     settings: Iterable[Override] = (),
@@ -192,9 +200,7 @@ def load(
     if enabled is not None:
         enabled = {*enabled, *(name for name in classes if name not in BUNDLED)}
     provided = {"collector"} if collector else ()
-    document = Document.read(file) if isinstance(file, str) else file
-    if not is_kong_yml(document) and {"gateway", "load"} & document.root.keys():
-        raise UserError("is a scenario, expected a kong.yml", file=document.file, cure="run it with kongsim run")
+    document = read(file) if isinstance(file, str) else file
     if document.root.get("_format_version") is None:
         raise document.error("missing", ("_format_version",), cure=f'add _format_version: "{FORMAT_VERSIONS[-1]}"')
     entities = read_entities(document, provided=provided, enabled=enabled, classes=classes)

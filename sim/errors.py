@@ -4,7 +4,8 @@ The command line prints ``str(error)`` and exits with code 2; no traceback, noth
 itself is never a :class:`UserError`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 SHOWN_MAX = 60
@@ -45,6 +46,18 @@ class UserError(Exception):
         place = self.file if self.line is None else f"{self.file or '<input>'}:{self.line}"
         text = ": ".join(part for part in (place, self.field, self.message) if part)
         return printable(" ".join((f"{text}; {self.cure}" if self.cure else text).split()))
+
+
+@contextmanager
+def asked_for(file: str, line: int | None = None, field: str | None = None) -> Iterator[None]:
+    """Name where a file is asked for, in the errors of it that have no line: those it is rather there to mend."""
+    try:
+        yield
+    except UserError as error:
+        if error.line is not None:
+            raise
+        message = f"{error.file}: {error.message}" if error.file else error.message
+        raise UserError(message, file=file, line=line, field=field, cure=error.cure) from None
 
 
 class FieldError(ValueError):

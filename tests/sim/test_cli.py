@@ -505,11 +505,9 @@ def test_environment_of_kong_does_not_touch_a_scenario(kongsim, files, monkeypat
 
 
 def test_serve_needs_a_kong_yml(kongsim, files, monkeypatch):
-    """From the command line or from the environment, which also names what is wrong with an address."""
+    """From the command line or from the environment, which also says where to listen."""
     assert kongsim("serve")[0] == 2
 
-    monkeypatch.setenv("KONG_DECLARATIVE_CONFIG", "missing.yml")
-    assert "missing.yml: no such file" in kongsim("serve")[2]
     Path("kong.yml").write_text(KONG_YML.replace("opentelemetry", "correlation-id"), encoding="utf-8")
     monkeypatch.setenv("KONG_DECLARATIVE_CONFIG", "kong.yml")
     monkeypatch.setenv("KONG_STATUS_LISTEN", "off")
@@ -517,6 +515,26 @@ def test_serve_needs_a_kong_yml(kongsim, files, monkeypatch):
         monkeypatch.setenv("KONG_PROXY_LISTEN", f"127.0.0.1:{taken.getsockname()[1]}")
         code, _out, err = kongsim("serve")
     assert (code, err.startswith("kongsim: KONG_PROXY_LISTEN: cannot listen on 127.0.0.1:")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("kng.yml", "KONG_DECLARATIVE_CONFIG: kng.yml: no such file; did you mean kong.yml?"),
+        (".", "KONG_DECLARATIVE_CONFIG: .: is a folder, expected a file; "),
+        ("short.yaml", "KONG_DECLARATIVE_CONFIG: short.yaml: is a scenario, expected a kong.yml; run it with "),
+        ("kong.yml", "kong.yml:3: plugins[0].config.traces_endpoint: missing; "),
+    ],
+)
+def test_a_variable_that_names_no_kong_yml_is_named(kongsim, files, monkeypatch, file, line):
+    """Whoever typed no file looks for it in the environment; a mistake in a kong.yml is looked for in its line."""
+    monkeypatch.setenv("KONG_DECLARATIVE_CONFIG", file)
+    code, out, err = kongsim("serve")
+
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"kongsim: {line}")
+
+    assert "KONG_DECLARATIVE_CONFIG" not in kongsim("serve", file)[2]
 
 
 @pytest.mark.parametrize(
