@@ -35,7 +35,7 @@ from sim.config import (
 )
 from sim.document import Document, FieldPath, Model, Override
 from sim.entity import Plugin, Route, Service, Target, Upstream
-from sim.errors import UserError, nearest, shown
+from sim.errors import UserError, asked_for, nearest, shown
 from sim.field import Many, Url
 from sim.plugins import BUNDLED
 from sim.plugins.stand_in import PRIORITIES, stand_ins
@@ -187,8 +187,8 @@ def load(
     ``settings`` are the fields of :class:`Gateway` that are not entities; ``collector``, the URL for the opentelemetry
     plugins that name none: without it, and without an endpoint in ``export``, each has to; and ``stand_ins``.
     ``enabled`` are the plugins that the file may name, as ``KONG_PLUGINS`` lists them.
-    ``plugin_paths`` are the files or modules of further plugins. ``seed`` is that of every random draw; the node's id
-    follows from it, so it stays when the file is read again.
+    ``plugin_paths`` are the files or modules of further plugins, as ``--plugin`` names them. ``seed`` is that of every
+    random draw; the node's id follows from it, so it stays when the file is read again.
     """
     export = export or Export()
     told = Document("settings", CommentedMap())
@@ -196,7 +196,9 @@ def load(
         told.set(setting)
     told_settings = told.validate(_Settings, told.plain())
     collector = told_settings.collector or export.traces_endpoint
-    classes = with_stand_ins(plugins.load(plugin_paths, BUNDLED), told_settings.stand_ins, told, ("stand_ins",))
+    with asked_for("--plugin"):
+        loaded = plugins.load(plugin_paths, BUNDLED)
+    classes = with_stand_ins(loaded, told_settings.stand_ins, told, ("stand_ins",))
     if enabled is not None:
         enabled = {*enabled, *(name for name in classes if name not in BUNDLED)}
     provided = {"collector"} if collector else ()

@@ -142,13 +142,16 @@ class Document:
                 break
         return int(line) + 1
 
-    def error(self, message: str, path: FieldPath = (), *, cure: str | None = None) -> UserError:
-        """Return the error for the field at ``path``."""
+    def place(self, path: FieldPath = ()) -> tuple[str, int | None, str | None]:
+        """Return file, line and field of what stands at ``path``, as errors name them."""
         origin = next((origin for at, origin in self._overrides.items() if path[: len(at)] == at), None)
         field = written(path) or None
-        if origin is not None:
-            return UserError(message, file=origin, field=field, cure=cure)
-        return UserError(message, file=self.file, line=self.line(path), field=field, cure=cure)
+        return (self.file, self.line(path), field) if origin is None else (origin, None, field)
+
+    def error(self, message: str, path: FieldPath = (), *, cure: str | None = None) -> UserError:
+        """Return the error for the field at ``path``."""
+        file, line, field = self.place(path)
+        return UserError(message, file=file, line=line, field=field, cure=cure)
 
     def set(self, override: Override) -> None:
         """Lay a value over a field; mappings on the way are made."""

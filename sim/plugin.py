@@ -42,6 +42,9 @@ PLAIN_PHASES: Final = ("header_filter", "body_filter", "log")
 _FILES: Final = "kongsim_plugins"
 """The package, in name only, of what is loaded from files: `json.py` is not to take the place of `json`."""
 
+_NOT_THE_USERS: Final = frozenset({"sim", "kongtrace", "importlib"})
+"""The packages whose code runs while a plugin is loaded, and is none of its own."""
+
 _AT_START: Final = ("init_worker", "configure")
 
 
@@ -128,10 +131,9 @@ def _instance(name: str, plugin: PluginClass) -> Any:
     try:
         return plugin()
     except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)[1:]
-        place = (frames[-1].filename, frames[-1].lineno) if frames else (inspect.getfile(plugin), _line(plugin))
+        file, line = _users_place(error) or (inspect.getfile(plugin), _line(plugin))
         message = f"plugin {name} cannot be made: {type(error).__name__}: {error}"
-        raise UserError(message, file=place[0], line=place[1]) from error
+        raise UserError(message, file=file, line=line) from error
 
 
 def _begin(kong: Any, name: str, handler: Callable[..., object], *arguments: object) -> None:
@@ -271,9 +273,7 @@ def _file_module(place: str) -> ModuleType:
     try:
         source = path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"cannot be read: {error.strerror}", file=place, cure=nearest(path.name, _neighbours(path))
-        ) from None
+        raise UserError(f"cannot be read: {error.strerror}", file=place, cure=_neighbour(path)) from None
     module = ModuleType(f"{_FILES}.{path.stem}")
     module.__file__ = place
     # Classes look their module up by name, dataclasses among them.
@@ -282,14 +282,18 @@ def _file_module(place: str) -> ModuleType:
     return module
 
 
-def _neighbours(path: Path) -> list[str]:
-    return sorted(other.name for other in path.parent.glob("*.py") if other.is_file())
+def _neighbour(path: Path) -> str:
+    """Return what else there is where a file cannot be read."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    names = sorted(other.name for other in path.parent.glob("*.py") if other.is_file() and other.name != path.name)
+    return nearest(path.name, names) or f"in {path.parent} there is no other file of Python"
 
 
 def _named_module(place: str) -> ModuleType:
     if not all(map(str.isidentifier, place.split("."))):
         message = f"expected a file such as greeter.py, or a module such as mine.greeter, not {shown(place)}"
-        raise UserError(message, field="plugin")
+        raise UserError(message)
     importlib.invalidate_caches()
     for name in [name for name in sys.modules if name == place or name.startswith(f"{place}.")]:
         del sys.modules[name]
@@ -308,14 +312,20 @@ def _failure(error: BaseException, place: str) -> UserError:
     if isinstance(error, SyntaxError):
         return UserError(f"is no Python: {error.msg}", file=error.filename or place, line=error.lineno)
     if isinstance(error, ModuleNotFoundError) and error.name and place.startswith(error.name):
-        return UserError(
-            f"there is no module {error.name}", field="plugin", cure="give a file, or set PYTHONPATH to where it is"
-        )
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    last = next((frame for frame in reversed(frames) if frame.filename != __file__), None)
+        told = f"there is no module {error.name}"
+        return UserError(told, file=place, cure="give a file, or set PYTHONPATH to where it is")
+    where = _users_place(error) or (place, None)
     message = f"cannot be loaded: {type(error).__name__}: {error}"
     cure = _beside(error, Path(place).parent) if is_file(place) else None
-    return UserError(message, file=last.filename if last else place, line=last.lineno if last else None, cure=cure)
+    return UserError(message, file=where[0], line=where[1], cure=cure)
+
+
+def _users_place(error: BaseException) -> tuple[str, int] | None:
+    """Return file and line where the user's program failed: what it has called of this one, it cannot mend."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_USERS:
+            return frame.f_code.co_filename, line
+    return None
 
 
 def _beside(error: BaseException, folder: Path) -> str | None:

@@ -33,7 +33,7 @@ from sim.config import (
 from sim.declarative import is_kong_yml, read_entities, require_use, with_stand_ins
 from sim.document import Document, Model, NotEmpty, Override, matching
 from sim.entity import Method
-from sim.errors import FieldError, UserError, meant, nearest, shown
+from sim.errors import FieldError, UserError, asked_for, meant, nearest, shown
 from sim.faults import Fault
 from sim.field import HeaderName, Many, Path, Rate01
 from sim.plugin import is_file
@@ -339,8 +339,7 @@ def load(file: str | Document, overrides: Iterable[Override] = ()) -> Scenario:
         document.set(Override(("seed",), secrets.randbits(32), "drawn seed"))
     _place_authorities(document)
     content = document.validate(_File, document.plain())
-    loaded = plugins.load(_plugin_paths(document, content), BUNDLED)
-    classes = with_stand_ins(loaded, content.gateway.stand_ins, document, _STAND_INS)
+    classes = with_stand_ins(_plugin_classes(document, content), content.gateway.stand_ins, document, _STAND_INS)
     kong_yml = _kong_yml(document, content)
     provided = {"collector", *content.upstreams, *_hosts(document, content)}
     place = (document, _CONFIG) if kong_yml is None else (kong_yml, ())
@@ -368,6 +367,7 @@ def load(file: str | Document, overrides: Iterable[Override] = ()) -> Scenario:
 
 
 _CONFIG: Final = ("gateway", "config")
+_PLUGIN_PATHS: Final = ("gateway", "plugin_paths")
 _STAND_INS: Final = ("gateway", "stand_ins")
 _AUTHORITIES: Final = "lua_ssl_trusted_certificate"
 
@@ -383,13 +383,15 @@ def _place_authorities(document: Document) -> None:
             node[_AUTHORITIES] = [file if file == SYSTEM else str((folder / file).resolve()) for file in files]
 
 
-def _plugin_paths(document: Document, content: _File) -> tuple[str, ...]:
-    """Return where the plugins are; files stand beside the scenario, and are named so that it runs from anywhere."""
-    folder = pathlib.Path(document.file).parent
-    paths = tuple(str((folder / path).resolve()) if is_file(path) else path for path in content.gateway.plugin_paths)
-    if paths:
-        document.root["gateway"]["plugin_paths"] = list(paths)
-    return paths
+def _plugin_classes(document: Document, content: _File) -> dict[str, plugins.PluginClass]:
+    """Load the plugins; their files stand beside the scenario, and are named so that it runs from anywhere."""
+    folder, classes = pathlib.Path(document.file).parent, dict(BUNDLED)
+    for index, path in enumerate(content.gateway.plugin_paths):
+        place = str((folder / path).resolve()) if is_file(path) else path
+        with asked_for(*document.place((*_PLUGIN_PATHS, index))):
+            classes = plugins.load([place], classes)
+        document.root["gateway"]["plugin_paths"][index] = place
+    return classes
 
 
 def _kong_yml(document: Document, content: _File) -> Document | None:
@@ -401,12 +403,8 @@ def _kong_yml(document: Document, content: _File) -> Document | None:
         message = f"expected services, routes and plugins, or the path of a kong.yml, not {shown(config)}"
         raise document.error(message, _CONFIG)
     path = pathlib.Path(document.file).parent / config
-    try:
+    with asked_for(*document.place(_CONFIG)):
         kong_yml = Document.read(str(path))
-    except UserError as error:
-        if error.line is not None:
-            raise
-        raise document.error(f"{path}: {error.message}", _CONFIG, cure=error.cure) from None
     document.root["gateway"]["config"] = kong_yml.root
     return kong_yml
 

@@ -130,6 +130,15 @@ def spawn(*arguments, cwd):
             "--listen: listen: expected host:port, not '[::1]:http'; write 127.0.0.1:8000; ",
         ),
         *(
+            ([command, "kong.yml", "--plugin", place], f"--plugin: {message}")
+            for command in ("check", "serve")
+            for place, message in (
+                ("nope.py", "nope.py: cannot be read: No such file or directory; in . there is no other file of"),
+                ("no.such.module", "no.such.module: there is no module no; give a file, or set PYTHONPATH to where"),
+                ("a b", "expected a file such as greeter.py, or a module such as mine.greeter, not 'a b'"),
+            )
+        ),
+        *(
             (
                 ["overhead", "short.yaml", "--precision", share],
                 f"--precision: expected a share such as 1%, not '{share}'",

@@ -169,17 +169,38 @@ def test_plugin_that_cannot_work_is_refused_with_one_line(load, source, message)
     ("place", "message"),
     [
         ("greter.py", "greter.py: cannot be read: No such file or directory; did you mean greeter.py?"),
-        ("no.such.module", "there is no module no; give a file, or set PYTHONPATH to where it is"),
-        (".", "plugin: expected a file such as greeter.py, or a module such as mine.greeter, not '.'"),
+        ("mine/greeter.py", "mine/greeter.py: cannot be read: No such file or directory; there is no folder mine"),
+        (
+            "empty/greeter.py",
+            "empty/greeter.py: cannot be read: No such file or directory; in empty there is no other file of Python",
+        ),
+        (
+            "no.such.module",
+            "no.such.module: there is no module no; give a file, or set PYTHONPATH to where it is",
+        ),
+        (".", "expected a file such as greeter.py, or a module such as mine.greeter, not '.'"),
     ],
 )
 def test_plugin_that_is_not_there_is_told_in_one_line(load, place, message):
     """A misspelt file is told which one was meant."""
     load()
+    Path("empty").mkdir()
     with pytest.raises(UserError) as refused:
         plugins.load([place], {})
 
-    assert str(refused.value).endswith(message)
+    assert str(refused.value) == message
+
+
+def test_plugin_that_kongtrace_refuses_is_told_where_it_asks(load, monkeypatch):
+    """Its author can mend nothing in kongtrace."""
+    monkeypatch.delitem(sys.modules, "kongtrace.otel", raising=False)
+    monkeypatch.delattr("kongtrace.otel", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.context.contextvars_context", None)  # as if it were not installed
+    with pytest.raises(UserError) as refused:
+        load(f"\nfrom kongtrace import otel\n{GOOD}")
+
+    reason = "KongTraceError: kongtrace.otel needs opentelemetry-api: install kongsim[otel]"
+    assert str(refused.value) == f"greeter.py:2: cannot be loaded: {reason}"
 
 
 def entities(load, config):

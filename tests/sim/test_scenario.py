@@ -394,6 +394,29 @@ def test_a_missing_gateway_file_is_named_where_it_is_asked_for(scenario):
         scenario(MINIMAL, parse_override("gateway.config=kong.yml"))
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nothere.py", r"/.*/nothere\.py: cannot be read: No such file or directory; did you mean there\.py\?"),
+        ("no.such.module", r"no\.such\.module: there is no module no; give a file, or set PYTHONPATH to where it is"),
+        ("'a b'", r"expected a file such as greeter\.py, or a module such as mine\.greeter, not 'a b'"),
+        ("there.py", r"/.*/there\.py: holds no plugin: a class with PRIORITY and VERSION; write PRIORITY = 1000, "),
+    ],
+)
+def test_a_plugin_that_is_not_there_is_named_where_it_is_asked_for(scenario, tmp_path, path, message):
+    """In the line of the list, or as the option that lays it over the file."""
+    good = "class Good:\n    PRIORITY = 1\n    VERSION = '1'\n\n    def log(self, kong, conf):\n        pass\n"
+    (tmp_path / "good.py").write_text(good, encoding="utf-8")
+    (tmp_path / "there.py").touch()
+
+    text = MINIMAL.replace("gateway:\n", f"gateway:\n  plugin_paths:\n    - good.py\n    - {path}\n")
+    with pytest.raises(UserError, match=rf"a\.yaml:5: gateway\.plugin_paths\[1\]: {message}"):
+        scenario(text)
+    option = f"gateway.plugin_paths=[{path}]"
+    with pytest.raises(UserError, match=rf"^--set {re.escape(option)}: gateway\.plugin_paths\[0\]: {message}"):
+        scenario(MINIMAL, parse_override(option))
+
+
 def test_the_first_mistake_of_the_file_is_named(scenario):
     """In the order of the lines."""
     with pytest.raises(UserError, match=r"a\.yaml:1: name: expected text"):
