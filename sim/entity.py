@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sim.document import Model, NotEmpty, matching
 from sim.errors import FieldError, shown
-from sim.field import PORTS, HeaderName, Many, Path, TimeoutMs, url_parts
+from sim.field import PORTS, HeaderName, Many, Path, TimeoutMs, percent_encoded, url_parts
 
 TARGET_PORT_DEFAULT: Final = 8000
 """Kong's, for a target that names none."""
@@ -32,11 +32,12 @@ def path_pattern(text: str) -> re.Pattern[str]:
 
 
 def _route_path(value: object) -> object:
-    if not isinstance(value, str) or not re.fullmatch(r"~?/[!-~]*", value):
+    if not isinstance(value, str) or not value.startswith(("/", "~/")):
         raise FieldError(
             f"expected a path that begins with /, or with ~/ for a regular expression, not {shown(value)}",
             cure="write /orders or ~/orders/\\d+$",
         )
+    percent_encoded(value)
     if value.startswith("~"):
         path_pattern(value[1:])
     elif "//" in value:

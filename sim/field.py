@@ -6,9 +6,9 @@ A type checks what it is given and raises :class:`~sim.errors.FieldError`, which
 import re
 from contextlib import suppress
 from typing import Annotated, Final, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
-from pydantic import BeforeValidator, Field, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from sim.document import matching
 from sim.errors import FieldError, shown
@@ -19,6 +19,8 @@ TIMEOUT_MS_MAX: Final = 2**31 - 2
 
 PORTS: Final = {"http": 80, "https": 443}
 """The port of a URL that names none, by its scheme."""
+
+_VISIBLE: Final = "".join(map(chr, range(ord("!"), ord("~") + 1)))
 
 _URL_CHARACTERS: Final = re.compile(r"[!-\[\]-~]+")  # what is visible in ASCII, but for the backslash
 
@@ -44,9 +46,24 @@ def _endpoint(value: object) -> object:
     return value
 
 
+def percent_encoded(path: str) -> str:
+    """Return a path, with its query, that can stand in the first line of a request; raises FieldError."""
+    encoded = quote(path, safe=_VISIBLE, errors="surrogatepass")
+    if encoded != path:
+        expected = "a path whose blanks, control characters and characters beyond ASCII are percent-encoded"
+        raise FieldError(f"expected {expected}, not {shown(path)}", cure=f"write {encoded}")
+    return path
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/"):
+        raise FieldError(f"expected a path that begins with /, not {shown(text)}")
+    return percent_encoded(text)
+
+
 Many = Annotated[tuple[T, ...], Strict(strict=False)]
 """A list in a file, a tuple in the program."""
-Path = Annotated[str, matching(r"/[!-~]*", "a path that begins with /")]
+Path = Annotated[str, AfterValidator(_path)]
 HeaderName = Annotated[str, matching(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", "the name of a header")]
 HeaderValue = Annotated[str, matching(r"[^\x00-\x08\x0a-\x1f\x7f]*", "a header value, without line breaks")]
 Rate01 = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

@@ -2,6 +2,8 @@ import pytest
 from pydantic import ValidationError
 
 from sim.config import Export
+from sim.entity import Route, Service
+from sim.scenario import Request
 
 
 @pytest.mark.parametrize(
@@ -30,3 +32,32 @@ def test_endpoint_with_a_port_that_is_none_is_refused(port):
     """A port that is left out is that of the scheme."""
     with pytest.raises(ValidationError, match="expected a port from 1 to 65535 in "):
         Export(traces_endpoint=f"http://a:{port}/")
+
+
+@pytest.mark.parametrize(
+    ("path", "encoded"),
+    [
+        ("/a b", "/a%20b"),
+        ("/\u00fc", "/%C3%BC"),
+        ("/a\nb", "/a%0Ab"),
+        ("/\x7f", "/%7F"),
+        ("/\ud800", "/%ED%A0%80"),
+        ("/a%20b c?q=d e&f=%2F", "/a%20b%20c?q=d%20e&f=%2F"),
+    ],
+)
+def test_path_that_has_to_be_encoded_is_shown_as_it_is_to_be_written(path, encoded):
+    """It does begin with /, and whoever wrote it may not know what else is asked of it."""
+    expected = "a path whose blanks, control characters and characters beyond ASCII are percent-encoded"
+    for prefix, model, fields in (
+        ("", Request, lambda path: {"path": path}),
+        ("", Service, lambda path: {"name": "a", "host": "b", "path": path}),
+        ("", Route, lambda path: {"name": "a", "paths": [path]}),
+        ("~", Route, lambda path: {"name": "a", "paths": [path]}),
+    ):
+        with pytest.raises(ValidationError) as refused:
+            model.model_validate(fields(prefix + path))
+        mistake, *_ = refused.value.errors()
+        error = mistake["ctx"]["error"]
+        assert error.message == f"expected {expected}, not {prefix + path!r}"
+        assert error.cure == f"write {prefix}{encoded}"
+        model.model_validate(fields(prefix + encoded))
