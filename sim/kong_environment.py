@@ -129,12 +129,18 @@ class _Reader:
 
     def duration(self, text: str, _name: str) -> str:
         """Read a time as nginx does: a number without a unit is in seconds."""
-        return f"{text}s" if text.isdecimal() else text.replace(" ", "")
+        if not _TIME.fullmatch(text):
+            cure = "write 10s, 500ms or 1m 30s"
+            raise FieldError(f"expected a time as nginx writes it, not {shown(text)}", cure=cure)
+        time = _WEEKS.sub(lambda weeks: f"{int(weeks[1]) * 7}d", text.replace(" ", ""))
+        return time + "s" * time[-1].isdecimal()
 
     def size(self, text: str, _name: str) -> str:
         """Read a size as nginx does: a number without a unit is in bytes."""
-        unit = _UNITS.get(text[-1:].lower())
-        return text[:-1] + unit if unit else text + "B" * text.isdecimal()
+        found = _SIZE.fullmatch(text)
+        if not found:
+            raise FieldError(f"expected a size as nginx writes it, not {shown(text)}", cure="write 500, 8k or 10m")
+        return found[1] + _UNITS[found[2].lower()]
 
     def log_file(self, text: str, name: str) -> str | None:
         """Read the path of a log, relative to the prefix, and drop the name of a format behind it."""
@@ -177,7 +183,11 @@ class _Reader:
             raise FieldError(f"expected host:port, not {shown(entry)}", cure=f"write {_LISTEN_USAGE}") from None
 
 
-_UNITS: Final = {"k": "KiB", "m": "MiB", "g": "GiB"}
+_NUMBER: Final = "[0-9]{1,18}"
+_SIZE: Final = re.compile(f"({_NUMBER})([kKmMgG]?)")
+_UNITS: Final = {"": "B", "k": "KiB", "m": "MiB", "g": "GiB"}
+_TIME: Final = re.compile("".join(f"(?:{_NUMBER}{unit} *)?" for unit in ("w", "d", "h", "m(?!s)", "(?:s|$)", "ms")))
+_WEEKS: Final = re.compile("([0-9]+)w")
 
 _Convert = Callable[[_Reader, str, str], Any]
 

@@ -44,6 +44,10 @@ def gateway(tmp_path):
         ("NGINX_MAIN_WORKER_PROCESSES", "2", "workers", 2),
         ("NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT", "1m 30s", "nginx.worker_shutdown_timeout", 90),
         ("NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT", "10", "nginx.worker_shutdown_timeout", 10),
+        ("NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT", "0", "nginx.worker_shutdown_timeout", 0),
+        ("NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT", "1m 30", "nginx.worker_shutdown_timeout", 90),
+        ("NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT", "1h2m3s4ms", "nginx.worker_shutdown_timeout", 3723.004),
+        ("NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT", "1w 1d", "nginx.worker_shutdown_timeout", 8 * 86_400),
         ("NGINX_MAIN_WORKER_CPU_AFFINITY", "0001 0010", "nginx.worker_cpu_affinity", ("0001", "0010")),
         ("NGINX_EVENTS_WORKER_CONNECTIONS", "1000", "nginx.worker_connections", 1000),
         ("NGINX_HTTP_CLIENT_MAX_BODY_SIZE", "0", "nginx.client_max_body_size", 0),
@@ -87,13 +91,8 @@ def test_variable_sets_its_field(gateway, name, text, field, value):
         ("NGINX_WORKER_PROCESSES", "many", "KONG_NGINX_WORKER_PROCESSES: workers: expected auto or a whole number"),
         (
             "NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT",
-            "soon",
-            "KONG_NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT: nginx.worker_shutdown",
-        ),
-        (
-            "NGINX_HTTP_CLIENT_MAX_BODY_SIZE",
-            "much",
-            "KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE: nginx.client_max_body_size: expected a size",
+            "1000d",
+            "KONG_NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT: nginx.worker_shutdown_timeout: expected a duration of at most ",
         ),
         (
             "NGINX_EVENTS_WORKER_CONNECTIONS",
@@ -115,6 +114,24 @@ def test_bad_value_names_the_variable(gateway, name, text, message):
         gateway(**{name: text})
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["8q", "2KiB", "2 k", "1.5m", "10MB", "500B", "k", "-1", "\u0663k", "1" * 40])
+def test_size_is_written_as_in_nginx(gateway, text):
+    """What nginx would refuse is refused, also what a scenario would take, and the line says how it is written."""
+    with pytest.raises(UserError) as caught:
+        gateway(NGINX_HTTP_CLIENT_MAX_BODY_SIZE=text)
+    told = f"KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE: expected a size as nginx writes it, not {text!r}"
+    assert str(caught.value) == f"{told}; write 500, 8k or 10m"
+
+
+@pytest.mark.parametrize("text", ["soon", "1.5s", "100us", "1 s", "30s 1m", "75s 60s", "10S", "1y", "1M", "1" * 40])
+def test_time_is_written_as_in_nginx(gateway, text):
+    """The same of times: from the largest unit to the smallest, whole numbers."""
+    with pytest.raises(UserError) as caught:
+        gateway(NGINX_HTTP_KEEPALIVE_TIMEOUT=text)
+    told = f"KONG_NGINX_HTTP_KEEPALIVE_TIMEOUT: expected a time as nginx writes it, not {text!r}"
+    assert str(caught.value) == f"{told}; write 10s, 500ms or 1m 30s"
 
 
 @pytest.mark.parametrize(
