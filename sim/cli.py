@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ import click
 from sim.errors import FieldError, UserError, asked_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sim.config import Gateway
     from sim.document import Document, Override
@@ -60,10 +60,25 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_OUTPUT)  # what it still holds is written as Python exits
+        _print_no_more()
         _complain(f"cannot write what came of it: {error.strerror}")
         code = EXIT_FAILED
     sys.exit(code)
+
+
+@contextmanager
+def _printing() -> "Iterator[None]":
+    """Print what was found as far as somebody reads it: one who has seen enough, such as `head`, changes no verdict."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich would leave with the latter
+        _print_no_more()
+
+
+def _print_no_more() -> None:
+    """Let go to nowhere what standard output still holds, and Python writes as it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_OUTPUT)
 
 
 def _complain(message: str) -> None:
@@ -140,10 +155,11 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
         return EXIT_FAILED
     if missing:
         _complain_of_extra(f"{missing[0]} is missing")
-    if as_json:
-        click.echo(summary.to_json(), nl=False)
-    else:
-        show(summary, str(out_dir), Console())
+    with _printing():
+        if as_json:
+            click.echo(summary.to_json(), nl=False)
+        else:
+            show(summary, str(out_dir), Console())
     return code
 
 
@@ -207,10 +223,11 @@ def compare(*, before: str, after: str, as_json: bool) -> int:
     from sim.report import compare as comparisons  # noqa: PLC0415 - the same
 
     comparison = comparisons.compare(comparisons.read(before), comparisons.read(after))
-    if as_json:
-        click.echo(comparison.to_json(), nl=False)
-    else:
-        comparisons.show(comparison, Console())
+    with _printing():
+        if as_json:
+            click.echo(comparison.to_json(), nl=False)
+        else:
+            comparisons.show(comparison, Console())
     return comparison.exit_code
 
 
@@ -328,10 +345,11 @@ def overhead(
     except command.MeasurementError as error:
         _complain(str(error))
         return EXIT_FAILED
-    if as_json:
-        click.echo(outcome.to_json(), nl=False)
-    else:
-        tables.show(outcome, str(out_dir), Console())
+    with _printing():
+        if as_json:
+            click.echo(outcome.to_json(), nl=False)
+        else:
+            tables.show(outcome, str(out_dir), Console())
     return 0
 
 
@@ -398,10 +416,11 @@ def check(
         findings = checks.check_scenario(loaded, expected)
     for warning in warnings:
         click.echo(warning, err=True)
-    if output == "json":
-        click.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
-    else:
-        click.echo("\n".join([*map(str, findings)]) if findings else f"{file}: {kind} ok")
+    with _printing():
+        if output == "json":
+            click.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
+        else:
+            click.echo("\n".join([*map(str, findings)]) if findings else f"{file}: {kind} ok")
     return EXIT_FINDINGS if findings else 0
 
 

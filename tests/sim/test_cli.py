@@ -291,6 +291,27 @@ def test_a_result_that_cannot_be_written_is_one_line(files, arguments):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_who_reads_no_more_changes_no_verdict(files, options):
+    """As `head` does, which has seen enough: the exit code is that of what was found, and nobody is told of it."""
+
+    def unread(*arguments):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "sim", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writing)
+        return done.returncode, done.stderr
+
+    code, err = unread("run", "short.yaml", "--out", "out", *options)
+    summary = json.loads(Path("out/summary.json").read_text(encoding="utf-8"))
+    assert (code, len(err.splitlines())) == (EXIT_CODES[summary["verdict"]], 1), err
+    assert unread("compare", "out", "out", *options) == (code, "")
+    Path("kong.yml").write_text(KONG_YML.replace("opentelemetry", "correlation-id"), encoding="utf-8")
+    assert unread("check", "kong.yml") == (0, "")
+
+
 def test_standard_files_may_be_closed(files):
     """As where a daemon starts it: nobody reads what is printed, and all goes on."""
     Path("idle.py").write_text(
