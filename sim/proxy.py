@@ -119,13 +119,13 @@ class ProxiedExchange:
         """The client does not read: read no more of the answer."""
         if self._connection is not None and not self._held:
             self._held = True
-            self._connection.transport.pause_reading()
+            self._connection.hold()
 
     def release_response(self) -> None:
         """The client reads again."""
         if self._connection is not None and self._held:
             self._held = False
-            self._connection.transport.resume_reading()
+            self._connection.release()
 
     def _connect(self) -> None:
         runloop, request = self._runloop, self._request
@@ -327,7 +327,8 @@ class ProxiedExchange:
         if request.header_sent:
             self._runloop.execution.enter(BALANCER, request.ctx)
             self._runloop.log_line("error", f"{reason} while reading upstream")
-            request.connection.abort()
+            # What has come of the answer goes to the client, who sees by its end that it is not whole (nginx).
+            request.connection.close(lingering=not request.complete)
             self._runloop.end(request)
         elif connection.reused and not connection.answered and not timeout and self._may_repeat(sent=True):
             request.tries.pop()

@@ -8,6 +8,9 @@ response as they arrive. Sizes in bytes, times in s.
 A kept connection that the other side has closed before any byte of a response is not the exchange's fault: `lost` tells
 it so (`reused` and no `answered`), and it may try again (RFC 9112 9.3.1).
 
+A connection that has just been opened is handed over some turns of the loop after it stands: what the other side sends
+or does until then is kept for its first exchange.
+
 A response that is malformed or ambiguous is lost, not mended. A connection is kept only if both sides are done with the
 exchange: the whole request was sent, and nothing came after the response. So no request can get another one's answer.
 """
@@ -18,6 +21,7 @@ import os
 import ssl
 from collections import defaultdict
 from collections.abc import Callable
+from contextvars import Context
 from math import inf
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
@@ -121,6 +125,10 @@ class UpstreamConnection:
         self._timeout_s = 0.0
         self._write_timeout_s = 0.0
         self._unsent = 0  # bytes that wait for an upstream that does not read, when last looked at; 0: it reads
+        # What has come before the first request: the worker is told some turns after the connection stands.
+        self._early: list[bytes] = []
+        self._lost = False
+        self._lost_by: Exception | None = None
         self._bodiless = False
         self._parser = httptools.HttpResponseParser(self)
         self._lines: HeaderLines = []
@@ -130,6 +138,11 @@ class UpstreamConnection:
         self._complete = False
         self._overrun = False  # more came than the response
         self._keep_alive = False
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing has come that nobody has asked for, and it is not closing."""
+        return not self._early and not self.transport.is_closing()
 
     def send(
         self, exchange: Exchange, data: bytes, *, timeout_s: float, bodiless: bool = False, whole: bool = True
@@ -152,11 +165,14 @@ class UpstreamConnection:
         self._complete = False
         self._timeout_s = timeout_s
         self._pool.watch(self, timeout_s if whole else inf)
-        self.transport.write(data)
+        self.write(data)
+        if self._early or self._lost:
+            self._pool.call_soon(self._catch_up, context=Context())  # as a connection calls back
 
     def write(self, data: bytes) -> None:
         """Send more of the request."""
-        self.transport.write(data)
+        if not self.transport.is_closing():
+            self.transport.write(data)
 
     def end_request(self) -> None:
         """The whole request has been written: wait for the response."""
@@ -175,6 +191,18 @@ class UpstreamConnection:
         self._timeout_s = timeout_s
         self._pool.watch(self, timeout_s)
 
+    def hold(self) -> None:
+        """Read no more of the response; meanwhile the time does not count."""
+        self.transport.pause_reading()
+        if not self._unsent:
+            self._pool.watch(self, inf)
+
+    def release(self) -> None:
+        """Read on."""
+        self.transport.resume_reading()
+        if not self._unsent and (self.whole_request_sent or self._in_body):
+            self._pool.watch(self, self._timeout_s)
+
     def abort(self) -> None:
         """Give the exchange up; nobody is told."""
         self.exchange = None
@@ -189,9 +217,7 @@ class UpstreamConnection:
         """Parse a part of the response."""
         exchange = self.exchange
         if exchange is None:
-            # Nobody asked: a late or a second answer makes the connection useless.
-            self._pool.forget(self)
-            self.transport.abort()
+            self._keep_unasked(data)
             return
         self.answered = True
         self._framing_bytes += len(data)
@@ -228,6 +254,7 @@ class UpstreamConnection:
         self._pool.forget(self)
         exchange = self.exchange
         if exchange is None:
+            self._lost, self._lost_by = True, error
             return
         if self._in_body and not self._framed and error is None:
             self.exchange = None
@@ -235,6 +262,26 @@ class UpstreamConnection:
             return
         call = "writev()" if isinstance(error, BrokenPipeError) else "recv()"
         self._fail("upstream prematurely closed connection" if error is None else system_error(call, error))
+
+    def _keep_unasked(self, data: bytes) -> None:
+        if self.exchanges:
+            # A late or a second answer makes the connection useless.
+            self._pool.forget(self)
+            self.transport.abort()
+        else:
+            self._early.append(data)
+            self.transport.pause_reading()
+
+    def _catch_up(self) -> None:
+        """Take note of what has come before the first request."""
+        early, self._early = self._early, []
+        if early and not self.transport.is_closing():
+            self.transport.resume_reading()
+        for data in early:
+            if self.exchange is not None:
+                self.data_received(data)
+        if self._lost:
+            self.connection_lost(self._lost_by)
 
     def pause_writing(self) -> None:
         """The upstream does not read."""
@@ -347,6 +394,7 @@ class Pool:
     def __init__(self, runtime: "Runtime", admits: Callable[[], bool] = unlimited) -> None:
         self._runtime = runtime
         self._now = runtime.now
+        self.call_soon = runtime.call_soon
         self._admits = admits
         self._connecting = 0
         self._idle: defaultdict[Place, list[UpstreamConnection]] = defaultdict(list)
@@ -395,7 +443,7 @@ class Pool:
     def keep(self, connection: UpstreamConnection) -> None:
         """Take a connection back whose exchange has ended well."""
         idle = self._idle[connection.place]
-        if len(idle) < IDLE_MAX and connection.exchanges < EXCHANGES_MAX:
+        if len(idle) < IDLE_MAX and connection.exchanges < EXCHANGES_MAX and connection.is_quiet:
             idle.append(connection)
             now = self._now
             connection.deadline_s = now() + IDLE_TIMEOUT_S

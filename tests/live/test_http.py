@@ -303,6 +303,27 @@ def scripted(tmp_path, *answers, **options):
         thread.join(peers.TIMEOUT_S)
 
 
+@pytest.mark.parametrize("greeting", [b"", b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbusy"])
+def test_upstream_that_closes_as_soon_as_it_is_connected_to_keeps_nobody_waiting(tmp_path, greeting):
+    """Every request has its answer, at whichever moment the worker hears of it."""
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+        def greet():
+            with contextlib.suppress(OSError):
+                while True:
+                    with server.accept()[0] as connection, contextlib.suppress(OSError):
+                        connection.sendall(greeting)
+
+        thread = threading.Thread(target=greet, daemon=True)
+        thread.start()
+        service = {"retries": 0, "read_timeout": 600_000}
+        gateway = stack.enter_context(live(tmp_path, gateway_to(server.getsockname()[1], service=service, **OFF)))
+        assert {gateway.request().status for _ in range(60)} <= {502, 503}
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(peers.TIMEOUT_S)
+
+
 def test_response_that_is_malformed_or_ambiguous_is_502(tmp_path):
     """Nothing of it reaches the client, and the connection is not used again."""
     good = OK + b"Content-Length: 4\r\n\r\ngood"

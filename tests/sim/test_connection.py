@@ -315,6 +315,23 @@ def test_upstream_that_breaks_off_is_502_and_told_in_nginxs_words(body, error, t
     assert [text.partition(", client: ")[0] for level, text in wired.lines if level == "error"] == [f"*1 {told}"]
 
 
+@pytest.mark.parametrize("body", [b"", b"he"])
+def test_answer_that_breaks_off_goes_to_the_client_as_far_as_it_has_come(body):
+    """Without its head a client would ask again, of its own accord."""  # RFC 9112 9.3.1
+    wired = Wired(kept=1)
+    [upstream] = wired.upstreams
+    upstream.turn = list
+    client = wired.client().send(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n")
+    upstream.protocol.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n" + body)
+    upstream.protocol.connection_lost(None)
+
+    head, _, received = client.received().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert received == body
+    assert (client.wire.closing, client.wire.aborted) == (True, False)
+    assert [entry[1:3] for entry in wired.logged] == [(200, len(body))]
+
+
 # What is told of the refused.
 
 

@@ -1,0 +1,104 @@
+"""A connection to an upstream, on a wire of memory: what becomes of an exchange, and how long it may take."""
+
+import pytest
+
+from sim.upstream import Pool, UpstreamConnection
+from tests.wire import Calendar, Wire
+
+PLACE = ("192.0.2.9", 80)
+REQUEST = b"GET / HTTP/1.1\r\nHost: u\r\n\r\n"
+RESPONSE = b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy"
+
+
+class Told:
+    """An exchange that notes what it is told."""
+
+    def __init__(self):
+        self.notes = []
+
+    def on_head(self, status, _lines, _outline):
+        self.notes.append(status)
+
+    def on_body(self, data):
+        self.notes.append(data)
+
+    def on_end(self):
+        self.notes.append("end")
+
+    def on_flush(self):
+        """Nothing is held back."""
+
+    def on_lost(self, _connection, reason, *, timeout):
+        self.notes.append("timeout" if timeout else reason)
+
+    def pause(self):
+        """Everything has been written."""
+
+    def resume(self):
+        """The same."""
+
+
+@pytest.fixture
+def runtime():
+    return Calendar()
+
+
+@pytest.fixture
+def pool(runtime):
+    return Pool(runtime)
+
+
+@pytest.fixture
+def connection(pool):
+    made = UpstreamConnection(pool, PLACE)
+    made.connection_made(Wire())
+    return made
+
+
+def lose(connection, error=None):
+    """Let the other side close, as a transport tells it."""
+    connection.transport.closing = True
+    connection.connection_lost(error)
+
+
+def test_connection_that_is_lost_before_its_first_request_tells_the_exchange(runtime, connection):
+    """It stood when it was opened, and the worker comes to it some turns later."""
+    lose(connection)
+    connection.send(told := Told(), REQUEST, timeout_s=60)
+    runtime.advance(0)
+    assert told.notes == ["upstream prematurely closed connection"]
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_response_that_comes_before_the_request_is_the_response(runtime, connection, closes):
+    """A server that is too busy says so at once."""
+    connection.data_received(RESPONSE)
+    if closes:
+        lose(connection)
+    connection.send(told := Told(), REQUEST, timeout_s=60)
+    assert told.notes == []
+    runtime.advance(0)
+    assert told.notes == [503, b"busy", "end"]
+    assert connection.transport.reading is not closes
+
+
+def test_connection_on_which_something_has_come_unasked_is_not_kept(pool, connection):
+    """Whoever opened it does not need it any more, and the next would get a foreign answer."""
+    connection.data_received(RESPONSE)
+    pool.keep(connection)
+    assert pool.take(PLACE) is None
+    assert connection.transport.closing
+
+
+def test_response_that_nobody_reads_does_not_come_too_late(runtime, connection):
+    """While it is held, the other side cannot send; afterwards its time counts anew (nginx, `proxy_read_timeout`)."""
+    connection.send(told := Told(), REQUEST, timeout_s=2)
+    connection.data_received(RESPONSE[:-1])
+    connection.hold()
+    runtime.advance(60)
+    assert told.notes == [503, b"bus"]
+    connection.release()
+    runtime.advance(1)
+    assert told.notes == [503, b"bus"]
+    runtime.advance(3)
+    assert told.notes == [503, b"bus", "timeout"]
