@@ -108,6 +108,11 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes]:
     return authority, rest if rest.startswith(b"/") else b"/" + rest
 
 
+def head_size(lines: HeaderLines) -> int:
+    """Return the bytes that header lines take."""
+    return sum([len(name) + len(value) + 4 for name, value in lines])
+
+
 def check_head_size(target: bytes, lines: HeaderLines) -> None:
     """See to it that a request's header section is within the limits, each line and all of it.
 

@@ -43,8 +43,11 @@ NOT_FORWARDED: Final = (
 )
 """Headers of a request that are not passed on: they are written anew, or end here."""
 
-NOT_RETURNED: Final = HOP_BY_HOP | {b"x-kong-upstream-latency", b"x-kong-proxy-latency", b"x-kong-request-id"}
-"""The same of a response."""
+_TO_NGINX: Final = {b"x-accel-" + key for key in (b"buffering", b"charset", b"expires", b"limit-rate", b"redirect")}
+NOT_RETURNED: Final = (
+    HOP_BY_HOP | _TO_NGINX | {b"x-pad", b"x-kong-upstream-latency", b"x-kong-proxy-latency", b"x-kong-request-id"}
+)
+"""The same of a response; some are meant for the gateway (nginx, `ngx_http_proxy_hide_headers`)."""
 
 _NOTED: Final = FORWARDING | {b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"connection"}
 """Headers of a request whose values the gateway looks at."""

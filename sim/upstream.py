@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 import httptools
 
 from sim.connection_table import NoConnectionLeftError, unlimited
-from sim.framing import BODILESS, HeaderLines, InvalidResponseError, check_response_coding
+from sim.framing import BODILESS, HeaderLines, InvalidResponseError, check_response_coding, head_size
 from sim.outline import ResponseOutline, names_of, response_outlines
 from sim.runtime import ConnectTimeoutError
 
@@ -327,6 +327,8 @@ class UpstreamConnection:
         parser = self._parser
         status = parser.get_status_code()
         lines, self._lines = self._lines, []
+        if self._framing_bytes > HEAD_BYTES_MAX and head_size(lines) > HEAD_BYTES_MAX:
+            raise InvalidResponseError("too big header")
         exchange = self.exchange
         if self._complete or exchange is None or (100 <= status < 200 and status != SWITCHING_PROTOCOLS):
             return

@@ -378,6 +378,7 @@ def test_headers_of_one_hop_end_there(tmp_path):
     answer = OK + (
         b"Connection: X-Hop, keep-alive\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Authenticate: Basic\r\n"
         b"Upgrade: h2c\r\nTrailer: X-Late\r\nTransfer-Encoding: chunked\r\nServer: theirs\r\nVia: 1.0 fred\r\n"
+        b"X-Accel-Buffering: no\r\nX-Accel-Expires: 0\r\nX-Pad: avoid browser bug\r\n"
         b"X-Kong-Proxy-Latency: 9999\r\nX-Mine: 1\r\n\r\n4\r\ngood\r\n0\r\nX-Late: 1\r\n\r\n"
     )
     with scripted(tmp_path, answer) as gateway:
@@ -385,6 +386,7 @@ def test_headers_of_one_hop_end_there(tmp_path):
         names = [name.lower() for name, _ in told.getheaders()]
         assert told.content == b"good"
         assert {"x-hop", "keep-alive", "proxy-authenticate", "upgrade", "trailer", "x-late"} & set(names) == set()
+        assert {"x-accel-buffering", "x-accel-expires", "x-pad"} & set(names) == set()
         assert (told.getheader("Server"), told.getheader("Via")) == ("theirs", "1.0 fred, 1.1 kong/3.9.1")
         assert names.count("x-kong-proxy-latency") == names.count("x-kong-upstream-latency") == 1
 

@@ -102,3 +102,13 @@ def test_response_that_nobody_reads_does_not_come_too_late(runtime, connection):
     assert told.notes == [503, b"bus"]
     runtime.advance(3)
     assert told.notes == [503, b"bus", "timeout"]
+
+
+@pytest.mark.parametrize(
+    ("size", "told"), [(65_000, 200), (66_000, "upstream sent an invalid response: too big header")]
+)
+def test_header_section_has_a_limit_however_it_arrives(connection, size, told):
+    """In one read with the body, too."""
+    connection.send(exchange := Told(), REQUEST, timeout_s=60)
+    connection.data_received(b"HTTP/1.1 200 OK\r\nA: " + b"a" * size + b"\r\nContent-Length: 0\r\n\r\n")
+    assert exchange.notes[0] == told
