@@ -1,5 +1,15 @@
-"""``python -m sim`` is ``kongsim``."""
+"""The program: ``kongsim``, which ``python -m sim`` is too."""
 
-from sim.cli import main
+from sim.interruption import leave_when_interrupted
 
-main()
+
+def main() -> None:
+    """Run the command that the arguments name, and exit."""
+    leave_when_interrupted()
+    from sim import cli  # noqa: PLC0415 - an interrupt while this is loaded is told as any other
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

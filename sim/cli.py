@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from sim.errors import FieldError, UserError, asked_for
+from sim.interruption import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +37,6 @@ _UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.E
 EXIT_FAILED: Final = 1
 EXIT_USER_ERROR: Final = 2
 EXIT_FINDINGS: Final = 97
-EXIT_INTERRUPTED: Final = 130
 
 
 def main() -> None:

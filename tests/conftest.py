@@ -70,3 +70,11 @@ def ended():
     yield wait_for
     for descriptor in opened:
         os.close(descriptor)
+
+
+@pytest.fixture
+def interruptible():
+    """Have SIGINT interrupt, also where this was started in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

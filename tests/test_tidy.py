@@ -141,7 +141,7 @@ LAYERS = {
         "phases | request | resolver | config entity | faults",
         "runtime | scoreboard | field document | threshold | access_log | connection_table",
         "units | ledger | light_thread | error_log | process | timerfd | wall_clock | framing | tally | shared_row",
-        "errors | outline | plan",
+        "errors | outline | plan | interruption",
         "memo",
     ),
 }
@@ -243,8 +243,8 @@ BANS = (
     Ban(
         ("sim",),
         "multiprocess multiprocessing subprocess os.fork os.kill os.waitpid os.waitid os.pidfd_open os._exit",
-        "`sim.process` starts, signals and reaps",
-        but=("sim.process",),
+        "`sim.process` starts, signals and reaps; `sim.interruption` leaves",
+        but=("sim.process", "sim.interruption"),
     ),
     Ban(("sim",), "tests", "tests import the product, never the reverse"),
     # The watch hears of the threads of plugins, and starts none.

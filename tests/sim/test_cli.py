@@ -12,6 +12,7 @@ import pytest
 from sim.cli import main
 from sim.declarative import load as load_kong_yml
 from sim.errors import UserError
+from sim.interruption import INTERRUPTS
 from sim.report.folder import folder
 from sim.report.summary import EXIT_CODES, Summary
 from sim.scenario import load
@@ -380,6 +381,49 @@ def test_an_interrupt_before_there_is_anything_to_tell_is_one_line(kongsim, monk
     code, out, err = kongsim("run", "short.yaml")
 
     assert (code, out, err.strip()) == (130, "", "kongsim: interrupted")
+
+
+INTERRUPTING = "import signal\n\nsignal.raise_signal(signal.{})\nraise SystemExit('nobody heard it')\n"
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("signum", INTERRUPTS, ids=lambda signum: signum.name)
+def test_an_interrupt_while_the_program_is_still_loaded_is_one_line(files, signum):
+    """Before there is a command that could tell of it, and whichever signal it is."""
+    Path("click.py").write_text(INTERRUPTING.format(signum.name), encoding="utf-8")  # it is imported in the place of it
+    with spawn("check", "short.yaml", cwd=files) as loading:
+        told = loading.communicate(timeout=RUN_S_MAX)
+
+    assert (loading.returncode, *told) == (130, "", "kongsim: interrupted\n")
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("signum", INTERRUPTS, ids=lambda signum: signum.name)
+@pytest.mark.parametrize(
+    "command",
+    [["run", "short.yaml", "--set", "gateway.plugin_paths=[own.py]"], ["verify", "own.py"]],
+    ids=["run", "verify"],
+)
+def test_every_interrupt_is_told_alike_by_every_command(files, command, signum):
+    """Also while a run is only being prepared, and whatever code of the user is running."""
+    Path("own.py").write_text(INTERRUPTING.format(signum.name), encoding="utf-8")
+    with spawn(*command, cwd=files) as running:
+        told = running.communicate(timeout=RUN_S_MAX)
+
+    assert (running.returncode, *told) == (130, "", "kongsim: interrupted\n")
+
+
+def test_a_hangup_that_is_ignored_goes_on_to_be(files):
+    """As under nohup: what the user has asked to be left alone by interrupts nothing."""
+    Path("own.py").write_text(
+        "import signal\n\nsignal.raise_signal(signal.SIGHUP)\n\n\n"
+        "class Own:\n    PRIORITY = 1\n    VERSION = '1'\n\n    def log(self, kong, conf):\n        pass\n",
+        encoding="utf-8",
+    )
+    command = ["sh", "-c", f"""trap '' HUP; exec {sys.executable} -m sim verify own.py --replay '{{"steps": []}}'"""]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+
+    assert done.returncode == 0
 
 
 def test_help_names_the_commands_that_exist(kongsim):

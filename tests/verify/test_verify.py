@@ -627,14 +627,6 @@ def test_callback_that_would_end_the_worker_is_told_of_the_plugin(shop, does, co
     assert (mistake.mistake.code, mistake.mistake.place.filename, mistake.mistake.message) == (code, file, message)
 
 
-@pytest.fixture
-def interruptible():
-    """Have SIGINT interrupt, also where this was started in the background of a shell, which has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("phase", ["access", "log"])
 def test_user_who_interrupts_is_obeyed(shop, phase):
