@@ -8,8 +8,10 @@ In order: the load ends by itself; the gateway comes to rest (no request active,
 master, whose workers drain; "stop" to collector and origins. Rest and drain are bounded: a collector that stays away
 for good holds up neither, and what the queues still hold then is dropped, and booked so. Faults (`sim.faults`) begin
 and end at their times until the gateway has ended. Out of order, at a signal, at an exception, or when a
-process ends that should not: the load is stopped and the master gets TERM, the rest as before, each step bounded. A
-second Ctrl-C kills. However it ends, every process is reaped; and the last reports and the scoreboard make the summary.
+process ends that should not: the load is stopped and the master gets TERM, the rest as before, each step bounded. So
+it gets at each later signal, and kills its workers when that is no echo of the first (`sim.cycle`); collector and
+origins, who have the figures, are never hurried, nor is there anything to interrupt once the gateway has left. However
+it ends, every process is reaped; and the last reports and the scoreboard make the summary.
 
 Times in seconds of the monotonic clock.
 """
@@ -35,6 +37,7 @@ from sim.cycle import EXIT_FATAL, child_seed
 from sim.error_log import ErrorLog, count_lines
 from sim.errors import UserError
 from sim.faults import Event, Fault, timeline
+from sim.interruption import INTERRUPTS
 from sim.load import driver
 from sim.load.request import Request
 from sim.master import Master, listen, url_of
@@ -93,7 +96,7 @@ def run(scenario: Scenario, *, out_dir: Path, progress: Progress, recording: Rec
     except OSError as error:
         cure = "name another folder with --out"
         raise UserError(f"cannot be replaced: {error.strerror}", file=str(log_path), cure=cure) from None
-    with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP) as signals, ExitStack() as bound:
+    with Signals(*INTERRUPTS) as signals, ExitStack() as bound:
         error_log = ErrorLog(log_path, scenario.gateway.log_level)
         bound.callback(error_log.close)
         listeners = {name: bound.enter_context(listen(_HOST, 0)) for name in (_COLLECTOR, *scenario.upstreams)}
@@ -264,18 +267,19 @@ class _Run:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return False
-            self._wait(min(left_s, every_s, self._next_event_in_s(), self._next_moment_in_s()))
+            if self._wait(min(left_s, every_s, self._next_event_in_s(), self._next_moment_in_s())):
+                raise KeyboardInterrupt
             self._check()
             self._carry_out_faults()
             self._show()
         return True
 
-    def _wait(self, timeout_s: float) -> None:
+    def _wait(self, timeout_s: float) -> bool:
+        """Wait for a signal, a message or the end of a process, and look at these; return whether a signal has come."""
         ready = wait([self.signals, *(s for child in self.children.values() for s in child.sources)], timeout_s)
         for child in self.children.values():
             child.look()
-        if self.signals in ready and self.signals.take():
-            raise KeyboardInterrupt
+        return self.signals in ready and bool(self.signals.take())
 
     def _check(self) -> None:
         for name, child in self.children.items():
@@ -410,8 +414,6 @@ class _Run:
                     self._continue_worker(entry["pid"])
             self._stop([_LOAD, _MASTER], TERMINATE_S_MAX)
             self._stop([_COLLECTOR, *self.scenario.upstreams], STOP_S_MAX)
-        except KeyboardInterrupt:
-            self.interrupted = True
         finally:
             for name, child in self.children.items():
                 kill(child.process, signal.SIGTERM if name == _MASTER else signal.SIGKILL)
@@ -429,7 +431,9 @@ class _Run:
                 child.ask("stop")
         deadline_s = time.monotonic() + timeout_s
         while not all(child.ended for child in children) and (left_s := deadline_s - time.monotonic()) > 0:
-            self._wait(left_s)
+            if self._wait(left_s) and (master := self.children.get(_MASTER)):
+                self.interrupted |= not master.ended
+                kill(master.process, signal.SIGTERM)
 
 
 def _cycle(master: Master, control: Connection) -> None:
