@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from sim.errors import FieldError, UserError, asked_for
-from sim.interruption import EXIT_INTERRUPTED
+from sim.interruption import EXIT_INTERRUPTED, INTERRUPTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -141,11 +141,12 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
     overrides += _overrides({"workers": "gateway.workers", "seed": "seed"}, options)
     checked = scenarios.load(scenario, overrides)
     from sim import run as runs  # noqa: PLC0415 - a mistake in the file is told before any of this is imported
+    from sim.process import Signals  # noqa: PLC0415 - the same
 
     missing = [name for name in _REPORT_NEEDS if find_spec(name) is None]
     recording = None if missing else Recording()
     try:
-        with folder(checked, out) as out_dir:
+        with Signals(*INTERRUPTS), folder(checked, out) as out_dir:  # what interrupts the run leaves its files whole
             summary = runs.run(checked, out_dir=out_dir, progress=Progress(Console(stderr=True)), recording=recording)
             code = summary.exit_code if _write_results(summary, recording, out_dir) else EXIT_FAILED
     except UserError as error:
@@ -170,12 +171,13 @@ _REPORT_NEEDS: Final = ("plotly", "pyarrow")
 def _write_results(summary: "Summary", recording: "Recording | None", out_dir: Path) -> bool:
     """Write the files of a run that is over, tell which cannot be, and return whether the disk took all.
 
-    What they need is imported here, or the workers of the run would carry it too.
+    What they need is imported here, or the workers of the run would carry it too; when the summary is safe, for that
+    takes its time.
     """
+    written = [_is_written(out_dir / "summary.json", summary.write)]
     from sim.report import junit  # noqa: PLC0415 - see above
 
-    writers: dict[str, Callable[[Path], None]] = {"summary.json": summary.write}
-    writers["junit.xml"] = partial(junit.write, summary)
+    writers: dict[str, Callable[[Path], None]] = {"junit.xml": partial(junit.write, summary)}
     if recording is not None:
         try:
             from sim.report import page, parquet  # noqa: PLC0415 - the same, and they need the extra
@@ -185,7 +187,7 @@ def _write_results(summary: "Summary", recording: "Recording | None", out_dir: P
             writers["workers.parquet"] = partial(parquet.write_workers, recording)
             writers["spans.parquet"] = partial(parquet.write_spans, recording)
             writers["report.html"] = partial(page.write, summary, recording)
-    written = [_is_written(out_dir / name, write) for name, write in writers.items()]
+    written += [_is_written(out_dir / name, write) for name, write in writers.items()]
     return all(written)
 
 

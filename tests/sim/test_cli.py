@@ -341,18 +341,45 @@ def test_a_summary_that_cannot_be_written_is_shown_all_the_same(files, kongsim, 
     assert {path.name for path in Path("out").iterdir()} == FOLDER - {"summary.json"}
 
 
-def test_an_interrupt_while_the_files_are_written_leaves_no_half_one(files, kongsim, monkeypatch):
-    """Whoever waits for them no longer is not left with one that cannot be read."""
+def run_and(statement):
+    """Run the short scenario, with a statement that is executed when its summary has been written."""
+    code = f"""
+import signal, sys
+from sim.report.summary import Summary
 
-    def interrupted(_recording, path):
-        path.write_bytes(b"PAR1")
-        raise KeyboardInterrupt
+write = Summary.write
 
-    monkeypatch.setattr("sim.report.parquet.write_spans", interrupted)
-    code, _out, err = kongsim("run", "short.yaml", "--out", "out")
+def written(summary, path):
+    write(summary, path)
+    {statement}
 
-    assert (code, err.splitlines()[-1]) == (130, "kongsim: interrupted")
-    assert "spans.parquet" not in {path.name for path in Path("out").iterdir()}
+Summary.write = written
+sys.argv = ["kongsim", "run", "short.yaml", "--out", "out"]
+from sim.__main__ import main
+main()
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
+def test_an_interrupt_while_the_files_are_written_completes_them(files, signum):
+    """The run is over and has its figures: nothing is left that would be worth interrupting."""
+    done = run_and(f"signal.raise_signal(signal.{signum.name})")
+
+    assert {path.name for path in Path("out").iterdir()} == FOLDER
+    verdict = json.loads(Path("out/summary.json").read_text())["verdict"]
+    assert verdict != "interrupted"
+    assert done.returncode == EXIT_CODES[verdict], done.stderr
+    assert "results in out" in done.stdout
+
+
+def test_the_summary_is_there_before_what_else_is_written(files):
+    """Whatever becomes of the program while it imports what the other files need, the figures are not lost."""
+    done = run_and("print(sorted({'plotly', 'pyarrow'} & sys.modules.keys()))")
+
+    assert done.stdout.splitlines()[0] == "[]", done.stderr
 
 
 def test_a_folder_is_held_until_the_last_file_is_written(files, kongsim, monkeypatch):
