@@ -8,6 +8,9 @@ does meanwhile falls on all alike.
 
 A block's account runs from its first request until the arm is at rest: what it left in the queue has been sent.
 
+A signal that interrupts is heard wherever an answer is waited for, and only there: nothing disturbs the end of the
+processes, and the checkouts are taken away. The processes leave what comes from the keyboard to this one.
+
 Times in seconds of the monotonic clock.
 """
 
@@ -28,12 +31,13 @@ from typing import Any, Final, Self
 from sim import collector, origin
 from sim.cycle import child_seed
 from sim.errors import UserError
+from sim.interruption import INTERRUPTS
 from sim.load.request import Request
 from sim.master import listen, url_of
 from sim.overhead import load
 from sim.overhead.arms import Arm
 from sim.overhead.blocks import Block, Load, Reading
-from sim.process import Connection, Process, kill, pipe, reap, run, start
+from sim.process import Connection, Process, Signals, kill, pipe, reap, run, start, wait
 from sim.scenario import Scenario
 from sim.scenario import load as load_scenario
 
@@ -51,6 +55,7 @@ UNANSWERED_S: Final = 30.0
 
 END_S_MAX: Final = 5.0
 
+_OF_THE_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 _HOST: Final = "127.0.0.1"
 _WORKER: Final = Path("sim/overhead/worker.py")
 _MS_PER_S: Final = 1000
@@ -84,23 +89,43 @@ class Plan:
         return max(BLOCK_REQUESTS_MIN, round(self.rate_per_s * BLOCK_S))
 
 
+def _await_answer(signals: Signals, answering: socket.socket | Connection, timeout_s: float) -> None:
+    """Wait until there is an answer to be read, or the end of the process that owes it.
+
+    Raises:
+        TimeoutError: there is none in time.
+        KeyboardInterrupt: a signal has come.
+    """
+    ready = wait([signals, answering], timeout_s)
+    if signals in ready:
+        raise KeyboardInterrupt
+    if not ready:
+        raise TimeoutError("timed out")
+
+
 class Worker:
     """A measured worker, and the ports of the arms that it hosts."""
 
-    def __init__(self, tree: Path, told: Mapping[str, Any]) -> None:
-        ours, theirs = socket.socketpair()
+    def __init__(self, tree: Path, told: Mapping[str, Any], signals: Signals) -> None:
+        self._signals = signals
+        self._socket, theirs = socket.socketpair()
         with theirs:
-            self._process = start(partial(_exec, theirs, tree), name="worker", closing=[ours])
-        self._stream = ours.makefile("rw", encoding="utf-8")
-        ours.settimeout(ANSWER_S_MAX)
-        ours.close()
-        self.ports: list[int] = self.ask(**told)["ports"]
+            worker = partial(_exec, theirs, tree)
+            self._process = start(worker, name="worker", closing=[self._socket], ignoring=_OF_THE_TERMINAL)
+        self._socket.settimeout(ANSWER_S_MAX)
+        self._stream = self._socket.makefile("rw", encoding="utf-8")
+        try:
+            self.ports: list[int] = self.ask(**told)["ports"]
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, **order: Any) -> dict[str, Any]:
         """Have an order carried out, and return the answer."""
         try:
             self._stream.write(json.dumps(order) + "\n")
             self._stream.flush()
+            _await_answer(self._signals, self._socket, ANSWER_S_MAX)
             line = self._stream.readline()
         except OSError as error:
             raise MeasurementError(f"the measured worker does not answer: {error}") from None
@@ -117,7 +142,7 @@ class Worker:
 
     def close(self) -> None:
         """End it."""
-        with suppress(OSError):
+        with self._socket, suppress(OSError):
             self._stream.close()
         kill(self._process, signal.SIGTERM)
         reap(self._process, END_S_MAX)
@@ -142,21 +167,25 @@ def _exec(theirs: socket.socket, tree: Path) -> None:
 class _Peer:
     """A process beside the worker."""
 
-    def __init__(self, name: str, target: Callable[[Connection], None], closing: Iterable[Any]) -> None:
+    def __init__(
+        self, name: str, target: Callable[[Connection], None], closing: Iterable[Any], signals: Signals
+    ) -> None:
         self.control, theirs = pipe()
         self._name = name
-        self._process: Process = start(target, theirs, name=name, closing=[*closing, self.control])
+        self._signals = signals
+        foreign = [*closing, self.control]
+        self._process: Process = start(target, theirs, name=name, closing=foreign, ignoring=_OF_THE_TERMINAL)
         theirs.close()
 
     def ask(self, order: Any, within_s: float = ANSWER_S_MAX, late: str = "") -> Any:
         """Send an order and return the answer; `late` tells of one that does not come within that time."""
-        with suppress(EOFError, OSError):
+        try:
             self.control.send(order)
-            if self.control.poll(within_s):
-                return self.control.recv()
-            if late:
-                raise MeasurementError(late)
-        raise MeasurementError(f"the {self._name} process does not answer")
+            _await_answer(self._signals, self.control, within_s)
+            return self.control.recv()
+        except (EOFError, OSError) as error:
+            told = isinstance(error, TimeoutError) and late
+            raise MeasurementError(told or f"the {self._name} process does not answer") from None
 
     def close(self) -> None:
         """End it."""
@@ -196,6 +225,7 @@ class Bench:
         scenario = self.plan.scenario
         self._random = random.Random(self.plan.seed)
         with ExitStack() as ended:
+            self._signals = ended.enter_context(Signals(*INTERRUPTS))
             listeners = {name: ended.enter_context(listen(_HOST, 0)) for name in ("collector", *scenario.upstreams)}
             self._hosts = {name: listener.getsockname()[:2] for name, listener in listeners.items()}
             self._endpoint = f"{url_of(listeners['collector'])}/v1/traces"
@@ -203,7 +233,7 @@ class Bench:
 
             def peer(name: str, target: Callable[[Connection], None], kept: socket.socket | None) -> _Peer:
                 foreign = [listener for listener in listeners.values() if listener is not kept]
-                one = _Peer(name, target, [*foreign, *(other.control for other in made)])
+                one = _Peer(name, target, [*foreign, *(other.control for other in made)], self._signals)
                 made.append(one)
                 ended.callback(one.close)
                 return one
@@ -230,8 +260,10 @@ class Bench:
             self._ended = ended.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._ended.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._ended:
+            if kind is MeasurementError and self._signals.take():  # it has ended a process as well
+                raise KeyboardInterrupt
 
     def _written(self, scenario: Scenario, name: str) -> str:
         path = (self.plan.out_dir / name).resolve()
@@ -249,7 +281,7 @@ class Bench:
             for revision, tree in self._trees.items():
                 hosted = [arm for arm in order if arm.revision == revision]
                 if hosted:
-                    worker = Worker(tree, self._told(hosted, number))
+                    worker = Worker(tree, self._told(hosted, number), self._signals)
                     places |= {arm.name: (worker, index) for index, arm in enumerate(hosted)}
             yield launch
         finally:

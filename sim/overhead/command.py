@@ -1,8 +1,7 @@
 """`kongsim overhead`: what the options ask for, the measurement with its progress, and the files that come of it."""
 
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -11,11 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sim.errors import FieldError, UserError, shown
+from sim.interruption import INTERRUPTS
 from sim.overhead import page
 from sim.overhead.arms import Arm
 from sim.overhead.bench import MeasurementError, Plan
 from sim.overhead.measurement import STAGES, measure
 from sim.overhead.outcome import Outcome, outcome
+from sim.process import Signals
 from sim.scenario import Scenario
 from sim.units import parse_duration, parse_rate
 
@@ -75,35 +76,26 @@ def _share(text: object) -> float:
     raise FieldError(f"expected a share such as 1%, not {shown(text)}", cure="write 1%")
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let TERM and HUP do what Ctrl-C does: the checkouts of other revisions are not left behind."""
-    before = {signum: signal.signal(signum, signal.default_int_handler) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
 def measured(asked: Asked, out_dir: Path, console: Console) -> Outcome:
-    """Measure, with a bar for each stage, and write figures, raw blocks and page.
+    """Measure, with a bar for each stage, and write figures, raw blocks and page, whatever interrupts that by then.
 
     Raises:
         UserError: an arm cannot be started.
         MeasurementError: a process failed.
+        KeyboardInterrupt: the measurement was interrupted.
     """
     plan = Plan(asked.scenario, asked.arms, asked.rate_per_s, asked.scenario.seed, out_dir)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bars_shown = console.is_terminal  # elsewhere an empty line would be left of them
-    with _interruptible(), Progress(*columns, console=console, transient=True, disable=not bars_shown) as progress:
-        bars = {stage: progress.add_task(stage, total=1.0, start=False) for stage in STAGES}
+    with Signals(*INTERRUPTS):
+        with Progress(*columns, console=console, transient=True, disable=not bars_shown) as progress:
+            bars = {stage: progress.add_task(stage, total=1.0, start=False) for stage in STAGES}
 
-        def told(stage: str, share: float) -> None:
-            progress.start_task(bars[stage])
-            progress.update(bars[stage], completed=share)
+            def told(stage: str, share: float) -> None:
+                progress.start_task(bars[stage])
+                progress.update(bars[stage], completed=share)
 
-        result = outcome(measure(plan, time_s=asked.time_s, precision=asked.precision, told=told))
-    result.write(out_dir)
-    page.write(result, out_dir / "overhead.html")
+            result = outcome(measure(plan, time_s=asked.time_s, precision=asked.precision, told=told))
+        result.write(out_dir)
+        page.write(result, out_dir / "overhead.html")
     return result

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import gc
 import random
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,8 +67,6 @@ class Saturated:
 
 def serve(control: Connection) -> None:
     """Carry out blocks in this process until the pipe ends."""
-    for signum in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(signum, signal.SIG_IGN)
     gc.freeze()
     uvloop.run(_serve(control))
 

@@ -9,7 +9,7 @@ Times in seconds of the monotonic clock.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -220,30 +220,25 @@ def _turns(
     saturated_s = SATURATED_S if stage == "saturated" else 0.0
     kept = len(measured.settled)
     done: list[Block] = []
-    for launch in _launches(bench, arms, begun_s + time_s):
+    while time.monotonic() < begun_s + time_s:
         blocks: list[Block] = []
-        until_s = min(time.monotonic() + LAUNCH_S, begun_s + time_s)
-        while time.monotonic() < until_s or len(blocks) < TURNS_MIN * len(arms):
-            blocks += bench.turn(launch, stage, arms, saturated_s)
-            measured.settled[kept:] = [*done, *_settled(blocks, len(arms))]
-            # Where the turns are long, those that a launch has at least take longer than the time there is.
-            turns = len(blocks) / len(arms)
-            share = max(share, min(1.0, (time.monotonic() - begun_s) / time_s, turns / TURNS_MIN))
-            told(stage, share)
-            if enough():
-                break
+        with bench.launch(arms) as launch:
+            until_s = min(time.monotonic() + LAUNCH_S, begun_s + time_s)
+            while time.monotonic() < until_s or len(blocks) < TURNS_MIN * len(arms):
+                blocks += bench.turn(launch, stage, arms, saturated_s)
+                measured.settled[kept:] = [*done, *_settled(blocks, len(arms))]
+                # Where the turns are long, those that a launch has at least take longer than the time there is.
+                turns = len(blocks) / len(arms)
+                share = max(share, min(1.0, (time.monotonic() - begun_s) / time_s, turns / TURNS_MIN))
+                told(stage, share)
+                if enough():
+                    break
         measured.blocks += blocks
         done += _settled(blocks, len(arms))
         measured.settled[kept:] = done
         if enough():
             break
     told(stage, 1.0)
-
-
-def _launches(bench: Bench, arms: Sequence[Arm], until_s: float) -> Iterator[Launch]:
-    while time.monotonic() < until_s:
-        with bench.launch(arms) as launch:
-            yield launch
 
 
 def _settled(blocks: Sequence[Block], arms: int) -> Iterable[Block]:

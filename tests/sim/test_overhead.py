@@ -10,12 +10,14 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import plotly.graph_objects
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,8 +27,10 @@ from sim import cli
 from sim.config import Gateway, Tracing
 from sim.entity import Plugin
 from sim.errors import UserError
+from sim.interruption import INTERRUPTS
 from sim.load.request import Request
 from sim.overhead import bench as overhead_bench
+from sim.overhead import command as overhead_command
 from sim.overhead import load as overhead_load
 from sim.overhead import measurement, page, tables
 from sim.overhead.arms import OPENTELEMETRY, PARTS, Arm
@@ -517,6 +521,82 @@ def test_a_measurement_that_is_ended_leaves_no_checkout(scenario_file, tmp_path,
 
     assert (measuring.returncode, err.splitlines()[-1]) == (130, "kongsim: interrupted")
     assert checkouts() == 0
+
+
+def test_a_measurement_that_is_interrupted_again_ends_in_order(scenario_file, tmp_path, monkeypatch):
+    """As timeout(1) does it: what comes while its processes are being ended neither disturbs that nor shows."""
+    turn, kill = Bench.turn, overhead_bench.kill
+
+    def signalled_turn(*given):
+        signal.raise_signal(signal.SIGTERM)
+        return turn(*given)
+
+    def signalled_kill(*given):
+        signal.raise_signal(signal.SIGTERM)
+        kill(*given)
+
+    monkeypatch.setattr(Bench, "turn", signalled_turn)
+    monkeypatch.setattr(overhead_bench, "kill", signalled_kill)
+    asked = overhead_command.Asked(load(str(scenario_file)), (Arm.parse("off"), Arm.parse("noop")), 400.0, 60.0, 0.01)
+    shown = io.StringIO()
+
+    with pytest.raises(KeyboardInterrupt):
+        overhead_command.measured(asked, tmp_path, Console(file=shown))
+
+    assert shown.getvalue() == ""
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("signum", INTERRUPTS, ids=lambda signum: signum.name)
+def test_an_interrupt_of_the_whole_terminal_is_one_line(scenario_file, tmp_path, signum):
+    """Ctrl-C, and the end of a terminal, reach every process of a measurement; none but the first tells of it."""
+    command = [sys.executable, "-m", "sim", "overhead", str(scenario_file), "--out", str(tmp_path / "out")]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, process_group=0) as measuring:
+        while measuring.poll() is None and not serving(measuring.pid):
+            pass
+        os.killpg(measuring.pid, signum)
+        _out, err = measuring.communicate()
+
+    assert (measuring.returncode, err.split("\n")) == (130, ["", "kongsim: interrupted", ""])
+
+
+def serving(pid):
+    """Whether the measured worker of a measurement serves."""
+    for child in psutil.Process(pid).children():
+        with suppress(psutil.Error):
+            if "sim.overhead.worker" in child.cmdline():
+                return any(socket.status == psutil.CONN_LISTEN for socket in child.net_connections())
+    return False
+
+
+def test_a_process_that_the_same_signal_has_ended_is_no_failure(scenario_file, tmp_path):
+    """What goes to the whole group may be felt by another process first."""
+
+    def measure():
+        with Bench(Plan(load(str(scenario_file)), (Arm.parse("off"),), 400.0, 5, tmp_path)):
+            signal.raise_signal(signal.SIGTERM)
+            raise MeasurementError("the worker has ended")
+
+    with pytest.raises(KeyboardInterrupt):
+        measure()
+
+
+def test_a_measurement_that_is_over_is_written_whatever_interrupts_it(scenario_file, tmp_path, monkeypatch):
+    """Minutes of measuring are not lost to a signal that comes when there is nothing left to interrupt."""
+
+    done = made_up(COSTS, load(str(scenario_file)))
+
+    def over(*_given, **_named):
+        signal.raise_signal(signal.SIGTERM)
+        return done
+
+    monkeypatch.setattr(overhead_command, "measure", over)
+    asked = overhead_command.Asked(done.plan.scenario, done.plan.arms, 400.0, 60.0, 0.01)
+
+    overhead_command.measured(asked, tmp_path, Console(file=io.StringIO()))
+
+    assert {"overhead.json", "overhead.html", "blocks.csv"} <= {path.name for path in tmp_path.iterdir()}
 
 
 PRINTING = """
