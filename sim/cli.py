@@ -145,22 +145,24 @@ def run(*, scenario: str, fields: tuple[str, ...], out: str | None, as_json: boo
 
     missing = [name for name in _REPORT_NEEDS if find_spec(name) is None]
     recording = None if missing else Recording()
-    try:
-        with Signals(*INTERRUPTS), folder(checked, out) as out_dir:  # what interrupts the run leaves its files whole
-            summary = runs.run(checked, out_dir=out_dir, progress=Progress(Console(stderr=True)), recording=recording)
-            code = summary.exit_code if _write_results(summary, recording, out_dir) else EXIT_FAILED
-    except UserError as error:
-        raise checked.placed(error) from None
-    except runs.RunError as error:
-        _complain(str(error))
-        return EXIT_FAILED
-    if missing:
-        _complain_of_extra(f"{missing[0]} is missing")
-    with _printing():
-        if as_json:
-            click.echo(summary.to_json(), nl=False)
-        else:
-            show(summary, str(out_dir), Console())
+    with Signals(*INTERRUPTS):  # the run hears them; what comes of it is told whatever comes after it
+        try:
+            with folder(checked, out) as out_dir:
+                progress = Progress(Console(stderr=True))
+                summary = runs.run(checked, out_dir=out_dir, progress=progress, recording=recording)
+                code = summary.exit_code if _write_results(summary, recording, out_dir) else EXIT_FAILED
+        except UserError as error:
+            raise checked.placed(error) from None
+        except runs.RunError as error:
+            _complain(str(error))
+            return EXIT_FAILED
+        if missing:
+            _complain_of_extra(f"{missing[0]} is missing")
+        with _printing():
+            if as_json:
+                click.echo(summary.to_json(), nl=False)
+            else:
+                show(summary, str(out_dir), Console())
     return code
 
 
@@ -333,6 +335,7 @@ def overhead(
 
     from sim import scenario as scenarios  # noqa: PLC0415 - the same
     from sim.document import parse_override  # noqa: PLC0415 - the same
+    from sim.process import Signals  # noqa: PLC0415 - the same
     from sim.report.folder import folder  # noqa: PLC0415 - the same
 
     try:
@@ -341,17 +344,18 @@ def overhead(
         raise UserError(f"{error.name} is missing", field="overhead", cure=_install("overhead")) from None
     checked = scenarios.load(scenario, [*map(parse_override, fields), *_overrides({"seed": "seed"}, {"seed": seed})])
     asked = command.asked(checked, options)
-    try:
-        with folder(checked, out) as out_dir:
-            outcome = command.measured(asked, out_dir, Console(stderr=True))
-    except command.MeasurementError as error:
-        _complain(str(error))
-        return EXIT_FAILED
-    with _printing():
-        if as_json:
-            click.echo(outcome.to_json(), nl=False)
-        else:
-            tables.show(outcome, str(out_dir), Console())
+    with Signals(*INTERRUPTS):  # the measurement hears them; what comes of it is told whatever comes after it
+        try:
+            with folder(checked, out) as out_dir:
+                outcome = command.measured(asked, out_dir, Console(stderr=True))
+        except command.MeasurementError as error:
+            _complain(str(error))
+            return EXIT_FAILED
+        with _printing():
+            if as_json:
+                click.echo(outcome.to_json(), nl=False)
+            else:
+                tables.show(outcome, str(out_dir), Console())
     return 0
 
 

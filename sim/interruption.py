@@ -9,7 +9,7 @@ brought to an end, processes and the results of a run, holds the signals back me
 import os
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Never
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -29,7 +29,16 @@ def leave_when_interrupted() -> None:
             signal.signal(signum, _leave)
 
 
-def _leave(_signum: int, _frame: "FrameType | None") -> Never:
+def ignore_interrupts() -> None:
+    """Have no signal of the user do anything any more: all is done and told, and Python takes its time to leave."""
+    for signum in INTERRUPTS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def _leave(signum: int, _frame: "FrameType | None") -> None:
+    if signum in signal.pthread_sigmask(signal.SIG_BLOCK, ()):  # it is held back, and has come by way of another thread
+        signal.raise_signal(signum)
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)  # one line is enough
     with suppress(OSError):
         line = b"kongsim: interrupted\n"

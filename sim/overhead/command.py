@@ -10,13 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sim.errors import FieldError, UserError, shown
-from sim.interruption import INTERRUPTS
 from sim.overhead import page
 from sim.overhead.arms import Arm
 from sim.overhead.bench import MeasurementError, Plan
 from sim.overhead.measurement import STAGES, measure
 from sim.overhead.outcome import Outcome, outcome
-from sim.process import Signals
 from sim.scenario import Scenario
 from sim.units import parse_duration, parse_rate
 
@@ -77,7 +75,7 @@ def _share(text: object) -> float:
 
 
 def measured(asked: Asked, out_dir: Path, console: Console) -> Outcome:
-    """Measure, with a bar for each stage, and write figures, raw blocks and page, whatever interrupts that by then.
+    """Measure, with a bar for each stage, and write figures, raw blocks and page.
 
     Raises:
         UserError: an arm cannot be started.
@@ -87,15 +85,14 @@ def measured(asked: Asked, out_dir: Path, console: Console) -> Outcome:
     plan = Plan(asked.scenario, asked.arms, asked.rate_per_s, asked.scenario.seed, out_dir)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bars_shown = console.is_terminal  # elsewhere an empty line would be left of them
-    with Signals(*INTERRUPTS):
-        with Progress(*columns, console=console, transient=True, disable=not bars_shown) as progress:
-            bars = {stage: progress.add_task(stage, total=1.0, start=False) for stage in STAGES}
+    with Progress(*columns, console=console, transient=True, disable=not bars_shown) as progress:
+        bars = {stage: progress.add_task(stage, total=1.0, start=False) for stage in STAGES}
 
-            def told(stage: str, share: float) -> None:
-                progress.start_task(bars[stage])
-                progress.update(bars[stage], completed=share)
+        def told(stage: str, share: float) -> None:
+            progress.start_task(bars[stage])
+            progress.update(bars[stage], completed=share)
 
-            result = outcome(measure(plan, time_s=asked.time_s, precision=asked.precision, told=told))
-        result.write(out_dir)
-        page.write(result, out_dir / "overhead.html")
+        result = outcome(measure(plan, time_s=asked.time_s, precision=asked.precision, told=told))
+    result.write(out_dir)
+    page.write(result, out_dir / "overhead.html")
     return result

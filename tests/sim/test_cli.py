@@ -341,19 +341,20 @@ def test_a_summary_that_cannot_be_written_is_shown_all_the_same(files, kongsim, 
     assert {path.name for path in Path("out").iterdir()} == FOLDER - {"summary.json"}
 
 
-def run_and(statement):
-    """Run the short scenario, with a statement that is executed when its summary has been written."""
+def run_and(statement, after="summary.Summary.write"):
+    """Run the short scenario, with a statement that is executed after one of its results."""
+    of, _, name = after.rpartition(".")
     code = f"""
 import signal, sys
-from sim.report.summary import Summary
+from sim.report import summary, tables
 
-write = Summary.write
+tell = {after}
 
-def written(summary, path):
-    write(summary, path)
+def told(*given):
+    tell(*given)
     {statement}
 
-Summary.write = written
+{of}.{name} = told
 sys.argv = ["kongsim", "run", "short.yaml", "--out", "out"]
 from sim.__main__ import main
 main()
@@ -364,9 +365,10 @@ main()
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
-def test_an_interrupt_while_the_files_are_written_completes_them(files, signum):
-    """The run is over and has its figures: nothing is left that would be worth interrupting."""
-    done = run_and(f"signal.raise_signal(signal.{signum.name})")
+@pytest.mark.parametrize("after", ["summary.Summary.write", "tables.show"])
+def test_an_interrupt_of_a_run_that_has_its_figures_changes_nothing(files, signum, after):
+    """Its files are completed and its tables shown: nothing is left that would be worth interrupting."""
+    done = run_and(f"signal.raise_signal(signal.{signum.name})", after)
 
     assert {path.name for path in Path("out").iterdir()} == FOLDER
     verdict = json.loads(Path("out/summary.json").read_text())["verdict"]
@@ -438,6 +440,18 @@ def test_every_interrupt_is_told_alike_by_every_command(files, command, signum):
         told = running.communicate(timeout=RUN_S_MAX)
 
     assert (running.returncode, *told) == (130, "", "kongsim: interrupted\n")
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("signum", INTERRUPTS, ids=lambda signum: signum.name)
+def test_an_interrupt_when_all_is_done_changes_nothing(signum):
+    """What has been told is not followed by another exit code, however long Python takes to leave."""
+    code = f"import atexit, signal, sys\natexit.register(signal.raise_signal, signal.{signum.name})\n"
+    code += "sys.argv = ['kongsim', '--version']\nfrom sim.__main__ import main\nmain()\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("kongsim ")
 
 
 def test_a_hangup_that_is_ignored_goes_on_to_be(files):

@@ -582,7 +582,7 @@ def test_a_process_that_the_same_signal_has_ended_is_no_failure(scenario_file, t
         measure()
 
 
-def test_a_measurement_that_is_over_is_written_whatever_interrupts_it(scenario_file, tmp_path, monkeypatch):
+def test_a_measurement_that_is_over_is_told_whatever_interrupts_it(scenario_file, tmp_path, monkeypatch, capsys):
     """Minutes of measuring are not lost to a signal that comes when there is nothing left to interrupt."""
 
     done = made_up(COSTS, load(str(scenario_file)))
@@ -592,11 +592,15 @@ def test_a_measurement_that_is_over_is_written_whatever_interrupts_it(scenario_f
         return done
 
     monkeypatch.setattr(overhead_command, "measure", over)
-    asked = overhead_command.Asked(done.plan.scenario, done.plan.arms, 400.0, 60.0, 0.01)
+    monkeypatch.setattr(sys, "argv", ["kongsim", "overhead", str(scenario_file), "--json", "--out", str(tmp_path)])
 
-    overhead_command.measured(asked, tmp_path, Console(file=io.StringIO()))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
 
-    assert {"overhead.json", "overhead.html", "blocks.csv"} <= {path.name for path in tmp_path.iterdir()}
+    told = capsys.readouterr()
+    assert (ended.value.code, told.err) == (0, "")
+    assert (tmp_path / "overhead.json").read_text() == told.out
+    assert {"overhead.html", "blocks.csv"} <= {path.name for path in tmp_path.iterdir()}
 
 
 PRINTING = """

@@ -5,12 +5,14 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 
 import pytest
 
 from sim import process
 from sim.errors import UserError
+from sim.interruption import INTERRUPTS, leave_when_interrupted
 
 TIMEOUT_S = 20.0
 
@@ -251,6 +253,23 @@ def test_signals_come_as_messages_with_their_sender():
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert heard == []
+
+
+@alone
+def test_a_signal_that_another_thread_takes_is_held_back_too():
+    """A library may have made one, or a plugin of the user, which has not blocked what this thread has."""
+    leave_when_interrupted()
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    with process.Signals(*INTERRUPTS) as signals:
+        for signum in INTERRUPTS:
+            os.kill(os.getpid(), signum)
+            while not (taken := signals.take()):
+                pass
+            assert taken == [(signum, os.getpid())]
+    over.set()
+    thread.join()
 
 
 @alone
