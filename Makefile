@@ -3,6 +3,7 @@
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14,$(shell command -v python$(v) 2>/dev/null)) python3)
 VENV := .venv
 BIN := $(VENV)/bin
+LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
 SITE := build/site
 INSTALLED := $(SITE)/.ready
@@ -23,12 +24,16 @@ help: ## show what can be made
 
 setup: $(READY)
 
-$(READY): requirements.lock
+$(LOCKED): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "kongsim needs Python 3.11 or newer, not `$(PYTHON) -V 2>&1`: install it, or name it with PYTHON=..." >&2; exit 2; }
 	@echo "setting up $(VENV) with `$(PYTHON) -V` (once)" >&2
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+# What pyproject.toml says of the program itself, such as its commands, is read when it is installed.
+$(READY): $(LOCKED) pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
