@@ -8,6 +8,7 @@ gateway passes nothing on as it came: it frames anew, from what was understood h
 
 import re
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from sim.memo import Memo
 
@@ -36,6 +37,8 @@ HOST_BYTES_MAX: Final = 255
 """Values of Host that are remembered, and their length at most: that of a name (RFC 1035 2.3.4)."""
 
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?")  # RFC 3986 3.2.2
+_NO_TRIPLET: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
+_INVALID_PATH: Final = "client sent invalid request while reading client request line"
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
 
 
@@ -106,6 +109,21 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes]:
         raise Refusal(400, "client sent invalid request target")
     authority, rest = match.groups()
     return authority, rest if rest.startswith(b"/") else b"/" + rest
+
+
+def check_path(path: bytes) -> None:
+    """See to it that a path has its triplets whole, no zero byte, and no segment above its root (nginx).
+
+    Raises:
+        Refusal: it has not.
+    """
+    if _NO_TRIPLET.search(path):
+        raise Refusal(400, _INVALID_PATH)
+    depth = 0
+    for segment in unquote_to_bytes(path).split(b"/"):
+        depth += -1 if segment == b".." else segment not in (b"", b".")
+        if depth < 0:
+            raise Refusal(400, _INVALID_PATH)
 
 
 def head_size(lines: HeaderLines) -> int:

@@ -15,7 +15,16 @@ from kongtrace.context import KONG_PHASE
 from kongtrace.lua import lua_type
 from kongtrace.propagation import Headers
 from sim.access_log import escaped
-from sim.framing import HeaderLines, Refusal, check_transfer_coding, hosts, length_of, octets, split_absolute
+from sim.framing import (
+    HeaderLines,
+    Refusal,
+    check_path,
+    check_transfer_coding,
+    hosts,
+    length_of,
+    octets,
+    split_absolute,
+)
 from sim.outline import FORWARDING, RequestOutline
 
 if TYPE_CHECKING:
@@ -374,6 +383,8 @@ class Request:
         if self.authority or self.version == "1.1":
             self.host = hosts[self.authority]
         self.raw_path = self.target.partition(b"?")[0] if _QUESTION_MARK in self.target else self.target
+        if _PERCENT_SIGN in self.raw_path or b"/." in self.raw_path:
+            check_path(self.raw_path)
 
 
 def _named(client_ip: str, request_line: bytes, target: str, authority: bytes) -> str:
@@ -459,7 +470,7 @@ _NOTED: Final[Mapping[bytes, Callable[[Request, bytes], None]]] = {
     b"connection": _note_options,
     **dict.fromkeys(FORWARDING, _note_proxy),
 }
-_NUMBER_SIGN, _QUESTION_MARK, _SLASH = b"#?/"
+_NUMBER_SIGN, _PERCENT_SIGN, _QUESTION_MARK, _SLASH = b"#%?/"
 
 
 def without(lines: HeaderLines, name: str) -> HeaderLines:

@@ -73,6 +73,11 @@ REFUSED = {
     "blank in the target": (b"GET /a b HTTP/1.1\r\nHost: g\r\n\r\n", 400),
     "tab in the target": (b"GET /a\tb HTTP/1.1\r\nHost: g\r\n\r\n", 400),
     "fragment in the target": (b"GET /a#b HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "half a triplet in the path": (b"GET /a%4 HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "no triplet in the path": (b"GET /%zz HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "NUL in a triplet": (b"GET /a%00b HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "path above the root": (b"GET /a//../../b HTTP/1.1\r\nHost: g\r\n\r\n", 400),
+    "path above the root, in triplets": (b"GET /a%2f.%2e/%2e. HTTP/1.1\r\nHost: g\r\n\r\n", 400),
     "target without a slash": (b"GET a HTTP/1.1\r\nHost: g\r\n\r\n", 400),
     "asterisk": (b"OPTIONS * HTTP/1.1\r\nHost: g\r\n\r\n", 400),
     "target of another scheme": (b"GET ftp://g/ HTTP/1.1\r\nHost: g\r\n\r\n", 400),
@@ -498,6 +503,16 @@ def test_trailers_are_dropped_and_become_no_headers_of_the_next_request():
     told, _ = understood(data)
     assert [body for *_, body in told] == [b"abc", b""]
     assert {b"x-late", b"x-later"} & (told[0][2].keys() | told[1][2].keys()) == set()
+
+
+@pytest.mark.parametrize(
+    "target", [b"/a/..", b"/a/../", b"/a//..", b"/.../b", b"/..a", b"/a%2F..", b"/?a=%zz", b"/a%20b"]
+)
+def test_path_that_stays_below_its_root_is_served_as_it_came(target):
+    """Dots and triplets are no mistake; in a query anything may stand (nginx)."""
+    wired = Wired()
+    wired.client().send(b"GET %b HTTP/1.1\r\nHost: g\r\n\r\n" % target)
+    assert len(wired.understood) == 1
 
 
 def test_absolute_target_names_the_host():
