@@ -184,7 +184,7 @@ class Request:
         outgoing: what plugins have changed for the upstream.
         upstream_response: status and header lines of the service's answer, as they came.
         body: parts of the body that wait for the upstream.
-        body_waiter: done when the whole body is in `body`; None when nobody waits for it.
+        body_end: set when nothing more of the body comes; None as long as nobody has asked for it.
         status: of the answer; 0 before it is known.
         response_lines: header lines of the answer, before they are written.
         body_ended_ns: when the last part of the body passed the filter, 0 before, and where nobody can make a span.
@@ -201,8 +201,8 @@ class Request:
         "asks_upgrade",
         "authority",
         "body",
+        "body_end",
         "body_ended_ns",
-        "body_waiter",
         "choice",
         "client_ip",
         "complete",
@@ -281,7 +281,7 @@ class Request:
         self.handler: Handler | None = None
         self.outgoing: Outgoing | None = None
         self.upstream_response: tuple[int, HeaderLines] | None = None
-        self.body_waiter: asyncio.Future[None] | None = None
+        self.body_end: asyncio.Event | None = None
         self.tries: list[Try] = []
         self.address: tuple[str, int]
         self.hostname = ""
@@ -343,14 +343,16 @@ class Request:
         Raises:
             ConnectionError: the client has gone.
         """
-        if not self.complete:
+        if self.body_end is None:
+            self.body_end = asyncio.Event()
+        if not (self.complete or self.body_end.is_set()):
             if self.expects_continue:
                 self.connection.ask_for_body()
                 self.expects_continue = False
-            if self.body_waiter is None:
-                self.body_waiter = asyncio.get_running_loop().create_future()
             self.connection.resume_body()
-            await self.body_waiter
+            await self.body_end.wait()
+        if not self.complete:
+            raise ConnectionError("the body has not come as a whole")
         return b"".join(self.body)
 
     def replace_body(self, body: bytes) -> None:

@@ -322,7 +322,7 @@ class Runloop:
     def hold_body(self, request: Request, data: bytes) -> None:
         """Keep a part of the body until there is an upstream; read no more when it is enough, unless a plugin asks."""
         request.body.append(data)
-        if request.body_waiter is None and sum(map(len, request.body)) > BODY_BYTES_HELD_MAX:
+        if request.body_end is None and sum(map(len, request.body)) > BODY_BYTES_HELD_MAX:
             request.connection.pause_body()
 
     def body_complete(self, request: Request) -> None:
@@ -330,15 +330,16 @@ class Runloop:
         exchange = request.exchange
         if exchange is not None:
             exchange.end_body()
-        elif request.body_waiter is not None and not request.body_waiter.done():
-            request.body_waiter.set_result(None)
+        elif request.body_end is not None:
+            request.body_end.set()
 
     def client_gone(self, request: Request) -> None:
         """The client has closed the connection (499)."""
         if request in self._suspended:
             self._suspended[request] = True
-            if request.body_waiter is not None and not request.body_waiter.done():
-                request.body_waiter.set_exception(ConnectionError("client prematurely closed connection"))
+            if request.body_end is None:
+                request.body_end = asyncio.Event()
+            request.body_end.set()
             return
         exchange = request.exchange
         if exchange is not None:

@@ -1,0 +1,193 @@
+"""Requests whose handlers wait, in a virtual world: what becomes of them when their clients do not."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from sim.config import Tracing
+from sim.entity import Plugin
+from tests.stage import LOOPBACK, Virtual
+
+COUNTED = "Content-Length: 10\r\n"
+
+
+class Upstream(asyncio.Protocol):
+    """Answers each read with an empty 200, on one connection for all, and keeps what has come."""
+
+    def __init__(self):
+        self.received = b""
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.received += data
+        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+class Scene:
+    """A gateway with one plugin, a client, and an upstream with a kept connection."""
+
+    def __init__(self, stage, gateway, client, upstream, ended, unhandled):
+        self.stage = stage
+        self.gateway = gateway
+        self.client = client
+        self.upstream = upstream
+        self.ended = ended  # statuses of requests, as their log phases see them
+        self.unhandled = unhandled  # exceptions that have reached the event loop
+
+    def send(self, headers, *, path="/", method="POST"):
+        self.client.send(method, path, headers=headers)
+
+    def write(self, data):
+        self.client.transport.write(data)
+
+    async def all_ended(self, count=2):
+        """Wait until so many requests have ended, and give whoever would come too late the time for it."""
+        await self.stage.until(lambda: len(self.ended) >= count)
+        await self.stage.wait(10)
+        assert self.gateway.core.counts.active == 0
+        assert self.unhandled == []
+
+    def said(self, text):
+        """The lines of the log that begin so, without what they name."""
+        lines = [line.partition(", client: ")[0].partition(" ")[2] for _at, _level, line in self.gateway.log]
+        return [line for line in lines if line.startswith(text)]
+
+
+def played(play, *handlers, traced=False, **options):
+    """Play with a gateway that has a plugin of these coroutine functions, by their names."""
+
+    async def act(stage):
+        async with set_up(stage, handlers, traced=traced, **options) as scene:
+            return await play(scene)
+
+    return Virtual().run(act)
+
+
+@asynccontextmanager
+async def set_up(stage, handlers, *, traced, **options):
+    ended, unhandled = [], []
+
+    def log(_self, kong, _conf):
+        ended.append(kong.response.get_status())
+
+    phases = {handler.__name__: staticmethod(handler) for handler in handlers}
+    plugin = type("Waiting", (), {"PRIORITY": 1, "VERSION": "1", "log": log, **phases})
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unhandled.append(context))
+    upstream = Upstream()
+    listener = await stage.runtime.listen(LOOPBACK, 0, lambda: upstream)
+    tracing = Tracing(instrumentations=("all" if traced else "off",), sampling_rate=1.0)
+    options = {"plugins": (Plugin(name="waiting"),), "tracing": tracing, **options}
+    async with stage.gateway(listener.address[1], classes={"waiting": plugin}, **options) as gateway:
+        client = await stage.connect(gateway.port)
+        client.send()
+        assert await client.answer() == 200
+        yield Scene(stage, gateway, client, upstream, ended, unhandled)
+    listener.close()
+
+
+async def sleep(kong, method="POST"):
+    if kong.request.get_method() == method:
+        await kong.ngx.sleep(0.5)
+
+
+async def read(kong):
+    if kong.request.get_method() == "POST":
+        await kong.request.get_raw_body()
+
+
+async def sleep_and_read(kong):
+    await sleep(kong)
+    await read(kong)
+
+
+async def sleep_and_replace(kong):
+    await sleep(kong)
+    if kong.request.get_method() == "POST":
+        await kong.service.request.set_raw_body(b"other")
+
+
+async def sleep_and_answer(kong):
+    await sleep(kong)
+    if kong.request.get_method() == "POST":
+        kong.response.exit(200)
+
+
+async def sleep_and_fail(kong):
+    await sleep(kong)
+    if kong.request.get_method() == "POST":
+        raise ValueError("boom")
+
+
+DOINGS = [sleep, read, sleep_and_read, sleep_and_replace, sleep_and_answer, sleep_and_fail]
+
+
+def in_phase(phase, doing):
+    """The coroutine function of a phase that does so."""
+
+    async def handler(kong, _conf):
+        await doing(kong)
+
+    handler.__name__ = phase
+    return handler
+
+
+# A client that leaves.
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["untraced", "traced"])
+@pytest.mark.parametrize("doing", DOINGS)
+def test_client_that_leaves_before_its_body_has_come_is_499_once_the_handler_has_ended(doing, traced):
+    """Also when the handler asks for the body only then: nobody waits for what cannot come."""
+
+    async def play(scene):
+        before = scene.upstream.received
+        scene.send(COUNTED)
+        scene.write(b"abc")
+        await scene.stage.wait(0.2)
+        scene.client.transport.close()
+        await scene.all_ended()
+        assert scene.upstream.received == before
+        assert scene.said("lua entry thread aborted") == []
+        return scene.ended
+
+    assert played(play, in_phase("access", doing), traced=traced) == [200, 499]
+
+
+def test_worker_that_leaves_does_not_wait_for_a_body_whose_client_has_left():
+    """Its request has ended."""
+
+    async def play(scene):
+        scene.send(COUNTED)
+        await scene.stage.wait(0.2)
+        scene.client.transport.close()
+        scene.gateway.core.quit()
+        await scene.gateway.rested.wait()
+        return scene.ended
+
+    assert played(play, in_phase("access", sleep_and_read)) == [200, 499]
+
+
+# A body that is long in coming.
+
+
+def test_handler_that_has_waited_in_vain_for_a_body_may_wait_again():
+    """A time limit of one's own ends that wait alone, and not those of other tasks."""
+
+    async def read_impatiently(kong):
+        if kong.request.get_method() == "POST":
+            patient = asyncio.create_task(kong.request.get_raw_body())
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(kong.request.get_raw_body(), 0.1)
+            again = await kong.request.get_raw_body()
+            kong.response.exit(200, headers={"X-Read": repr([again, await patient])})
+
+    async def play(scene):
+        scene.send(COUNTED)
+        await scene.stage.wait(0.2)
+        scene.write(b"0123456789")
+        return await scene.client.answer(), b"X-Read: [b'0123456789', b'0123456789']" in scene.client.whole
+
+    assert played(play, in_phase("access", read_impatiently)) == (200, True)
