@@ -469,8 +469,7 @@ class ClientConnection:
         broken, self._incoming = self._incoming, None
         if broken is not None and broken is self.request:
             self.runloop.refuse_body(broken, refusal)
-            return
-        if broken is not None:
+        elif broken is not None:
             self._refused = RefusedRequest(self, refusal.status, refusal.reason, broken.request_line, broken.lines)
             if self._waiting and self._waiting[-1] is broken:
                 self._waiting.pop()

@@ -341,7 +341,7 @@ class Request:
         """Wait until the whole body has come and return it; it stays in `body` for the upstream.
 
         Raises:
-            ConnectionError: the client has gone.
+            ConnectionError: it does not come: the client has gone, or what it has sent of it is refused.
         """
         if self.body_end is None:
             self.body_end = asyncio.Event()

@@ -10,7 +10,8 @@ log phase runs and the request ends. In profile `safe` its spans are released wh
 handler that raises leaves them to the garbage collector (E4).
 
 While a handler waits, nobody looks at the client (nginx, `lua_check_client_abort off`): a client that goes away
-meanwhile is found gone when the handler has ended, and only then the log phase runs (499).
+meanwhile is found gone when the handler has ended, and only then the log phase runs (499). So it is with a body that is
+refused meanwhile: only then the client gets the refusal, whatever the handler would have had it get.
 """
 
 import asyncio
@@ -203,7 +204,7 @@ class Runloop:
             for upstream in gateway.upstreams
         }
         self.instrumentation = instrumentation
-        self._suspended: dict[Request, bool] = {}
+        self._suspended: dict[Request, int] = {}  # and what each ends with when its handlers have; 0 is as they will
         self._date_second = -1
         self._date_line = (b"", b"")
         self.makes_spans = instrumentation.enabled or bool(gateway.plugins)
@@ -297,6 +298,9 @@ class Runloop:
         """End a request whose body is refused: with its status, unless the answer has begun."""
         self.execution.enter(CONTENT, request.ctx)
         self.log_line(level_of_refusal(refusal.status), refusal.reason)
+        if request in self._suspended:
+            self._forestall(request, refusal.status)
+            return
         exchange = request.exchange
         if exchange is not None:
             exchange.cancel()
@@ -304,7 +308,13 @@ class Runloop:
             request.connection.abort()
             self.end(request)
         else:
-            self.respond(request, refusal.status)
+            self._respond_refused(request, refusal.status)
+
+    def _respond_refused(self, request: Request, status: int) -> None:
+        if request.upstream_response is not None:
+            request.upstream_response, request.response_lines = None, []
+        request.keep_alive = False  # nobody could tell where the next request begins
+        self.respond(request, status)
 
     def refuse_rest(self, request: Request, refusal: Refusal) -> None:
         """Note what is wrong with the rest of a body whose request has been answered."""
@@ -336,10 +346,7 @@ class Runloop:
     def client_gone(self, request: Request) -> None:
         """The client has closed the connection (499)."""
         if request in self._suspended:
-            self._suspended[request] = True
-            if request.body_end is None:
-                request.body_end = asyncio.Event()
-            request.body_end.set()
+            self._forestall(request, CLIENT_CLOSED_REQUEST)
             return
         exchange = request.exchange
         if exchange is not None:
@@ -347,6 +354,13 @@ class Runloop:
         if not request.header_sent:
             request.status = CLIENT_CLOSED_REQUEST
         self.end(request)
+
+    def _forestall(self, request: Request, status: int) -> None:
+        """Let a request end with a status when its handlers have ended, which wait no more for its body."""
+        self._suspended[request] = status
+        if request.body_end is None:
+            request.body_end = asyncio.Event()
+        request.body_end.set()
 
     def client_blocked(self, request: Request) -> None:
         """The client does not read."""
@@ -462,7 +476,7 @@ class Runloop:
         if phase == "response":
             request.response_lines = []
         if not self._suspended.get(request):
-            # Of a client that has gone nobody needs to be told so.
+            # Where the request ends otherwise, the error may come of just that.
             self._report(error, phase)
         return 500
 
@@ -474,7 +488,7 @@ class Runloop:
         go_on: Callable[[Request], object],
     ) -> int:
         """Run handlers that may wait in a light thread; `go_on` when they have ended and nobody has answered."""
-        self._suspended[request] = False
+        self._suspended[request] = 0
         answer: list[int | Exit | None] = []
 
         async def collect() -> None:
@@ -483,7 +497,8 @@ class Runloop:
                 thread.cancel_tasks()
 
         def ended(error: BaseException | None) -> None:
-            if self._suspended.pop(request):
+            forestalled = self._suspended.pop(request)
+            if forestalled == CLIENT_CLOSED_REQUEST:
                 request.status = CLIENT_CLOSED_REQUEST
                 self.end(request)
             elif isinstance(error, asyncio.CancelledError):
@@ -491,6 +506,9 @@ class Runloop:
                 return
             elif error is not None:
                 raise error
+            elif forestalled:
+                self.execution.enter(phase, request.ctx)
+                self._respond_refused(request, forestalled)
             elif answer[0] is None:
                 go_on(request)
             elif (status := self._answered(request, answer[0])) != DONE:

@@ -5,11 +5,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sim.config import Tracing
+from sim.config import Nginx, Tracing
 from sim.entity import Plugin
 from tests.stage import LOOPBACK, Virtual
 
 COUNTED = "Content-Length: 10\r\n"
+CHUNKED = "Transfer-Encoding: chunked\r\n"
+MALFORMED = b"3\r\nabc\r\nzz\r\n"
 
 
 class Upstream(asyncio.Protocol):
@@ -168,6 +170,93 @@ def test_worker_that_leaves_does_not_wait_for_a_body_whose_client_has_left():
         return scene.ended
 
     assert played(play, in_phase("access", sleep_and_read)) == [200, 499]
+
+
+# A body that is refused.
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["untraced", "traced"])
+@pytest.mark.parametrize("phase", ["rewrite", "access"])
+@pytest.mark.parametrize("doing", DOINGS)
+def test_request_whose_body_is_refused_while_a_handler_waits_has_one_answer_and_one_end(doing, phase, traced):
+    """When the handler has ended, whatever it would have come to, the client gets the refusal and the end."""
+
+    async def play(scene):
+        before = scene.upstream.received
+        scene.send(CHUNKED)
+        await scene.stage.wait(0.2)
+        scene.write(MALFORMED)
+        status = await scene.client.answer()
+        await scene.client.closed.wait()
+        await scene.all_ended()
+        assert scene.upstream.received == before
+        assert scene.said("lua entry thread aborted") == []
+        assert len(scene.said("client sent invalid request")) == 1
+        return status, scene.client.whole.count(b"HTTP/1.1 "), b"Connection: close" in scene.client.whole, scene.ended
+
+    assert played(play, in_phase(phase, doing), traced=traced) == (400, 2, True, [200, 400])
+
+
+REFUSALS = {
+    "too large": (b"400\r\n" + bytes(1024) + b"\r\n5\r\nhello\r\n", 413),
+    "too slow": (b"", 408),
+    "with too large a trailer": (b"0\r\nA: " + b"a" * 200_000, 431),
+}
+
+
+@pytest.mark.parametrize(("body", "status"), REFUSALS.values(), ids=REFUSALS)
+def test_connection_whose_body_is_refused_while_a_handler_reads_it_is_closed(body, status):
+    """Nobody could tell where the next request begins, and the client is told so."""
+
+    async def play(scene):
+        scene.send(CHUNKED)
+        await scene.stage.wait(0.2)
+        scene.write(body)
+        answered = await scene.client.answer()
+        await scene.client.closed.wait()
+        await scene.all_ended()
+        return answered, b"Connection: close" in scene.client.whole, scene.ended
+
+    nginx = Nginx(client_body_timeout="2s", client_max_body_size="1KiB")
+    assert played(play, in_phase("access", read), nginx=nginx) == (status, True, [200, status])
+
+
+def test_refused_body_leaves_nothing_of_the_answer_that_it_came_too_late_for():
+    """The service has answered, its answer waits for a handler, and the client gets the refusal alone."""
+
+    async def response(kong, _conf):
+        kong.response.set_header("X-Late", "yes")
+        await sleep(kong)
+
+    async def play(scene):
+        scene.send(CHUNKED)
+        await scene.stage.wait(0.2)
+        scene.write(MALFORMED)
+        await scene.client.closed.wait()
+        await scene.all_ended()
+        refusal = scene.client.received
+        return await scene.client.answer(), refusal.count(b"X-Late") + refusal.count(b"Via"), scene.ended
+
+    assert played(play, response) == (400, 0, [200, 400])
+
+
+def test_client_whose_body_is_refused_while_its_service_is_looked_up_is_told_and_cut_off():
+    """No handler waits, but the name server's answer does not come."""
+
+    async def play(scene):
+        resolved = asyncio.get_running_loop().create_future()
+        scene.gateway.core.runloop.resolver.resolve = lambda _host, _port: resolved
+        scene.gateway.core.runloop.resolver.known = lambda _host, _port: None
+        scene.send(CHUNKED)
+        await scene.stage.wait(0.2)
+        scene.write(MALFORMED)
+        status = await scene.client.answer()
+        resolved.set_result((LOOPBACK, 1))
+        await scene.client.closed.wait()
+        await scene.all_ended()
+        return status, b"Connection: close" in scene.client.whole, scene.ended
+
+    assert played(play) == (400, True, [200, 400])
 
 
 # A body that is long in coming.
