@@ -221,6 +221,7 @@ class WorkerGateway:
                 socket = left.transport.get_extra_info("socket")
                 self._log("alert", f"open socket #{socket.fileno() if socket else '?'} left in connection {number}")
         self.exporter.close()
+        self.runloop.leave_behind()
         while self.runloop.connections or self.pool.open or not self.exporter.is_closed:
             self.pool.close()
             for connection in tuple(self.runloop.connections):  # also those that were just being accepted

@@ -308,9 +308,14 @@ class Runloop:
             request.connection.abort()
             self.end(request)
         else:
-            self._respond_refused(request, refusal.status)
+            self._end_early(request, refusal.status)
 
-    def _respond_refused(self, request: Request, status: int) -> None:
+    def _end_early(self, request: Request, status: int) -> None:
+        """End a request of which no more comes: its client has gone, or its body is refused."""
+        if status == CLIENT_CLOSED_REQUEST:
+            request.status = status
+            self.end(request)
+            return
         if request.upstream_response is not None:
             request.upstream_response, request.response_lines = None, []
         request.keep_alive = False  # nobody could tell where the next request begins
@@ -361,6 +366,11 @@ class Runloop:
         if request.body_end is None:
             request.body_end = asyncio.Event()
         request.body_end.set()
+
+    def leave_behind(self) -> None:
+        """The worker goes: requests whose handlers wait end without a log phase."""
+        for request in self._suspended:
+            request.done = True
 
     def client_blocked(self, request: Request) -> None:
         """The client does not read."""
@@ -434,7 +444,9 @@ class Runloop:
             call = handler.call
             try:
                 call(kong, handler.conf)
-            except (*_ERRORS, Exit) as error:
+            except _ENDS_WORKER:
+                raise
+            except BaseException as error:  # noqa: BLE001 - a handler may raise anything, and the request goes on (R6)
                 return self._answered(request, self._interrupted(request, span, error))
             span.finish()
         return None
@@ -451,13 +463,12 @@ class Runloop:
                 given = call(kong, handler.conf)
                 if handler.awaits:
                     await given
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+            except (*_ENDS_WORKER, GeneratorExit):
+                raise
+            except BaseException as error:
+                if request.done:
                     # The worker was terminated.
                     raise
-                return self._interrupted(request, span, error)
-            except (Exception, Exit) as error:  # noqa: BLE001 - a handler may raise anything, and the request goes on (R6)
                 return self._interrupted(request, span, error)
             span.finish()
         return None
@@ -498,21 +509,20 @@ class Runloop:
 
         def ended(error: BaseException | None) -> None:
             forestalled = self._suspended.pop(request)
-            if forestalled == CLIENT_CLOSED_REQUEST:
-                request.status = CLIENT_CLOSED_REQUEST
-                self.end(request)
-            elif isinstance(error, asyncio.CancelledError):
+            if request.done:
                 # The worker was terminated.
                 return
-            elif error is not None:
+            if isinstance(error, _ENDS_WORKER):
                 raise error
-            elif forestalled:
-                self.execution.enter(phase, request.ctx)
-                self._respond_refused(request, forestalled)
+            self.execution.enter(phase, request.ctx)
+            if not answer:
+                assert error is not None
+                answer.append(self._interrupted(request, NOOP_SPAN, error))
+            if forestalled:
+                self._end_early(request, forestalled)
             elif answer[0] is None:
                 go_on(request)
             elif (status := self._answered(request, answer[0])) != DONE:
-                self.execution.enter(phase, request.ctx)
                 self.respond(request, status)
 
         thread = LightThread(collect(), self.execution, phase, request.ctx)
@@ -745,7 +755,9 @@ class Runloop:
                 span.finish()
                 self._replace_answer(request, answer)
                 return True
-            except _ERRORS as error:
+            except _ENDS_WORKER:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the connection is closed
                 # The span stays open, as Kong leaves it (R6).
                 self._filter_failed(request, error, "header_filter")
                 return False
@@ -785,7 +797,9 @@ class Runloop:
             call = handler.call
             try:
                 call(kong, handler.conf)
-            except _ERRORS as error:
+            except _ENDS_WORKER:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the same
                 self._filter_failed(request, error, "body_filter")
                 return None
         if last:
@@ -860,7 +874,9 @@ class Runloop:
                 request.handler = handler
                 call = handler.call
                 call(kong, handler.conf)
-        except _ERRORS as error:
+        except _ENDS_WORKER:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything, and the request ends (E4)
             self._report(error, "log")
             return False
         return True
@@ -888,8 +904,8 @@ class Runloop:
         self.log_line("error", f"{how}: {what}")
 
 
-_ERRORS: Final = (Exception, asyncio.CancelledError)
-"""What a handler that does not wait may raise: a cancellation that it comes upon is not its own."""
+_ENDS_WORKER: Final = (KeyboardInterrupt, SystemExit)
+"""What a handler may raise and ends the worker, as in any program."""
 
 _DATE: Final = b"date"
 _LENGTH: Final = b"content-length"

@@ -93,7 +93,7 @@ GATEWAY_RULES: Final[dict[str, Rule]] = {
         "handler ends what is not its own",
         Severity.ERROR,
         "A worker has one event loop for all its requests. Who stops it ends the worker, and the requests, spans and"
-        " queues that it holds are lost. A request whose task is cancelled is never answered.",
+        " queues that it holds are lost. Who cancels a request's task gives its client 500.",
         "End a request with `kong.response.exit`, and cancel only tasks that the handler has made itself.",
         "R3, E5, H31",
     ),

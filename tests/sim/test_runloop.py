@@ -62,7 +62,7 @@ def played(play, *handlers, traced=False, **options):
     """Play with a gateway that has a plugin of these coroutine functions, by their names."""
 
     async def act(stage):
-        async with set_up(stage, handlers, traced=traced, **options) as scene:
+        async with set_up(stage, handlers, traced=traced, **options) as scene, asyncio.timeout(3600):
             return await play(scene)
 
     return Virtual().run(act)
@@ -127,7 +127,7 @@ DOINGS = [sleep, read, sleep_and_read, sleep_and_replace, sleep_and_answer, slee
 
 
 def in_phase(phase, doing):
-    """The coroutine function of a phase that does so."""
+    """The handler of a phase that does so."""
 
     async def handler(kong, _conf):
         await doing(kong)
@@ -280,3 +280,91 @@ def test_handler_that_has_waited_in_vain_for_a_body_may_wait_again():
         return await scene.client.answer(), b"X-Read: [b'0123456789', b'0123456789']" in scene.client.whole
 
     assert played(play, in_phase("access", read_impatiently)) == (200, True)
+
+
+# A handler that raises what is no Exception.
+
+
+class Odd(BaseException):
+    """What `except Exception` does not catch."""
+
+
+async def cancel_itself(kong):
+    asyncio.current_task().cancel()
+    await kong.ngx.sleep(1)
+
+
+def raising(error):
+    """A coroutine function that raises it."""
+
+    async def fail(_kong):
+        raise error
+
+    return fail
+
+
+ODDITIES = {
+    "raises an exception of its own": raising(Odd("boom")),
+    "raises GeneratorExit": raising(GeneratorExit("boom")),
+    "raises CancelledError": raising(asyncio.CancelledError("boom")),
+    "cancels itself": cancel_itself,
+}
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["untraced", "traced"])
+@pytest.mark.parametrize("phase", ["rewrite", "access", "response"])
+@pytest.mark.parametrize("doing", ODDITIES.values(), ids=ODDITIES)
+def test_handler_that_waits_may_raise_anything_and_the_client_gets_500(doing, phase, traced):
+    """The log says so, and the log phase runs."""  # R6
+
+    async def handler(kong):
+        if kong.request.get_method() == "PUT":
+            await doing(kong)
+
+    async def play(scene):
+        scene.send("", method="PUT")
+        status = await scene.client.answer()
+        await scene.all_ended()
+        return status, len(scene.said("lua entry thread aborted: runtime error: ")), scene.ended
+
+    assert played(play, in_phase(phase, handler), traced=traced) == (500, 1, [200, 500])
+
+
+@pytest.mark.parametrize("error", [Odd("boom"), GeneratorExit("boom"), asyncio.CancelledError("boom")], ids=repr)
+@pytest.mark.parametrize("phase", ["rewrite", "access", "header_filter", "body_filter", "log"])
+def test_handler_that_does_not_wait_may_raise_anything_and_its_request_ends(phase, error):
+    """500, in a filter the end of the connection, in log nothing of it: as with any other exception."""  # R6, E4
+
+    def handler(kong, _conf):
+        if kong.request.get_method() == "PUT":
+            raise error
+
+    async def play(scene):
+        scene.send("", method="PUT")
+        status = await scene.client.answer()
+        await scene.stage.until(lambda: scene.gateway.core.counts.requests == 2)
+        assert scene.unhandled == []
+        return status, len(scene.said("lua entry thread aborted")) + len(scene.said("failed to run"))
+
+    handler.__name__ = phase
+    expected = 500 if phase in ("rewrite", "access") else 200 if phase == "log" else 0
+    assert played(play, handler) == (expected, 1)
+
+
+def test_handler_that_a_worker_leaves_behind_comes_to_no_end():
+    """Its client has gone, and so is what its log phase would need."""
+
+    async def sleep_long(kong):
+        if kong.request.get_method() == "POST":
+            await kong.ngx.sleep(3600)
+
+    async def play(scene):
+        scene.send(COUNTED)
+        await scene.stage.wait(0.2)
+        scene.client.transport.close()
+        await scene.stage.wait(0.2)
+        return scene
+
+    scene = played(play, in_phase("access", sleep_long), traced=True)
+    assert (scene.ended, scene.unhandled) == ([200], [])
+    assert scene.said("lua entry thread aborted") + scene.said("failed to run") == []
