@@ -78,6 +78,7 @@ class ClientConnection:
         self._head_bytes = 0  # read of a header section that is not complete
         self._framing_bytes = 0  # read since the last part of the body
         self._body_bytes = 0
+        self._body_wanted = False  # somebody has asked for it: its client may be late from then on
         self._started_ns = 0
         self.sent_bytes = 0  # in the lifetime of the request that is being answered
         self._rereading = False
@@ -280,7 +281,7 @@ class ClientConnection:
             if waited_s > LINGER_S or now_s > self._discarded_by_s:
                 self.close()
         elif self._incoming is not None:
-            if not self._paused and waited_s > nginx.client_body_timeout:
+            if self._body_wanted and not self._paused and waited_s > nginx.client_body_timeout:
                 self._refuse(Refusal(408, f"{_TIMED_OUT} while reading client request body"))
         elif self.request is not None:
             return
@@ -325,7 +326,10 @@ class ClientConnection:
             self._pause_reading()
 
     def resume_body(self) -> None:
-        """The upstream reads again."""
+        """The upstream reads, or reads again, or a plugin asks for the body."""
+        if not self._body_wanted:
+            self._body_wanted = True
+            self._since_s = self.runloop.now()
         self._body_held = False
         self._resume_reading()
 
@@ -415,7 +419,7 @@ class ClientConnection:
     def _expect_body(self, request: Request) -> None:
         self._incoming = request
         self._body_bytes = 0
-        self._since_s = self.runloop.now()
+        self._body_wanted = False
         size = request.content_length or 0
         if self._is_too_large(size):
             raise Refusal(413, f"client intended to send too large body: {size} bytes")

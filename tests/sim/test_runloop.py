@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
@@ -10,12 +11,13 @@ from sim.entity import Plugin
 from tests.stage import LOOPBACK, Virtual
 
 COUNTED = "Content-Length: 10\r\n"
+BODY = b"0123456789"
 CHUNKED = "Transfer-Encoding: chunked\r\n"
 MALFORMED = b"3\r\nabc\r\nzz\r\n"
 
 
 class Upstream(asyncio.Protocol):
-    """Answers each read with an empty 200, on one connection for all, and keeps what has come."""
+    """Answers what comes with an empty 200, a body of ten bytes included, and keeps it; on one connection for all."""
 
     def __init__(self):
         self.received = b""
@@ -25,6 +27,8 @@ class Upstream(asyncio.Protocol):
 
     def data_received(self, data):
         self.received += data
+        if b"Content-Length: 10\r\n" in data and not data.endswith(BODY):
+            return
         self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
@@ -276,10 +280,52 @@ def test_handler_that_has_waited_in_vain_for_a_body_may_wait_again():
     async def play(scene):
         scene.send(COUNTED)
         await scene.stage.wait(0.2)
-        scene.write(b"0123456789")
+        scene.write(BODY)
         return await scene.client.answer(), b"X-Read: [b'0123456789', b'0123456789']" in scene.client.whole
 
     assert played(play, in_phase("access", read_impatiently)) == (200, True)
+
+
+@pytest.mark.parametrize("headers", [COUNTED, COUNTED + "Expect: 100-continue\r\n"], ids=["at once", "with leave"])
+@pytest.mark.parametrize("doing", [sleep_and_read, sleep])
+def test_body_has_its_time_from_when_it_is_asked_for(doing, headers):
+    """A client cannot be late with what nobody reads, or has given it leave to send; then it can."""
+
+    async def slowly(kong):
+        await kong.ngx.sleep(5)
+        await doing(kong)
+
+    async def play(scene, *, late_s):
+        scene.send(headers)
+        if "Expect" in headers:
+            await scene.stage.until(lambda: b" 100 " in scene.client.whole)
+            scene.client.received = b""
+        else:
+            await scene.stage.wait(5.5)
+        await scene.stage.wait(late_s)
+        scene.write(BODY)
+        return await scene.client.answer()
+
+    nginx = Nginx(client_body_timeout="2s")
+    for late_s, status in ((1.5, 200), (3, 408)):
+        assert played(partial(play, late_s=late_s), in_phase("access", slowly), nginx=nginx) == status
+
+
+def test_body_has_its_time_while_its_service_is_looked_up():
+    """Nobody reads it then either."""
+
+    async def play(scene):
+        resolved = asyncio.get_running_loop().create_future()
+        scene.gateway.core.runloop.resolver.resolve = lambda _host, _port: resolved
+        scene.gateway.core.runloop.resolver.known = lambda _host, _port: None
+        scene.send(COUNTED)
+        await scene.stage.wait(5)
+        resolved.set_result(scene.upstream.transport.get_extra_info("sockname"))
+        await scene.stage.wait(1)
+        scene.write(BODY)
+        return await scene.client.answer()
+
+    assert played(play, nginx=Nginx(client_body_timeout="2s")) == 200
 
 
 # A handler that raises what is no Exception.
