@@ -182,18 +182,26 @@ def parsed_body(kind: str, content_type: str, body: bytes) -> tuple[Any, str | N
     if kind == "application/x-www-form-urlencoded":
         return decoded_args(body.decode("utf-8", "surrogateescape")), None
     if kind == "application/json":
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             if isinstance(said := json.loads(body), dict | list):
                 return said, None
         return None, "invalid json body"
     if kind == "multipart/form-data":
-        message = BytesParser(policy=HTTP).parsebytes(octets(f"Content-Type: {content_type}\r\n\r\n") + body)
-        if not message.is_multipart():
-            return None, "invalid multipart body"
-        parts: list[Any] = list(message.iter_parts())
-        named = ((part.get_param("name", header="content-disposition"), part) for part in parts)
-        return {str(name): part.get_payload(decode=True) for name, part in named if name is not None}, None
+        with suppress(RecursionError, IndexError):  # the latter is the parser's own, at a header such as `a; b*`
+            if (parts := _parts(content_type, body)) is not None:
+                return parts, None
+        return None, "invalid multipart body"
     return None, f"unsupported content type '{kind}'"
+
+
+def _parts(content_type: str, body: bytes) -> dict[str, Any] | None:
+    """Return the named parts of a multipart body; None where there are none at all."""
+    message = BytesParser(policy=HTTP).parsebytes(octets(f"Content-Type: {content_type}\r\n\r\n") + body)
+    if not message.is_multipart():
+        return None
+    parts: list[Any] = list(message.iter_parts())
+    named = ((part.get_param("name", header="content-disposition"), part) for part in parts)
+    return {str(name): part.get_payload(decode=True) for name, part in named if name is not None}
 
 
 def decoded_args(query: str, max_args: int = ARGS_MAX) -> Args:

@@ -507,6 +507,9 @@ class Reads(Base):
         await kong.service.request.set_raw_body(b"other")
 
 
+DEEP_PARTS = b"".join(b"--%d\r\nContent-Type: multipart/mixed; boundary=%d\r\n\r\n" % (n, n + 1) for n in range(2000))
+
+
 @pytest.mark.parametrize(
     ("content_type", "body", "read", "error"),
     [
@@ -524,6 +527,9 @@ class Reads(Base):
             {"f": b"v"},
             None,
         ),
+        ("application/json", b"[" * 100_000, None, "invalid json body"),
+        ("multipart/form-data; boundary=0", DEEP_PARTS, None, "invalid multipart body"),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Type: a; b*\r\n\r\n--x--", None, "invalid multipart body"),
         ("text/csv", b"1,2", None, "unsupported content type 'text/csv'"),
     ],
 )
