@@ -49,6 +49,12 @@ class Scene:
     def write(self, data):
         self.client.transport.write(data)
 
+    def look_up(self):
+        """Let a name be looked up until the test has its address."""
+        resolved = asyncio.get_running_loop().create_future()
+        self.stage.runtime.resolve = lambda _name: resolved
+        return resolved
+
     async def all_ended(self, count=2):
         """Wait until so many requests have ended, and give whoever would come too late the time for it."""
         await self.stage.until(lambda: len(self.ended) >= count)
@@ -125,6 +131,11 @@ async def sleep_and_fail(kong):
     await sleep(kong)
     if kong.request.get_method() == "POST":
         raise ValueError("boom")
+
+
+async def go_elsewhere(kong):
+    if kong.request.get_method() == "POST":
+        kong.service.set_target("elsewhere", int(kong.request.get_header("X-Port") or 80))
 
 
 DOINGS = [sleep, read, sleep_and_read, sleep_and_replace, sleep_and_answer, sleep_and_fail]
@@ -248,19 +259,17 @@ def test_client_whose_body_is_refused_while_its_service_is_looked_up_is_told_and
     """No handler waits, but the name server's answer does not come."""
 
     async def play(scene):
-        resolved = asyncio.get_running_loop().create_future()
-        scene.gateway.core.runloop.resolver.resolve = lambda _host, _port: resolved
-        scene.gateway.core.runloop.resolver.known = lambda _host, _port: None
+        resolved = scene.look_up()
         scene.send(CHUNKED)
         await scene.stage.wait(0.2)
         scene.write(MALFORMED)
         status = await scene.client.answer()
-        resolved.set_result((LOOPBACK, 1))
+        resolved.set_result(LOOPBACK)
         await scene.client.closed.wait()
         await scene.all_ended()
         return status, b"Connection: close" in scene.client.whole, scene.ended
 
-    assert played(play) == (400, True, [200, 400])
+    assert played(play, in_phase("access", go_elsewhere)) == (400, True, [200, 400])
 
 
 # A body that is long in coming.
@@ -315,17 +324,15 @@ def test_body_has_its_time_while_its_service_is_looked_up():
     """Nobody reads it then either."""
 
     async def play(scene):
-        resolved = asyncio.get_running_loop().create_future()
-        scene.gateway.core.runloop.resolver.resolve = lambda _host, _port: resolved
-        scene.gateway.core.runloop.resolver.known = lambda _host, _port: None
-        scene.send(COUNTED)
+        resolved = scene.look_up()
+        scene.send(COUNTED + f"X-Port: {scene.upstream.transport.get_extra_info('sockname')[1]}\r\n")
         await scene.stage.wait(5)
-        resolved.set_result(scene.upstream.transport.get_extra_info("sockname"))
+        resolved.set_result(LOOPBACK)
         await scene.stage.wait(1)
         scene.write(BODY)
         return await scene.client.answer()
 
-    assert played(play, nginx=Nginx(client_body_timeout="2s")) == 200
+    assert played(play, in_phase("access", go_elsewhere), nginx=Nginx(client_body_timeout="2s")) == 200
 
 
 # A handler that raises what is no Exception.
