@@ -536,7 +536,8 @@ class Database:
         span = self._instrumentation.db_query("sqlite", statement)
         try:
             if self._connection is None:
-                self._connection = sqlite3.connect(":memory:", isolation_level=None)
+                # A garbage collection closes it, in whichever thread that happens.
+                self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
                 self._connection.row_factory = sqlite3.Row
                 finalize(self, self._connection.close)
             rows = self._connection.execute(statement, parameters).fetchall()

@@ -42,8 +42,8 @@ PLAIN_PHASES: Final = ("header_filter", "body_filter", "log")
 _FILES: Final = "kongsim_plugins"
 """The package, in name only, of what is loaded from files: `json.py` is not to take the place of `json`."""
 
-_NOT_THE_USERS: Final = frozenset({"sim", "kongtrace", "importlib"})
-"""The packages whose code runs while a plugin is loaded, and is none of its own."""
+_NOT_THE_USERS: Final = frozenset({"sim", "kongtrace", "importlib", "_pytest"})
+"""The packages whose code runs while a plugin is loaded, and is none of its own; pytest has a hand in importing."""
 
 _AT_START: Final = ("init_worker", "configure")
 

@@ -1,7 +1,9 @@
 """What plugins find below `kong.ngx`."""
 
 import asyncio
+import gc
 import sqlite3
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -24,3 +26,25 @@ def test_database_closes_its_connection_when_nobody_has_it_any_more():
     del database
     with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
         connection.execute("SELECT 1")
+
+
+def test_database_may_be_collected_in_any_thread():
+    """A collection runs where it runs; what it closes is in use nowhere."""
+    execution = Execution()
+    execution.enter(PHASES["timer"], None)
+    database = Database(execution, SimpleNamespace(db_query=lambda *_: NOOP_SPAN))
+    said = []
+    thread = threading.Thread(target=_ask, args=(database, said))
+    thread.start()
+    thread.join()
+    del thread
+    assert said == [([{"one": 1}], None)]
+    del database
+    gc.collect()  # an error of a finalizer fails the test
+
+
+def _ask(database, said):
+    async def asked():
+        said.append(await database.query("SELECT 1 AS one"))
+
+    asyncio.run(asked())
