@@ -197,7 +197,9 @@ class Timers:
         self._execution.enter(TIMER, ctx)
         try:
             awaited = callback(premature, *timer.arguments)
-        except Exception as error:  # noqa: BLE001 - whatever a callback raises is logged, nobody is told (N9)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever a callback raises is logged, nobody is told (N9)
             self._ended(ctx, error)
             return
         if isinstance(awaited, Awaitable):

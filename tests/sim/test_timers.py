@@ -118,17 +118,22 @@ def test_exit_expires_every_pending_timer_prematurely():
     assert [call[:2] for call in played(play).called] == [(True, "an hour"), (False, "now")]
 
 
+class Bang(BaseException):
+    """No error of a program, as those that look for one would say."""
+
+
+@pytest.mark.parametrize("kind", [ValueError, Bang])
 @pytest.mark.parametrize("awaits", [False, True])
-def test_exception_in_a_callback_is_logged_and_nobody_is_told(awaits):
-    """A callback that raises ends; the others go on."""  # N9
+def test_exception_in_a_callback_is_logged_and_nobody_is_told(awaits, kind):
+    """A callback that raises ends; the others go on, and the worker can leave."""  # N9
 
     async def play(bench):
         def fails(_premature):
-            raise ValueError("boom")
+            raise kind("boom")
 
         async def fails_later(_premature):
             await asyncio.sleep(0)
-            raise ValueError("boom")
+            raise kind("boom")
 
         bench.timers.at(0, fails_later if awaits else fails)
         bench.timers.at(0, bench.callback)
@@ -139,7 +144,7 @@ def test_exception_in_a_callback_is_logged_and_nobody_is_told(awaits):
     ((level, message),) = played(play).logs
     assert (level, message) == (
         "error",
-        "lua entry thread aborted: runtime error: ValueError('boom'), context: ngx.timer",
+        f"lua entry thread aborted: runtime error: {kind.__name__}('boom'), context: ngx.timer",
     )
 
 
