@@ -116,22 +116,22 @@ def test_bad_value_names_the_variable(gateway, name, text, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["8q", "2KiB", "2 k", "1.5m", "10MB", "500B", "k", "-1", "\u0663k", "1" * 40])
-def test_size_is_written_as_in_nginx(gateway, text):
+NO_SIZES = ("8q", "2KiB", "2 k", "1.5m", "10MB", "500B", "k", "-1", "\u0663k", "1" * 40)
+NO_TIMES = ("soon", "1.5s", "100us", "1 s", "30s 1m", "75s 60s", "10S", "1y", "1M", "1" * 40)
+NGINX_SIZE = ("CLIENT_MAX_BODY_SIZE", "a size", "500, 8k or 10m")
+NGINX_TIME = ("KEEPALIVE_TIMEOUT", "a time", "10s, 500ms or 1m 30s")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "cure", "text"),
+    [*((*NGINX_SIZE, text) for text in NO_SIZES), *((*NGINX_TIME, text) for text in NO_TIMES)],
+)
+def test_sizes_and_times_are_written_as_in_nginx(gateway, name, kind, cure, text):
     """What nginx would refuse is refused, also what a scenario would take, and the line says how it is written."""
     with pytest.raises(UserError) as caught:
-        gateway(NGINX_HTTP_CLIENT_MAX_BODY_SIZE=text)
-    told = f"KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE: expected a size as nginx writes it, not {text!r}"
-    assert str(caught.value) == f"{told}; write 500, 8k or 10m"
-
-
-@pytest.mark.parametrize("text", ["soon", "1.5s", "100us", "1 s", "30s 1m", "75s 60s", "10S", "1y", "1M", "1" * 40])
-def test_time_is_written_as_in_nginx(gateway, text):
-    """The same of times: from the largest unit to the smallest, whole numbers."""
-    with pytest.raises(UserError) as caught:
-        gateway(NGINX_HTTP_KEEPALIVE_TIMEOUT=text)
-    told = f"KONG_NGINX_HTTP_KEEPALIVE_TIMEOUT: expected a time as nginx writes it, not {text!r}"
-    assert str(caught.value) == f"{told}; write 10s, 500ms or 1m 30s"
+        gateway(**{f"NGINX_HTTP_{name}": text})
+    told = f"KONG_NGINX_HTTP_{name}: expected {kind} as nginx writes it, not {text!r}"
+    assert str(caught.value) == f"{told}; write {cure}"
 
 
 @pytest.mark.parametrize(

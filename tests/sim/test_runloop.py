@@ -190,6 +190,17 @@ def test_worker_that_leaves_does_not_wait_for_a_body_whose_client_has_left():
 # A body that is refused.
 
 
+async def refused(scene, body):
+    """The status that a client gets who sends such a body while a handler waits, once its request has ended."""
+    scene.send(CHUNKED)
+    await scene.stage.wait(0.2)
+    scene.write(body)
+    status = await scene.client.answer()
+    await scene.client.closed.wait()
+    await scene.all_ended()
+    return status
+
+
 @pytest.mark.parametrize("traced", [False, True], ids=["untraced", "traced"])
 @pytest.mark.parametrize("phase", ["rewrite", "access"])
 @pytest.mark.parametrize("doing", DOINGS)
@@ -198,12 +209,7 @@ def test_request_whose_body_is_refused_while_a_handler_waits_has_one_answer_and_
 
     async def play(scene):
         before = scene.upstream.received
-        scene.send(CHUNKED)
-        await scene.stage.wait(0.2)
-        scene.write(MALFORMED)
-        status = await scene.client.answer()
-        await scene.client.closed.wait()
-        await scene.all_ended()
+        status = await refused(scene, MALFORMED)
         assert scene.upstream.received == before
         assert scene.said("lua entry thread aborted") == []
         assert len(scene.said("client sent invalid request")) == 1
@@ -224,12 +230,7 @@ def test_connection_whose_body_is_refused_while_a_handler_reads_it_is_closed(bod
     """Nobody could tell where the next request begins, and the client is told so."""
 
     async def play(scene):
-        scene.send(CHUNKED)
-        await scene.stage.wait(0.2)
-        scene.write(body)
-        answered = await scene.client.answer()
-        await scene.client.closed.wait()
-        await scene.all_ended()
+        answered = await refused(scene, body)
         return answered, b"Connection: close" in scene.client.whole, scene.ended
 
     nginx = Nginx(client_body_timeout="2s", client_max_body_size="1KiB")
