@@ -10,6 +10,7 @@ leaves the free list by ``free.pop()``, and the number of those hits follows fro
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Pool(Generic[T]):
         fetched: Callable[[], int] | None = None,
     ) -> None:
         self.tag = tag
-        self.free: list[T] = []
+        self.free: deque[T] = deque()  # unlike a list's, its memory does not follow each pop
         self.free_max = FREE_MAX
         self.due = RELEASES_MAX
         self.made = 0

@@ -175,8 +175,7 @@ class Tracer:
         if parent is None:
             parent = trace.active
         if parent is None:
-            trace_id = parent_id = None
-            sampled = should_sample
+            trace_id = parent_id = sampled = None
         else:
             try:
                 trace_id = parent.trace_id
@@ -184,14 +183,14 @@ class Tracer:
                 sampled = parent.should_sample
             except AttributeError:
                 parent, trace_id, sampled, parent_id = _plain_parent(parent, trace.active)
-            if sampled is None:
-                sampled = should_sample
         if trace_id is None:
             trace_id = self._trace_ids.pop() if self._trace_ids else self._provider.trace_ids.draw()
         if sampled is None:
-            sampled = self._constant
+            sampled = should_sample
             if sampled is None:
-                sampled = self.decide(trace_id)
+                sampled = self._constant
+                if sampled is None:
+                    sampled = self.decide(trace_id)
 
         try:
             span = self._free_spans.pop()
