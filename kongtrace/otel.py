@@ -203,7 +203,7 @@ class LocalTrace:
 class Tracer(trace.Tracer):
     """Starts spans for one instrumentation scope. Made by :meth:`TracerProvider.get_tracer`."""
 
-    def __init__(self, provider: TracerProvider, scope: Mapping[str, Any]) -> None:
+    def __init__(self, provider: TracerProvider, scope: dict[str, Any]) -> None:
         self._provider = provider
         self._handle = provider.handle
         self._scope = scope
@@ -228,7 +228,7 @@ class Tracer(trace.Tracer):
         handle = self._handle
         provider = handle.provider
         parent: Any = (_current_context() if context is None else context).get(_SPAN_KEY)
-        table = _without_none({**self._scope, **attributes}) if attributes else {**self._scope}
+        table = _without_none({**self._scope, **attributes}) if attributes else self._scope.copy()
         number = None if kind is _INTERNAL else _KINDS.get(kind)
         span = Span() if into is None else into
         below = type(parent)
@@ -650,7 +650,9 @@ class CurrentSpan(Span):
             return self
         self.arguments = None  # type: ignore[assignment]  # it starts once
         made = self.tracer.start_span(name, context, kind, attributes, links, start_time, records, sets, self)
-        self._token = _attach(_Context({**_current_context(), _SPAN_KEY: made}))
+        values = _current_context().copy()
+        values[_SPAN_KEY] = made
+        self._token = _attach(_Context(values))
         return made
 
     def __exit__(
