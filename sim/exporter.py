@@ -274,7 +274,8 @@ class Exporter:
         connection = self._pool.take(place)
         if connection is None:
             connection = await self._pool.connect(place, endpoint.timeouts.connect)
-            connection.transport.set_write_buffer_limits(0)  # so that `pause` and `resume` tell what was taken
+            # So that `pause` and `resume` tell what was taken; at a limit of 0 uvloop's TLS pauses with nothing to write.
+            connection.transport.set_write_buffer_limits(1, 0)
         post = _Post(connection, endpoint.timeouts)
         try:
             request = b"%bContent-Length: %d\r\n\r\n%b" % (endpoint.head, len(body), body)

@@ -194,6 +194,23 @@ def test_requests_share_a_connection(scheme, authority, trusted):
     outcomes(scenario)
 
 
+@pytest.mark.parametrize("is_secured", [False, True])
+def test_a_body_of_any_size_arrives(is_secured, authority, trusted):
+    """It goes piece by piece, each when the one before has been taken, over TLS too."""
+    spans = [random.Random(1).randbytes(8 * 1024 * 1024)]
+
+    async def scenario():
+        async with collecting(context=secured(authority, "127.0.0.1") if is_secured else None) as collector:
+            made = exporter(trusted=trusted)
+            scheme = "https" if is_secured else "http"
+            outcome = await made.send(endpoint(made, f"{scheme}://127.0.0.1:{collector.port}/"), spans)
+            assert outcome.ok, outcome
+            assert [body for _, body in collector.requests] == [encode_traces(spans, b"")]
+            made.close()
+
+    outcomes(scenario)
+
+
 @pytest.mark.parametrize(
     ("name", "trusts", "reason"),
     [
