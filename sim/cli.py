@@ -279,16 +279,15 @@ def serve(*, file: str | None, plugins: tuple[str, ...], stand_ins: tuple[str, .
         values["tracing_instrumentations"] = f"[{words}]"
     environment = kong_environment.read(os.environ)
     settings = [*environment.settings, *_texts(options), *_overrides(fields, values), *map(_stand_in, stand_ins)]
-    export = otlp_environment.read(os.environ)
     seed = secrets.randbits(32)
 
     def load() -> "Gateway":
         document = _kong_yml(file, environment.file)
-        enabled = environment.plugins
+        enabled, export = environment.plugins, otlp_environment.read(os.environ)  # the files that it names may be new
         return declarative.load(document, settings, export, enabled=enabled, plugin_paths=plugins, seed=seed)
 
     gateway = load()
-    for warning in (*environment.warnings, *export.warnings, *gateway.warnings):
+    for warning in (*environment.warnings, *gateway.export.warnings, *gateway.warnings):
         click.echo(warning, err=True)
     from sim import master  # noqa: PLC0415 - the same
 

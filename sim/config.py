@@ -7,10 +7,12 @@ Sources: kong-semantics I1 (instrumentations), N4 (timers), W12, W16 (workers).
 """
 
 import os
+import pathlib
 import re
 import resource
 import ssl
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from ipaddress import ip_network
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -180,36 +182,75 @@ SYSTEM: Final = "system"
 """What stands for the authorities that the system trusts (Kong, `lua_ssl_trusted_certificate`)."""
 
 
-def trusting(authorities: Sequence[str]) -> ssl.SSLContext:
-    """Make the context of a client that takes the certificates of these: files in PEM format, or `SYSTEM`."""
-    files = [name for name in authorities if name != SYSTEM]
-    context = ssl.create_default_context(cafile=None if SYSTEM in authorities else files[0])
-    for file in files:
-        context.load_verify_locations(file)
+def trusting(authorities: Sequence[str | bytes]) -> ssl.SSLContext:
+    """Make the context of a client that takes the certificates of these: certificates in PEM format, or `SYSTEM`.
+
+    Raises:
+        OSError: one of them is something else.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for authority in authorities:
+        if isinstance(authority, bytes):
+            with _as_file(authority) as path:
+                context.load_verify_locations(path)
+        else:
+            context.load_default_certs()
     return context
 
 
+def present(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Have a client show a certificate, and prove with its key that it is its own: both in PEM format.
+
+    Raises:
+        OSError: they are something else, or the key is encrypted.
+    """
+    with _as_file(certificate) as certificate_path, _as_file(key) as key_path:
+        # Without a password it would be asked for on the terminal.
+        context.load_cert_chain(certificate_path, key_path, password="")
+
+
+@contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """Make a file in memory, for OpenSSL takes certificates and keys from files; gives its path."""
+    with os.fdopen(os.memfd_create("pem"), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
 def _authorities(file: object) -> object:
+    content = _content(file)
     try:
-        ssl.create_default_context(cafile=str(file))
+        trusting([content])
+    except OSError as error:
+        raise FieldError(f"expected a file of certificates in PEM format, {shown(file)} is none: {error}") from None
+    return content
+
+
+def _content(file: object) -> bytes:
+    """Read a file once, when the configuration is read: a worker that starts later has what the first one had."""
+    try:
+        return pathlib.Path(str(file)).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise FieldError(f"expected a file of certificates in PEM format, {shown(file)} is none: {reason}") from None
-    return file
+        raise FieldError(f"expected a file in PEM format, {shown(file)} cannot be read: {reason}") from None
 
 
 Instrumentations = Annotated[Many[str], NotEmpty, AfterValidator(_instrumentations)]
 
-Authorities = Annotated[str, AfterValidator(_authorities)]
-"""The path of a file with the certificates of authorities, in PEM format."""
+Authorities = Annotated[bytes, BeforeValidator(_authorities)]
+"""Certificates of authorities in PEM format; written as the path of their file."""
 
 Trusted = Annotated[
-    Many[str],
+    Many[str | bytes],
     BeforeValidator(lambda value: divided(value) if isinstance(value, str) else value),
     NotEmpty,
     AfterValidator(lambda names: tuple(name if name == SYSTEM else _authorities(name) for name in names)),
 ]
 """Several of these, divided by commas, or `SYSTEM` among them."""
+
+Pem = Annotated[bytes, BeforeValidator(_content)]
+"""What stands in a file in PEM format; written as its path."""
 
 Addresses = Annotated[Many[str], BeforeValidator(_addresses)]
 """``host:port``, several divided by commas, or ``off``."""
@@ -276,8 +317,8 @@ class Export(Model):
         timeout: s that one attempt may take; 0: no limit beside the plugin's; None: as the profile has it.
         compression: None: as the profile has it.
         certificate: goes before ``lua_ssl_trusted_certificate``.
-        client_certificate: file of the certificate that a secured collector is shown, PEM.
-        client_key: file of its key, PEM.
+        client_certificate: that a secured collector is shown.
+        client_key: its key.
         protocol: the only one that there is.
         warnings: variables that are not followed, one line each.
     """
@@ -287,8 +328,8 @@ class Export(Model):
     timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     compression: Literal["gzip", "none"] | None = None
     certificate: Authorities | None = None
-    client_certificate: FilePath | None = None
-    client_key: FilePath | None = None
+    client_certificate: Pem | None = None
+    client_key: Annotated[Pem | None, Field(repr=False)] = None
     protocol: Literal["http/protobuf"] = "http/protobuf"
     warnings: tuple[str, ...] = ()
 
@@ -297,11 +338,10 @@ class Export(Model):
         given = [name for name in ("client_certificate", "client_key") if getattr(self, name) is not None]
         if len(given) == 1:
             raise FieldError("certificate and key go together, and the other one is not set", field=given[0])
-        if self.client_certificate is None:
+        if self.client_certificate is None or self.client_key is None:
             return self
         try:
-            # Without a password it would be asked for on the terminal.
-            ssl.create_default_context().load_cert_chain(self.client_certificate, self.client_key, password="")
+            present(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self.client_certificate, self.client_key)
         except OSError as error:
             message = f"expected a certificate and its key, in PEM format and not encrypted: {error.strerror or error}"
             raise FieldError(message, field="client_certificate") from None

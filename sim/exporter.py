@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -37,7 +37,7 @@ from kongtrace.otlp import encode_traces
 from kongtrace.queue import Job, Queue, Queues, Send
 from kongtrace.queue_profile import Outcome, QueueProfile
 from sim import __version__
-from sim.config import Export, trusting
+from sim.config import Export, present, trusting
 from sim.connection_table import unlimited
 from sim.framing import HeaderLines
 from sim.outline import ResponseOutline
@@ -148,7 +148,7 @@ class Exporter:
         timers: Timers,
         resolver: Resolver,
         export: Export,
-        trusted: Sequence[str],
+        trusted: Sequence[str | bytes],
         log: Callable[[str, str], None],
         on_change: Callable[[], None],
         admits: Callable[[], bool] = unlimited,
@@ -208,15 +208,16 @@ class Exporter:
             resource,
             Timeouts(seconds(connect_timeout), seconds(send_timeout), seconds(read_timeout), self._attempt_s or None),
             gzip,
-            self._secured(host) if is_secure else None,
+            Tls(self._tls, host) if is_secure else None,
             encode,
         )
 
-    def _secured(self, host: str) -> Tls:
-        context = trusting(self._trusted)
-        if self._export.client_certificate is not None:
-            context.load_cert_chain(self._export.client_certificate, self._export.client_key)
-        return Tls(context, host)
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        context, export = trusting(self._trusted), self._export
+        if export.client_certificate is not None and export.client_key is not None:
+            present(context, export.client_certificate, export.client_key)
+        return context
 
     @property
     def connections(self) -> int:
@@ -274,7 +275,7 @@ class Exporter:
         connection = self._pool.take(place)
         if connection is None:
             connection = await self._pool.connect(place, endpoint.timeouts.connect)
-            # So that `pause` and `resume` tell what was taken; at a limit of 0 uvloop's TLS pauses with nothing to write.
+            # So that `pause` and `resume` tell what was taken; at 0 uvloop's TLS pauses with nothing left to write.
             connection.transport.set_write_buffer_limits(1, 0)
         post = _Post(connection, endpoint.timeouts)
         try:

@@ -73,7 +73,7 @@ class Network(NamedTuple):
     resolver: "Resolver"
     pool: Pool
     instrumentation: "Instrumentation"
-    trusted: Sequence[str] = (SYSTEM,)
+    trusted: Sequence[str | bytes] = (SYSTEM,)
 
 
 class Ngx:

@@ -47,9 +47,9 @@ def test_a_variable_for_traces_goes_first():
 
 def test_certificate_is_a_file_of_authorities(tmp_path):
     """It is read at once, to tell a mistake before anything is started."""
-    file = tmp_path / "ca.pem"
-    trustme.CA().cert_pem.write_to_path(file)
-    assert read(environment(CERTIFICATE=str(file))).certificate == str(file)
+    file, authority = tmp_path / "ca.pem", trustme.CA()
+    authority.cert_pem.write_to_path(file)
+    assert read(environment(CERTIFICATE=str(file))).certificate == authority.cert_pem.bytes()
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,15 @@ def test_certificate_is_a_file_of_authorities(tmp_path):
         ({"ENDPOINT": "a:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: traces_endpoint: expected a URL such as "),
         ({"HEADERS": "key"}, "OTEL_EXPORTER_OTLP_HEADERS: expected name=value, not 'key'; write "),
         ({"HEADERS": "a=b%0d%0aInjected: x"}, "OTEL_EXPORTER_OTLP_HEADERS: headers.a: expected a header value"),
-        ({"CERTIFICATE": "/none.pem"}, "OTEL_EXPORTER_OTLP_CERTIFICATE: certificate: expected a file of certificates"),
-        ({"CLIENT_KEY": "/none.pem"}, "OTEL_EXPORTER_OTLP_CLIENT_KEY: client_key: certificate and key go together"),
+        ({"CERTIFICATE": "/none.pem"}, "OTEL_EXPORTER_OTLP_CERTIFICATE: certificate: expected a file in PEM format, "),
+        ({"CERTIFICATE": "/dev/null"}, "OTEL_EXPORTER_OTLP_CERTIFICATE: certificate: expected a file of certificates"),
+        ({"CLIENT_KEY": "/dev/null"}, "OTEL_EXPORTER_OTLP_CLIENT_KEY: client_key: certificate and key go together"),
         (
             {"CLIENT_CERTIFICATE": "/none.pem", "CLIENT_KEY": "/none.pem"},
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: client_certificate: expected a file in PEM format, '/none.pem' ",
+        ),
+        (
+            {"CLIENT_CERTIFICATE": "/dev/null", "CLIENT_KEY": "/dev/null"},
             "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: client_certificate: expected a certificate and its key, in PEM ",
         ),
     ],
@@ -130,7 +135,7 @@ def test_client_certificate_and_its_key_are_files(tmp_path):
 
     said = read(environment(CLIENT_CERTIFICATE=str(cert), CLIENT_KEY=str(key)))
 
-    assert (said.client_certificate, said.client_key) == (str(cert), str(key))
+    assert (said.client_certificate, said.client_key) == (cert.read_bytes(), key.read_bytes())
     with pytest.raises(UserError, match="in PEM format and not encrypted"):
         read(environment(CLIENT_CERTIFICATE=str(cert), CLIENT_KEY=str(locked)))
 

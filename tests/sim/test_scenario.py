@@ -499,16 +499,17 @@ def test_every_word_of_the_vocabulary_is_documented():
 
 def test_authorities_of_a_scenario_stand_beside_it(scenario, tmp_path, monkeypatch):
     """Wherever it is run from, and also the copy of it that lies in the folder of a run."""
-    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority = trustme.CA().cert_pem
+    authority.write_to_path(tmp_path / "ca.pem")
     beside = FULL.replace("10s}\n  config", "10s, lua_ssl_trusted_certificate: ca.pem}\n  config")
     monkeypatch.chdir("/")
 
     loaded = scenario(beside)
 
-    assert loaded.gateway.nginx.lua_ssl_trusted_certificate == (str(tmp_path / "ca.pem"),)
+    assert loaded.gateway.nginx.lua_ssl_trusted_certificate == (authority.bytes(),)
     assert str(tmp_path / "ca.pem") in loaded.as_run
-    with pytest.raises(UserError, match=r"a.yaml:9: .*certificate: expected a file of certificates .* No such file"):
+    with pytest.raises(UserError, match=r"a.yaml:9: .*certificate: expected a file in PEM format.* No such file"):
         scenario(beside.replace("ca.pem", "none.pem"))
     for written in ('"system, ca.pem"', "[system, ca.pem]"):
         several = scenario(beside.replace("ca.pem", written)).gateway.nginx
-        assert several.lua_ssl_trusted_certificate == ("system", str(tmp_path / "ca.pem"))
+        assert several.lua_ssl_trusted_certificate == ("system", authority.bytes())
