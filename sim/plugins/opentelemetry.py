@@ -255,7 +255,7 @@ class _Entity:
         if len(encoded) < len(spans):
             self._counts.unsampled += len(spans) - len(sampled)
             self._counts.rejected += len(rejected)
-            self._tell_refused(kong, rejected)
+            self._tell_refused(kong, "span", rejected)
         queue = self._spans
         before = queue.enqueued + queue.rejected
         try:
@@ -266,7 +266,7 @@ class _Entity:
                     encoded = list(map(memoryview, encoded))  # type: ignore[arg-type]  # bytes, each
                 refused = queue.enqueue_many(encoded, self._spans_binding, self._now(), log_phase=True)
                 if refused:
-                    self._tell_refused(kong, refused)
+                    self._tell_refused(kong, "span", refused)
         finally:
             handled = len(spans) - len(encoded) + queue.enqueued + queue.rejected - before
             if request.handled:  # what another exporter has taken care of before is what this one saw first
@@ -274,9 +274,9 @@ class _Entity:
                 handled = max(request.handled, handled)
             request.handled = handled
 
-    def _tell_refused(self, kong: Kong, errors: Iterable[object]) -> None:
+    def _tell_refused(self, kong: Kong, what: str, errors: Iterable[object]) -> None:
         for error in errors:
-            kong.log.err(f"Failed to enqueue span to log server: {error}")
+            kong.log.err(f"Failed to enqueue {what} to log server: {error}")
 
     def enqueue_logs(self, kong: Kong, request: Request) -> None:
         """Enqueue the log records of the request, and those of the worker that belong to none, as far as there is room.
@@ -294,22 +294,28 @@ class _Entity:
             *self._encode_logs(kong, of_worker, None, None),
         ]
         queue = self._logs
-        for position, (record, entry) in enumerate(encoded):
-            if not queue.can_enqueue(record):
-                kong.log.notice(f"the log queue is full, {len(encoded) - position} log records were dropped")
-                return
-            queue.enqueue(entry, self._logs_binding, self._now(), log_phase=True)
+        dropped = 0
+        for entry in encoded:
+            if queue.can_enqueue(entry):
+                _, error = queue.enqueue(entry, self._logs_binding, self._now(), log_phase=True)
+                if error is not None:
+                    self._tell_refused(kong, "log record", [error])
+            else:
+                dropped += 1
+        if dropped:
+            kong.log.notice(f"the log queue is full, {dropped} log records were dropped")
 
     def _encode_logs(
         self, kong: Kong, logs: Iterable[dict[str, Any]], trace_id: bytes | None, flags: int | None
-    ) -> Iterator[tuple[otlp.Plain, bytes]]:
-        """Give log records with their bytes; one that cannot be written is no reason to lose the others."""
+    ) -> Iterator[bytes | memoryview]:
+        """Give log records as they are queued; one that cannot be written is no reason to lose the others."""
         for log in logs:
             try:
                 [record] = self._encoder.prepare_logs([log], trace_id, flags)
-                yield record, otlp.encode_log(record)
+                encoded = otlp.encode_log(record)
+                yield memoryview(encoded) if self._sizeless else encoded
             except ApiError as error:
-                kong.log.err(f"Failed to enqueue log record to log server: {error}")
+                self._tell_refused(kong, "log record", [error])
 
     def _join(
         self,

@@ -298,7 +298,7 @@ class Talks:
 
 
 @contextmanager
-def logging_gateway(directory, config, talks=None):
+def logging_gateway(directory, config, talks=None, **options):
     """Run a gateway that exports logs, and traces, to recording collectors."""
     with echo() as upstream, recording_collector() as traces, recording_collector() as logs:
         endpoints = {
@@ -307,7 +307,7 @@ def logging_gateway(directory, config, talks=None):
             "queue": {"max_coalescing_delay": 0.1},
         }
         plugins = (Plugin(name="opentelemetry", config=endpoints | config), Plugin(name="talks", config=talks or {}))
-        with live(directory, gateway_to(upstream, plugins=plugins), {"talks": Talks}) as gateway:
+        with live(directory, gateway_to(upstream, plugins=plugins, **options), {"talks": Talks}) as gateway:
             yield gateway, traces, logs
 
 
@@ -318,6 +318,25 @@ def records(collector):
     return [
         r for q in requests for rl in q.resource_logs for scope in rl.scope_logs for r in scope.log_records
     ], resource
+
+
+@pytest.mark.parametrize(("profile", "told"), [("kong", "queuing non-string entry"), ("safe", "the log queue is full")])
+def test_opentelemetry_bounds_the_bytes_of_log_records_as_the_profile_does(profile, told, tmp_path):
+    """To Kong's queue they are tables of no size, and each is an error; in `safe` the newest find no room."""  # Q15, O20
+    config = {"queue": {"max_coalescing_delay": 3600, "max_bytes": 2_500}, "traces_endpoint": None}
+    with logging_gateway(tmp_path, config, {"many": 30}, profile=profile) as (gateway, _traces, logs):
+        gateway.request()
+        gateway.wait_requests(1)
+        gateway.stop()
+        found, _resource = records(logs)
+        log = gateway.log.read_text()
+
+    arrived = [record.body.string_value for record in found if record.body.string_value.startswith("line ")]
+    every = [f"line {number}" for number in range(30)]
+    assert arrived == every[: len(arrived)] != []
+    assert (arrived == every) == (profile == "kong")
+    assert told in log
+    assert "lua entry thread aborted" not in log
 
 
 def test_opentelemetry_exports_log_records_with_the_span_that_was_active(tmp_path):
