@@ -22,6 +22,7 @@ import ssl
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
 from typing import Final
@@ -51,6 +52,9 @@ ANSWER_BYTES_MAX: Final = 64 * 1024
 
 RESCHEDULE_S: Final = 0.1
 """When a queue asks for a timer again that was not run."""
+
+RETRY_AFTER_S_MAX: Final = 3600.0
+"""How long an answer can stop a queue: one bad header must not do so for good."""
 
 LOGGED_BYTES_MAX: Final = 2048
 """How much of it is logged: what nginx makes of a line, `NGX_MAX_ERROR_STR`."""
@@ -255,6 +259,8 @@ class Exporter:
         if status in profile.accepted:
             if not answer or not profile.counts_partial_success:
                 return profile.outcome(status)
+            if len(answer) == ANSWER_BYTES_MAX:
+                self._log("warn", "[otel] the collector's answer is too long to tell whether it has refused spans")
             partial = _partial_success(answer)
             if partial.error_message:
                 self._log("warn", f"[otel] the collector says: {partial.error_message[:LOGGED_BYTES_MAX]}")
@@ -446,7 +452,7 @@ def _reason(error: OSError) -> str:
             if number < 0:  # as getaddrinfo(3) has them
                 return f"the host could not be resolved: {error.strerror}"
             return os.strerror(number).lower()
-    return str(error)
+    return str(error) or "connection reset by peer"  # as a handshake that is cut off is told, without a number
 
 
 def _partial_success(answer: bytes) -> ExportTracePartialSuccess:
@@ -458,12 +464,17 @@ def _partial_success(answer: bytes) -> ExportTracePartialSuccess:
 
 
 def _retry_after(lines: HeaderLines, now_s: float) -> float | None:
-    """Return the s that `Retry-After` asks to wait: a number, or a date (RFC 9110 10.2.3)."""
+    """Return the s that `Retry-After` asks to wait, at most `RETRY_AFTER_S_MAX`: a number, or a date (RFC 9110 10.2.3).
+
+    A date without a zone is one of asctime's format, and UTC like the others (RFC 9110 5.6.7).
+    """
     for name, value in lines:
         if name.lower() == b"retry-after":
             text = value.decode("latin-1").strip()
             if text.isdecimal():
-                return float(text)
+                return min(float(text), RETRY_AFTER_S_MAX)
             with contextlib.suppress(ValueError, OverflowError):
-                return max(0.0, parsedate_to_datetime(text).timestamp() - now_s)
+                date = parsedate_to_datetime(text)
+                date = date if date.tzinfo else date.replace(tzinfo=UTC)
+                return min(max(0.0, date.timestamp() - now_s), RETRY_AFTER_S_MAX)
     return None

@@ -32,6 +32,7 @@ from ruamel.yaml.comments import CommentedMap
 from sim.config import Export
 from sim.document import Document, Override
 from sim.errors import FieldError, UserError, shown
+from sim.field import TIMEOUT_MS_MAX
 
 PREFIX: Final = "OTEL_EXPORTER_OTLP_"
 TRACES_PATH: Final = "v1/traces"
@@ -83,8 +84,8 @@ def _headers(text: str, _name: str) -> dict[str, str]:
 
 
 def _seconds(text: str, _name: str) -> float:
-    if not (text.isascii() and text.isdecimal()):
-        raise _UnfitError(f"expected whole ms such as 10000, not {shown(text)}")
+    if re.fullmatch(r"\d{1,10}", text, re.ASCII) is None or int(text) > TIMEOUT_MS_MAX:
+        raise _UnfitError(f"expected whole ms such as 10000, at most {TIMEOUT_MS_MAX}, not {shown(text)}")
     return int(text) / 1000
 
 

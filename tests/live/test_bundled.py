@@ -322,7 +322,7 @@ def records(collector):
 
 @pytest.mark.parametrize(("profile", "told"), [("kong", "queuing non-string entry"), ("safe", "the log queue is full")])
 def test_opentelemetry_bounds_the_bytes_of_log_records_as_the_profile_does(profile, told, tmp_path):
-    """To Kong's queue they are tables of no size, and each is an error; in `safe` the newest find no room."""  # Q15, O20
+    """To Kong's queue they are tables of no size, and each is an error; in `safe` the newest find no room."""  # Q15
     config = {"queue": {"max_coalescing_delay": 3600, "max_bytes": 2_500}, "traces_endpoint": None}
     with logging_gateway(tmp_path, config, {"many": 30}, profile=profile) as (gateway, _traces, logs):
         gateway.request()

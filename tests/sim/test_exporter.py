@@ -5,6 +5,7 @@ import gzip
 import random
 import socket
 import ssl
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -18,7 +19,7 @@ from kongtrace.queue import Binding, Counters, QueueParameters
 from kongtrace.queue_profile import Outcome
 from sim import __version__
 from sim.config import Export, Nginx
-from sim.exporter import LOGGED_BYTES_MAX, PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _retry_after
+from sim.exporter import ANSWER_BYTES_MAX, LOGGED_BYTES_MAX, PIECE_BYTES, SOCKET_TIMEOUT_S, Exporter, _retry_after
 from sim.resolver import Resolver
 from sim.runtime.live import LiveRuntime
 from sim.upstream import system_error
@@ -328,6 +329,17 @@ def test_connect_timeout_is_for_the_connection_and_its_handshake():
     assert failure(silent, scheme="https", connect_timeout=50) == "timeout while connecting"
 
 
+def test_a_handshake_that_is_cut_off_has_a_reason():
+    """The library gives none."""
+
+    async def close(reader, writer):
+        await reader.read(PIECE_BYTES)
+        writer.close()
+        raise ConnectionError
+
+    assert failure(close, scheme="https") == "connection reset by peer"
+
+
 def test_send_timeout_is_for_a_collector_that_does_not_read():
     """A body too large for the sockets' buffers is never taken."""
     body = [random.Random(1).randbytes(32 * 1024 * 1024)]
@@ -447,12 +459,26 @@ def test_compression_is_the_profile_s_unless_the_environment_says_otherwise(prof
 # Answers.
 
 
+@pytest.fixture
+def tokyo(monkeypatch):
+    """Have the local time of Japan."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
         (b"120", 120.0),
         (b"Sun, 01 Nov 2026 12:00:30 GMT", 30.0),
         (b"Sun, 01 Nov 2026 11:00:00 GMT", 0.0),
+        (b"Sun Nov  1 12:00:30 2026", 30.0),
+        (b"99999999999", 3600.0),
+        (b"9" * 400, 3600.0),
+        (b"Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
         (b"soon", None),
         (b"Sun, 01 Nov 99999999999999999999 12:00:30 GMT", None),
         (b"Sun, 01 Nov 2026 12:00:30 -9999", None),
@@ -460,10 +486,10 @@ def test_compression_is_the_profile_s_unless_the_environment_says_otherwise(prof
         (None, None),
     ],
 )
-def test_retry_after_is_a_number_or_a_date(value, seconds):
-    """Seconds or an HTTP date; what is neither is as if it were not there."""  # RFC 9110 10.2.3
+def test_retry_after_is_a_number_or_a_date(value, seconds, tokyo):
+    """Seconds or an HTTP date, which is UTC anywhere; at most an hour; what is neither is as if it were not there."""
     lines = [] if value is None else [(b"Retry-After", value)]
-    assert _retry_after(lines, NOW_S) == seconds
+    assert _retry_after(lines, NOW_S) == seconds  # RFC 9110 5.6.7, 10.2.3
 
 
 @pytest.mark.parametrize(
@@ -473,6 +499,11 @@ def test_retry_after_is_a_number_or_a_date(value, seconds):
         ({"error_message": "mind the gap"}, 0, ["warn: [otel] the collector says: mind the gap"]),
         ({"rejected_spans": -1}, 0, []),
         (b"\xff not protobuf", 0, []),
+        (
+            {"rejected_spans": 2, "error_message": "a" * ANSWER_BYTES_MAX},
+            0,
+            ["warn: [otel] the collector's answer is too long to tell whether it has refused spans"],
+        ),
         ({}, 0, []),
     ],
 )

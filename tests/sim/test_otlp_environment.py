@@ -5,7 +5,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from sim.config import Export
-from sim.errors import UserError
+from sim.errors import UserError, shown
 from sim.otlp_environment import read
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
@@ -81,9 +81,11 @@ def test_a_mistake_names_its_variable(variables, message):
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("TIMEOUT", "10s", "whole ms such as 10000, not '10s'"),
-        ("TIMEOUT", "-1", "whole ms such as 10000, not '-1'"),
-        ("TRACES_TIMEOUT", "0.5", "whole ms such as 10000, not '0.5'"),
+        ("TIMEOUT", "10s", "whole ms such as 10000, at most 2147483646, not '10s'"),
+        ("TIMEOUT", "-1", "whole ms such as 10000, at most 2147483646, not '-1'"),
+        ("TRACES_TIMEOUT", "0.5", "whole ms such as 10000, at most 2147483646, not '0.5'"),
+        ("TIMEOUT", "2147483647", "whole ms such as 10000, at most 2147483646, not '2147483647'"),
+        ("TIMEOUT", "9" * 5_000, f"whole ms such as 10000, at most 2147483646, not {shown('9' * 5_000)}"),
         ("COMPRESSION", "zstd", "gzip or none, not 'zstd'"),
         ("PROTOCOL", "grpc", "http/protobuf, not 'grpc'"),
     ],
