@@ -11,11 +11,11 @@ Delays in s, truncated to whole ms (N1).
 """
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
-from math import inf
-from typing import Any
+from typing import Any, Final
 
 from kongtrace import PHASES, ApiError, Execution
 from sim.connection_table import unlimited
@@ -31,6 +31,8 @@ Answer = tuple[bool | None, str | None]
 
 
 _MISSING: Any = object()
+_DELAY_S_MAX: Final = sys.float_info.max / 1000
+"""Beyond it there are no ms to count."""
 
 
 class _Timer:
@@ -150,7 +152,7 @@ class Timers:
             raise ApiError(f"expecting at least 2 arguments but got {given}")
         if not isinstance(delay_s, int | float) or isinstance(delay_s, bool):
             raise ApiError(f"bad argument #1 to 'timer' (number expected, got {type(delay_s).__name__})")
-        if not -inf < delay_s < inf:
+        if not abs(delay_s) <= _DELAY_S_MAX:
             raise ApiError("delay must be finite")
         if delay_s < 0:
             raise ApiError("delay must not be negative")

@@ -1026,6 +1026,8 @@ WRONG_ARGUMENTS = {
     "request.get_headers(1_001)": "max_headers must be <= 1000",
     "timer.at(float('nan'), print)": "delay must be finite",
     "timer.at(float('inf'), print)": "delay must be finite",
+    "timer.at(1e306, print)": "delay must be finite",
+    "timer.every(10**400, print)": "delay must be finite",
     "response.set_status('x')": "code must be a number",
     "response.set_header('A:', 'x')": "invalid header name: 'A:'",
     "response.set_header('A\\r\\nB', 'x')": "invalid header name: 'A\\r\\nB'",
