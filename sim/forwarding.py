@@ -80,10 +80,10 @@ class Forwarding:
             return self._full_lines(request, path, prefix)
         told = self._of_stranger[connection.peer, request.host, connection.port]
         if prefix:
-            return b"%b%b\r\nX-Forwarded-Prefix: %b" % (told, path, prefix.encode("latin-1"))
+            return b"%b%b\r\nX-Forwarded-Prefix: %b" % (told, path, prefix)
         return told + path
 
-    def _full_lines(self, request: "Request", path: bytes, prefix: str) -> bytes:
+    def _full_lines(self, request: "Request", path: bytes, prefix: bytes) -> bytes:
         """The same, where what others have written before counts."""
         peer = request.connection.peer
         before = "".join(f"{value}, " for value in _values(request, b"x-forwarded-for"))
@@ -94,7 +94,7 @@ class Forwarding:
             "X-Forwarded-Host": request.host,
             "X-Forwarded-Port": str(request.connection.port),
             "X-Forwarded-Path": path.decode("latin-1"),
-            "X-Forwarded-Prefix": prefix,
+            "X-Forwarded-Prefix": prefix.decode(),
         }
         for name in ("Proto", "Host", "Port", "Path", "Prefix"):
             told[f"X-Forwarded-{name}"] = self.named(request, name.lower()) or told[f"X-Forwarded-{name}"]

@@ -102,7 +102,7 @@ class Match:
         route: the route.
         service: its service, if it has one.
         prefix: the beginning of the request's path that matched, "" when the route asks for no path.
-        stripped: what of the prefix the service does not get, but for a mere slash.
+        stripped: what of the prefix the service does not get, but for a mere slash; escaped.
         upstream_path: what the service is asked for, escaped.
         captures: of a path that is a regular expression.
         address: of the service, when its host is one and no name.
@@ -113,7 +113,7 @@ class Match:
     route: Route
     service: Service | None
     prefix: str
-    stripped: str
+    stripped: bytes
     upstream_path: bytes
     captures: Captures | None
     address: tuple[str, int] | None
@@ -166,7 +166,7 @@ class _Candidate:
 
     def _found(self, path: str, end: int, captures: Captures | None) -> Match:
         prefix, upstream_path = path[:end], self._upstream_path(path, end)
-        stripped = prefix if self.route.strip_path and prefix != "/" else ""
+        stripped = _escaped(prefix) if self.route.strip_path and prefix != "/" else b""
         asked = prefix, stripped, upstream_path, captures
         return Match(self.route, self.service, *asked, self.address, self.upstream_host, self.terms)
 
@@ -174,7 +174,7 @@ class _Candidate:
         route, base = self.route, (self.service.path if self.service is not None else None) or "/"
         rest = _without_dots_ahead(path[end:]) if self.path else path[1:]
         joined = _JOIN[route.path_handling, route.strip_path](base, path, rest)
-        return _UNSAFE.sub(lambda unsafe: f"%{ord(unsafe[0]):02X}", joined).encode()
+        return _escaped(joined)
 
     def _is_host(self, host: str, port: str) -> bool:
         with_port = host + port
@@ -280,6 +280,11 @@ def _beginning(regex: str) -> str:
 def _decoded(triplet: re.Match[str]) -> str:
     character = chr(int(triplet[1], 16))
     return triplet[0].upper() if character in _RESERVED else character
+
+
+def _escaped(path: str) -> bytes:
+    """Return a path as it may stand in a message: what was decoded to compare it ends no line (Kong, `tools/uri`)."""
+    return _UNSAFE.sub(lambda unsafe: f"%{ord(unsafe[0]):02X}", path).encode()
 
 
 def _join_rest(base: str, path: str, rest: str) -> str:

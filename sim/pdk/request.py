@@ -92,9 +92,13 @@ class ClientRequest(Part):
 
     @permitted(*IN_REQUEST)
     def get_forwarded_prefix(self) -> str | None:
-        """Return what a trusted proxy says in `X-Forwarded-Prefix`, else the prefix that the route strips, or None."""
+        """Return what a trusted proxy says in `X-Forwarded-Prefix`, else the prefix that the route strips, or None.
+
+        The latter is escaped, as the service gets it.
+        """
         match = self._request.match
-        return self._forwarded("prefix") or (match.stripped or None if match is not None else None)
+        stripped = match.stripped.decode() if match is not None else ""
+        return self._forwarded("prefix") or stripped or None
 
     @permitted(*IN_REQUEST)
     def get_raw_path(self) -> str:

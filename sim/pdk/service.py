@@ -188,7 +188,8 @@ class Service(Part):
     @permitted("access")
     def set_target(self, host: str, port: int) -> None:
         """Let the request go to a host, name or address, and port; `Host` is that host alone."""
-        self._change(host=checked_text(host, "host"), port=checked_integer(port, "port", 0, PORT_MAX))
+        checked_header("Host", checked_text(host, "host"))
+        self._change(host=host, port=checked_integer(port, "port", 0, PORT_MAX))
         _outgoing(self._request).host = octets(f"[{host}]" if ":" in host else host)
 
     @permitted("access")

@@ -438,6 +438,16 @@ def test_forwarding_headers_of_strangers_are_replaced(tmp_path):
         assert "x-forwarded-for" in told_headers(gateway, "/api")
 
 
+@pytest.mark.parametrize("trusted_ips", [(), ("127.0.0.1",)])
+def test_prefix_that_is_decoded_to_compare_it_makes_no_line_of_its_own(tmp_path, trusted_ips):
+    """Nor a second request; it is told as plugins are told it, escaped like the path of the request line."""
+    options = {"route": {"paths": ("~/files/[^?]+",)}, "trusted_ips": trusted_ips, **OFF}
+    with echo() as upstream, live(tmp_path, gateway_to(upstream, **options)) as gateway:
+        told = told_headers(gateway, "/files/%C3%BC%0D%0AX:1%0D%0A%0D%0ADELETE%20/all%20HTTP/1.1%0D%0AX:")
+    assert told["x-forwarded-prefix"] == "/files/%C3%BC%0D%0AX:1%0D%0A%0D%0ADELETE%20/all%20HTTP/1.1%0D%0AX:"
+    assert "x" not in told
+
+
 def test_forwarding_headers_of_trusted_proxies_are_passed_on(tmp_path):
     """What they say of the client is believed."""
     trusted = {"trusted_ips": ("10.0.0.0/8", "127.0.0.1"), **OFF}

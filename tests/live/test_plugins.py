@@ -994,6 +994,7 @@ def test_http_client_sends_one_request_whatever_it_is_told(tmp_path):
 WRONG_ARGUMENTS = {
     "service.set_upstream(3)": "host must be a string",
     "service.set_target(3, 80)": "host must be a string",
+    "service.set_target('a\\r\\nX: 1', 80)": "invalid header value: 'a\\r\\nX: 1'",
     "service.set_target('there', True)": "port must be an integer",
     "service.set_target('there', 65_536)": "port must be an integer between 0 and 65535: given 65536",
     "service.set_retries('x')": "retries must be an integer",

@@ -260,9 +260,10 @@ def test_captures_are_at_hand():
 
 @pytest.mark.parametrize("path", ["/a%0d%0aX:%201", "/a%00", "/a%20HTTP/1.1%0d%0a", "/\xe4\x01"])
 def test_what_is_decoded_goes_out_escaped(path):
-    """No path brings a byte into the request line that does not belong there."""
-    found = find([route("r", paths=("/",))], path=path)
-    assert all(0x20 < byte < 0x7F for byte in found.upstream_path)
+    """No path brings a byte into the request line, or into a header, that does not belong there."""
+    whole, nothing = (find([route("r", paths=(pattern,))], path=path) for pattern in ("/", r"~/[\s\S]+"))
+    assert (nothing.stripped, whole.stripped) == (whole.upstream_path, b"")
+    assert all(0x20 < byte < 0x7F for byte in whole.upstream_path)
 
 
 def test_host_header_and_address_are_known_with_the_route():
