@@ -61,7 +61,10 @@ class LiveRuntime(LoopRuntime):
 
     async def resolve(self, name: str) -> str:
         """Return an address of a host name, IPv4 before IPv6; raises OSError."""
-        found = await self._loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        try:
+            found = await self._loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except UnicodeError:  # IDNA has no form for it: nobody can be asked for such a name (RFC 5891 4.4)
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
         return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 

@@ -838,12 +838,15 @@ def test_connect_is_refused_where_nobody_listens(arm):
     assert arm.run(play)
 
 
-def test_unknown_host_is_a_resolver_error(arm):
-    """A name of the reserved domain has no address."""  # RFC 6761 6.4
+@pytest.mark.parametrize(
+    "name", ["nowhere.invalid", "a..b", ".a", pytest.param(64 * "a", id="a label of 64"), "a\ud800"]
+)
+def test_unknown_host_is_a_resolver_error(arm, name):
+    """A name of the reserved domain has no address, nor has what is no name."""  # RFC 6761 6.4, RFC 1035 2.3.4
 
     async def play(stage):
         with pytest.raises(OSError):
-            await stage.runtime.resolve("nowhere.invalid")
+            await stage.runtime.resolve(name)
         return True
 
     assert arm.run(play)

@@ -206,6 +206,20 @@ def test_target_without_address_gets_nothing(tmp_path):
     assert "nowhere.invalid could not be resolved" in log
 
 
+@pytest.mark.parametrize("name", ["a..b", "nowhere.invalid"])
+def test_target_without_address_leaves_requests_and_probes_to_the_others(tmp_path, name):
+    """Also where its name is none: the request goes on, the log tells which, and the worker leaves when told to."""
+    checks = {"active": {"healthy": {"interval": 0.01}, "unhealthy": {"interval": 0.01, "tcp_failures": 1}}}
+    with echo() as port:
+        targets = [{"target": f"{name}:80"}, {"target": f"127.0.0.1:{port}"}]
+        upstream = Upstream.model_validate({"name": "pool", "targets": targets, "healthchecks": checks})
+        with live(tmp_path, gateway_to(port, upstreams=(upstream,), **POOL)) as gateway:
+            assert gateway.request().status == 200
+            gateway.wait_logged(f"{name} could not be resolved")
+            gateway.wait_logged(f"unhealthy TCP increment (1/1) for '{name}")
+            gateway.stop()
+
+
 def test_probes_take_a_target_out_and_bring_it_back(tmp_path):
     """Active checks: real requests at an interval, with path, host and headers, while no client asks for anything."""
     checks = {
