@@ -150,7 +150,8 @@ class ClientRequest(Part):
         match = self._request.match
         if match is None or match.captures is None:
             return {"unnamed": [], "named": {}}
-        return {"unnamed": list(match.captures.unnamed), "named": dict(match.captures.named)}
+        unnamed, named = match.captures
+        return {"unnamed": [_text(one) for one in unnamed], "named": {name: _text(one) for name, one in named.items()}}
 
     @permitted(*BEFORE_CONTENT)
     async def get_raw_body(self) -> bytes:
@@ -175,7 +176,8 @@ class ClientRequest(Part):
 
     def _forwarded(self, name: str) -> str | None:
         request = self._request
-        return request.connection.runloop.forwarding.named(request, name)
+        named = request.connection.runloop.forwarding.named(request, name)
+        return _text(named) if named is not None else None
 
     def _query(self, max_args: int = ARGS_MAX) -> Args:
         return decoded_args(self._request.target.partition(b"?")[2].decode("latin-1"), max_args)
@@ -241,8 +243,12 @@ def normalized(path: str) -> str:
             kept.append(segment)
         if last and segment in ("", ".", ".."):
             kept.append("")
-    text = "/" + "/".join(kept)
-    return text.encode("latin-1").decode("utf-8", "surrogateescape")
+    return _text("/" + "/".join(kept))
+
+
+def _text(latin: str) -> str:
+    """Return as UTF-8 what the gateway itself handles as one character for each byte."""
+    return latin.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 def encoded_args(args: Mapping[str, list[str | bool]]) -> str:

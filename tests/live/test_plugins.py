@@ -7,6 +7,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from signal import SIGTERM
+from urllib.parse import unquote
 
 import pytest
 import trustme
@@ -1202,6 +1203,7 @@ class Asks(Base):
                     request.get_forwarded_scheme(),
                     request.get_forwarded_host(),
                     request.get_forwarded_port(),
+                    request.get_forwarded_path(),
                 ],
                 "client": kong.client.get_ip(),
                 "started": request.get_start_time(),
@@ -1227,12 +1229,24 @@ def test_request_is_told_as_kong_tells_it(tmp_path):
     assert (said["path"], said["raw"]) == ("/t/xA/b%2F", "/t/x%41/a//../b%2f")
     assert (said["query"], said["arg"], said["raw_query"]) == ({"a": ["1", " "], "c": True}, "1", "a=1&a=%20&c")
     assert (said["header"], said["host"], said["port"]) == ("m", "g.example", gateway.port)
-    assert (said["version"], said["forwarded"]) == (1.1, ["http", "g.example", gateway.port])
+    assert (said["version"], said["forwarded"]) == (1.1, ["http", "g.example", gateway.port, said["path"]])
     assert (said["client"], said["captures"]["named"]) == ("127.0.0.1", {"name": "xA"})
     assert (said["route"], said["service"], said["worker"]) == ("all", "orders", [0, 1, False])
     assert said["memory"] > 1_000_000
     assert len(said["node"]) == 36
     assert said["started"] > 1_700_000_000_000
+
+
+@pytest.mark.parametrize(("sent", "text"), [("%C3%BC", "\xfc"), ("%ff", "\udcff")])
+def test_captures_and_what_proxies_say_are_text_like_the_path(tmp_path, sent, text):
+    """UTF-8; what is none stays as it came."""
+    options = {"route": {"paths": (r"~/u/(?<a>[^/]+)",)}, "trusted_ips": ("127.0.0.1",)}
+    with served(tmp_path, Asks, **options) as gateway:
+        headers = {"X-Forwarded-Path": unquote(f"/{sent}", "latin-1")}
+        said = json.loads(gateway.request("GET", f"/u/{sent}", headers=headers).content)
+
+    assert (said["path"], said["forwarded"][3]) == (f"/u/{text}", f"/{text}")
+    assert said["captures"] == {"unnamed": [text], "named": {"a": text}}
 
 
 # Timers.
