@@ -1,8 +1,8 @@
 """Active health checks: requests of the gateway's own that find out which targets are healthy.
 
 Healthy targets are probed every `healthy.interval`, those that are out every `unhealthy.interval`, by a timer of the
-worker; `concurrency` of them at once. A probe is a `GET` of `http_path` in HTTP/1.0 on a connection of its own, as
-Kong's; only the status counts. What is concluded from it is the balancer's (`sim.balancer`).
+worker; `concurrency` of them at once. A probe is a `GET` of `http_path` in HTTP/1.0 on a connection of its own; its
+`Host` names no port, as Kong's; only the status counts. What is concluded from it is the balancer's (`sim.balancer`).
 
 In Kong one worker of the node probes for all; here each worker does for itself. Times in s.
 """
@@ -16,6 +16,7 @@ from sim.balancer import Address, Balancer
 from sim.framing import HeaderLines
 from sim.outline import ResponseOutline
 from sim.resolver import Resolver
+from sim.router import bracketed
 from sim.runtime import ConnectTimeoutError
 from sim.timers import Timers
 from sim.upstream import Pool, UpstreamConnection
@@ -90,7 +91,7 @@ class HealthChecks:
             self._balancer.report_failure(address, timeout=timeout, probed=True)
             return
         probe = _Probe()
-        host = self._balancer.host or address.name.encode()
+        host = self._balancer.host or bracketed(address.name).encode()
         connection.send(probe, self._request % host, timeout_s=self._checks.timeout, bodiless=False)
         status = await probe.status
         connection.abort()

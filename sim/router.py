@@ -358,9 +358,14 @@ def _host_of(service: Service) -> bytes:
     return authority(service.host, service.port, {"http": 80, "https": 443}[service.protocol])
 
 
+def bracketed(host: str) -> str:
+    """Return a host as an authority has it: an IPv6 address in brackets (RFC 3986 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
 def authority(host: str, port: int, usual: int) -> bytes:
-    """Return what a `Host` header says: the port only when it is not the usual one, IPv6 in brackets (RFC 9110 7.2)."""
-    name = f"[{host}]" if ":" in host else host
+    """Return what a `Host` header says: the port only when it is not the usual one (RFC 9110 7.2)."""
+    name = bracketed(host)
     return (name if port == usual else f"{name}:{port}").encode()
 
 

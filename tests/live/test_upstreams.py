@@ -247,6 +247,23 @@ def test_probes_take_a_target_out_and_bring_it_back(tmp_path):
     assert asked == b"GET /health HTTP/1.0\r\nX-Probe: 100%\r\nHost: api.example\r\n\r\n"
 
 
+@pytest.mark.parametrize(("host", "told_host"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_probe_calls_a_target_by_its_host_alone(tmp_path, host, told_host):
+    """An IPv6 address in brackets; without port, as Kong does it."""  # RFC 3986 3.2.2
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    checks = {"active": {"healthy": {"interval": 0.01}}}
+    with socket.create_server((host, 0), family=family) as server:
+        target = {"target": f"{told_host}:{server.getsockname()[1]}"}
+        upstream = Upstream.model_validate({"name": "pool", "targets": [target], "healthchecks": checks})
+        with live(tmp_path, gateway_to(1, upstreams=(upstream,), **POOL)) as gateway:
+            probe, _ = server.accept()
+            with probe:
+                asked = probe.recv(65536)
+            gateway.stop()
+
+    assert asked == f"GET / HTTP/1.0\r\nHost: {told_host}\r\n\r\n".encode()
+
+
 def test_probe_without_answer_counts_as_a_timeout(tmp_path):
     """A server that accepts and never answers is taken out."""
     checks = {"active": {"timeout": 0.1, "healthy": {"interval": 0.05}, "unhealthy": {"interval": 0.05, "timeouts": 1}}}
