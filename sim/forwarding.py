@@ -6,6 +6,7 @@ else these headers are replaced. `X-Forwarded-For` is always continued, with the
 """
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 PEERS_MAX: Final = 1024
 """Addresses of which it is remembered whether they are trusted, and what upstreams are told of them."""
+
+_PORT_MAX: Final = 65_535
+_ELEMENT: Final = re.compile(r"[^, \t]+")
+_WITH_PORT: Final = re.compile(r"(?:\[([^\]]+)\]|([^:\[]+)):([0-9]{1,5})")
 
 
 class Forwarding:
@@ -51,15 +56,16 @@ class Forwarding:
         peer = request.connection.peer
         if not self.is_trusted(peer):
             return peer
-        named = [part.strip() for line in _values(request, self._real_ip_header) for part in line.split(",")]
+        named: list[str] = _ELEMENT.findall(",".join(_values(request, self._real_ip_header)))
         if not self._is_recursive:
             named = named[-1:]
         client = peer
         for name in reversed(named):
-            if _address(name) is None:
+            address = _address_in(name)
+            if address is None:
                 return client
-            client = name
-            if not self.is_trusted(name):
+            client = address
+            if not self.is_trusted(address):
                 return client
         return client
 
@@ -106,6 +112,13 @@ def _of_stranger(client: tuple[str, str, int]) -> bytes:
     peer, host, port = client
     lines = f"X-Real-IP: {peer}\r\nX-Forwarded-For: {peer}\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: {host}\r\n"
     return f"{lines}X-Forwarded-Port: {port}\r\nX-Forwarded-Path: ".encode("latin-1")
+
+
+def _address_in(name: str) -> str | None:
+    """Return the address that a proxy names, maybe with a port, as nginx reads it (`ngx_parse_addr_port`)."""
+    match = _WITH_PORT.fullmatch(name)
+    address: str = match[1] or match[2] if match is not None and 0 < int(match[3]) <= _PORT_MAX else name
+    return None if "%" in address or _address(address) is None else address
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -480,6 +480,32 @@ def test_client_is_who_the_trusted_proxies_name(tmp_path, recursive, client):
         assert told_headers(gateway, X_Forwarded_For="nonsense")["x-real-ip"] == "127.0.0.1"
 
 
+@pytest.mark.parametrize("recursive", [False, True])
+def test_trusted_proxy_names_the_client_as_nginx_reads_it(tmp_path, recursive):
+    """With a port, an IPv6 address then in brackets; empty elements do not count (RFC 9110 5.6.1.2)."""
+    trusted = {
+        "trusted_ips": ("127.0.0.0/8",),
+        "real_ip_header": "X-Forwarded-For",
+        "real_ip_recursive": recursive,
+        **OFF,
+    }
+    said = {
+        "192.0.2.7:555": "192.0.2.7",
+        "[2001:db8::1]:77": "2001:db8::1",
+        "2001:db8::1": "2001:db8::1",
+        "192.0.2.7, ,": "192.0.2.7",
+        "192.0.2.7,127.0.0.5:99": "192.0.2.7" if recursive else "127.0.0.5",
+        "[2001:db8::1]": "127.0.0.1",
+        "192.0.2.7:0": "127.0.0.1",
+        "192.0.2.7:65536": "127.0.0.1",
+        "192.0.2.7:": "127.0.0.1",
+        "fe80::1%eth0": "127.0.0.1",
+        "": "127.0.0.1",
+    }
+    with echo() as upstream, live(tmp_path, gateway_to(upstream, **trusted)) as gateway:
+        assert {named: told_headers(gateway, X_Forwarded_For=named)["x-real-ip"] for named in said} == said
+
+
 class Told:
     """Answers with what the PDK says of the client."""
 
