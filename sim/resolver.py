@@ -2,17 +2,36 @@
 
 An answer of the system is kept for `TTL_S`, a failure for `ERROR_TTL_S` (Kong's `dns_error_ttl`); at most
 `ANSWERS_MAX` are kept. An address is its own answer and is never looked up.
+
+Where the system can ask nobody, the last address serves for `STALE_TTL_S` more (Kong's `dns_stale_ttl`), and is asked
+for again after each `ERROR_TTL_S`: a resolver that is away for a moment takes no target with it. A name that does not
+exist any more (NXDOMAIN) loses its address at once, as in Kong.
 """
 
 import ipaddress
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
-from sim.runtime import Runtime
+from sim.runtime import NO_SUCH_NAME, Runtime
 
 TTL_S: Final = 30.0
 ERROR_TTL_S: Final = 1.0
+STALE_TTL_S: Final = 3_600.0
 ANSWERS_MAX: Final = 10_000
+
+
+class _Answer(NamedTuple):
+    """What is known of a name.
+
+    Attributes:
+        found: its address, or why it has none.
+        fresh_until: from then on the system is asked again.
+        usable_until: until then an address serves where that is in vain.
+    """
+
+    found: str | OSError
+    fresh_until: float
+    usable_until: float
 
 
 class Resolver:
@@ -26,7 +45,7 @@ class Resolver:
     def __init__(self, runtime: Runtime, hosts: Mapping[str, tuple[str, int]]) -> None:
         self._runtime = runtime
         self._hosts = hosts
-        self._answers: dict[str, tuple[float, str | OSError]] = {}
+        self._answers: dict[str, _Answer] = {}
 
     def known(self, name: str, port: int) -> tuple[str, int] | None:
         """Return address and port when no one needs to be asked, else None.
@@ -38,11 +57,11 @@ class Resolver:
         if static is not None:
             return static
         answer = self._answers.get(name)
-        if answer is None or answer[0] < self._runtime.now():
+        if answer is None or answer.fresh_until < self._runtime.now():
             return None
-        if isinstance(answer[1], OSError):
-            raise answer[1]
-        return answer[1], port
+        if isinstance(answer.found, OSError):
+            raise answer.found
+        return answer.found, port
 
     async def resolve(self, name: str, port: int) -> tuple[str, int]:
         """Return address and port of a host; asks the system when it must.
@@ -58,10 +77,22 @@ class Resolver:
         try:
             address = name if is_address(name) else await self._runtime.resolve(name)
         except OSError as error:
-            self._answers[name] = (self._runtime.now() + ERROR_TTL_S, error)
-            raise
-        self._answers[name] = (self._runtime.now() + TTL_S, address)
+            return self._last_address(name, error), port
+        fresh_until = self._runtime.now() + TTL_S
+        self._answers[name] = _Answer(address, fresh_until, fresh_until + STALE_TTL_S)
         return address, port
+
+    def _last_address(self, name: str, error: OSError) -> str:
+        """Return the address that a name had before it was asked for in vain; raises the error where none serves."""
+        now_s = self._runtime.now()
+        last = self._answers.get(name)
+        retry_at = now_s + ERROR_TTL_S
+        gone = error.errno == NO_SUCH_NAME
+        if gone or last is None or isinstance(last.found, OSError) or last.usable_until < now_s:
+            self._answers[name] = _Answer(error, retry_at, now_s)
+            raise error
+        self._answers[name] = _Answer(last.found, retry_at, last.usable_until)
+        return last.found
 
 
 def is_address(host: str) -> bool:

@@ -8,12 +8,16 @@ event loop, so futures, tasks and `asyncio.timeout` go by the runtime's time too
 Times: `time_ns` is the wall clock in ns since the epoch; `now` is monotonic, in s; delays are in s.
 """
 
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from contextvars import Context
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from sim.light_thread import LightThread
+
+NO_SUCH_NAME: Final = socket.EAI_NONAME
+"""Number of the error that `Runtime.resolve` raises for a name that does not exist; others say that nobody knows."""
 
 
 class ConnectTimeoutError(OSError):

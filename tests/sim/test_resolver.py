@@ -1,24 +1,28 @@
 """Addresses of host names."""
 
 import asyncio
+import socket
 
 import pytest
 
-from sim.resolver import ANSWERS_MAX, ERROR_TTL_S, TTL_S, Resolver, is_address
+from sim.resolver import ANSWERS_MAX, ERROR_TTL_S, STALE_TTL_S, TTL_S, Resolver, is_address
 
 
 class FakeRuntime:
-    """A runtime whose clock stands still and whose resolver knows one name."""
+    """A runtime whose clock stands still and whose resolver knows one name, as long as it is not told to fail."""
 
     def __init__(self):
         self.now_s = 100.0
         self.asked = []
+        self.error = None
 
     def now(self):
         return self.now_s
 
     async def resolve(self, name):
         self.asked.append(name)
+        if self.error:
+            raise self.error
         if not name.startswith("known"):
             raise OSError(f"{name} is not known")
         return "192.0.2.1"
@@ -63,6 +67,34 @@ def test_failure_is_kept_for_a_shorter_time(runtime):
 
     runtime.now_s += ERROR_TTL_S + 1
     assert resolver.known("nowhere", 80) is None
+
+
+def test_address_serves_for_a_while_when_nobody_can_be_asked_any_more(runtime):
+    """The last one stays, and the system is asked again soon; in the end the name has none."""
+    resolver = Resolver(runtime, {})
+    resolve(resolver, "known")
+    runtime.error = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    runtime.now_s += TTL_S + 1
+    assert resolve(resolver, "known", 81) == resolver.known("known", 81) == ("192.0.2.1", 81)
+    assert len(runtime.asked) == 2
+    runtime.now_s += ERROR_TTL_S + 1
+    assert resolver.known("known", 80) is None
+
+    runtime.now_s += STALE_TTL_S
+    with pytest.raises(OSError, match="Temporary failure"):
+        resolve(resolver, "known")
+
+
+def test_name_that_is_gone_has_no_address_any_more(runtime):
+    """Whoever was asked knows that there is none."""
+    resolver = Resolver(runtime, {})
+    resolve(resolver, "known")
+    runtime.now_s += TTL_S + 1
+    runtime.error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    for ask in (resolve, Resolver.known):
+        with pytest.raises(OSError, match="not known"):
+            ask(resolver, "known", 80)
 
 
 def test_answers_are_bounded(runtime):
