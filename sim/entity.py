@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sim.document import Model, NotEmpty, matching
 from sim.errors import FieldError, shown
-from sim.field import PORTS, HeaderName, Many, Path, TimeoutMs, percent_encoded, url_parts
+from sim.field import PORTS, CookieName, HeaderName, HeaderValue, Many, Path, TimeoutMs, percent_encoded, url_parts
 
 TARGET_PORT_DEFAULT: Final = 8000
 """Kong's, for a target that names none."""
@@ -228,7 +228,7 @@ class ActiveChecks(Model):
     timeout: Annotated[float, Field(gt=0, le=65_535)] = 1
     concurrency: Annotated[int, Field(ge=1)] = 10
     http_path: Path = "/"
-    headers: dict[HeaderName, Many[str]] = Field(default_factory=dict)
+    headers: dict[HeaderName, Many[HeaderValue]] = Field(default_factory=dict)
     healthy: ProbedHealthy = ProbedHealthy()
     unhealthy: ProbedUnhealthy = ProbedUnhealthy()
 
@@ -256,7 +256,7 @@ class Upstream(Model):
     slots: Annotated[int, Field(ge=10, le=65_536)] = 10_000
     hash_on: HashOn = "none"
     hash_on_header: HeaderName | None = None
-    hash_on_cookie: str | None = None
+    hash_on_cookie: CookieName | None = None
     hash_on_cookie_path: Path = "/"
     hash_on_query_arg: str | None = None
     hash_on_uri_capture: str | None = None

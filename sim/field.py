@@ -20,6 +20,7 @@ TIMEOUT_MS_MAX: Final = 2**31 - 2
 PORTS: Final = {"http": 80, "https": 443}
 """The port of a URL that names none, by its scheme."""
 
+_NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 5.6.2, RFC 6265 4.1.1
 _VISIBLE: Final = "".join(map(chr, range(ord("!"), ord("~") + 1)))
 
 _URL_CHARACTERS: Final = re.compile(r"[!-\[\]-~]+")  # what is visible in ASCII, but for the backslash
@@ -64,7 +65,8 @@ def _path(text: str) -> str:
 Many = Annotated[tuple[T, ...], Strict(strict=False)]
 """A list in a file, a tuple in the program."""
 Path = Annotated[str, AfterValidator(_path)]
-HeaderName = Annotated[str, matching(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", "the name of a header")]
+HeaderName = Annotated[str, matching(_NAME, "the name of a header")]
+CookieName = Annotated[str, matching(_NAME, "the name of a cookie")]
 HeaderValue = Annotated[str, matching(r"[^\x00-\x08\x0a-\x1f\x7f]*", "a header value, without line breaks")]
 Rate01 = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TimeoutMs = Annotated[int, Field(ge=1, le=TIMEOUT_MS_MAX)]

@@ -313,6 +313,17 @@ def test_https_of_a_service_is_spoken_without_tls(entities):
             "kong.yml:2: upstreams[0].hash_fallback: must be none, hash_on is cookie; leave it out",
         ),
         (
+            'upstreams:\n  - {name: a, hash_on: cookie, hash_on_cookie: "a;c\\r\\nX: y"}\n',
+            "kong.yml:2: upstreams[0].hash_on_cookie: expected the name of a cookie, not 'a;c\\r\\nX: y'",
+        ),
+        (
+            'upstreams:\n  - {name: a, healthchecks: {active: {headers: {A: [b, "c\\r\\nX: y"]}}}}\n',
+            (
+                "kong.yml:2: upstreams[0].healthchecks.active.headers.A[1]: expected a header value, without line"
+                " breaks, not 'c\\r\\nX: y'"
+            ),
+        ),
+        (
             "services: [{name: orders, host: a.example}]\nroutes:\n  - paths: [/]\n    service: order\n",
             "kong.yml:4: routes[0].service: there is no service 'order'; did you mean orders?",
         ),
