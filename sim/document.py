@@ -313,7 +313,7 @@ def _plain(node: Any, path: FieldPath, budget: Iterator[int]) -> Any:
         case None | bool():
             return node
         case str():
-            return str(node)
+            return _text(node, path)
         case int():
             return int(node)
         case float():
@@ -335,7 +335,16 @@ def _tag(node: Any) -> str | None:
 def _key(key: Any, path: FieldPath) -> str | int:
     if isinstance(key, bool) or not isinstance(key, str | int):
         raise _UnreadableError(f"a field's name is text, not {shown(key)}", path, cure="put the name in quotes")
-    return str(key) if isinstance(key, str) else int(key)
+    return _text(key, path) if isinstance(key, str) else int(key)
+
+
+def _text(node: str, path: FieldPath) -> str:
+    """Return text of whole characters: JSON writes one beyond the BMP as a pair of escapes (RFC 8259 7)."""
+    try:
+        return node.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        cure = "write the other half too"
+        raise _UnreadableError(f"expected whole characters, not {shown(str(node))}", path, cure=cure) from None
 
 
 def _order(error: UserError) -> tuple[int, str]:

@@ -65,6 +65,8 @@ def test_plain_data_holds_nothing_of_the_reader(document):
         ("a: " + "[" * 600 + "\n", "a.yaml: nested too deeply"),
         ("a: !!python/object:os.system {}\n", "a.yaml:1: a: a value of kind tag:yaml.org,2002:python/object:os.system"),
         ("a: !!set {b}\n", "a.yaml:1: a: a value of kind CommentedSet cannot stand here"),
+        ('a:\n  b: "\\ud800x"\n', "a.yaml:2: a.b: expected whole characters, not '\\ud800x'; write the other half too"),
+        ('a: {"\\udc00": 1}\n', "a.yaml:1: a: expected whole characters, not '\\udc00'; write the other half too"),
         ("a:\n  1.5: x\n", "a.yaml:1: a: a field's name is text, not 1.5"),
         ("~: x\n", "a.yaml:1: a field's name is text, not nothing"),
     ],
@@ -76,6 +78,11 @@ def test_what_is_no_mapping_of_plain_data_is_refused_in_one_line(document, text,
 
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_character_that_json_writes_in_two_halves_is_one(document):
+    """Beyond the BMP it takes two escapes."""  # RFC 8259 7
+    assert document('a: "\\ud83d\\ude00"\n').plain() == {"a": "\U0001f600"}
 
 
 def test_a_file_that_unfolds_without_end_is_refused(document):
