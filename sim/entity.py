@@ -79,6 +79,7 @@ def _target(value: object) -> object:
 
 RoutePath = Annotated[str, BeforeValidator(_route_path)]
 RouteHost = Annotated[str, BeforeValidator(_route_host)]
+ServicePath = Annotated[Path, matching(r"[^?#]*", "a path without query and fragment")]
 Method = Annotated[str, matching(r"[A-Z]+", "a method in capitals, such as GET")]
 
 
@@ -93,7 +94,7 @@ class Service(Model):
     protocol: Literal["http", "https"] = "http"
     host: Annotated[str, matching(r"[^\s/:]+|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]+", "a host name or an address")]
     port: Annotated[int, Field(ge=0, le=65_535)] = 80
-    path: Path | None = None
+    path: ServicePath | None = None
     connect_timeout: TimeoutMs = 60_000
     write_timeout: TimeoutMs = 60_000
     read_timeout: TimeoutMs = 60_000

@@ -241,6 +241,10 @@ def test_https_of_a_service_is_spoken_without_tls(entities):
             "kong.yml:3: services[0].hots: unknown field; did you mean host?",
         ),
         ("services:\n  - name: a\n", "kong.yml:2: services[0].host: missing; add host"),
+        (
+            "services:\n  - {name: a, host: b, path: '/c?d=e'}\n",
+            "kong.yml:2: services[0].path: expected a path without query and fragment, not '/c?d=e'",
+        ),
         ("service: []\n", "kong.yml:1: service: unknown field; did you mean services?"),
         ("services: {}\n", "kong.yml:1: services: expected a list, not an empty mapping; begin each with -"),
         ("services: [a]\n", "kong.yml:1: services[0]: expected a mapping of fields, not 'a'"),
