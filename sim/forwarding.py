@@ -110,7 +110,8 @@ class Forwarding:
 def _of_stranger(client: tuple[str, str, int]) -> bytes:
     """The lines about a client that nobody is told about by others, up to the value of `X-Forwarded-Path`."""
     peer, host, port = client
-    lines = f"X-Real-IP: {peer}\r\nX-Forwarded-For: {peer}\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: {host}\r\n"
+    host_line = f"X-Forwarded-Host: {host}\r\n" if host else ""
+    lines = f"X-Real-IP: {peer}\r\nX-Forwarded-For: {peer}\r\nX-Forwarded-Proto: http\r\n{host_line}"
     return f"{lines}X-Forwarded-Port: {port}\r\nX-Forwarded-Path: ".encode("latin-1")
 
 

@@ -465,6 +465,14 @@ def test_forwarding_headers_of_trusted_proxies_are_passed_on(tmp_path):
         }
 
 
+@pytest.mark.parametrize("trusted_ips", [(), ("127.0.0.1",)])
+def test_host_that_a_client_does_not_name_is_not_told(tmp_path, trusted_ips):
+    """HTTP/1.0 knows requests without Host; a header without value is left out, as nginx leaves it out."""
+    with echo() as upstream, live(tmp_path, gateway_to(upstream, trusted_ips=trusted_ips, **OFF)) as gateway:
+        told = json.loads(gateway.exchange(b"GET / HTTP/1.0\r\n\r\n").partition(b"\r\n\r\n")[2])
+    assert "x-forwarded-host" not in {name.lower() for name, _value in told["headers"]}
+
+
 @pytest.mark.parametrize(("recursive", "client"), [(False, "10.0.0.9"), (True, "192.0.2.7")])
 def test_client_is_who_the_trusted_proxies_name(tmp_path, recursive, client):
     """`real_ip_header` says where; `real_ip_recursive` passes over proxies that are trusted themselves."""
