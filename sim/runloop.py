@@ -418,7 +418,7 @@ class Runloop:
     def _require_https(self, request: Request, status: int) -> int:
         request.ctx[EXITED] = True
         if status == UPGRADE_REQUIRED:
-            lines = [(b"Upgrade", b"TLS/1.2, HTTP/1.1")]
+            lines = [(b"Connection", b"Upgrade"), (b"Upgrade", b"TLS/1.2, HTTP/1.1")]  # RFC 9110 7.8
             self.respond(request, status, "Please use HTTPS protocol", lines)
         else:
             host = self.forwarding.named(request, "host") or request.host

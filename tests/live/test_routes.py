@@ -41,6 +41,14 @@ def test_route_for_https_alone_asks_for_tls(tmp_path, status, header, value):
     assert "upstream" not in log
 
 
+def test_upgrade_that_is_asked_for_is_an_option_of_the_connection(tmp_path):
+    """Beside what becomes of the connection otherwise: `Upgrade` is for the next hop alone."""  # RFC 9110 7.8
+    secure = {"paths": ["/"], "service": "orders", "protocols": ["https"]}
+    with live(tmp_path, routed(1, secure)) as gateway:
+        answer = gateway.request(headers={"Connection": "close"})
+    assert (answer.status, answer.headers.get_all("Connection")) == (426, ["Upgrade", "close"])
+
+
 def test_request_goes_where_its_headers_and_path_lead(tmp_path):
     """Regular expressions, headers and methods on one gateway; the service sees what is left of the path."""
     routes = (
