@@ -135,6 +135,16 @@ class _Reader:
         time = _WEEKS.sub(lambda weeks: f"{int(weeks[1]) * 7}d", text.replace(" ", ""))
         return time + "s" * time[-1].isdecimal()
 
+    def keepalive(self, text: str, name: str) -> str:
+        """Read a time, and drop the one behind it, which nginx tells clients (`keepalive_timeout 75s 60s`)."""
+        words = text.split()
+        if len(words) > 2:
+            raise FieldError(f"expected one time, or two, not {shown(text)}", cure="write 75s, or 1m30s 60s")
+        time, *told = [self.duration(word, name) for word in words]
+        if told:
+            self.warnings.append(f"{name}: clients are not told of {told[0]} in a Keep-Alive header")
+        return time
+
     def size(self, text: str, _name: str) -> str:
         """Read a size as nginx does: a number without a unit is in bytes."""
         found = _SIZE.fullmatch(text)
@@ -210,7 +220,7 @@ _SETTINGS: Final[Mapping[str, tuple[str, _Convert]]] = {
     "NGINX_HTTP_CLIENT_BODY_TIMEOUT": ("nginx.client_body_timeout", _Reader.duration),
     "NGINX_HTTP_CLIENT_MAX_BODY_SIZE": ("nginx.client_max_body_size", _Reader.size),
     "NGINX_HTTP_SEND_TIMEOUT": ("nginx.send_timeout", _Reader.duration),
-    "NGINX_HTTP_KEEPALIVE_TIMEOUT": ("nginx.keepalive_timeout", _Reader.duration),
+    "NGINX_HTTP_KEEPALIVE_TIMEOUT": ("nginx.keepalive_timeout", _Reader.keepalive),
     "NGINX_HTTP_KEEPALIVE_REQUESTS": ("nginx.keepalive_requests", _Reader.number),
     "TRUSTED_IPS": ("trusted_ips", _Reader.words),
     "REAL_IP_HEADER": ("real_ip_header", _Reader.text),

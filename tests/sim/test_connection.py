@@ -807,14 +807,15 @@ def test_request_that_is_being_answered_is_not_idle():
     assert not client.wire.closing
 
 
-def test_connection_serves_so_many_requests_and_no_more():
-    """`keepalive_requests`: the last answer says so."""
-    wired = Wired(nginx=Nginx(keepalive_requests=2))
+@pytest.mark.parametrize(("most", "served"), [(2, 2), (1, 1), (0, 1)])
+def test_connection_serves_so_many_requests_and_no_more(most, served):
+    """`keepalive_requests`: the last answer says so; 0 is one, as in nginx."""
+    wired = Wired(nginx=Nginx(keepalive_requests=most))
     client = wired.client().send(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n" * 3)
-    found = answers(client.received(), "GET", "GET")
-    assert [headers[b"connection"] for _, headers, _ in found] == [b"keep-alive", b"close"]
+    found = answers(client.received(), *["GET"] * served)
+    assert [headers[b"connection"] for _, headers, _ in found] == [b"keep-alive"] * (served - 1) + [b"close"]
     assert client.wire.closing
-    assert len(wired.understood) == 2
+    assert len(wired.understood) == served
 
 
 def test_client_that_does_not_read_is_cut_off():

@@ -39,7 +39,9 @@ def gateway(tmp_path):
         ("REAL_IP_HEADER", "CF-Connecting-IP", "real_ip_header", "CF-Connecting-IP"),
         ("REAL_IP_RECURSIVE", "on", "real_ip_recursive", True),
         ("NGINX_HTTP_KEEPALIVE_TIMEOUT", "10", "nginx.keepalive_timeout", 10.0),
+        ("NGINX_HTTP_KEEPALIVE_TIMEOUT", "75s 1m", "nginx.keepalive_timeout", 75.0),
         ("NGINX_HTTP_KEEPALIVE_REQUESTS", "7", "nginx.keepalive_requests", 7),
+        ("NGINX_HTTP_KEEPALIVE_REQUESTS", "0", "nginx.keepalive_requests", 0),
         ("NGINX_WORKER_PROCESSES", "3", "workers", 3),
         ("NGINX_MAIN_WORKER_PROCESSES", "2", "workers", 2),
         ("NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT", "1m 30s", "nginx.worker_shutdown_timeout", 90),
@@ -99,6 +101,8 @@ def test_variable_sets_its_field(gateway, name, text, field, value):
             "many",
             "KONG_NGINX_EVENTS_WORKER_CONNECTIONS: nginx.worker_connections: expected auto or a whole number",
         ),
+        ("NGINX_HTTP_KEEPALIVE_TIMEOUT", "75s soon", "KONG_NGINX_HTTP_KEEPALIVE_TIMEOUT: expected a time as nginx"),
+        ("NGINX_HTTP_KEEPALIVE_TIMEOUT", "75s 60s 1s", "KONG_NGINX_HTTP_KEEPALIVE_TIMEOUT: expected one time, or two"),
         ("TRACING_SAMPLING_RATE", "2", "KONG_TRACING_SAMPLING_RATE: tracing.sampling_rate: must be at most 1, not 2"),
         ("TRACING_INSTRUMENTATIONS", "requests", "KONG_TRACING_INSTRUMENTATIONS: tracing.instrumentations: invalid"),
         (
@@ -119,7 +123,7 @@ def test_bad_value_names_the_variable(gateway, name, text, message):
 NO_SIZES = ("8q", "2KiB", "2 k", "1.5m", "10MB", "500B", "k", "-1", "\u0663k", "1" * 40)
 NO_TIMES = ("soon", "1.5s", "100us", "1 s", "30s 1m", "75s 60s", "10S", "1y", "1M", "1" * 40)
 NGINX_SIZE = ("CLIENT_MAX_BODY_SIZE", "a size", "500, 8k or 10m")
-NGINX_TIME = ("KEEPALIVE_TIMEOUT", "a time", "10s, 500ms or 1m 30s")
+NGINX_TIME = ("SEND_TIMEOUT", "a time", "10s, 500ms or 1m 30s")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +170,10 @@ def test_option_of_the_command_line_goes_before_the_variable(gateway):
                 ),
                 "KONG_PROXY_LISTEN: 0.0.0.0:8443 ssl is left out: connections are plain HTTP/1.1",
             ],
+        ),
+        (
+            {"KONG_NGINX_HTTP_KEEPALIVE_TIMEOUT": "75s 60s"},
+            ["KONG_NGINX_HTTP_KEEPALIVE_TIMEOUT: clients are not told of 60s in a Keep-Alive header"],
         ),
         (
             {"KONG_PROXY_LISTEN": "0.0.0.0:8000 proxy_protocol"},
