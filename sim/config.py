@@ -59,6 +59,10 @@ SAMPLING_RATE_DEFAULT: Final = 0.01
 """Kong's ``tracing_sampling_rate`` (kong-semantics V2)."""
 
 
+UNIX_PEERS: Final = "unix:"
+"""What stands for all peers on sockets of the file system (nginx, `set_real_ip_from`); here there are none."""
+
+
 def parse_address(text: object) -> tuple[str, int]:
     """Split ``host:port``; an IPv6 host stands in brackets; raises FieldError."""
     match = (
@@ -124,6 +128,8 @@ def _cpus(mask: str) -> frozenset[int]:
 
 
 def _ip_block(text: object) -> object:
+    if text == UNIX_PEERS:
+        return text
     try:
         ip_network(text if isinstance(text, str) else "", strict=False)
     except ValueError:
@@ -361,7 +367,8 @@ class Gateway(Model):
         access_log: path of the access log; None, in a file ``off``, writes none.
         pid: path of the file that holds the master's pid while it runs; None writes none.
         workers: ``nginx_worker_processes``; ``auto`` in a file is one for each CPU that the process may use.
-        trusted_ips: addresses, or blocks of them, of proxies whose `X-Forwarded-*` headers are believed.
+        trusted_ips: addresses, or blocks of them, of proxies whose `X-Forwarded-*` headers are believed; `UNIX_PEERS`
+            among them have no effect.
         real_ip_header: where a trusted proxy names the client.
         real_ip_recursive: trusted addresses that it names are passed over.
         hosts: addresses of host names that need no DNS, each with the port that replaces the service's.

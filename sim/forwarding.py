@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from sim.config import UNIX_PEERS
 from sim.framing import HOST_BYTES_MAX
 from sim.memo import Memo
 
@@ -37,7 +38,7 @@ class Forwarding:
     """
 
     def __init__(self, gateway: "Gateway") -> None:
-        networks = [ipaddress.ip_network(block, strict=False) for block in gateway.trusted_ips]
+        networks = [ipaddress.ip_network(block, strict=False) for block in gateway.trusted_ips if block != UNIX_PEERS]
         self.trusts = bool(networks)
         self._real_ip_header = gateway.real_ip_header.lower().encode()
         self._is_recursive = gateway.real_ip_recursive

@@ -450,7 +450,7 @@ def test_prefix_that_is_decoded_to_compare_it_makes_no_line_of_its_own(tmp_path,
 
 def test_forwarding_headers_of_trusted_proxies_are_passed_on(tmp_path):
     """What they say of the client is believed."""
-    trusted = {"trusted_ips": ("10.0.0.0/8", "127.0.0.1"), **OFF}
+    trusted = {"trusted_ips": ("10.0.0.0/8", "unix:", "127.0.0.1"), **OFF}
     with echo() as upstream, live(tmp_path, gateway_to(upstream, **trusted)) as gateway:
         told = told_headers(gateway, "/x", **FALSE)
         assert {name: value for name, value in told.items() if name.startswith("x-")} == {

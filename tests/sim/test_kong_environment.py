@@ -35,6 +35,7 @@ def gateway(tmp_path):
         ("PROXY_ERROR_LOG", "/dev/stderr", "error_log", "/dev/stderr"),
         ("PROXY_ACCESS_LOG", "off", "access_log", None),
         ("TRUSTED_IPS", "10.0.0.0/8, ::1", "trusted_ips", ("10.0.0.0/8", "::1")),
+        ("TRUSTED_IPS", "10.0.0.0/8, unix:", "trusted_ips", ("10.0.0.0/8", "unix:")),
         ("REAL_IP_HEADER", "X-Forwarded-For", "real_ip_header", "X-Forwarded-For"),
         ("REAL_IP_HEADER", "CF-Connecting-IP", "real_ip_header", "CF-Connecting-IP"),
         ("REAL_IP_RECURSIVE", "on", "real_ip_recursive", True),
