@@ -77,7 +77,6 @@ class ClientConnection:
         self._read_bytes = 0  # that the last read has brought
         self._head_bytes = 0  # read of a header section that is not complete
         self._framing_bytes = 0  # read since the last part of the body
-        self._body_bytes = 0
         self._body_wanted = False  # somebody has asked for it: its client may be late from then on
         self._started_ns = 0
         self.sent_bytes = 0  # in the lifetime of the request that is being answered
@@ -378,11 +377,10 @@ class ClientConnection:
         self._framing_bytes = 0
         if request.done:
             return
-        if request.content_length is None:
-            before = self._body_bytes
-            self._body_bytes = before + len(data)
-            if self._is_too_large(self._body_bytes):
-                raise Refusal(413, f"client intended to send too large chunked body: {before}+{len(data)} bytes")
+        before = request.body_bytes
+        request.body_bytes = before + len(data)
+        if request.content_length is None and self._is_too_large(request.body_bytes):
+            raise Refusal(413, f"client intended to send too large chunked body: {before}+{len(data)} bytes")
         if request is self.request:
             self.runloop.body(request, data)
         elif self._waiting:
@@ -418,7 +416,6 @@ class ClientConnection:
 
     def _expect_body(self, request: Request) -> None:
         self._incoming = request
-        self._body_bytes = 0
         self._body_wanted = False
         size = request.content_length or 0
         if self._is_too_large(size):

@@ -1,9 +1,10 @@
 """One proxied exchange: the request to a target, its answer to the client, other tries when one fails.
 
 A try that fails before anything of the answer has come is followed by another, up to the service's `retries`, unless
-the request may have had an effect: its method is not idempotent and it was sent, or a part of its body is gone (nginx,
-`proxy_next_upstream`). A kept connection that turns out to be closed is no try. What finally fails is 502, or 504 when
-time ran out. Once the answer's head has gone to the client, a failure can only be told by closing the connection.
+the request may have had an effect, its method being not idempotent and sent (RFC 9110 9.2.2; nginx,
+`proxy_next_upstream`), or its body is gone: one that is large and is sent as it comes is not kept. A kept connection
+that turns out to be closed is no try. What finally fails is 502, or 504 when time ran out. Once the answer's head has
+gone to the client, a failure can only be told by closing the connection.
 """
 
 from itertools import compress
@@ -60,7 +61,6 @@ class ProxiedExchange:
     __slots__ = (
         "_bodiless",
         "_body_begun",
-        "_body_sent",
         "_chunked_answer",
         "_connection",
         "_held",
@@ -73,7 +73,6 @@ class ProxiedExchange:
         self._runloop = runloop
         self._request = request
         self._body_begun = False
-        self._body_sent = False
         self._bodiless = False
         self._chunked_answer = False
         self._connection: UpstreamConnection | None = None
@@ -98,7 +97,7 @@ class ProxiedExchange:
         if self._connection is None:
             self._runloop.hold_body(self._request, data)
         else:
-            self._body_sent = True
+            self._request.keep_sent(data)
             self._connection.write(self._framed(data))
 
     def end_body(self) -> None:
@@ -169,9 +168,8 @@ class ProxiedExchange:
         self._connection = connection
         data = self._head(match)
         if request.body:
-            self._body_sent = True
             data = b"".join((data, *map(self._framed, request.body)))
-            request.body = []
+            request.drop_large_body()
         if request.content_length is None and request.complete:
             data += b"0\r\n\r\n"
         connection.send(
@@ -355,7 +353,7 @@ class ProxiedExchange:
         return match.service
 
     def _may_repeat(self, *, sent: bool) -> bool:
-        return not self._body_sent and not (sent and self._request.method in NOT_IDEMPOTENT)
+        return not self._request.body_gone and not (sent and self._request.method in NOT_IDEMPOTENT)
 
     def _failed(self, reason: str, *, timeout: bool, sent: bool) -> None:
         request, runloop = self._request, self._runloop

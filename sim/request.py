@@ -62,6 +62,9 @@ VERSIONS: Final = ("1.1", "1.0")
 _METHODS: Final = {method.value.encode(): method.value for method in HTTPMethod}
 """The usual methods as text: found sooner than decoded."""
 
+BODY_BYTES_HELD_MAX: Final = 64 * 1024
+"""How much of a body is read ahead of the upstream, and kept of one that is sent before it has come as a whole."""
+
 NOT_SERVED: Final = frozenset({"CONNECT", "TRACE"})
 """Methods that nginx answers with 405."""
 
@@ -183,7 +186,9 @@ class Request:
         exchange: with the upstream, once it has begun.
         outgoing: what plugins have changed for the upstream.
         upstream_response: status and header lines of the service's answer, as they came.
-        body: parts of the body that wait for the upstream.
+        body: parts of the body, for the upstream and for whom it may be sent to again.
+        body_bytes: of the body that have come.
+        body_gone: it was sent as it came, and is not kept any more.
         body_end: set when nothing more of the body comes; None as long as nobody has asked for it.
         status: of the answer; 0 before it is known.
         response_lines: header lines of the answer, before they are written.
@@ -201,8 +206,10 @@ class Request:
         "asks_upgrade",
         "authority",
         "body",
+        "body_bytes",
         "body_end",
         "body_ended_ns",
+        "body_gone",
         "choice",
         "client_ip",
         "complete",
@@ -290,6 +297,8 @@ class Request:
         self.upstream_ns = 0
         self.exchange: ProxiedExchange | None = None
         self.body: list[bytes] = []
+        self.body_bytes = 0
+        self.body_gone = False
         self.status = 0
         self.response_lines: HeaderLines = []
         self.body_ended_ns = 0
@@ -354,6 +363,18 @@ class Request:
         if not self.complete:
             raise ConnectionError("the body has not come as a whole")
         return b"".join(self.body)
+
+    def keep_sent(self, data: bytes) -> None:
+        """Keep a part of the body that is being sent for another try, unless there is too much of it."""
+        if not self.body_gone:
+            self.body.append(data)
+            self.drop_large_body()
+
+    def drop_large_body(self) -> None:
+        """Keep no more of a body that is large and goes to the upstream before it has come as a whole."""
+        if self.body_bytes > BODY_BYTES_HELD_MAX and not self.complete:
+            self.body_gone = True
+            self.body = []
 
     def replace_body(self, body: bytes) -> None:
         """Send another body to the upstream; the client's must have been read."""

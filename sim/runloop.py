@@ -40,7 +40,7 @@ from sim.plan import Handler as PluginHandler
 from sim.plan import Plan
 from sim.plugin import Plans
 from sim.proxy import SERVER, BufferedExchange, ProxiedExchange, lacks_body
-from sim.request import ARG, EXITED, SERVICE_BODY, Part, RefusedRequest, Request, without
+from sim.request import ARG, BODY_BYTES_HELD_MAX, EXITED, SERVICE_BODY, Part, RefusedRequest, Request, without
 from sim.resolver import Resolver, is_address
 from sim.router import Match, Router
 from sim.upstream import Pool
@@ -68,9 +68,6 @@ NO_PEER: Final = "failure to get a peer from the ring-balancer"
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """nginx's status of a request whose client has gone."""
-
-BODY_BYTES_HELD_MAX: Final = 64 * 1024
-"""How much of a body is read ahead of the upstream."""
 
 SWEEP_S_MAX: Final = 1.0
 """How late a client's timeout may be at most."""
@@ -337,7 +334,7 @@ class Runloop:
     def hold_body(self, request: Request, data: bytes) -> None:
         """Keep a part of the body until there is an upstream; read no more when it is enough, unless a plugin asks."""
         request.body.append(data)
-        if request.body_end is None and sum(map(len, request.body)) > BODY_BYTES_HELD_MAX:
+        if request.body_end is None and request.body_bytes > BODY_BYTES_HELD_MAX:
             request.connection.pause_body()
 
     def body_complete(self, request: Request) -> None:

@@ -320,6 +320,33 @@ def test_upstream_that_breaks_off_is_502_and_told_in_nginxs_words(body, error, t
     assert [text.partition(", client: ")[0] for level, text in wired.lines if level == "error"] == [f"*1 {told}"]
 
 
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 2"], ids=["kept connection", "answer"])
+@pytest.mark.parametrize(
+    ("parts", "bodies"),
+    [
+        ([post(b"Content-Length: 1\r\n", b"x", line=b"PUT / HTTP/1.1")], [b"x"]),
+        ([post(b"Transfer-Encoding: chunked\r\n", b"1\r\nx\r\n0\r\n\r\n", line=b"DELETE / HTTP/1.1")], [b"x"]),
+        ([post(b"Content-Length: 1\r\n", b"x")], []),
+        ([post(b"Content-Length: 1\r\n", line=b"PUT / HTTP/1.1"), b"x"], [b"x"]),
+        ([post(b"Content-Length: 65537\r\n", bytes(65_537), line=b"PUT / HTTP/1.1")], []),
+    ],
+    ids=["counted", "chunked", "not idempotent", "in two reads", "large"],
+)
+def test_body_is_sent_again_with_its_request(parts, bodies, begun):
+    """Be it that a kept connection was closed or that the try failed; what is large is not kept."""  # RFC 9110 9.2.2
+    wired = Wired()
+    asked = wired.upstreams[-1]
+    asked.turn = list  # it does not answer
+    client = wired.client().send(*parts)
+    if begun:
+        asked.protocol.data_received(begun)
+    asked.protocol.connection_lost(None)
+    wired.turn()
+
+    assert [body for _request, body, _trailers in wired.understood] == bodies
+    assert client.received().startswith(b"HTTP/1.1 200 " if bodies else b"HTTP/1.1 502 ")
+
+
 @pytest.mark.parametrize("body", [b"", b"he"])
 def test_answer_that_breaks_off_goes_to_the_client_as_far_as_it_has_come(body):
     """Without its head a client would ask again, of its own accord."""  # RFC 9112 9.3.1
