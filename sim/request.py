@@ -350,8 +350,12 @@ class Request:
         """Wait until the whole body has come and return it; it stays in `body` for the upstream.
 
         Raises:
+            ApiError: it has gone to the upstream as it came.
             ConnectionError: it does not come: the client has gone, or what it has sent of it is refused.
         """
+        if self.body_gone:
+            kept = f"only one of at most {BODY_BYTES_HELD_MAX} bytes is kept"
+            raise ApiError(f"the body has gone to the service as it came, and {kept}: read it in access")
         if self.body_end is None:
             self.body_end = asyncio.Event()
         if not (self.complete or self.body_end.is_set()):

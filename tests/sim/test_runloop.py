@@ -1,6 +1,7 @@
 """Requests whose handlers wait, in a virtual world: what becomes of them when their clients do not."""
 
 import asyncio
+import re
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -17,18 +18,21 @@ MALFORMED = b"3\r\nabc\r\nzz\r\n"
 
 
 class Upstream(asyncio.Protocol):
-    """Answers what comes with an empty 200, a body of ten bytes included, and keeps it; on one connection for all."""
+    """Answers what comes with an empty 200, a counted body included, and keeps it; on one connection for all."""
 
     def __init__(self):
         self.received = b""
+        self._answered_bytes = 0
 
     def connection_made(self, transport):
         self.transport = transport
 
     def data_received(self, data):
         self.received += data
-        if b"Content-Length: 10\r\n" in data and not data.endswith(BODY):
+        head, _, body = self.received[self._answered_bytes :].partition(b"\r\n\r\n")
+        if (size := re.search(rb"Content-Length: (\d+)", head)) and len(body) < int(size[1]):
             return
+        self._answered_bytes = len(self.received)
         self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
@@ -334,6 +338,41 @@ def test_body_has_its_time_while_its_service_is_looked_up():
         return await scene.client.answer()
 
     assert played(play, in_phase("access", go_elsewhere), nginx=Nginx(client_body_timeout="2s")) == 200
+
+
+# A body that is asked for when the service has answered.
+
+
+LARGE = b"x" * 65_537
+
+
+async def tell(kong):
+    """Read the body, and tell the client how long it is."""
+    if kong.request.get_method() == "POST":
+        kong.response.set_header("X-Read", str(len(await kong.request.get_raw_body())))
+
+
+@pytest.mark.parametrize(
+    ("body", "reads_before", "status"),
+    [(BODY, False, 200), (BODY, True, 200), (LARGE, True, 200), (LARGE, False, 500)],
+    ids=["small", "small and read before", "large and read before", "large"],
+)
+def test_body_is_there_in_response_as_a_whole_or_not_at_all(body, reads_before, status):
+    """One that is large is not kept unless a handler has waited for it before."""
+
+    async def play(scene):
+        scene.send(f"Content-Length: {len(body)}\r\n")
+        await scene.stage.wait(0.2)
+        scene.write(body[:3])
+        await scene.stage.wait(0.2)
+        scene.write(body[3:])
+        answered = await scene.client.answer()
+        told = [line for line in scene.client.whole.split(b"\r\n") if line.startswith(b"X-Read: ")]
+        return answered, told, len(scene.said("lua entry thread aborted"))
+
+    handlers = [in_phase("response", tell), *([in_phase("access", read)] if reads_before else [])]
+    told = [b"X-Read: %d" % len(body)] if status == 200 else []
+    assert played(play, *handlers) == (status, told, 0 if told else 1)
 
 
 # A handler that raises what is no Exception.
