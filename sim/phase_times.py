@@ -86,7 +86,7 @@ class TimedRunloop(Runloop):
         if "KONG_BODY_FILTER_START" not in ctx:
             self._begin("BODY_FILTER", request)
         filtered = super().body_filter(request, data, last=last)
-        if last and filtered is not None:
+        if request.body_ended_ns and filtered is not None and _is_open(ctx, "BODY_FILTER"):
             self._end_body(ctx, self._updated_ms(), request.body_ended_ns)
         return filtered
 

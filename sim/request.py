@@ -126,7 +126,7 @@ class Part:
 
     Attributes:
         chunk: the bytes; None when they are held back.
-        eof: it is the last one.
+        eof: it is the last one, or a plugin has made it so.
     """
 
     chunk: bytes | None

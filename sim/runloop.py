@@ -778,12 +778,18 @@ class Runloop:
 
         None: a handler failed, and the connection was closed (R6).
         """
+        plan = request.plan or self._everywhere
+        if plan.body_filter:
+            return self._filter_body(request, plan, data, last=last)
         if last and self.makes_spans:
             request.body_ended_ns = self.time_ns()
-        plan = request.plan or self._everywhere
-        return self._filter_body(request, plan, data, last=last) if plan.body_filter else data
+        return data
 
     def _filter_body(self, request: Request, plan: Plan, data: bytes, *, last: bool) -> bytes | None:
+        if request.body_ended_ns:
+            return b""  # a plugin has ended the body: what follows is passed neither on nor to a filter (ngx_lua)
+        if last:
+            request.body_ended_ns = self.time_ns()
         ctx = request.ctx
         self.execution.enter(BODY_FILTER, ctx)
         ctx[KONG_PHASE] = "body_filter"
@@ -799,7 +805,7 @@ class Runloop:
             except BaseException as error:  # noqa: BLE001 - the same
                 self._filter_failed(request, error, "body_filter")
                 return None
-        if last:
+        if part.eof:
             request.body_ended_ns = self.time_ns()
         return part.chunk or b""
 

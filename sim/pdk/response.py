@@ -19,6 +19,9 @@ Value = str | int | float | bool
 Headers = Mapping[str, Value | list[Value] | tuple[Value, ...]]
 Body = bytes | str | Mapping[str, Any] | list[Any] | None
 
+_NO_TEXT: Final = b"\n"
+"""What Kong sends of a body that is set to an empty text."""
+
 _STATUS_MIN, _FINAL_MIN, _ERROR_MIN, _STATUS_MAX = 100, 200, 400, 599
 
 MESSAGES: Final = {
@@ -137,9 +140,11 @@ class Response(Part):
 
     @permitted("body_filter")
     def set_raw_body(self, body: bytes | str) -> None:
-        """Replace the part that is passing; Content-Length stays as it is, unless a header_filter clears it."""
+        """Replace the part that is passing, as the last; Content-Length stays, unless a header_filter clears it."""
         ctx = self._request.ctx
-        ctx[ARG].chunk = checked_body(body)
+        part: BodyPart = ctx[ARG]
+        part.chunk = checked_body(body) or _NO_TEXT
+        part.eof = True
         ctx.pop(BODY_BUFFER, None)
 
     @permitted(*BEFORE_HEAD)

@@ -586,6 +586,33 @@ def test_body_filter_may_hold_the_parts_back_and_replace_them(tmp_path, path):
     assert again.content.endswith(b"}!")
 
 
+class Greets(Base):
+    """Puts a text in the place of the answer as soon as the first part of it passes."""
+
+    def header_filter(self, kong, _conf):
+        """Leave the length open."""
+        kong.response.clear_header("Content-Length")
+
+    def body_filter(self, kong, conf):
+        """Set it."""
+        kong.ctx.plugin["runs"] = kong.ctx.plugin.get("runs", 0) + 1
+        kong.response.set_raw_body(conf["text"])
+        assert kong.ngx.arg[2]
+
+    def log(self, kong, _conf):
+        """Tell how often that was."""
+        kong.log.notice("body_filter ran ", kong.ctx.plugin["runs"], " times")
+
+
+@pytest.mark.parametrize(("text", "content"), [("Hello, world!", b"Hello, world!"), ("", b"\n")])
+@pytest.mark.parametrize("path", ["/quiet", "/chunked"])
+def test_body_that_is_set_ends_the_answer(tmp_path, path, text, content):
+    """What follows of the service's is dropped, and no filter sees it; an empty text is a line feed (Kong)."""
+    with served(tmp_path, Greets, configs={"greets": {"text": text}}.items()) as gateway:
+        assert gateway.request("GET", path).content == content
+        gateway.wait_logged("body_filter ran 1 times")
+
+
 class Swaps(Base):
     """Sets the last part of the body to something else."""
 
