@@ -15,11 +15,13 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 from weakref import finalize
 
 from kongtrace import ApiError, Execution
+from kongtrace.lua import lua_text
 from sim import http_client
+from sim.arguments import checked_args, encoded_args
 from sim.config import SYSTEM, trusting
 from sim.framing import octets
 from sim.request import ARG, Part
@@ -55,6 +57,9 @@ USER_AGENT: Final = "lua-resty-http/0.17.2 (Lua) ngx_lua/10028"
 
 _PORTS: Final = {"http": 80, "https": 443}
 _NS_PER_MS: Final = 1_000_000
+
+Lines = dict[str, list[tuple[str, str]]]
+"""Header lines by name in lower case (RFC 9110 5.1)."""
 
 Result = tuple[T | None, str | None]
 """A value and None, or None and the reason why there is none."""
@@ -442,8 +447,9 @@ class HttpClient:
 
         Args:
             uri: `http://host:port/path?query`, or https.
-            params: `method`, `headers`, `body`, `query` (text or a mapping), `ssl_verify` (True), `ssl_server_name`
-                (the host), all optional.
+            params: `method`, `headers` (a list of values stands for several lines), `body`, whose length is found
+                out, `query` (text or a mapping, as `set_query` takes it), `ssl_verify` (True), `ssl_server_name` (the
+                host), all optional.
 
         Raises:
             ApiError: the phase must not wait.
@@ -453,8 +459,8 @@ class HttpClient:
 
     async def _request(self, uri: str, params: dict[str, Any]) -> Result[HttpResponse]:
         method = str(params.get("method", "GET")).upper()
-        headers = {"User-Agent": USER_AGENT, **{str(k): str(v) for k, v in (params.get("headers") or {}).items()}}
-        span = self._network.instrumentation.http_client(uri, method, headers["User-Agent"])
+        headers = {"user-agent": [("User-Agent", USER_AGENT)], **_lines(params.get("headers") or {})}
+        span = self._network.instrumentation.http_client(uri, method, headers["user-agent"][0][1])
         try:
             answer = await self._exchange(uri, method, headers, params)
         except (OSError, ValueError) as error:
@@ -467,9 +473,7 @@ class HttpClient:
         }
         return HttpResponse(answer.status, named, answer.body), None
 
-    async def _exchange(
-        self, uri: str, method: str, headers: dict[str, str], params: dict[str, Any]
-    ) -> http_client.Answer:
+    async def _exchange(self, uri: str, method: str, headers: Lines, params: dict[str, Any]) -> http_client.Answer:
         parts = urlsplit(uri)
         if parts.scheme not in _PORTS or not parts.hostname:
             raise ValueError(f"bad uri: {uri}")
@@ -479,13 +483,15 @@ class HttpClient:
             raise ValueError(f"bad body: text expected, got {type(body).__name__}")  # noqa: TRY004 - a reason, as for a bad uri
         query = params.get("query") or parts.query
         if not isinstance(query, str):
-            query = urlencode(query, doseq=True, errors="surrogateescape")
+            query = encoded_args(checked_args(query))
         target = (parts.path or "/") + (f"?{query}" if query else "")
-        lines = {"Host": parts.netloc.rpartition("@")[2], **headers}
-        if body or method in ("POST", "PUT", "PATCH"):
-            lines["Content-Length"] = str(len(body))
+        framing = [("Content-Length", str(len(body)))] if body or method in ("POST", "PUT", "PATCH") else []
+        host = [("Host", parts.netloc.rpartition("@")[2])]
+        # Headers that another request came with say how its body was framed.
+        named = {"host": host, **headers, "content-length": framing, "transfer-encoding": []}
+        lines = [line for same in named.values() for line in same]
         _check_lines(uri, method, target, lines)
-        head = "".join((f"{method} {target} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in lines.items())))
+        head = "".join((f"{method} {target} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in lines)))
         connect_s, read_s = self._timeouts_s
         pool = self._network.pool
         place: Place = await resolve(self._network, parts.hostname, parts.port or _PORTS[parts.scheme])
@@ -502,13 +508,23 @@ class HttpClient:
         )
 
 
-def _check_lines(uri: str, method: str, target: str, lines: Mapping[str, str]) -> None:
+def _lines(headers: Mapping[Any, Any]) -> Lines:
+    """Return header lines; a list stands for several, and None, as in a table of Lua's, for none (lua-resty-http)."""
+    lines: Lines = {}
+    for name, given in headers.items():
+        values = given if isinstance(given, list | tuple) else [given]
+        if same := [(str(name), lua_text(value)) for value in values if value is not None]:
+            lines[str(name).lower()] = same
+    return lines
+
+
+def _check_lines(uri: str, method: str, target: str, lines: list[tuple[str, str]]) -> None:
     """See to it that what a plugin is told by others becomes no line, or request, of its own; raises ValueError."""
     if not method.isalpha():
         raise ValueError(f"bad method: {method!r}")
     if _ENDS_TARGET.search(target):
         raise ValueError(f"bad uri: {uri}")
-    for name, value in lines.items():
+    for name, value in lines:
         if _ENDS_LINE.search(name + value):
             raise ValueError(f"bad header: {name}")
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, Final, TypeVar
 
+from sim.arguments import checked_number
 from sim.framing import HeaderLines
-from sim.pdk.arguments import checked_number
 
 V = TypeVar("V", str, str | bool)
 

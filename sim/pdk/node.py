@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kongtrace import ApiError
-from sim.pdk.arguments import checked_integer, checked_text
+from sim.arguments import checked_integer, checked_text
 
 SCALE_MAX: Final = 20
 """Digits after the point that are written."""

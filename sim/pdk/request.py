@@ -6,15 +6,14 @@ says (`trusted_ips`), else the same as those of their name without it. The funct
 
 import json
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from email.parser import BytesParser
 from email.policy import HTTP
 from typing import Any, Final
-from urllib.parse import quote, unquote_plus, unquote_to_bytes
+from urllib.parse import unquote_plus, unquote_to_bytes
 
+from sim.arguments import checked_number, checked_text
 from sim.framing import octets
-from sim.pdk.arguments import checked_number, checked_text
 from sim.pdk.headers import HEADERS_MAX, checked_max_headers, gathered
 from sim.pdk.part import BEFORE_CONTENT, IN_REQUEST, Part, permitted
 
@@ -249,19 +248,3 @@ def normalized(path: str) -> str:
 def _text(latin: str) -> str:
     """Return as UTF-8 what the gateway itself handles as one character for each byte."""
     return latin.encode("latin-1").decode("utf-8", "surrogateescape")
-
-
-def encoded_args(args: Mapping[str, list[str | bool]]) -> str:
-    """Return arguments URL-encoded, in the order of their names; False is left out."""
-    pairs = []
-    for name, values in sorted(args.items()):
-        for value in values:
-            if value is True:
-                pairs.append(_encoded(name))
-            elif value is not False:
-                pairs.append(f"{_encoded(name)}={_encoded(value)}")
-    return "&".join(pairs)
-
-
-def _encoded(text: str) -> str:
-    return quote(text, safe="", errors="surrogateescape")

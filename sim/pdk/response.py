@@ -6,8 +6,8 @@ from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 from kongtrace import ApiError
+from sim.arguments import checked_body, checked_header, checked_table, checked_text
 from sim.framing import octets
-from sim.pdk.arguments import checked_body, checked_header, checked_table, checked_text
 from sim.pdk.headers import HEADERS_MAX, checked_max_headers, headers_of
 from sim.pdk.part import AFTER_CONTENT, BEFORE_HEAD, Part, permitted
 from sim.request import ARG, BODY_BUFFER, EXITED, Request, without

@@ -6,9 +6,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from kongtrace import ApiError, Execution
-from sim.field import TIMEOUT_MS_MAX
-from sim.framing import octets
-from sim.pdk.arguments import (
+from sim.arguments import (
     checked_args,
     checked_body,
     checked_header,
@@ -16,10 +14,13 @@ from sim.pdk.arguments import (
     checked_table,
     checked_text,
     checked_token,
+    encoded_args,
 )
+from sim.field import TIMEOUT_MS_MAX
+from sim.framing import octets
 from sim.pdk.headers import HEADERS_MAX, checked_max_headers, headers_of
 from sim.pdk.part import HEADERS_TO_SERVICE, OF_SERVICE, TO_SERVICE, Part, permitted
-from sim.pdk.request import encoded_args, parsed_body
+from sim.pdk.request import parsed_body
 from sim.request import SERVICE_BODY, Outgoing, Request
 
 PORT_MAX: Final = 65_535

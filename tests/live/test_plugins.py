@@ -999,12 +999,49 @@ class Requests(Base):
         kong.response.exit(200, said)
 
 
+class Relays(Base):
+    """Asks another server with the headers that it was asked with, and answers with what that got."""
+
+    async def access(self, kong, conf):
+        """Ask."""
+        headers = kong.request.get_headers() | {"x-number": 5, "X-FLAG": True, "x-none": None}
+        params = {"method": "POST", "headers": headers, "body": "hello"}
+        answer, error = await kong.ngx.http.new().request_uri(f"http://127.0.0.1:{conf['port']}/", params)
+        kong.response.exit(200, answer.body if error is None else error)
+
+
+def test_http_client_sends_each_header_once_and_each_of_several_values_in_a_line(tmp_path):
+    """Names are the same in capitals and in small letters; how long the body is, is its own to say."""  # RFC 9110 5.1
+    sent = (
+        b"POST / HTTP/1.1\r\nHost: theirs\r\nUser-Agent: me\r\nX-Many: 1\r\nX-Many: 2\r\n"
+        b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+    )
+    with echo() as other, served(tmp_path, Relays, configs={"relays": {"port": other}}.items()) as gateway:
+        answer = gateway.exchange(sent).partition(b"\r\n\r\n")[2]
+        counted = gateway.request("POST", "/", b"three bytes less").content
+    asked, again = json.loads(answer), json.loads(counted)
+
+    names = ("host", "user-agent", "x-many", "transfer-encoding", "content-length", "x-number", "x-flag", "x-none")
+    assert [[name.lower(), value] for name, value in asked["headers"] if name.lower() in names] == [
+        ["host", "theirs"],
+        ["user-agent", "me"],
+        ["x-many", "1"],
+        ["x-many", "2"],
+        ["x-number", "5"],
+        ["x-flag", "true"],
+        ["content-length", "5"],
+    ]
+    assert [value for name, value in again["headers"] if name.lower() == "content-length"] == ["5"]
+    assert (asked["body"], again["body"]) == ("hello", "hello")
+
+
 def test_http_client_sends_one_request_whatever_it_is_told(tmp_path):
     """A query may be text or a mapping; what would end a line, and so begin another one, is refused."""
     asks = [
         ("/a?b", None, "/a?b"),
         ("/a?b", {"query": "c=1&d"}, "/a?c=1&d"),
         ("/a?b", {"query": {"c": 1}}, "/a?c=1"),
+        ("/a", {"query": {"c d": [" ", 2], "e": True, "f": False}}, "/a?c%20d=%20&c%20d=2&e"),
         ("/a b", None, "bad uri: http://127.0.0.1:{port}/a b"),
         ("/a", {"query": "b\r\n"}, "bad uri: http://127.0.0.1:{port}/a"),
         ("/a", {"method": "get /x\r\n"}, "bad method: 'get /x\\r\\n'"),

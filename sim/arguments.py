@@ -1,4 +1,4 @@
-"""What the functions of the PDK may be given: checked when they are called, and refused with Kong's words.
+"""What the functions of the PDK, and of nginx, may be given: checked, refused with Kong's words, and encoded.
 
 A wrong argument would else come up when the request or the answer is written, where no handler is to blame any more.
 
@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
+from urllib.parse import quote
 
 from kongtrace import ApiError
 from sim.framing import octets
@@ -112,6 +113,22 @@ def _arg_values(value: Any) -> list[str | bool]:
         if not isinstance(one, (str, int, float)):
             raise ApiError(f"attempt to use {_lua_type(one)} as query arg value")
     return [one if isinstance(one, (str, bool)) else str(one) for one in values]
+
+
+def encoded_args(args: Mapping[str, list[str | bool]]) -> str:
+    """Return arguments URL-encoded, in the order of their names; False is left out."""
+    pairs = []
+    for name, values in sorted(args.items()):
+        for value in values:
+            if value is True:
+                pairs.append(_encoded(name))
+            elif value is not False:
+                pairs.append(f"{_encoded(name)}={_encoded(value)}")
+    return "&".join(pairs)
+
+
+def _encoded(text: str) -> str:
+    return quote(text, safe="", errors="surrogateescape")
 
 
 def _lua_type(value: Any) -> str:
