@@ -531,7 +531,9 @@ class _EntityReader:
         if given is None:
             return nested_in
         key = next((given[k] for k in ("name", "id") if k in given), None) if isinstance(given, dict) else given
-        name = self._names.get((kind, key)) if isinstance(key, str) else None
+        if not isinstance(key, str):
+            raise self.document.error(f"expected a name or an id, not {shown(given)}", (*path, kind))
+        name = self._names.get((kind, key))
         if (kind, key) in self._left_out:
             raise _LeftOutError
         if name is None or nested_in not in {None, name}:

@@ -332,6 +332,22 @@ def test_https_of_a_service_is_spoken_without_tls(entities):
             "kong.yml:4: routes[0].service: there is no service 'order'; did you mean orders?",
         ),
         (
+            "services: [{name: orders, host: a.example}]\nroutes:\n  - {paths: [/], service: [orders]}\n",
+            "kong.yml:3: routes[0].service: expected a name or an id, not a list",
+        ),
+        (
+            "services: [{name: orders, host: a.example}]\nroutes:\n  - {paths: [/], service: {name: [orders]}}\n",
+            "kong.yml:3: routes[0].service: expected a name or an id, not a mapping",
+        ),
+        (
+            "upstreams: [{name: a}]\ntargets:\n  - {target: 'a:1', upstream: [a]}\n",
+            "kong.yml:3: targets[0].upstream: expected a name or an id, not a list",
+        ),
+        (
+            "plugins:\n  - {name: correlation-id, route: [all]}\n",
+            "kong.yml:2: plugins[0].route: expected a name or an id, not a list",
+        ),
+        (
             "services:\n  - {name: a, host: a.example}\n  - {name: a, host: a.example}\n",
             "kong.yml:3: services[1].name: a second service named 'a'; give it another name",
         ),
