@@ -452,6 +452,9 @@ class _EntityReader:
             data[kind] = self._scope(kind, data, path, scope.get(kind))
         data["config"] = without_nulls(self._config_of(data, path))
         plugin = self.document.validate(Plugin, data, path)
+        if "id" in data:
+            self._require_new("plugin", "with the id", plugin.id, (*path, "id"))
+            self._names["plugin", plugin.id] = plugin.name
         if not plugin.enabled:
             return
         if self.enabled is not None and plugin.name not in self.enabled:
@@ -542,10 +545,14 @@ class _EntityReader:
         return name
 
     def _declare(self, kind: str, entity: Upstream | Service | Route, path: FieldPath) -> None:
-        if (kind, entity.name) in self._names:
-            message = f"a second {kind} named {shown(entity.name)}"
-            raise self.document.error(message, (*path, "name"), cure="give it another name")
+        self._require_new(kind, "named", entity.name, (*path, "name"))
+        self._require_new(kind, "with the id", entity.id, (*path, "id"))
         self._names[kind, entity.name] = self._names[kind, entity.id] = entity.name
+
+    def _require_new(self, kind: str, called: str, key: str, path: FieldPath) -> None:
+        if (kind, key) in self._names:
+            message = f"a second {kind} {called} {shown(key)}"
+            raise self.document.error(message, path, cure=f"give it another {path[-1]}")
 
     def _warn(self, message: str, path: FieldPath) -> None:
         self.warnings.append(str(self.document.error(message, path)))

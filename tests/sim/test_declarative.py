@@ -352,6 +352,26 @@ def test_https_of_a_service_is_spoken_without_tls(entities):
             "kong.yml:3: services[1].name: a second service named 'a'; give it another name",
         ),
         (
+            "services:\n  - {id: i, name: a, host: a.example}\n  - {id: i, name: b, host: a.example}\n",
+            "kong.yml:3: services[1].id: a second service with the id 'i'; give it another id",
+        ),
+        (
+            "routes:\n  - {id: i, paths: [/a]}\n  - {id: i, paths: [/b]}\n",
+            "kong.yml:3: routes[1].id: a second route with the id 'i'; give it another id",
+        ),
+        (
+            "upstreams:\n  - {id: i, name: a}\n  - {id: i, name: b}\n",
+            "kong.yml:3: upstreams[1].id: a second upstream with the id 'i'; give it another id",
+        ),
+        (
+            "plugins:\n  - {id: i, name: correlation-id}\n  - {id: i, name: prometheus}\n",
+            "kong.yml:3: plugins[1].id: a second plugin with the id 'i'; give it another id",
+        ),
+        (
+            "services:\n  - {name: a, host: a.example}\n  - {id: a, name: b, host: a.example}\n",
+            "kong.yml:3: services[1].id: a second service with the id 'a'; give it another id",
+        ),
+        (
             "plugins:\n  - name: opentelemtry\n",
             (
                 "kong.yml:2: plugins[0].name: there is no plugin 'opentelemtry'; did you mean opentelemetry?"
