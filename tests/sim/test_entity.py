@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from sim.entity import Plugin, Route, Service
+from sim.entity import Plugin, Route, Service, path_pattern
+from sim.errors import FieldError
 
 
 def test_service_url_stands_for_its_parts():
@@ -44,6 +45,37 @@ def test_route_needs_something_to_match():
     assert Route(name="all", service="orders", paths=("/",)).strip_path
     with pytest.raises(ValidationError, match="matches nothing"):
         Route(name="all", service="orders")
+
+
+@pytest.mark.parametrize(
+    ("text", "takes", "refuses"),
+    [
+        (r"/p/[[:digit:]]+$", "/p/12", "/p/x"),
+        (r"/p/[^[:space:]x]$", "/p/y", "/p/x"),
+        (r"/p/[]_[:alpha:]-]+$", "/p/a]_-", "/p/1"),
+        (r"/p/\[[[:xdigit:]]$", "/p/[a", "/p/a"),
+        (r"/p/[[:punct:]]+$", "/p/[]^-\\", "/p/a"),
+        (r"/p/[a&&b]$", "/p/&", "/p/c"),
+        (r"/p/[+--]$", "/p/,", "/p/a"),
+        (r"/p/[a||b~~]$", "/p/~", "/p/c"),
+        (r"/p/[[a]$", "/p/[", "/p/]"),
+        (r"/(?<n>\d)\z", "/1", "/1\n"),
+    ],
+)
+def test_regular_expression_means_what_it_means_to_pcre(text, takes, refuses):
+    """Classes of POSIX are known, and within a set nothing but these and a range is more than a character."""
+    pattern = path_pattern(text)
+    assert (bool(pattern.match(takes)), bool(pattern.match(refuses))) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/p/[:digit:]+", r"/p/\[[:digit:]]", "/p/[[:digits:]]", "/p/[[:^digit:]]", "/p/[[.a.]]", "/p/[[=a=]]", "/p/("],
+)
+def test_regular_expression_that_python_would_read_otherwise_is_refused(text):
+    """A class of POSIX outside of a set, as PCRE has it, and what is not known here."""
+    with pytest.raises(FieldError, match="is no regular expression that can be used here: "):
+        path_pattern(text)
 
 
 def test_ids_are_the_same_in_every_run_and_differ_by_scope():
