@@ -19,7 +19,6 @@ import asyncio
 import errno
 import os
 import ssl
-from collections import defaultdict
 from collections.abc import Callable
 from contextvars import Context
 from math import inf
@@ -399,14 +398,14 @@ class Pool:
         self.call_soon = runtime.call_soon
         self._admits = admits
         self._connecting = 0
-        self._idle: defaultdict[Place, list[UpstreamConnection]] = defaultdict(list)
+        self._idle: dict[Place, list[UpstreamConnection]] = {}
         self._sweeping = False
         self._trimming = False
         self.open: dict[UpstreamConnection, None] = {}
 
     def take(self, place: Place) -> UpstreamConnection | None:
         """Return an idle connection to a target, the one used last; None when there is none."""
-        idle = self._idle[place]
+        idle = self._idle.get(place)
         while idle:
             connection = idle.pop()
             if not connection.transport.is_closing():
@@ -444,8 +443,8 @@ class Pool:
 
     def keep(self, connection: UpstreamConnection) -> None:
         """Take a connection back whose exchange has ended well."""
-        idle = self._idle[connection.place]
-        if len(idle) < IDLE_MAX and connection.exchanges < EXCHANGES_MAX and connection.is_quiet:
+        is_good = connection.exchanges < EXCHANGES_MAX and connection.is_quiet
+        if is_good and len(idle := self._idle.setdefault(connection.place, [])) < IDLE_MAX:
             idle.append(connection)
             now = self._now
             connection.deadline_s = now() + IDLE_TIMEOUT_S
@@ -490,11 +489,12 @@ class Pool:
             self._runtime.call_later(SWEEP_S, self._sweep)
 
     def _trim(self) -> None:
-        """Close what has been idle for too long."""
+        """Close what has been idle for too long, and forget places that nothing is left of."""
         now = self._now()
+        self._idle = {place: idle for place, idle in self._idle.items() if idle}
         for idle in self._idle.values():
             for connection in [connection for connection in idle if connection.deadline_s <= now]:
                 connection.transport.close()
-        self._trimming = any(self._idle.values())
+        self._trimming = bool(self._idle)
         if self._trimming:
             self._runtime.call_later(TRIM_S, self._trim)

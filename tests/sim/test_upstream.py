@@ -2,7 +2,7 @@
 
 import pytest
 
-from sim.upstream import Pool, UpstreamConnection
+from sim.upstream import TRIM_S, Pool, UpstreamConnection
 from tests.wire import Calendar, Wire
 
 PLACE = ("192.0.2.9", 80)
@@ -88,6 +88,19 @@ def test_connection_on_which_something_has_come_unasked_is_not_kept(pool, connec
     pool.keep(connection)
     assert pool.take(PLACE) is None
     assert connection.transport.closing
+
+
+def test_pool_forgets_a_place_that_it_keeps_no_connection_to(runtime, pool, connection):
+    """Plugins may ask for any number of them."""
+    for host in range(1, 100):
+        assert pool.take((f"192.0.2.{host}", 80)) is None
+    pool.keep(connection)
+    assert list(pool._idle) == [PLACE]
+
+    lose(connection)
+    runtime.advance(2 * TRIM_S)
+    assert list(pool._idle) == []
+    assert runtime.due == []
 
 
 def test_response_that_nobody_reads_does_not_come_too_late(runtime, connection):
