@@ -6,6 +6,7 @@ Raises:
     ApiError: it is no such value.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -125,6 +126,14 @@ def encoded_args(args: Mapping[str, list[str | bool]]) -> str:
             elif value is not False:
                 pairs.append(f"{_encoded(name)}={_encoded(value)}")
     return "&".join(pairs)
+
+
+def encoded_json(value: Any, failed: str) -> str:
+    """Return JSON as cjson writes it; `failed` is what the message begins with where there is none, as of NaN."""
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ApiError(f"{failed}: {error}") from None
 
 
 def _encoded(text: str) -> str:

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 from kongtrace import ApiError
-from sim.arguments import checked_body, checked_header, checked_table, checked_text
+from sim.arguments import checked_body, checked_header, checked_table, checked_text, encoded_json
 from sim.framing import octets
 from sim.pdk.headers import HEADERS_MAX, checked_max_headers, headers_of
 from sim.pdk.part import AFTER_CONTENT, BEFORE_HEAD, Part, permitted
@@ -159,7 +159,7 @@ class Response(Part):
             raise ApiError("body must be a nil, string or table")
         lines = self._given(headers)
         if isinstance(body, Mapping | list):
-            body = _json(body)
+            body = encoded_json(body, "body encoding failed while flushing response")
             if not any(name.lower() == b"content-type" for name, _value in lines):
                 lines.append((b"Content-Type", JSON.encode()))
         raise Exit(status, octets(body) if isinstance(body, str) else body, lines)
@@ -250,13 +250,6 @@ def _preferred(accept: str) -> str:
 
 def _key(name: str) -> str:
     return name.lower().replace("_", "-")
-
-
-def _json(body: Mapping[str, Any] | list[Any]) -> str:
-    try:
-        return json.dumps(body, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ApiError(f"body encoding failed while flushing response: {error}") from None
 
 
 def _checked_status(status: int, least: int = _STATUS_MIN) -> int:

@@ -1,6 +1,5 @@
 """`kong.service`: the target, what it is asked and what it has answered."""
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
@@ -15,6 +14,7 @@ from sim.arguments import (
     checked_text,
     checked_token,
     encoded_args,
+    encoded_json,
 )
 from sim.field import TIMEOUT_MS_MAX
 from sim.framing import octets
@@ -109,7 +109,7 @@ class ServiceRequest(Part):
         if kind == FORM:
             body = encoded_args(checked_args(args)).encode()
         elif kind == "application/json":
-            body = json.dumps(args).encode()
+            body = encoded_json(args, "Cannot serialise args").encode()
         else:
             raise ApiError(f"unsupported content type {kind}")
         await request.read_body()

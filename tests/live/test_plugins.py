@@ -1082,6 +1082,9 @@ WRONG_ARGUMENTS = {
     "service.request.set_headers('x')": "headers must be a table",
     "service.request.set_raw_body(3)": "body must be a string",
     "service.request.set_body('x')": "args must be a table",
+    "service.request.set_body({'a': object()}, 'application/json')": (
+        "Cannot serialise args: Object of type object is not JSON serializable"
+    ),
     "request.get_header(3)": "header name must be a string",
     "request.get_query_arg(None)": "query argument name must be a string",
     "request.get_query('x')": "max_args must be a number",
@@ -1143,11 +1146,15 @@ def test_plugin_says_how_many_headers_it_looks_at(tmp_path):
 
 def test_wrong_argument_is_refused_by_the_call_in_kongs_words(tmp_path):
     """Nothing of it goes out, and nobody waits for an answer that cannot be written."""
-    infinite = "response.exit(200, {'a': float('inf')})"  # what json says of it depends on the version of Python
-    with served(tmp_path, Errs, configs={"errs": {"calls": [*WRONG_ARGUMENTS, infinite]}}.items()) as gateway:
+    infinite = {  # what json says of it depends on the version of Python
+        "response.exit(200, {'a': float('inf')})": "body encoding failed while flushing response",
+        "service.request.set_body({'a': float('nan')}, 'application/json')": "Cannot serialise args",
+    }
+    with served(tmp_path, Errs, configs={"errs": {"calls": [*WRONG_ARGUMENTS, *infinite]}}.items()) as gateway:
         said = json.loads(gateway.request().content)
 
-    assert said.pop(infinite).startswith("ApiError: body encoding failed while flushing response: Out of range")
+    for call, failed in infinite.items():
+        assert said.pop(call).startswith(f"ApiError: {failed}: Out of range")
     assert said == {call: f"ApiError: {message}" for call, message in WRONG_ARGUMENTS.items()}
 
 
