@@ -7,6 +7,7 @@ says (`trusted_ips`), else the same as those of their name without it. The funct
 import json
 import re
 from contextlib import suppress
+from email.message import Message
 from email.parser import BytesParser
 from email.policy import HTTP
 from typing import Any, Final
@@ -192,21 +193,36 @@ def parsed_body(kind: str, content_type: str, body: bytes) -> tuple[Any, str | N
                 return said, None
         return None, "invalid json body"
     if kind == "multipart/form-data":
-        with suppress(RecursionError, IndexError):  # the latter is the parser's own, at a header such as `a; b*`
+        with suppress(RecursionError, IndexError):  # the parser's own, at a header such as `((((` or `a; b*`
             if (parts := _parts(content_type, body)) is not None:
                 return parts, None
         return None, "invalid multipart body"
     return None, f"unsupported content type '{kind}'"
 
 
-def _parts(content_type: str, body: bytes) -> dict[str, Any] | None:
-    """Return the named parts of a multipart body; None where there are none at all."""
-    message = BytesParser(policy=HTTP).parsebytes(octets(f"Content-Type: {content_type}\r\n\r\n") + body)
-    if not message.is_multipart():
+def _parts(content_type: str, body: bytes) -> dict[str, bytes] | None:
+    """Return the named parts of a multipart body as they come, of whatever type; None where there are none at all."""
+    boundary = _header_section(octets(f"Content-Type: {content_type}")).get_boundary()
+    delimiter = rb"(?:^|\r?\n)--%b(--)?[ \t]*(?=\r?\n|$)" % re.escape(octets(boundary or ""))  # RFC 2046 5.1.1
+    _before, *rest = re.split(delimiter, body)
+    if not boundary or not rest:
         return None
-    parts: list[Any] = list(message.iter_parts())
-    named = ((part.get_param("name", header="content-disposition"), part) for part in parts)
-    return {str(name): part.get_payload(decode=True) for name, part in named if name is not None}
+    found = {}
+    for ends, part in zip(rest[::2], rest[1::2], strict=True):
+        if ends:
+            break
+        head, *content = _EMPTY_LINE.split(part, maxsplit=1)
+        name = _header_section(head.lstrip(b"\r\n")).get_param("name", header="content-disposition")
+        if name is not None:
+            found[str(name)] = b"".join(content)
+    return found
+
+
+def _header_section(lines: bytes) -> Message:
+    return BytesParser(policy=HTTP).parsebytes(lines, headersonly=True)
+
+
+_EMPTY_LINE: Final = re.compile(rb"\r?\n\r?\n")
 
 
 def decoded_args(query: str, max_args: int = ARGS_MAX) -> Args:

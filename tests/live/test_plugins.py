@@ -509,6 +509,12 @@ class Reads(Base):
         await kong.service.request.set_raw_body(b"other")
 
 
+def form(content_type, content):
+    """A form of one field, with what a browser may write around it."""
+    head = b'Content-Disposition: form-data; name="f"; filename="a"\r\nContent-Type: ' + content_type
+    return b"--x\r\n" + head + b"\r\n\r\n" + content + b"\r\n--x--  \r\nand more"
+
+
 DEEP_PARTS = b"".join(b"--%d\r\nContent-Type: multipart/mixed; boundary=%d\r\n\r\n" % (n, n + 1) for n in range(2000))
 
 
@@ -530,8 +536,36 @@ DEEP_PARTS = b"".join(b"--%d\r\nContent-Type: multipart/mixed; boundary=%d\r\n\r
             None,
         ),
         ("application/json", b"[" * 100_000, None, "invalid json body"),
-        ("multipart/form-data; boundary=0", DEEP_PARTS, None, "invalid multipart body"),
+        ("multipart/form-data; boundary=0", DEEP_PARTS, {}, None),
         ("multipart/form-data; boundary=x", b"--x\r\nContent-Type: a; b*\r\n\r\n--x--", None, "invalid multipart body"),
+        (
+            "multipart/form-data; boundary=x",
+            b"--x\r\nContent-Disposition: a; b*\r\n--x--",
+            None,
+            "invalid multipart body",
+        ),
+        (
+            "multipart/form-data; boundary=x",
+            b"--x\r\nContent-Disposition: %b\r\n\r\n--x--" % (b"(" * 5000),
+            None,
+            "invalid multipart body",
+        ),
+        ("multipart/form-data; boundary=x", b"--y\r\n\r\n--y--", None, "invalid multipart body"),
+        ("multipart/form-data", b"--x\r\n\r\n--x--", None, "invalid multipart body"),
+        ("multipart/form-data; boundary=x", form(b"message/rfc822", b"A: b\r\n\r\nc"), {"f": b"A: b\r\n\r\nc"}, None),
+        (
+            "multipart/form-data; boundary=x",
+            form(b"multipart/mixed; boundary=y", b"--y\r\n\r\nc\r\n--y--"),
+            {"f": b"--y\r\n\r\nc\r\n--y--"},
+            None,
+        ),
+        (
+            "multipart/form-data; boundary=x",
+            form(b"text/plain", b"\n--xy\r\n-\xff\r\n"),
+            {"f": b"\n--xy\r\n-\xff\r\n"},
+            None,
+        ),
+        ("multipart/form-data; boundary=x", b"\r\n" + form(b"text/plain", b"") * 2, {"f": b""}, None),
         ("text/csv", b"1,2", None, "unsupported content type 'text/csv'"),
     ],
 )
