@@ -1,13 +1,15 @@
 """The resolver: addresses of host names, from a static table, from memory, or from the system.
 
 An answer of the system is kept for `TTL_S`, a failure for `ERROR_TTL_S` (Kong's `dns_error_ttl`); at most
-`ANSWERS_MAX` are kept. An address is its own answer and is never looked up.
+`ANSWERS_MAX` are kept. An address is its own answer and is never looked up. Whoever wants a name that is being asked
+for waits for that answer.
 
 Where the system can ask nobody, the last address serves for `STALE_TTL_S` more (Kong's `dns_stale_ttl`), and is asked
 for again after each `ERROR_TTL_S`: a resolver that is away for a moment takes no target with it. A name that does not
 exist any more (NXDOMAIN) loses its address at once, as in Kong.
 """
 
+import asyncio
 import ipaddress
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -46,6 +48,7 @@ class Resolver:
         self._runtime = runtime
         self._hosts = hosts
         self._answers: dict[str, _Answer] = {}
+        self._asked: dict[str, asyncio.Event] = {}
 
     def known(self, name: str, port: int) -> tuple[str, int] | None:
         """Return address and port when no one needs to be asked, else None.
@@ -60,7 +63,7 @@ class Resolver:
         if answer is None or answer.fresh_until < self._runtime.now():
             return None
         if isinstance(answer.found, OSError):
-            raise answer.found
+            raise answer.found.with_traceback(None)  # each time it is raised would be added to it
         return answer.found, port
 
     async def resolve(self, name: str, port: int) -> tuple[str, int]:
@@ -69,30 +72,40 @@ class Resolver:
         Raises:
             OSError: it has none.
         """
-        known = self.known(name, port)
-        if known is not None:
-            return known
-        if len(self._answers) >= ANSWERS_MAX:
-            self._answers.clear()
+        while (known := self.known(name, port)) is None:
+            if name in self._asked:
+                await self._asked[name].wait()
+            else:
+                await self._ask(name)
+        return known
+
+    async def _ask(self, name: str) -> None:
+        """Ask the system, and keep what it says."""
+        answered = self._asked[name] = asyncio.Event()
         try:
             address = name if is_address(name) else await self._runtime.resolve(name)
         except OSError as error:
-            return self._last_address(name, error), port
-        fresh_until = self._runtime.now() + TTL_S
-        self._answers[name] = _Answer(address, fresh_until, fresh_until + STALE_TTL_S)
-        return address, port
+            self._keep(name, self._in_vain(name, error))
+        else:
+            fresh_until = self._runtime.now() + TTL_S
+            self._keep(name, _Answer(address, fresh_until, fresh_until + STALE_TTL_S))
+        finally:
+            # Whoever waits looks for the answer, and asks in the place of one that has given up.
+            del self._asked[name]
+            answered.set()
 
-    def _last_address(self, name: str, error: OSError) -> str:
-        """Return the address that a name had before it was asked for in vain; raises the error where none serves."""
-        now_s = self._runtime.now()
-        last = self._answers.get(name)
-        retry_at = now_s + ERROR_TTL_S
-        gone = error.errno == NO_SUCH_NAME
-        if gone or last is None or isinstance(last.found, OSError) or last.usable_until < now_s:
-            self._answers[name] = _Answer(error, retry_at, now_s)
-            raise error
-        self._answers[name] = _Answer(last.found, retry_at, last.usable_until)
-        return last.found
+    def _keep(self, name: str, answer: _Answer) -> None:
+        if len(self._answers) >= ANSWERS_MAX and name not in self._answers:
+            self._answers.clear()
+        self._answers[name] = answer
+
+    def _in_vain(self, name: str, error: OSError) -> _Answer:
+        """Return what holds of a name for a while that was asked for in vain: its last address, or the error."""
+        now_s, last = self._runtime.now(), self._answers.get(name)
+        is_gone = error.errno == NO_SUCH_NAME
+        if is_gone or last is None or isinstance(last.found, OSError) or last.usable_until < now_s:
+            return _Answer(error, now_s + ERROR_TTL_S, now_s)
+        return last._replace(fresh_until=now_s + ERROR_TTL_S)
 
 
 def is_address(host: str) -> bool:

@@ -97,6 +97,39 @@ def test_name_that_is_gone_has_no_address_any_more(runtime):
             ask(resolver, "known", 80)
 
 
+class SlowRuntime(FakeRuntime):
+    """Whose resolver says nothing until it is let."""
+
+    def __init__(self):
+        super().__init__()
+        self.let = asyncio.Event()
+
+    async def resolve(self, name):
+        self.asked.append(name)
+        await self.let.wait()
+        return "192.0.2.1"
+
+
+@pytest.mark.parametrize("impatient", [False, True])
+def test_name_that_several_want_at_once_is_asked_for_once(impatient):
+    """Also if who has asked gives up: then another asks in its place."""
+    runtime = SlowRuntime()
+    resolver = Resolver(runtime, {})
+
+    async def ask():
+        waiting = [asyncio.create_task(resolver.resolve("known", port)) for port in (80, 81, 82)]
+        while not runtime.asked:
+            await asyncio.sleep(0)
+        if impatient:
+            waiting.pop(0).cancel()
+        runtime.let.set()
+        return await asyncio.gather(*waiting)
+
+    expected = [("192.0.2.1", port) for port in (80, 81, 82)]
+    assert asyncio.run(ask()) == expected[impatient:]
+    assert runtime.asked == ["known"] * (1 + impatient)
+
+
 def test_answers_are_bounded(runtime):
     """However many names are asked for, a bounded number is kept."""
     resolver = Resolver(runtime, {})

@@ -9,6 +9,7 @@ import pytest
 
 from sim.config import Nginx, Tracing
 from sim.entity import Plugin
+from sim.entity import Upstream as UpstreamEntity
 from tests.stage import LOOPBACK, Virtual
 
 COUNTED = "Content-Length: 10\r\n"
@@ -373,6 +374,41 @@ def test_body_is_there_in_response_as_a_whole_or_not_at_all(body, reads_before, 
     handlers = [in_phase("response", tell), *([in_phase("access", read)] if reads_before else [])]
     told = [b"X-Read: %d" % len(body)] if status == 200 else []
     assert played(play, *handlers) == (status, told, 0 if told else 1)
+
+
+# Targets that are looked up.
+
+
+def test_targets_are_looked_up_at_once_and_for_all_requests_together():
+    """A name that is long in coming delays no other, and nobody asks for it again meanwhile."""
+    targets = [{"target": f"{name}.example:80"} for name in ("slow", "other", "slowest")]
+    pool = UpstreamEntity.model_validate({"name": "pool", "targets": targets})
+
+    async def go_to_pool(kong):
+        if kong.request.get_method() == "POST":
+            kong.service.set_upstream("pool")
+
+    async def play(scene):
+        asked = {}
+
+        def look_up(name):
+            assert name not in asked
+            asked[name] = asyncio.get_running_loop().create_future()
+            return asked[name]
+
+        scene.stage.runtime.resolve = look_up
+        other = await scene.stage.connect(scene.gateway.port)
+        scene.send("")
+        other.send("POST")
+        await scene.stage.wait(1)
+        names = list(asked)
+        for answer in asked.values():
+            answer.set_exception(OSError("no such name"))
+        statuses = [await scene.client.answer(), await other.answer()]
+        return names, statuses, len(scene.said("other.example could not be resolved"))
+
+    played_out = played(play, in_phase("access", go_to_pool), upstreams=(pool,))
+    assert played_out == (["slow.example", "other.example", "slowest.example"], [503, 503], 2)
 
 
 # A handler that raises what is no Exception.
