@@ -130,8 +130,9 @@ class Arm:
             return gateway.model_copy(update={"tracing": tracing, "plugins": others})
         if self.rate is not None:
             tracing = tracing.model_copy(update={"sampling_rate": self.rate})
-        exporters = [plugin for plugin in gateway.plugins if plugin.name == OPENTELEMETRY]
-        plugins = (*others, *(self._exporter(plugin) for plugin in exporters or [Plugin(name=OPENTELEMETRY)]))
+        lacks_exporter = others == gateway.plugins and not self.is_file
+        plugins = (*gateway.plugins, *([Plugin(name=OPENTELEMETRY)] if lacks_exporter else []))
+        plugins = tuple(self._exporter(plugin) if plugin.name == OPENTELEMETRY else plugin for plugin in plugins)
         changed = gateway.model_copy(update={"tracing": tracing, "plugins": plugins})
         return changed.exporting_to(traces_endpoint)
 

@@ -191,6 +191,30 @@ def test_arm_of_a_rate_brings_what_the_scenario_lacks():
     assert [plugin.name for plugin in given.plugins] == [OPENTELEMETRY]
 
 
+def test_arm_of_a_file_is_the_gateway_that_the_file_has(scenario_file):
+    """Two equal files measure equal: nothing is added to one that does not trace."""
+    arm = Arm.parse(str(scenario_file))
+    plain = GATEWAY.model_copy(update={"tracing": Tracing(), "plugins": GATEWAY.plugins[:1]})
+
+    assert arm.gateway(plain, "http://127.0.0.1:1/v1/traces") == plain
+
+
+def test_arm_of_a_file_exports_to_the_collector_that_is_there(scenario_file):
+    """What its exporter does not say is the measurement's; its rate and its place among the plugins stay."""
+    arm = Arm.parse(str(scenario_file))
+    gateway = GATEWAY.model_copy(update={"plugins": GATEWAY.plugins[::-1]})
+
+    given = arm.gateway(gateway, "http://127.0.0.1:1/v1/traces")
+
+    assert given.tracing == gateway.tracing
+    assert [plugin.name for plugin in given.plugins] == [OPENTELEMETRY, "correlation-id"]
+    assert given.plugins[0].config == {
+        "sampling_rate": 0.5,
+        "traces_endpoint": "http://127.0.0.1:1/v1/traces",
+        "queue": {"max_batch_size": 50, "max_coalescing_delay": 0.1},
+    }
+
+
 # Sums.
 
 SETTLED = 40
