@@ -22,6 +22,7 @@ import signal
 import struct
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 from weakref import finalize
@@ -293,18 +294,25 @@ class PidFile:
             return
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._take(path)
         except OSError as error:
             cure = "write the path of a file in a folder that exists and may be written to"
             raise UserError(f"cannot write {path}: {error.strerror}", field="pid", cure=cure) from None
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = path.read_text(errors="replace").strip()
-            os.close(self._descriptor)
-            cure = f"end it with kill -QUIT {pid}, or write another file" if pid else "write another file"
-            raise UserError(f"{path}: already running, with pid {pid}", field="pid", cure=cure) from None
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+
+    def _take(self, path: Path) -> None:
+        """Lock the file and write the pid; what fails leaves no descriptor, and no file without a pid."""
+        with ExitStack() as undone:
+            undone.callback(os.close, self._descriptor)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid = path.read_text(errors="replace").strip()
+                cure = f"end it with kill -QUIT {pid}, or write another file" if pid else "write another file"
+                raise UserError(f"{path}: already running, with pid {pid}", field="pid", cure=cure) from None
+            os.ftruncate(self._descriptor, 0)  # a device refuses, so that none is ever removed
+            undone.callback(path.unlink, missing_ok=True)
+            os.write(self._descriptor, f"{os.getpid()}\n".encode())
+            undone.pop_all()
 
     def __enter__(self) -> Self:
         return self

@@ -2,11 +2,13 @@
 
 import functools
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -343,3 +345,29 @@ def test_pid_file_in_a_missing_folder_is_a_mistake_of_the_user(tmp_path):
     """One line, no traceback."""
     with pytest.raises(UserError, match=r"^pid: cannot write .*: No such file or directory; write the path of a file"):
         process.PidFile(tmp_path / "missing" / "kongsim.pid")
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
+def test_device_is_no_pid_file(device):
+    """It is refused in one line, stays where it is, and nothing is left open."""
+    opened = [*map(str, Path("/proc/self/fd").iterdir())]
+
+    with pytest.raises(UserError, match=f"^pid: cannot write {device}: Invalid argument; write the path of a file"):
+        process.PidFile(Path(device))
+
+    assert Path(device).exists()
+    assert [*map(str, Path("/proc/self/fd").iterdir())] == opened
+
+
+def test_pid_file_that_a_full_disk_does_not_take_is_not_left_behind(tmp_path):
+    """An empty one would say that somebody runs, and not who."""
+    path = tmp_path / "kongsim.pid"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"^pid: cannot write .*: File too large; write the path of a file"):
+            process.PidFile(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert not path.exists()
