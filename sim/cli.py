@@ -6,6 +6,7 @@ the program failed; 130 interrupted.
 """
 
 import errno
+import io
 import json
 import os
 import secrets
@@ -42,6 +43,7 @@ EXIT_FINDINGS: Final = 97
 def main() -> None:
     """Run the command that the arguments name, and exit."""
     _occupy_standard_files()
+    _print_every_character()
     try:
         code = commands.main(prog_name="kongsim", standalone_mode=False)
     except UserError as error:
@@ -95,6 +97,12 @@ def _occupy_standard_files() -> None:
     # What was closed when Python started is None to it.
     sys.stdout = sys.stdout or os.fdopen(_STANDARD_OUTPUT, "w")
     sys.stderr = sys.stderr or os.fdopen(_STANDARD_ERROR, "w")
+
+
+def _print_every_character() -> None:
+    """Escape what the encoding of standard output lacks: a span's name may hold anything, and is told all the same."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @click.group()

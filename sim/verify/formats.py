@@ -5,6 +5,7 @@ Paths are as the user gave them, relative to the working directory where they li
 
 import json
 import linecache
+import os
 import shlex
 import shutil
 import textwrap
@@ -236,7 +237,7 @@ def _sarif_location(frame: Frame) -> dict[str, Any]:
 
 def _uri(frame: Frame) -> str:
     told = path(frame)
-    return Path(told).as_uri() if Path(told).is_absolute() else quote(told)
+    return Path(told).as_uri() if Path(told).is_absolute() else quote(os.fsencode(told))
 
 
 def _property(value: str) -> str:

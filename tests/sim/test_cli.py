@@ -325,6 +325,28 @@ def test_standard_files_may_be_closed(files):
         assert done.returncode == 0
 
 
+UNENCODABLE = """\
+class Shop:
+    PRIORITY = 1
+    VERSION = "1"
+
+    def access(self, kong, conf):
+        kong.tracing.start_span("größe → ✓")
+"""
+
+
+def test_a_report_holds_what_the_terminal_cannot_show(files):
+    """Characters that the encoding of standard output lacks are escaped, and the report is whole."""
+    Path("shop.py").write_text(UNENCODABLE, encoding="utf-8")
+    command = [sys.executable, "-m", "sim", "verify", "shop.py", "--replay", '{"steps":[{}]}']
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1"}
+
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="latin-1", check=False)
+
+    assert (done.returncode, done.stderr) == (97, "")
+    assert r"span 'größe \u2192 \u2713'" in done.stdout
+
+
 def test_a_summary_that_cannot_be_written_is_shown_all_the_same(files, kongsim, monkeypatch):
     """What a run has found is not lost with one of its files; the exit code says that something is missing."""
 

@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import os
 import re
 import shlex
 import signal
@@ -222,6 +223,15 @@ def test_sarif_names_what_lies_elsewhere_absolutely(shop, verify, tmp_path, monk
     _code, out = verify(str(tmp_path / file), "--format", "sarif", "--select", "KT015")
     place = json.loads(out)["runs"][0]["results"][0]["locations"][0]["physicalLocation"]
     assert place["artifactLocation"]["uri"] == (tmp_path / file).as_uri()
+
+
+def test_sarif_names_a_file_whose_name_is_no_text(shop, verify, tmp_path):
+    """The bytes of its name are escaped one by one."""
+    folder = os.fsdecode(b"gr\xff\xdfe")
+    (tmp_path / folder).mkdir()
+    _code, out = verify(shop(WRONG, f"{folder}/shop.py"), "--format", "sarif", "--select", "KT015")
+    place = json.loads(out)["runs"][0]["results"][0]["locations"][0]["physicalLocation"]
+    assert place["artifactLocation"]["uri"] == "gr%FF%DFe/shop.py"
 
 
 def test_github_gets_annotations(shop, verify):
