@@ -362,6 +362,7 @@ def _trees(revisions: Iterable[str | None]) -> Iterator[dict[str | None, Path]]:
     trees: dict[str | None, Path] = {None: here}
     with ExitStack() as ended:
         for revision in sorted(revision for revision in revisions if revision is not None):
+            _require_working_copy(here)
             folder = Path(ended.enter_context(tempfile.TemporaryDirectory(prefix="kongsim-")))
             ended.callback(_forget, here, folder / "tree")  # also when it is interrupted before it is there
             _git(here, "worktree", "add", "--detach", str(folder / "tree"), revision)
@@ -370,6 +371,13 @@ def _trees(revisions: Iterable[str | None]) -> Iterator[dict[str | None, Path]]:
                 raise UserError(f"revision {revision} is older than this command", field="--arms", cure=cure)
             trees[revision] = folder / "tree"
         yield trees
+
+
+def _require_working_copy(folder: Path) -> None:
+    """Refuse a folder that is no repository's own: git would take one around it, which knows nothing of this code."""
+    if not (folder / ".git").exists():
+        cure = "run kongsim from a clone of its repository, or leave the @ out"
+        raise UserError("a revision needs a working copy of kongsim, and this is none", field="--arms", cure=cure)
 
 
 def _forget(folder: Path, tree: Path) -> None:

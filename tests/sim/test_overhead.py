@@ -479,6 +479,18 @@ def test_arm_that_cannot_start_is_told(scenario_file, tmp_path):
         pass
 
 
+def test_revision_needs_a_working_copy(scenario_file, tmp_path, monkeypatch):
+    """What is installed has no revisions, least of all those of a repository that it happens to lie in."""
+    monkeypatch.setattr(overhead_bench, "__file__", str(tmp_path / "site-packages/sim/overhead/bench.py"))
+    arms = (Arm.parse("off"), Arm.parse("off@HEAD"))
+
+    with (
+        pytest.raises(UserError, match=r"^--arms: a revision needs a working copy of kongsim, and this is none; run"),
+        Bench(Plan(load(str(scenario_file)), arms, 400.0, 5, tmp_path)),
+    ):
+        pass
+
+
 def test_revision_without_the_command_is_told(scenario_file, tmp_path):
     """The first commit knew nothing of this; the checkout is gone again."""
     root = Path(__file__).parents[2]
