@@ -46,7 +46,7 @@ from sim.report.environment import environment
 from sim.report.progress import Moment, Progress
 from sim.report.recording import Recording
 from sim.report.summary import Summary, summarize
-from sim.scenario import Collector, RampingArrivalRate, Scenario, Upstream
+from sim.scenario import RampingArrivalRate, Scenario, Upstream
 from sim.scoreboard import Scoreboard
 
 UPDATE_S: Final = 0.25
@@ -100,9 +100,7 @@ def run(scenario: Scenario, *, out_dir: Path, progress: Progress, recording: Rec
         error_log = ErrorLog(log_path, scenario.gateway.log_level)
         bound.callback(error_log.close)
         listeners = {name: bound.enter_context(listen(_HOST, 0)) for name in (_COLLECTOR, *scenario.upstreams)}
-        hosts = {name: listener.getsockname()[:2] for name, listener in listeners.items()}
-        servers: dict[str, Upstream | Collector] = {_COLLECTOR: scenario.collector, **scenario.upstreams}
-        hosts |= {host: hosts[name] for name, server in servers.items() for host in server.hosts}
+        hosts = scenario.addresses({name: listener.getsockname()[:2] for name, listener in listeners.items()})
         gateway = scenario.gateway.exporting_to(f"{url_of(listeners[_COLLECTOR])}/v1/traces")
         gateway = gateway.model_copy(update={"hosts": gateway.hosts | hosts})
         scoreboard = Scoreboard(gateway.workers)

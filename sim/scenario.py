@@ -320,6 +320,11 @@ class Scenario:
         """How long requests arrive, in seconds."""
         return sum(load.duration for load in self.load)
 
+    def addresses(self, servers: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
+        """Return where each name of the collector and of an upstream leads, given where these listen."""
+        named: dict[str, Collector | Upstream] = {"collector": self.collector, **self.upstreams}
+        return {host: servers[name] for name, server in named.items() for host in (name, *server.hosts)}
+
     def placed(self, error: UserError) -> UserError:
         """Return an error of the gateway's start with the file and line of its field."""
         if error.file is not None or error.field is None:

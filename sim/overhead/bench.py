@@ -39,7 +39,6 @@ from sim.overhead.arms import Arm
 from sim.overhead.blocks import Block, Load, Reading
 from sim.process import Connection, Process, Signals, kill, pipe, reap, run, start, wait
 from sim.scenario import Scenario
-from sim.scenario import load as load_scenario
 
 BLOCK_S: Final = 0.05
 """How long requests arrive in a block. The shorter, the more alike is what the machine does to the blocks of one turn:
@@ -75,6 +74,7 @@ class Plan:
         rate_per_s: of paced blocks, for one worker.
         seed: of every random choice.
         out_dir: an existing folder.
+        others: the scenarios of arms that are files, by file.
     """
 
     scenario: Scenario
@@ -82,6 +82,7 @@ class Plan:
     rate_per_s: float
     seed: int
     out_dir: Path
+    others: Mapping[str, Scenario] = field(default_factory=dict)
 
     @property
     def block_requests(self) -> int:
@@ -255,8 +256,8 @@ class Bench:
                 listener.close()
             self._trees = ended.enter_context(_trees({arm.revision for arm in self.plan.arms}))
             self._files = {"": self._written(scenario, "scenario.yaml")}
-            for number, file in enumerate(sorted({arm.base for arm in self.plan.arms if arm.is_file})):
-                self._files[file] = self._written(load_scenario(file), f"arm-{number}.yaml")
+            for number, (file, other) in enumerate(self.plan.others.items()):
+                self._files[file] = self._written(other, f"arm-{number}.yaml")
             self._ended = ended.pop_all()
         return self
 

@@ -1,8 +1,8 @@
 """`kongsim overhead`: what the options ask for, the measurement with its progress, and the files that come of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from sim.overhead.arms import Arm
 from sim.overhead.bench import MeasurementError, Plan
 from sim.overhead.measurement import STAGES, measure
 from sim.overhead.outcome import Outcome, outcome
-from sim.scenario import Scenario
+from sim.scenario import Scenario, load
 from sim.units import parse_duration, parse_rate
 
 __all__ = ["Asked", "MeasurementError", "asked", "measured"]
@@ -31,6 +31,7 @@ class Asked:
         rate_per_s: load of the measured worker.
         time_s: how long the comparison may last.
         precision: share of the baseline's CPU time for a request.
+        others: the scenarios of arms that are files, by file.
     """
 
     scenario: Scenario
@@ -38,6 +39,7 @@ class Asked:
     rate_per_s: float
     time_s: float
     precision: float
+    others: Mapping[str, Scenario] = field(default_factory=dict)
 
 
 def asked(scenario: Scenario, options: Mapping[str, str | None]) -> Asked:
@@ -52,7 +54,17 @@ def asked(scenario: Scenario, options: Mapping[str, str | None]) -> Asked:
         rate_per_s = _read("--rate", parse_rate, options["rate"])
     time_s = _read("--time", parse_duration, options["time"])
     precision = _read("--precision", _share, options["precision"])
-    return Asked(scenario, arms, rate_per_s, time_s, precision)
+    return Asked(scenario, arms, rate_per_s, time_s, precision, _others(scenario, arms))
+
+
+def _others(scenario: Scenario, arms: Sequence[Arm]) -> dict[str, Scenario]:
+    """Read the scenarios of arms that are files; raises UserError, also for an upstream that nobody starts."""
+    others = {arm.base: load(arm.base) for arm in arms if arm.is_file}
+    for other in others.values():
+        for name in (name for name in other.upstreams if name not in scenario.upstreams):
+            message = f"{scenario.document.file} has no such upstream, and its upstreams serve every arm"
+            raise other.document.error(message, ("upstreams", name), cure="add it there")
+    return others
 
 
 def _read(option: str, parse: Callable[[object], float], text: str | None) -> float:
@@ -82,7 +94,7 @@ def measured(asked: Asked, out_dir: Path, console: Console) -> Outcome:
         MeasurementError: a process failed.
         KeyboardInterrupt: the measurement was interrupted.
     """
-    plan = Plan(asked.scenario, asked.arms, asked.rate_per_s, asked.scenario.seed, out_dir)
+    plan = Plan(asked.scenario, asked.arms, asked.rate_per_s, asked.scenario.seed, out_dir, asked.others)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bars_shown = console.is_terminal  # elsewhere an empty line would be left of them
     with Progress(*columns, console=console, transient=True, disable=not bars_shown) as progress:

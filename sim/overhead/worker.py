@@ -80,7 +80,7 @@ class Worker:
     """
 
     def __init__(self, told: Mapping[str, Any]) -> None:
-        self._told = told
+        self._traces_endpoint = told["traces_endpoint"]
         self._runtime = LiveRuntime(asyncio.get_running_loop(), told["seed"])
         self._rest: asyncio.Future[None] | None = None
         self._gc_ns = self._gc_begun_ns = 0
@@ -88,6 +88,7 @@ class Worker:
         self._count_file = ""
         gc.callbacks.append(self._collecting)
         scenario = load(told["scenario"])
+        self._servers = {name: (host, port) for name, (host, port) in told["hosts"].items()}
         self._gateways = [self._gateway(scenario, Arm(**fields)) for fields in told["arms"]]
 
     async def listen(self) -> list[int]:
@@ -114,12 +115,10 @@ class Worker:
             await gateway.close()
 
     def _gateway(self, scenario: Scenario, arm: Arm) -> WorkerGateway:
-        gateway = load(arm.base).gateway if arm.is_file else scenario.gateway
-        told = self._told
-        given = arm.gateway(gateway, told["traces_endpoint"])
-        hosts = {name: tuple(address) for name, address in told["hosts"].items()}
+        its = load(arm.base) if arm.is_file else scenario
+        given = arm.gateway(its.gateway, self._traces_endpoint)
         return WorkerGateway(
-            given.model_copy(update={"hosts": gateway.hosts | hosts}),
+            given.model_copy(update={"hosts": given.hosts | its.addresses(self._servers)}),
             self._runtime,
             _log,
             on_change=self._changed,

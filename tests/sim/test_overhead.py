@@ -479,6 +479,38 @@ def test_arm_that_cannot_start_is_told(scenario_file, tmp_path):
         pass
 
 
+@pytest.mark.parametrize("is_file", [False, True])
+def test_arm_reaches_an_upstream_under_its_other_hosts(tmp_path, is_file):
+    """As a run does; the hosts of an arm that is a file are its own."""
+    named = SCENARIO.replace("http://default", "http://orders.internal")
+    named = named.replace("default: {}", "default: {hosts: [orders.internal]}")
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(SCENARIO if is_file else named)
+    second.write_text(named)
+    arms = (Arm.parse(str(second) if is_file else "off"),)
+    plan = Plan(load(str(first)), arms, 400.0, 5, tmp_path, {str(second): load(str(second))})
+
+    with Bench(plan) as bench, bench.launch(arms) as launch:
+        (block,) = bench.turn(launch, "paced", arms)
+
+    assert (block.load.failed, block.load.errors) == (0, 0)
+
+
+def test_arm_of_a_file_has_no_upstreams_but_those_of_the_first(tmp_path, scenario_file):
+    """One that nobody starts is told with its line, before anything is started."""
+    other = tmp_path / "other.yaml"
+    other.write_text(SCENARIO.replace("upstreams: {default: {}}", "upstreams:\n  default: {}\n  more: {}"))
+    options = {"arms": f"off,{other}", "rate": None, "time": "1s", "precision": "1%"}
+
+    with pytest.raises(UserError) as told:
+        overhead_command.asked(load(str(scenario_file)), options)
+
+    assert str(told.value) == (
+        f"{other}:12: upstreams.more: {scenario_file} has no such upstream, and its upstreams serve every arm; "
+        "add it there"
+    )
+
+
 def test_revision_needs_a_working_copy(scenario_file, tmp_path, monkeypatch):
     """What is installed has no revisions, least of all those of a repository that it happens to lie in."""
     monkeypatch.setattr(overhead_bench, "__file__", str(tmp_path / "site-packages/sim/overhead/bench.py"))
