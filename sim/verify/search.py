@@ -97,13 +97,9 @@ class Search:
             UserError: a plugin cannot be loaded.
         """
         began_s = time.monotonic()
+        if (refused := self._refused()) is not None:
+            return refused
         verdict = Verdict(seed=self.seed)
-        try:
-            with trial.unheard():
-                self._suspects.load()
-        except UserError as error:
-            verdict.shown = [Shown(_awaiting(error), Program(()))]
-            return verdict
         gc.collect()
         gc.freeze()
         try:
@@ -119,11 +115,26 @@ class Search:
         return verdict
 
     def replay(self, program: Program) -> Verdict:
-        """Run one program alone."""
+        """Run one program alone.
+
+        Raises:
+            UserError: a plugin cannot be loaded.
+        """
         began_s = time.monotonic()
+        if (refused := self._refused()) is not None:
+            return refused
         outcome = trial.run(self._suspects, program)
         shown = [Shown(mistake, program) for mistake in outcome.mistakes]
         return Verdict(shown, self.seed, 1, outcome.requests, time.monotonic() - began_s)
+
+    def _refused(self) -> Verdict | None:
+        """Return the verdict on a plugin that is not loaded because of a mistake; None where there is no such one."""
+        try:
+            with trial.unheard():
+                self._suspects.load()
+        except UserError as error:
+            return Verdict([Shown(_awaiting(error), Program(()))], self.seed)
+        return None
 
     def _try(self, program: Program) -> trial.Outcome:
         outcome = self._outcomes.get(program)

@@ -149,6 +149,18 @@ def test_replay_runs_what_the_report_says(shop, verify):
     assert "1 program, 1 request" in again
 
 
+@pytest.mark.parametrize("options", [(), ("--replay", '{"steps":[{"method":"GET"}]}')])
+def test_coroutine_function_where_nothing_waits_is_a_mistake(shop, verify, options):
+    """The gateway does not load it, and that is what is reported, also of one program alone."""
+    file = shop(RIGHT + "\n    async def log(self, kong, conf):\n        pass\n")
+
+    code, out = verify(file, *options)
+
+    assert code == 97
+    assert out.startswith("shop.py:9: KG001 error: ")
+    assert "log is a coroutine function: the gateway does not load it" in out
+
+
 def test_same_seed_gives_the_same_report(shop, verify):
     """But for the time that it took."""
     file = shop(WRONG)
