@@ -39,7 +39,13 @@ INTERFERENCES: Final = (
 )
 """What another plugin does to the request, before or after the ones under test."""
 
-TIMES: Final = (*(1,) * 13, 2, 3, 5, 5, 30, 30, 250)
+STEPS_MAX: Final = 6
+TIMES_MAX: Final = 250
+MS_MAX: Final = 60_000
+BYTES_MAX: Final = 1_000_000
+"""What one trial may hold at most, also when its program is written by hand, so that it comes to an end."""
+
+TIMES: Final = (*(1,) * 13, 2, 3, 5, 5, 30, 30, TIMES_MAX)
 """How often a request is made; what adds up needs many."""
 
 _METHODS: Final = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS")
@@ -138,6 +144,8 @@ def parse(line: str) -> Program:
         told = json.loads(line)
         if not isinstance(told, dict) or not isinstance(told.get("steps"), list):
             raise ValueError("it is no mapping with steps")  # noqa: TRY301, TRY004 - as whatever else is wrong
+        if len(told["steps"]) > STEPS_MAX:
+            raise ValueError(f"it has {len(told['steps'])} steps, {STEPS_MAX} at most")  # noqa: TRY301 - the same
         steps = tuple(Reload() if step == "reload" else _read(Visit, step) for step in told["steps"])
         return _read(Program, told | {"steps": steps})
     except ValueError as error:
@@ -154,6 +162,8 @@ def _read(kind: type[T], told: Any) -> T:
             raise ValueError(f"it has the unknown field {name}")
         if not _ALLOWED[name](value):
             raise ValueError(f"{name} cannot be {value!r}")
+        if value is not None and name in _MOST and value > _MOST[name]:
+            raise ValueError(f"{name} is {_MOST[name]} at most, not {value}")
     return kind(**told)
 
 
@@ -181,6 +191,8 @@ _ALLOWED: "Final[dict[str, Callable[[Any], bool]]]" = {
     "instrumentations": _INSTRUMENTATIONS.__contains__,
 }
 """What may stand in each field of a step or a program."""
+
+_MOST: Final = {"times": TIMES_MAX, "gap_ms": MS_MAX, "abort_ms": MS_MAX, "body": BYTES_MAX, "answer": BYTES_MAX}
 
 
 def programs() -> "SearchStrategy[Program]":
@@ -211,7 +223,7 @@ def programs() -> "SearchStrategy[Program]":
         answer=mostly(_ANSWERS),
         interference=mostly(INTERFERENCES),
     )
-    steps = st.lists(visits | visits | visits | st.builds(Reload), min_size=1, max_size=6).map(tuple)
+    steps = st.lists(visits | visits | visits | st.builds(Reload), min_size=1, max_size=STEPS_MAX).map(tuple)
     return st.builds(Program, steps, mostly(_RATES), mostly(_INSTRUMENTATIONS))
 
 
