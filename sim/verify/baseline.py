@@ -14,7 +14,8 @@ from sim.verify.formats import path
 from sim.verify.mistakes import Mistake
 from sim.verify.search import Shown, Verdict
 
-SCHEMA: Final = "kongsim-verify-baseline/1"
+_KIND: Final = "kongsim-verify-baseline/"
+SCHEMA: Final = f"{_KIND}1"
 
 Entry = tuple[str, str, str, str]
 
@@ -24,6 +25,23 @@ def entry(mistake: Mistake) -> Entry:
     place = mistake.place
     source = linecache.getline(place.filename, place.line).strip()
     return mistake.code, path(place), place.function, source
+
+
+def require_place(file: str) -> None:
+    """Refuse a file that holds anything but a baseline, of whatever version.
+
+    Raises:
+        UserError: what it holds would be lost.
+    """
+    path = Path(file)
+    if not path.is_file() or not path.stat().st_size:
+        return
+    try:
+        is_baseline = str(json.loads(path.read_text(encoding="utf-8"))["schema"]).startswith(_KIND)
+    except (OSError, ValueError, KeyError, TypeError):
+        is_baseline = False
+    if not is_baseline:
+        raise UserError("is no baseline, and would be overwritten", file=file, cure="name another file")
 
 
 def write(file: str, verdict: Verdict) -> None:
@@ -36,7 +54,7 @@ def write(file: str, verdict: Verdict) -> None:
     entries = sorted({entry(shown.mistake) for shown in verdict.shown})
     told = {"schema": SCHEMA, "mistakes": [dict(zip(names, known, strict=True)) for known in entries]}
     try:
-        Path(file).write_text(json.dumps(told, indent=2) + "\n")
+        Path(file).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", file=file) from error
 
@@ -48,7 +66,7 @@ def read(file: str) -> frozenset[Entry]:
         UserError: the file cannot be read, or is none.
     """
     try:
-        told: Any = json.loads(Path(file).read_text())
+        told: Any = json.loads(Path(file).read_text(encoding="utf-8"))
         if told["schema"] != SCHEMA:
             raise UserError(f"schema is {told['schema']!r}, expected {SCHEMA!r}", file=file, cure="write it again")
         return frozenset((m["code"], m["file"], m["function"], m["source"]) for m in told["mistakes"])
@@ -56,7 +74,7 @@ def read(file: str) -> frozenset[Entry]:
         cure = "write it with --write-baseline"
         raise UserError(f"cannot be read: {error.strerror}", file=file, cure=cure) from error
     except (ValueError, KeyError, TypeError) as error:
-        cure = "write it again with --write-baseline"
+        cure = "name one that --write-baseline has written"
         raise UserError("is no baseline", file=file, cure=cure) from error
 
 

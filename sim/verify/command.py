@@ -41,6 +41,8 @@ def run(
         raise UserError(f"there is no format {form}", field="--format", cure=nearest(form, FORMATS))
     selected, ignored = _codes("--select", select), _codes("--ignore", ignore)
     known = frozenset() if baseline is None else _baseline.read(baseline)
+    if write_baseline is not None:
+        _baseline.require_place(write_baseline)
     suspects = Suspects(plugins, _configs(config))
     with _progress() as told:
         search = Search(suspects, seed, told)

@@ -275,12 +275,34 @@ def test_baseline_keeps_old_mistakes_quiet(shop, verify):
     assert [mistake["code"] for mistake in json.loads(out)["mistakes"]] == ["KT016"]
 
 
+@pytest.mark.parametrize("text", [RIGHT, "{}", "[]", '{"schema": 1}', "\N{LATIN SMALL LETTER E WITH ACUTE}"])
+def test_baseline_takes_the_place_of_nothing_else(shop, verify, text):
+    """A file that is none is told before the search, and stays as it was."""
+    other = shop(text, "other.txt")
+
+    with pytest.raises(UserError, match=r"^other\.txt: is no baseline, and would be overwritten; name another file$"):
+        verify(shop(RIGHT), "--write-baseline", other)
+
+    assert Path(other).read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", '{"schema": "kongsim-verify-baseline/0"}'])
+def test_baseline_takes_the_place_of_an_older_one(shop, verify, text):
+    """Whatever version it has, and of a file that holds nothing."""
+    older = shop(text, "known.json")
+
+    assert verify(shop(WRONG), "--write-baseline", older, "--replay", '{"steps":[{}]}')[0] == 0
+
+    assert len(json.loads(Path(older).read_text())["mistakes"]) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--format", "xml"), "--format: there is no format xml; known here: text, json, sarif, github"),
         (("--select", "KT999"), "--select: there is no code KT999; did you mean KT"),
         (("--baseline", "none.json"), "none.json: cannot be read: No such file or directory; write it with"),
+        (("--baseline", "shop.py"), "shop.py: is no baseline; name one that --write-baseline has written"),
         (("--replay", "{}"), "--replay: is no program: it is no mapping with steps; give the line as it was printed"),
         (("--config", "[]"), "--config: must be a mapping by plugin"),
         (("--config", '{"chop": {}}'), "--config: there is no plugin chop here; these are: shop"),
