@@ -9,7 +9,7 @@ A path is a tuple of keys and list positions, ``("load", 0, "rate")``; people re
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
@@ -18,8 +18,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import RoundTripConstructor
+from ruamel.yaml.constructor import ConstructorError, RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.reader import ReaderError
 
 from sim.errors import FieldError, UserError, meant, nearest, shown
 
@@ -129,16 +130,19 @@ class Document:
         except StopIteration:
             raise UserError(f"more than {NODES_MAX} values", file=self.file, line=self.line(path)) from None
         except _UnreadableError as error:
-            raise self.error(error.message, error.path, cure=error.cure) from None
+            file, line, _ = self.place((*error.path, *error.key))
+            raise UserError(error.message, file=file, line=line, field=written(error.path), cure=error.cure) from None
 
     def line(self, path: FieldPath) -> int:
         """Return the line of the field at ``path``, or of the nearest field above it, counted from 1."""
         node, line = self.root, self.root.lc.line if hasattr(self.root, "lc") else 0
         for step in path:
             try:
-                line = node.lc.data[step][0]
-                node = node[step]
-            except (AttributeError, KeyError, IndexError, TypeError):
+                # In a path, keys of all kinds are the text that they are written as.
+                key = next(key for key in node.lc.data if str(key) == str(step))
+                line = node.lc.data[key][0]
+                node = node[key]
+            except (AttributeError, KeyError, IndexError, TypeError, StopIteration):
                 break
         return int(line) + 1
 
@@ -238,15 +242,25 @@ def override(field: str, value: str, origin: str) -> Override:
 
 
 class _UnreadableError(Exception):
-    """A value that plain data cannot hold."""
+    """A value that plain data cannot hold, or the key of one."""
 
-    def __init__(self, message: str, path: FieldPath, cure: str | None = None) -> None:
+    def __init__(self, message: str, path: FieldPath, cure: str, *key: Any) -> None:
         super().__init__(message)
-        self.message, self.path, self.cure = message, path, cure
+        self.message, self.path, self.cure, self.key = message, path, cure, key
 
 
 class _Constructor(RoundTripConstructor):
-    """Reads dates as the text that they are."""
+    """Reads dates as the text that they are, and says of everything that it cannot read where it stands."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """See `RoundTripConstructor.construct_object`."""
+        try:
+            return super().construct_object(node, deep)
+        except (MarkedYAMLError, RecursionError):
+            raise
+        except Exception as error:  # noqa: BLE001 - on broken numbers and tags the reader fails in many ways
+            problem = str(error).partition("\n")[0].partition(";")[0]
+            raise ConstructorError(problem=problem, problem_mark=node.start_mark) from None
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", RoundTripConstructor.construct_yaml_str)
@@ -303,6 +317,9 @@ def _parse(text: str, file: str) -> Any:
         raise UserError(f"not YAML: {problem}", file=file, line=mark.line + 1 if mark else None, cure=cure) from None
     except RecursionError:
         raise UserError("nested too deeply", file=file) from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"not YAML: {str(error).partition(chr(10))[0]}", file=file, line=line) from None
     except Exception as error:  # noqa: BLE001 - on broken numbers and tags the reader fails in many ways
         raise UserError(f"not YAML: {str(error).partition(chr(10))[0]}", file=file) from None
 
@@ -324,7 +341,7 @@ def _plain(node: Any, path: FieldPath, budget: Iterator[int]) -> Any:
             return [_plain(value, (*path, index), budget) for index, value in enumerate(node)]
         case _:
             kind = _tag(node) or type(node).__name__
-            raise _UnreadableError(f"a value of kind {kind} cannot stand here", path, cure="write it without a tag")
+            raise _UnreadableError(f"a value of kind {kind} cannot stand here", path, "write it without a tag")
 
 
 def _tag(node: Any) -> str | None:
@@ -334,17 +351,18 @@ def _tag(node: Any) -> str | None:
 
 def _key(key: Any, path: FieldPath) -> str | int:
     if isinstance(key, bool) or not isinstance(key, str | int):
-        raise _UnreadableError(f"a field's name is text, not {shown(key)}", path, cure="put the name in quotes")
-    return _text(key, path) if isinstance(key, str) else int(key)
+        cure = "write a word before the colon" if isinstance(key, Mapping | Sequence) else "put the name in quotes"
+        raise _UnreadableError(f"a field's name is text, not {shown(key)}", path, cure, key)
+    return _text(key, path, key) if isinstance(key, str) else int(key)
 
 
-def _text(node: str, path: FieldPath) -> str:
+def _text(node: str, path: FieldPath, *key: str) -> str:
     """Return text of whole characters: JSON writes one beyond the BMP as a pair of escapes (RFC 8259 7)."""
     try:
         return node.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        cure = "write the other half too"
-        raise _UnreadableError(f"expected whole characters, not {shown(str(node))}", path, cure=cure) from None
+        message, cure = f"expected whole characters, not {shown(str(node))}", "write the other half too"
+        raise _UnreadableError(message, path, cure, *key) from None
 
 
 def _order(error: UserError) -> tuple[int, str]:

@@ -4,7 +4,7 @@ The command line prints ``str(error)`` and exits with code 2; no traceback, noth
 itself is never a :class:`UserError`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -83,7 +83,7 @@ def shown(value: object) -> str:
             return "nothing"
         case bool():
             return str(value).lower()
-        case dict():
+        case Mapping():
             return "a mapping" if value else "an empty mapping"
         case list() | tuple():
             return "a list" if value else "an empty list"

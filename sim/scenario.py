@@ -43,7 +43,8 @@ from sim.threshold import Threshold
 from sim.threshold import parse as parse_threshold
 from sim.units import Bytes, PerSecond, Seconds, format_duration
 
-Name = Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name of letters, digits, dots and dashes")]
+_NAME: Final = matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name of up to 64 letters, digits, dots and dashes")
+Name = Annotated[str, _NAME]
 """A name that can be part of a host name and of a folder."""
 
 

@@ -30,6 +30,13 @@ def test_line_of_an_absent_field_is_that_of_the_nearest_above(document):
     assert read.line(("a", "b", "x", 0)) == 2
 
 
+def test_line_of_a_number_that_names_a_field_is_found(document):
+    """In a path it is the text that it is written as."""
+    read = document("a:\n  b: 1\n  200: 2\n")
+
+    assert [read.line(path) for path in (("a", 200), ("a", "200"))] == [3, 3]
+
+
 def test_plain_data_holds_nothing_of_the_reader(document):
     """Scalars are Python's own, dates stay text, merged mappings are whole."""
     read = document("base: &b {x: 1}\na: {<<: *b, y: 0x10}\nd: 2020-01-01\nt: true\nn: ~\nf: 1.5\ns: 'on'\n")
@@ -60,15 +67,18 @@ def test_plain_data_holds_nothing_of_the_reader(document):
             "a.yaml:2: not YAML: expected a single document in the stream, but found another document",
         ),
         ("a:\n\tb: 1\n", "a.yaml:2: not YAML: found character '\\t' that cannot start any token; indent with spaces"),
-        ("a: \x07\n", "a.yaml: not YAML: "),
+        ("b: 1\na: \x07\n", "a.yaml:2: not YAML: unacceptable character #x0007"),
         ("a: *b\n", "a.yaml:1: not YAML: found undefined alias 'b'"),
         ("a: " + "[" * 600 + "\n", "a.yaml: nested too deeply"),
         ("a: !!python/object:os.system {}\n", "a.yaml:1: a: a value of kind tag:yaml.org,2002:python/object:os.system"),
         ("a: !!set {b}\n", "a.yaml:1: a: a value of kind CommentedSet cannot stand here"),
         ('a:\n  b: "\\ud800x"\n', "a.yaml:2: a.b: expected whole characters, not '\\ud800x'; write the other half too"),
-        ('a: {"\\udc00": 1}\n', "a.yaml:1: a: expected whole characters, not '\\udc00'; write the other half too"),
-        ("a:\n  1.5: x\n", "a.yaml:1: a: a field's name is text, not 1.5"),
-        ("~: x\n", "a.yaml:1: a field's name is text, not nothing"),
+        ('a:\n  "\\udc00": 1\n', "a.yaml:2: a: expected whole characters, not '\\udc00'; write the other half too"),
+        ("a:\n  b: x\n  1.5: x\n", "a.yaml:3: a: a field's name is text, not 1.5; put the name in quotes"),
+        ("a: 1\n~: x\n", "a.yaml:2: a field's name is text, not nothing; put the name in quotes"),
+        ("a: 1\n? [b, c]\n: x\n", "a.yaml:2: a field's name is text, not a list; write a word before the colon"),
+        ("a: 1\n? {b: c}\n: x\n", "a.yaml:2: a field's name is text, not a mapping; write a word before the colon"),
+        ("a: 1\nb: " + "1" * 5000, "a.yaml:2: not YAML: Exceeds the limit (4300 digits) for integer string conversion"),
     ],
 )
 def test_what_is_no_mapping_of_plain_data_is_refused_in_one_line(document, text, message):

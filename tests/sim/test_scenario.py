@@ -233,7 +233,7 @@ MISTAKES = [
     ("profile: safe", "profile: sage", "2: profile", "expected kong or safe, not 'sage'; did you mean safe?"),
     ("seed: 7", "seed: seven", "3: seed", "expected a whole number, not 'seven'"),
     ("name: full", "name: 7", "1: name", "expected text, not 7; put it in quotes"),
-    ("name: full", "name: a/b", "1: name", "expected a name of letters, digits, dots and dashes, not 'a/b'"),
+    ("name: full", "name: a/b", "1: name", "expected a name of up to 64 letters, digits, dots and dashes, not 'a/b'"),
     (
         "http://default",
         "http://defult",
