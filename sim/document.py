@@ -253,7 +253,9 @@ class _Constructor(RoundTripConstructor):
     """Reads dates as the text that they are, and says of everything that it cannot read where it stands."""
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """See `RoundTripConstructor.construct_object`."""
+        """See `RoundTripConstructor.construct_object`, which makes null of what holds itself."""
+        if node in self.recursive_objects and node not in self.constructed_objects:
+            raise ConstructorError(problem="found a value that holds itself", problem_mark=node.start_mark)
         try:
             return super().construct_object(node, deep)
         except (MarkedYAMLError, RecursionError):

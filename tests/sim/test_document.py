@@ -79,6 +79,9 @@ def test_plain_data_holds_nothing_of_the_reader(document):
         ("a: 1\n? [b, c]\n: x\n", "a.yaml:2: a field's name is text, not a list; write a word before the colon"),
         ("a: 1\n? {b: c}\n: x\n", "a.yaml:2: a field's name is text, not a mapping; write a word before the colon"),
         ("a: 1\nb: " + "1" * 5000, "a.yaml:2: not YAML: Exceeds the limit (4300 digits) for integer string conversion"),
+        ("a: 1\nb: &b {c: *b}\n", "a.yaml:2: not YAML: found a value that holds itself"),
+        ("a: 1\nb: &b [*b]\n", "a.yaml:2: not YAML: found a value that holds itself"),
+        ("a: 1\nb: &b\n  c:\n    - *b\n", "a.yaml:2: not YAML: found a value that holds itself"),
     ],
 )
 def test_what_is_no_mapping_of_plain_data_is_refused_in_one_line(document, text, message):
