@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -373,8 +374,8 @@ def _cautions(a: Run, b: Run) -> Iterator[str]:
 _NAME_WIDTH: Final = 24
 _FIGURE_WIDTH: Final = 14
 _SHARE_WIDTH: Final = 12
-_VALUES_WIDTH: Final = 36
-"""What the values of a field have at least; the rest is for its path."""
+_FIELD_SHARE: Final = 0.55
+"""Of the width, what a field's path has at most; the rest is for its values."""
 
 _TIMES_MIN: Final = 10
 """From here on a change is told as a factor: more than 900 % say nothing to anybody."""
@@ -383,7 +384,7 @@ _TIMES_MIN: Final = 10
 def show(comparison: Comparison, console: Console) -> None:
     """Print a comparison."""
     console.width = max(console.width, WIDTH_MIN)
-    blocks = [_asked_table(comparison.differences, console.width - _VALUES_WIDTH), *_figure_tables(comparison.figures)]
+    blocks = [_asked_table(comparison.differences, console.width), *_figure_tables(comparison.figures)]
     if comparison.thresholds:
         blocks.append(_threshold_table(comparison.thresholds))
     for line in _heads(comparison):
@@ -416,12 +417,16 @@ def _table(title: str, *, gap: int = 0, width: int | None = None) -> Table:
 def _asked_table(differences: Sequence[Difference], width: int) -> Table | str:
     if not differences:
         return "no known difference in what was asked"
-    table = _table("what differs", gap=2)
+    path_width = int(width * _FIELD_SHARE)
+    fields = [_broken(f"  {printable(difference.field)}", path_width) for difference in differences]
+    # Its own width, so that the values are folded, however long they are, and not the fields.
+    title = "what differs"
+    widest = max(map(cell_len, "\n".join([title, *fields]).splitlines()))
+    table = _table(title, gap=2, width=min(path_width, widest))
     for heading in ("A", "B"):
         table.add_column(heading, overflow="fold")
-    for difference in differences:
-        values = (Text(printable(_text(value))) for value in (difference.a, difference.b))
-        table.add_row(Text(_broken(f"  {printable(difference.field)}", width)), *values)
+    for field, difference in zip(fields, differences, strict=True):
+        table.add_row(Text(field), *(Text(printable(_text(value))) for value in (difference.a, difference.b)))
     return table
 
 

@@ -325,6 +325,24 @@ def test_a_path_that_does_not_fit_is_broken_where_a_field_begins():
     )
 
 
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_long_values_leave_the_paths_whole(width):
+    """What is folded is the values; a path is still broken only where a field begins."""
+
+    def exporting_to(host):
+        plugin = {"name": "opentelemetry", "config": {"traces_endpoint": f"http://{host}"}}
+        return run({"gateway": {"config": {"plugins": [plugin]}}})
+
+    comparison = compare(exporting_to("collector"), exporting_to("a" * 200))
+
+    head, *rows = screen(comparison, width).split("\n\n")[1].splitlines()
+
+    pieces = [piece for row in rows if (piece := row[: head.index("A")].strip())]
+    assert "".join(pieces) == "gateway.config.plugins.opentelemetry.config.traces_endpoint"
+    assert all(piece.endswith(".") for piece in pieces[:-1])
+    assert "".join(rows).count("a") > 200
+
+
 def test_a_caution_is_one_line_where_it_is_kept():
     """A terminal gets it broken between words, a file as it is."""
     comparison = compare(run(), run(verdict="invalid", invalid_reason="late " * 40))
