@@ -50,9 +50,15 @@ def folder(scenario: "Scenario", out: str | None) -> Iterator[Path]:
             if _is_another(as_run, scenario):
                 raise UserError("is the scenario itself, and would be overwritten", file=str(as_run), cure=_CURE)
             held.enter_context(_locked(as_run))
-            for name in _RESULTS:  # who finds one there may take it for that of this run, also when this run has none
-                (path / name).unlink(missing_ok=True)
-            as_run.write_text(scenario.as_run, encoding="utf-8")
+            with ExitStack() as undone:
+                if not existed:
+                    undone.callback(shutil.rmtree, path)
+                elif not as_run.stat().st_size:  # it holds nothing but the lock
+                    undone.callback(as_run.unlink)
+                for name in _RESULTS:  # who finds one there may take it for that of this run, also when it has none
+                    (path / name).unlink(missing_ok=True)
+                as_run.write_text(scenario.as_run, encoding="utf-8")
+                undone.pop_all()
         except BlockingIOError:
             raise UserError("another run is under way there", file=str(path), cure=_CURE) from None
         except OSError as error:

@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import re
+import resource
 import subprocess
 import sys
 from collections import Counter
@@ -506,6 +507,34 @@ def test_folder_that_cannot_be_made_is_refused(tmp_path):
     refused = pytest.raises(UserError, match=r"/file/x: cannot write there: .*; name another folder with --out")
     with refused, folder(load(str(SCENARIO)), str(tmp_path / "file" / "x")):
         pass
+
+
+def test_folder_that_is_refused_stays_as_it_was(tmp_path):
+    """Also when that shows only after its scenario.yaml was made."""
+    (tmp_path / "summary.json").mkdir()
+
+    refused = pytest.raises(UserError, match=r"/summary.json: cannot write there: Is a directory; name another folder")
+    with refused, folder(load(str(SCENARIO)), str(tmp_path)):
+        pass
+
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_folder_that_takes_no_scenario_is_left_without_one(tmp_path, existed):
+    """On a full disk: an empty scenario.yaml would be one that cannot be run."""
+    out, limits = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    if existed:
+        out.mkdir()
+    scenario = load(str(SCENARIO))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot write there: File too large"), folder(scenario, str(out)):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert ([*out.iterdir()] == []) if existed else not out.exists()
 
 
 def test_spans_that_are_not_kept_are_told(summary):
