@@ -202,18 +202,16 @@ def _write_results(summary: "Summary", recording: "Recording | None", out_dir: P
 
 
 def _is_written(path: Path, write: "Callable[[Path], None]") -> bool:
-    """Write a file, or tell why it cannot be; half a file, which might be taken for a whole one, is removed."""
-    whole = False
+    """Write a file as a whole, or tell why it cannot be."""
+    from sim.report.folder import whole  # noqa: PLC0415 - imported when needed: kongsim --help is quick
+
     try:
-        write(path)
-        whole = True
+        with whole(path) as place:
+            write(place)
     except OSError as error:
         _complain(f"{path}: cannot be written: {error.strerror or error}")
-    finally:
-        if not whole:
-            with suppress(OSError):
-                path.unlink()
-    return whole
+        return False
+    return True
 
 
 def _complain_of_extra(problem: str) -> None:
@@ -355,6 +353,7 @@ def overhead(
         try:
             with folder(checked, out) as out_dir:
                 outcome = command.measured(asked, out_dir, Console(stderr=True))
+                written = [_is_written(out_dir / name, write) for name, write in command.writers(outcome).items()]
         except command.MeasurementError as error:
             _complain(str(error))
             return EXIT_FAILED
@@ -363,7 +362,7 @@ def overhead(
                 click.echo(outcome.to_json(), nl=False)
             else:
                 tables.show(outcome, str(out_dir), Console())
-    return 0
+    return 0 if all(written) else EXIT_FAILED
 
 
 @commands.command()

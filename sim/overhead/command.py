@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def _share(text: object) -> float:
 
 
 def measured(asked: Asked, out_dir: Path, console: Console) -> Outcome:
-    """Measure, with a bar for each stage, and write figures, raw blocks and page.
+    """Measure, with a bar for each stage.
 
     Raises:
         UserError: an arm cannot be started.
@@ -104,7 +105,13 @@ def measured(asked: Asked, out_dir: Path, console: Console) -> Outcome:
             progress.start_task(bars[stage])
             progress.update(bars[stage], completed=share)
 
-        result = outcome(measure(plan, time_s=asked.time_s, precision=asked.precision, told=told))
-    result.write(out_dir)
-    page.write(result, out_dir / "overhead.html")
-    return result
+        return outcome(measure(plan, time_s=asked.time_s, precision=asked.precision, told=told))
+
+
+def writers(outcome: Outcome) -> dict[str, Callable[[Path], None]]:
+    """Return what writes the files of a measurement, by name: figures, raw blocks and page."""
+    return {
+        "overhead.json": outcome.write_figures,
+        "blocks.csv": outcome.write_blocks,
+        "overhead.html": partial(page.write, outcome),
+    }

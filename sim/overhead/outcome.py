@@ -124,12 +124,15 @@ class Outcome:
         }
         return json.dumps(content, indent=2) + "\n"
 
-    def write(self, out_dir: Path) -> None:
-        """Write figures and raw blocks."""
-        (out_dir / "overhead.json").write_text(self.to_json(), encoding="utf-8")
+    def write_figures(self, path: Path) -> None:
+        """Write overhead.json; raises OSError."""
+        path.write_text(self.to_json(), encoding="utf-8")
+
+    def write_blocks(self, path: Path) -> None:
+        """Write every block; raises OSError."""
         settled = set(map(id, self.measurement.settled))
         rows = [block.row() | {"settled": id(block) in settled} for block in self.measurement.blocks]
-        with (out_dir / "blocks.csv").open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)

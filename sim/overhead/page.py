@@ -9,7 +9,7 @@ _BLUE, _GREY = "#1f5fa8", "#8a8f98"
 
 
 def write(outcome: Outcome, path: Path) -> None:
-    """Write the page."""
+    """Write the page; raises OSError."""
     plan = outcome.measurement.plan
     content = (
         f"<p class='dim'>profile {plan.scenario.profile}, {plan.rate_per_s:g}/s</p>\n"

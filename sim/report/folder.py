@@ -55,8 +55,7 @@ def folder(scenario: "Scenario", out: str | None) -> Iterator[Path]:
                     undone.callback(shutil.rmtree, path)
                 elif not as_run.stat().st_size:  # it holds nothing but the lock
                     undone.callback(as_run.unlink)
-                for name in _RESULTS:  # who finds one there may take it for that of this run, also when it has none
-                    (path / name).unlink(missing_ok=True)
+                _remove_results(path)
                 as_run.write_text(scenario.as_run, encoding="utf-8")
                 undone.pop_all()
         except BlockingIOError:
@@ -70,6 +69,31 @@ def folder(scenario: "Scenario", out: str | None) -> Iterator[Path]:
             if not existed:
                 shutil.rmtree(path)
             raise
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give the place to write a file at, which takes the file's own when the block ends; raises OSError.
+
+    Whatever ends the program or the writing meanwhile, half a file has no name by which it could be taken for a result.
+    """
+    written = _unfinished(path)
+    try:
+        yield written
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
+
+
+def _remove_results(path: Path) -> None:
+    """Remove those of an earlier run, which would be taken for those of one that has none; raises OSError."""
+    for file in map(path.joinpath, _RESULTS):
+        file.unlink(missing_ok=True)
+        _unfinished(file).unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 @contextmanager

@@ -367,7 +367,7 @@ def run_and(statement, after="summary.Summary.write"):
     """Run the short scenario, with a statement that is executed after one of its results."""
     of, _, name = after.rpartition(".")
     code = f"""
-import signal, sys
+import os, signal, sys
 from sim.report import summary, tables
 
 tell = {after}
@@ -406,14 +406,23 @@ def test_the_summary_is_there_before_what_else_is_written(files):
     assert done.stdout.splitlines()[0] == "[]", done.stderr
 
 
+def test_a_run_that_is_killed_while_it_writes_leaves_half_of_no_result(files):
+    """What has the name of a result is one."""
+    done = run_and("os.kill(os.getpid(), 9)")
+
+    assert done.returncode == -signal.SIGKILL
+    assert not Path("out/summary.json").exists()
+
+
 def test_a_folder_is_held_until_the_last_file_is_written(files, kongsim, monkeypatch):
     """A run that began in it between two files of another would leave a folder of which neither is true."""
     refused = []
 
-    def intrude(*_arguments):
+    def intrude(*arguments):
         with pytest.raises(UserError) as caught, folder(load("short.yaml"), "out"):
             pass
         refused.append(str(caught.value))
+        arguments[-1].touch()
 
     monkeypatch.setattr("sim.report.page.write", intrude)
     code, _out, err = kongsim("run", "short.yaml", "--out", "out")

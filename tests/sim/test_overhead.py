@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import errno
 import io
 import json
 import os
@@ -37,7 +38,7 @@ from sim.overhead.arms import OPENTELEMETRY, PARTS, Arm
 from sim.overhead.bench import Bench, MeasurementError, Plan
 from sim.overhead.blocks import Block, Load, Reading
 from sim.overhead.measurement import Measurement, divided, parts_of, with_again
-from sim.overhead.outcome import outcome
+from sim.overhead.outcome import Outcome, outcome
 from sim.overhead.statistics import VALUES_MIN, Interval, interval, mean_interval, paired, warm_up
 from sim.process import pipe
 from sim.scenario import load
@@ -669,6 +670,30 @@ def test_a_measurement_that_is_over_is_told_whatever_interrupts_it(scenario_file
     assert (ended.value.code, told.err) == (0, "")
     assert (tmp_path / "overhead.json").read_text() == told.out
     assert {"overhead.html", "blocks.csv"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_file_that_cannot_be_written_costs_no_figures(scenario_file, tmp_path, monkeypatch, capsys):
+    """It is named, the others are there, and the tables are shown."""
+
+    def full(_outcome, path):
+        path.write_text('{"schema": ')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    done, out = made_up(COSTS, load(str(scenario_file))), tmp_path / "out"
+    monkeypatch.setattr(overhead_command, "measure", lambda *_given, **_named: done)
+    monkeypatch.setattr(Outcome, "write_figures", full)
+    monkeypatch.setattr(sys, "argv", ["kongsim", "overhead", str(scenario_file), "--out", str(out)])
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    told = capsys.readouterr()
+    assert (ended.value.code, told.err) == (
+        1,
+        f"kongsim: {out}/overhead.json: cannot be written: No space left on device\n",
+    )
+    assert "Tracing at 100% costs" in told.out
+    assert {path.name for path in out.iterdir()} == {"scenario.yaml", "blocks.csv", "overhead.html"}
 
 
 PRINTING = """

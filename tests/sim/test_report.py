@@ -428,7 +428,7 @@ def test_progress_may_be_closed_before_it_started():
 def test_folder_keeps_no_result_of_an_earlier_run(tmp_path):
     """A run that fails or is interrupted leaves none that could be taken for its own; other files are not touched."""
     of_runs = ("summary.json", "junit.xml", "report.html", "spans.parquet", "workers.parquet")
-    for name in (*of_runs, "overhead.json", "overhead.html", "blocks.csv", "notes.txt"):
+    for name in (*of_runs, ".summary.json.part", "overhead.json", "overhead.html", "blocks.csv", "notes.txt"):
         (tmp_path / name).touch()
 
     with pytest.raises(KeyboardInterrupt), folder(load(str(SCENARIO)), str(tmp_path)):
