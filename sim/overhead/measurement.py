@@ -195,7 +195,7 @@ def _footprint(bench: Bench, launch: Launch, arm: Arm) -> Footprint:
     rate_per_s = bench.plan.rate_per_s
     bench.requests(launch, arm, MEMORY_REQUESTS, max(MEMORY_RATE_PER_S, rate_per_s))
     memory = worker.ask(order="memory")
-    file = bench.plan.out_dir / f"allocations-{launch.number}.bin"
+    file = bench.plan.out_dir / f"allocations-{launch.number}.bin"  # an older revision counts into one
     try:
         worker.ask(order="count", file=str(file.resolve()))
         bench.requests(launch, arm, COUNTED_REQUESTS, rate_per_s)

@@ -9,7 +9,7 @@ line each:
     {"order": "read", "arm": N}       -> a reading        at once
     {"order": "rest", "arm": N}       -> a reading        when the arm has no request, no span and no batch under way
     {"order": "memory"}               -> {"rss_bytes": N, "pool_bytes": N}
-    {"order": "count", "file": PATH}  -> {}               counts allocations from now on
+    {"order": "count", "file": PATH}  -> {}               counts allocations from now on; older ones do in PATH
     {"order": "counted"}              -> {"allocations": N}
 
 `{"error": TEXT}` answers a first line that cannot be carried out. The end of standard input ends the process. Both are
@@ -103,7 +103,7 @@ class Worker:
         if order == "read":
             return self._begin(self._gateways[given["arm"]])
         if order == "count":
-            return self._count(given["file"])
+            return self._count()
         return {"memory": self._memory, "counted": self._counted}[order]()
 
     async def close(self) -> None:
@@ -165,12 +165,14 @@ class Worker:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return {"rss_bytes": pages * _PAGE_BYTES, "pool_bytes": sum(map(_pool_bytes, self._gateways))}
 
-    def _count(self, file: str) -> dict[str, Any]:
+    def _count(self) -> dict[str, Any]:
         from memray import FileDestination, Tracker  # noqa: PLC0415 - it is heavy, and few orders need it
 
         gc.collect()
-        self._count_file = file
-        self._counting.enter_context(Tracker(destination=FileDestination(file), trace_python_allocators=True))
+        # In memory: where a disk is full memray stops counting, and what it has counted looks like all.
+        self._count_file = f"/proc/self/fd/{os.memfd_create('allocations')}"
+        destination = FileDestination(self._count_file, overwrite=True, compress_on_exit=False)
+        self._counting.enter_context(Tracker(destination=destination, trace_python_allocators=True))
         return {}
 
     def _counted(self) -> dict[str, Any]:

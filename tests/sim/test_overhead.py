@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -694,6 +695,19 @@ def test_a_file_that_cannot_be_written_costs_no_figures(scenario_file, tmp_path,
     )
     assert "Tracing at 100% costs" in told.out
     assert {path.name for path in out.iterdir()} == {"scenario.yaml", "blocks.csv", "overhead.html"}
+
+
+def test_allocations_are_counted_whatever_the_disk_takes(scenario_file, tmp_path):
+    """A count that a full disk cuts short would look like a small one."""
+    out, arms = tmp_path / "out", (Arm.parse("off"),)
+    out.mkdir()
+    asked = load(str(scenario_file))
+
+    with Bench(Plan(asked, arms, 400.0, 5, out)) as bench, bench.launch(arms) as launch:
+        shutil.rmtree(out)
+        footprint = measurement._footprint(bench, launch, arms[0])
+
+    assert footprint.allocations > 10
 
 
 PRINTING = """
