@@ -35,7 +35,7 @@ def _parts(outcome: Outcome) -> str:
     if outcome.breakdown is None:
         return ""
     rows = [(name, figure, False) for name, figure in outcome.breakdown.parts.items()]
-    return _dots(rows, f"Where {outcome.breakdown.arm} goes, us a request")
+    return _dots(rows, f"Where the tracing of {outcome.breakdown.arm} goes, us a request")
 
 
 def _dots(rows: list[tuple[str, Figure, bool]], title: str) -> str:

@@ -57,7 +57,7 @@ def _table(title: str, keys: Sequence[str], arms: Sequence[ArmOutcome]) -> Table
 def _parts(outcome: Outcome) -> Table:
     breakdown = outcome.breakdown
     assert breakdown is not None
-    title = Text(f"where {breakdown.arm} goes, us CPU a request", style="table.title")
+    title = Text(f"where the tracing of {breakdown.arm} goes, us CPU a request", style="table.title")
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("part")
     table.add_column("us/req", justify="right", no_wrap=True)

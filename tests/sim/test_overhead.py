@@ -329,6 +329,18 @@ def test_page_shows_each_arm_resolved_or_not(scenario_file, tmp_path):
     assert shown.count('"text":"not resolved"') == 1
 
 
+def test_break_down_is_called_what_it_is(scenario_file, tmp_path):
+    """It is of the tracing alone: what else an arm does, a plugin of its own say, is in none of the parts."""
+    made = outcome(made_up(COSTS, load(str(scenario_file))))
+    console = Console(record=True, width=140, file=io.StringIO())
+
+    tables.show(made, "out", console)
+    page.write(made, tmp_path / "overhead.html")
+
+    assert "where the tracing of 1.0 goes, us CPU a request" in console.export_text()
+    assert "Where the tracing of 1.0 goes, us a request" in (tmp_path / "overhead.html").read_text()
+
+
 def test_page_fits_a_narrow_screen(scenario_file, tmp_path):
     """A telephone does not shrink it, and no bar of buttons lies over the titles of the plots."""
     page.write(outcome(made_up(COSTS, load(str(scenario_file)))), tmp_path / "overhead.html")
@@ -795,7 +807,7 @@ def test_command_measures_and_keeps_everything(scenario_file, tmp_path, monkeypa
     shown = capsys.readouterr()
     assert (ended.value.code, shown.err) == (0, "")
     assert "off again (A/A)" in shown.out
-    assert "where 1.0 goes" in shown.out
+    assert "where the tracing of 1.0 goes" in shown.out
     told = json.loads((out / "overhead.json").read_text())
     assert [arm["arm"] for arm in told["arms"]] == ["off", "off again", "1.0"]
     with (out / "blocks.csv").open(newline="") as file:
