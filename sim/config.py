@@ -292,7 +292,7 @@ class Nginx(Model):
         client_body_timeout: seconds between two reads of a request's body, else 408.
         client_max_body_size: bytes of the largest body, else 413; 0 is any size.
         send_timeout: seconds between two writes to a client that does not read, else its connection is cut.
-        keepalive_timeout: seconds that an idle connection of a client stays open.
+        keepalive_timeout: seconds that an idle connection of a client stays open; 0 closes it after each request.
         keepalive_requests: requests that one connection serves at most; 0 is one.
         lua_max_pending_timers: timers of a worker that wait at most (N4).
         lua_max_running_timers: timers of a worker that run at most (N4).
@@ -307,7 +307,7 @@ class Nginx(Model):
     client_body_timeout: Timeout = 60.0
     client_max_body_size: Bytes = 0
     send_timeout: Timeout = 60.0
-    keepalive_timeout: Timeout = 75.0
+    keepalive_timeout: Seconds = 75.0
     keepalive_requests: Annotated[int, Field(ge=0)] = 10_000
     lua_max_pending_timers: Annotated[int, Field(ge=1)] = 16_384
     lua_max_running_timers: Annotated[int, Field(ge=1)] = 4_096

@@ -21,6 +21,7 @@ from dataclasses import replace
 from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from kongtrace import NOOP_SPAN, PHASES, NoopSpan, Phase, TracerProvider
@@ -182,7 +183,7 @@ class Runloop:
         self._kong = kong
         self.now = runtime.now
         self.nginx = gateway.nginx
-        self.keepalive_requests = gateway.nginx.keepalive_requests
+        self.keepalive_requests = gateway.nginx.keepalive_requests if gateway.nginx.keepalive_timeout else 0
         self.forwarding = Forwarding(gateway)
         self._sweep_s = min(SWEEP_S_MAX, _shortest_timeout_s(gateway.nginx) / 10)
         self._sweeping = False
@@ -944,4 +945,5 @@ _REPLACEMENT: Final = "KONG_RESPONSE_BODY"
 
 
 def _shortest_timeout_s(nginx: Nginx) -> float:
-    return min(nginx.client_header_timeout, nginx.client_body_timeout, nginx.send_timeout, nginx.keepalive_timeout)
+    keepalive_timeout = nginx.keepalive_timeout or inf
+    return min(nginx.client_header_timeout, nginx.client_body_timeout, nginx.send_timeout, keepalive_timeout)

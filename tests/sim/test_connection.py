@@ -834,10 +834,18 @@ def test_request_that_is_being_answered_is_not_idle():
     assert not client.wire.closing
 
 
-@pytest.mark.parametrize(("most", "served"), [(2, 2), (1, 1), (0, 1)])
-def test_connection_serves_so_many_requests_and_no_more(most, served):
-    """`keepalive_requests`: the last answer says so; 0 is one, as in nginx."""
-    wired = Wired(nginx=Nginx(keepalive_requests=most))
+@pytest.mark.parametrize(
+    ("limits", "served"),
+    [
+        ({"keepalive_requests": 2}, 2),
+        ({"keepalive_requests": 1}, 1),
+        ({"keepalive_requests": 0}, 1),
+        ({"keepalive_timeout": "0s"}, 1),
+    ],
+)
+def test_connection_serves_so_many_requests_and_no_more(limits, served):
+    """The last answer says so; `keepalive_requests` 0, and `keepalive_timeout` 0, is one, as in nginx."""
+    wired = Wired(nginx=Nginx(**limits))
     client = wired.client().send(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n" * 3)
     found = answers(client.received(), *["GET"] * served)
     assert [headers[b"connection"] for _, headers, _ in found] == [b"keep-alive"] * (served - 1) + [b"close"]

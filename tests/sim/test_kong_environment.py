@@ -41,6 +41,7 @@ def gateway(tmp_path):
         ("REAL_IP_RECURSIVE", "on", "real_ip_recursive", True),
         ("NGINX_HTTP_KEEPALIVE_TIMEOUT", "10", "nginx.keepalive_timeout", 10.0),
         ("NGINX_HTTP_KEEPALIVE_TIMEOUT", "75s 1m", "nginx.keepalive_timeout", 75.0),
+        ("NGINX_HTTP_KEEPALIVE_TIMEOUT", "0", "nginx.keepalive_timeout", 0.0),
         ("NGINX_HTTP_KEEPALIVE_REQUESTS", "7", "nginx.keepalive_requests", 7),
         ("NGINX_HTTP_KEEPALIVE_REQUESTS", "0", "nginx.keepalive_requests", 0),
         ("NGINX_WORKER_PROCESSES", "3", "workers", 3),
