@@ -154,6 +154,9 @@ class Service(Model):
             parts = url_parts(url)
         except FieldError as error:
             raise FieldError(error.message, cure=error.cure, field="url") from None
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            cure = "leave user, query and fragment out"
+            raise FieldError("expected a URL of host, port and path", cure=cure, field="url")
         data |= {"protocol": parts.scheme, "host": parts.hostname, "port": parts.port or PORTS[parts.scheme]}
         return data | ({"path": parts.path} if parts.path else {})
 

@@ -245,6 +245,14 @@ def test_https_of_a_service_is_spoken_without_tls(entities):
             "services:\n  - {name: a, host: b, path: '/c?d=e'}\n",
             "kong.yml:2: services[0].path: expected a path without query and fragment, not '/c?d=e'",
         ),
+        (
+            "services: [{name: a, url: 'http://user:secret@b/c'}]",
+            "kong.yml:1: services[0].url: expected a URL of host, port and path; leave user, query and fragment out",
+        ),
+        (
+            "services: [{name: a, url: 'http://b/c?d=e'}]",
+            "kong.yml:1: services[0].url: expected a URL of host, port and path; leave user, query and fragment out",
+        ),
         ("service: []\n", "kong.yml:1: service: unknown field; did you mean services?"),
         ("services: {}\n", "kong.yml:1: services: expected a list, not an empty mapping; begin each with -"),
         ("services: [a]\n", "kong.yml:1: services[0]: expected a mapping of fields, not 'a'"),
