@@ -107,7 +107,7 @@ class OpenLoad(ABC):
     @property
     @abstractmethod
     def length_s(self) -> float:
-        """How long requests arrive, in s."""
+        """How long the load lasts, in s, also where its last request arrives long before."""
 
     @abstractmethod
     def _arrivals(self, generator: random.Random) -> "Iterator[int]":
@@ -171,7 +171,7 @@ def drive(control: "Connection", load: OpenLoad, request: "Request") -> None:
     """Drive the load from this process, as a peer; it ends by itself once every request has.
 
     Its report:
-        state: `running` while requests arrive, `draining` while answers are awaited, then `finished`.
+        state: `running` until the load is over, `draining` while answers are awaited, then `finished`.
         requests: `{offered, sent, completed, failed, unsent, outstanding, resent, waited}`: offered are those whose
             intended time has come, outstanding those under way (0 at the end), waited those that found all
             `connections_max` connections busy.
@@ -230,20 +230,22 @@ class _Driver:
         self._starts_ns: Iterator[int] = iter(())
         self._next_ns: int | None = None  # the next intended start
         self._begun_ns = 0
-        self._arrived_ns = 0  # when the arrivals ended; 0 until then
+        self._end_ns = 0  # when it is over, however long before that the last request arrives
+        self._arrived_ns = 0  # when it was over or stopped; 0 until then
         self._finished_ns = 0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send what the schedule says until it ends or `stop` is set, then wait for the answers."""
+        """Send what the schedule says until the load is over or `stop` is set, then wait for the answers."""
         _allow_descriptors(self._load.connections_max + _SPARE_DESCRIPTORS)
-        self._arrivals_over, self._settled = asyncio.Event(), asyncio.Event()
+        self._over, self._settled = asyncio.Event(), asyncio.Event()
         self._begun_ns = time.monotonic_ns()
+        self._end_ns = self._begun_ns + round(self._load.length_s * _NS_PER_S)
         self._starts_ns = (self._begun_ns + offset_ns for offset_ns in self._load.schedule())
         self._advance()
         timer = TimerFd(asyncio.get_running_loop(), self._send_due)
-        timer.arm(self._next_ns or 0)
+        timer.arm(self._next_ns or self._end_ns)
         self._sweep()
-        await _first(self._arrivals_over, stop)
+        await _first(self._over, stop)
         timer.close()
         self._leave_unsent()
         try:
@@ -326,18 +328,17 @@ class _Driver:
             self._pool.begin(intended_ns)
             self._advance()
             now_ns = time.monotonic_ns()
-        return self._next_ns
+        if self._next_ns is not None:
+            return self._next_ns
+        if now_ns < self._end_ns:
+            return self._end_ns
+        self._over.set()
+        return None
 
     def _advance(self) -> None:
         self._next_ns = next(self._starts_ns, None)
-        if self._next_ns is None:
-            self._arrived_ns = max(time.monotonic_ns(), self._begun_ns + round(self._load.length_s * _NS_PER_S))
-            self._arrivals_over.set()
-            self._check_settled()
 
     def _leave_unsent(self) -> None:
-        if self._next_ns is None:
-            return
         self._arrived_ns = time.monotonic_ns()
         # What would have come later is not walked: of a load of a day that takes longer than anybody waits for it.
         while self._next_ns is not None and self._next_ns <= self._arrived_ns:

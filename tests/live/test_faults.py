@@ -126,6 +126,17 @@ def test_load_bursts_and_pauses(tmp_path):
     assert pause.fault_window.p99_ratio is None
 
 
+def test_fault_that_comes_after_the_last_request_is_carried_out(tmp_path):
+    """A load lasts as long as it says, also where nothing arrives any more."""
+    faults = "[{at: 100ms, for: 5s, target: load, kind: pause}, {at: 600ms, target: worker, kind: kill}]"
+
+    summary = run(tmp_path, "kong", faults)
+
+    assert summary.requests.offered == 10
+    assert summary.warnings == []
+    assert [fault["kind"] for fault in summary.faults] == ["pause", "kill"]
+
+
 def test_fault_hits_the_requests_of_its_time_however_late_the_load_begins(tmp_path, monkeypatch):
     """Both count from the beginning of the load, so what is hit is not taken for what came outside."""
     drive = runs.driver.drive

@@ -511,6 +511,36 @@ def test_progress_is_told_at_any_time():
         assert report["histogram"] is None
 
 
+@pytest.mark.parametrize(
+    "load",
+    [
+        ConstantArrivalRate(rate_per_s=1, duration_s=0.5),
+        ConstantArrivalRate(rate_per_s=100, duration_s=0.5, pauses=((0.1, 0.5),)),
+        RampingArrivalRate(stages=((0.1, 100.0, 0.0), (0.4, 0.0, 0.0))),
+    ],
+)
+def test_load_lasts_its_whole_duration(load):
+    """However early its last request arrives: what is to happen later still does, as in k6."""
+    with serving(_Server) as port, started(drive, load, Request(host="127.0.0.1", port=port)) as driver:
+        while not driver.report()["requests"]["completed"]:
+            pass
+        assert driver.report()["state"] == "running"
+        report = driver.end()
+
+    assert report["elapsed_s"] >= 0.5
+
+
+def test_load_that_waits_for_its_end_can_be_stopped():
+    """Nothing arrives any more, and nobody has to wait for that."""
+    with serving(_Server) as port, _driving(port, rate_per_s=1 / 3600, duration_s=3600) as driver:
+        while not driver.report()["requests"]["completed"]:
+            pass
+        report = driver.stop()
+
+    assert report["requests"]["offered"] == report["requests"]["completed"] == 1
+    assert report["elapsed_s"] < 3600
+
+
 def test_load_without_arrivals_ends():
     """A Poisson schedule may be empty."""
     seed = next(seed for seed in range(100) if not list(_load(rate_per_s=1, arrival="poisson", seed=seed).schedule()))
