@@ -56,7 +56,6 @@ from rich.console import Console
 from sim import peer
 from sim.capture import Arrival
 from sim.errors import UserError
-from sim.faults import Event, timeline
 from sim.http_server import HttpConnection, HttpServer, response
 from sim.trace_tree import render_trace
 from sim.traces import FINDINGS, Traces, is_root
@@ -154,7 +153,7 @@ def serve_forever(
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]  # `create_server` adds the address once more
         raise UserError(f"cannot listen on {host}:{port}: {reason}", cure="choose another host or port") from error
-    uvloop.run(_show_forever(sock, latency_ms, timeline(faults), console or Console()))
+    uvloop.run(_show_forever(sock, latency_ms, faults, console or Console()))
 
 
 _SpanKey = tuple[bytes, bytes]
@@ -451,7 +450,7 @@ _ENCODERS: "Final[dict[str, Callable[[Message], bytes]]]" = {_PROTOBUF: _encode_
 # In the foreground.
 
 
-async def _show_forever(sock: socket.socket, latency_ms: float, events: "list[Event]", console: Console) -> None:
+async def _show_forever(sock: socket.socket, latency_ms: float, faults: "Iterable[Fault]", console: Console) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -466,14 +465,20 @@ async def _show_forever(sock: socket.socket, latency_ms: float, events: "list[Ev
         server.forget(screen.forgotten(now_s))
         loop.call_later(_TICK_S, tick)
 
-    def carry_out(event: Event) -> None:
-        server.obey((event.begins, event.fault))
-        console.print(f"fault {event.fault.kind} {'begins' if event.begins else 'ends'}", highlight=False)
-        if event.fault.every is not None:
-            loop.call_later(event.fault.every, carry_out, event)
+    def begin(fault: "Fault") -> None:
+        server.begin(fault)
+        console.print(f"fault {fault.kind} begins", highlight=False)
+        if fault.lasts is not None:  # counted from here: of two deadlines in one ms either may come first
+            loop.call_later(fault.lasts, end, fault)
+        if fault.every is not None:
+            loop.call_later(fault.every, begin, fault)
 
-    for event in events:
-        loop.call_later(event.at_s, carry_out, event)
+    def end(fault: "Fault") -> None:
+        server.end(fault)
+        console.print(f"fault {fault.kind} ends", highlight=False)
+
+    for fault in faults:
+        loop.call_later(fault.at, begin, fault)
     tick()
     await server.serve(sock, stop)
     screen.show(list(screen.waiting))

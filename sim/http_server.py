@@ -360,7 +360,7 @@ class HttpServer(ABC):
     Attributes:
         accepted: Connections accepted so far.
         connections: Those open now.
-        faults: Those that are on, by kind.
+        faults: Those that are on, by kind; of several of a kind the last that began.
         door: Where connections come in.
     """
 
@@ -371,6 +371,7 @@ class HttpServer(ABC):
         self.accepted = 0
         self.connections: dict[HttpConnection, None] = {}
         self.faults: dict[str, Fault] = {}
+        self._begun: list[Fault] = []  # and not ended
         self._delayed: list[tuple[int, int, HttpConnection, bytes]] = []  # a heap, by deadline in ns
         self._sequence = itertools.count()  # breaks ties, in order of request
 
@@ -405,7 +406,8 @@ class HttpServer(ABC):
 
     def begin(self, fault: "Fault") -> None:
         """Have a fault from now on."""
-        self.faults[fault.kind] = fault
+        self._begun.append(fault)
+        self.faults = {each.kind: each for each in self._begun}
         if fault.kind in _UNREACHABLE:
             self.door.shut()
         for connection in tuple(self.connections):
@@ -415,10 +417,9 @@ class HttpServer(ABC):
                 connection.leave()
 
     def end(self, fault: "Fault") -> None:
-        """Have a fault no longer."""
-        if self.faults.get(fault.kind) != fault:  # a later one of its kind has taken its place
-            return
-        del self.faults[fault.kind]
+        """Have a fault no longer; an earlier one of its kind that is still on is felt again."""
+        self._begun.remove(fault)
+        self.faults = {each.kind: each for each in self._begun}
         if fault.kind in _UNREACHABLE and not any(kind in self.faults for kind in _UNREACHABLE):
             self.door.reopen()
         for connection in tuple(self.connections):

@@ -344,11 +344,11 @@ class _Run:
         return True
 
     def _end_fault(self, fault: Fault, elapsed_s: float) -> None:
-        for begun, entry in [both for both in self.under_way if both[0] == fault]:
-            self.under_way.remove((begun, entry))
-            entry["ended_at_s"] = round(elapsed_s, 3)
-            if fault.kind == "stop":
-                self._continue_worker(entry["pid"])
+        [(place, entry)] = [(k, entry) for k, (begun, entry) in enumerate(self.under_way) if begun is fault]
+        del self.under_way[place]
+        entry["ended_at_s"] = round(elapsed_s, 3)
+        if fault.kind == "stop" and entry["pid"] not in self._stopped_pids():
+            self._signal(entry["pid"], signal.SIGCONT)
         if fault.target in ("collector", "upstream"):
             self._tell(fault, begins=False)
 
@@ -362,8 +362,8 @@ class _Run:
         pids = [worker.pid for worker in self.scoreboard.read().alive if worker.slot == slot]
         return next((pid for pid in reversed(pids) if pid and self._signal(pid, signum)), None)
 
-    def _continue_worker(self, pid: int) -> None:
-        self._signal(pid, signal.SIGCONT)
+    def _stopped_pids(self) -> set[int]:
+        return {entry["pid"] for fault, entry in self.under_way if fault.kind == "stop"}
 
     def _signal(self, pid: int, signum: signal.Signals) -> bool:
         master_pid = self.children[_MASTER].process.pid
@@ -407,9 +407,8 @@ class _Run:
         """End what still runs, what sends before what receives, and reap all."""
         try:
             self.progress.close()
-            for fault, entry in self.under_way:
-                if fault.kind == "stop":  # one that stands still would be killed, and could not say what it held
-                    self._continue_worker(entry["pid"])
+            for pid in self._stopped_pids():  # one that stands still would be killed, and could not say what it held
+                self._signal(pid, signal.SIGCONT)
             self._stop([_LOAD, _MASTER], TERMINATE_S_MAX)
             self._stop([_COLLECTOR, *self.scenario.upstreams], STOP_S_MAX)
         finally:

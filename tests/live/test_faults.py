@@ -183,6 +183,20 @@ def test_fault_that_has_to_wait_for_a_worker_lasts_as_long_all_the_same(tmp_path
     assert losses(summary) == {}
 
 
+def test_worker_that_was_stopped_twice_stands_still_until_both_have_ended(tmp_path):
+    """The end of the shorter stop does not end the longer one."""
+    times = (("100ms", "600ms"), ("200ms", "100ms"))
+    stops = [f"{{at: {at}, for: {lasts}, target: worker, kind: stop}}" for at, lasts in times]
+
+    summary = run(tmp_path, "kong", f"[{', '.join(stops)}]")
+
+    longer, shorter = summary.faults
+    assert longer["pid"] == shorter["pid"]
+    assert longer["ended_at_s"] > shorter["ended_at_s"]
+    assert summary.latency_ms.max >= 500
+    assert losses(summary) == {}
+
+
 def test_fault_that_hits_nobody_is_told(tmp_path):
     """There is no worker left to be killed when the gateway has been terminated."""
     faults = "[{at: 100ms, target: master, kind: terminate}, {at: 700ms, target: worker, kind: kill}]"
