@@ -175,7 +175,10 @@ class Status:
 
     def answer(self, method: str, target: str) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body of the answer to a request."""
-        url = urlsplit(target)
+        try:
+            url = urlsplit(target)
+        except ValueError:
+            return _json(HTTPStatus.BAD_REQUEST, {"message": "Bad request"})
         answer = self._paths.get(url.path.rstrip("/"))
         if answer is None:
             return _json(HTTPStatus.NOT_FOUND, {"message": "Not found", "paths": list(self._paths)})

@@ -230,3 +230,9 @@ def test_other_paths_and_methods_are_refused(world, method, target, status):
     assert headers.get("Allow") == ("GET, HEAD" if status == 405 else None)
     if status == 404:
         assert json.loads(body)["paths"] == ["/status", "/status/ready", "/timers", "/metrics"]
+
+
+@pytest.mark.parametrize("target", ["//[", "http://[::1/status"])
+def test_malformed_target_is_400(world, target):
+    """It says who is asked in a form that nobody can be asked in."""
+    assert world.json(target) == (400, {"message": "Bad request"})
