@@ -49,7 +49,7 @@ _SERVER: Final = {
         "connections are refused; an open one is closed once its request under way is answered", (), ("for",)
     ),
     "down": Kind("as if the process were dead: connections are reset at once, new ones refused", (), ("for",)),
-    "hang": Kind("connections are accepted, and nothing is read from them nor answered", (), ("for",)),
+    "hang": Kind("connections are accepted, and nothing is answered until the end", (), ("for",)),
     "slow": Kind("each answer takes `latency` longer", ("latency",), ("for",)),
     "status": Kind("each request is answered with `status`", ("status",), ("for", "retry_after")),
     "reset": Kind("the connection is reset in the middle of each request", (), ("for",)),

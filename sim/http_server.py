@@ -91,6 +91,7 @@ class HttpConnection(asyncio.Protocol, ABC):
         self._blocked = False  # the client does not read
         self._reading = True
         self._last = False  # no request is read any more
+        self._finished = b""  # the response under way, from when it is due until it is sent
         self._afterwards = b""  # to be written once no request is in line
         # The lifetime of the request that is being read.
         self._head_bytes = 0
@@ -204,7 +205,7 @@ class HttpConnection(asyncio.Protocol, ABC):
     def finish(self, data: bytes) -> None:
         """Send the delayed response `data`, and go on with the requests in line."""
         if not self.transport.is_closing():
-            self._send(data)
+            self._finished = data
             self.advance()
 
     def reset(self) -> None:
@@ -224,9 +225,13 @@ class HttpConnection(asyncio.Protocol, ABC):
             self.transport.close()
 
     def advance(self) -> None:
-        """Answer what waits in line, one after the other."""
+        """Send what is due, and answer what waits in line, one after the other; a server that hangs does neither."""
         faults = self.server.faults
-        while self._waiting and not self._busy and not self._blocked and "hang" not in faults:
+        hangs = "hang" in faults
+        if self._finished and not hangs:
+            data, self._finished = self._finished, b""
+            self._send(data)
+        while self._waiting and not self._busy and not self._blocked and not hangs:
             self._busy = True
             request, self._keep_alive = self._waiting.popleft()
             data, delay_ns = self.respond(request, self._keep_alive)
@@ -236,13 +241,13 @@ class HttpConnection(asyncio.Protocol, ABC):
                 self.server.finish_later(self, data, delay_ns)
             else:
                 self._send(data)
-        if self._afterwards and not self._waiting and not self._busy:
+        if self._afterwards and not self._waiting and not self._busy and not hangs:
             self.transport.write(self._afterwards)
             self._afterwards = b""
             if self._last:
                 self.transport.close()
         # A server that hangs reads on, or it would never see its clients leave.
-        full = len(self._waiting) > ("hang" in faults)
+        full = len(self._waiting) > hangs
         if self._reading == full:
             self._read(not full)
 

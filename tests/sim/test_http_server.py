@@ -389,6 +389,38 @@ def test_hanging_server_accepts_and_answers_when_the_fault_ends(server):
         assert _bodies(patient, 2) == [b"GET /a", b"GET /b"]
 
 
+def test_hanging_server_keeps_the_answers_that_were_under_way(server, client):
+    """They come at the end, before those to what came after them."""
+    _begin(server, _fault("slow", latency="200ms"))
+    client.sendall(b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n")
+    while not server.report()["busy"]:
+        process.wait([server.child.sentinel], 0.001)
+    _begin(server, _fault("hang"))
+    client.settimeout(0.4)  # twice the time in which the answer is due
+    with pytest.raises(TimeoutError):
+        client.recv(1)
+    client.settimeout(TIMEOUT_S)
+    _end(server, _fault("hang"))
+
+    assert _bodies(client, 2) == [b"GET /a", b"GET /b"]
+
+
+@pytest.mark.parametrize(
+    "sent", [b"this is not HTTP\r\n\r\n", b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"]
+)
+def test_hanging_server_says_nothing_of_its_own(server, client, sent):
+    """Neither a refusal nor a word that it waits for the body."""
+    _begin(server, _fault("hang"))
+    client.sendall(sent)
+    client.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        client.recv(1)
+    client.settimeout(TIMEOUT_S)
+    _end(server, _fault("hang"))
+
+    assert _read(client, b"\r\n\r\n")
+
+
 def test_slow_server_answers_later(server, client):
     """By the latency of the fault."""
     _begin(server, _fault("slow", latency="30ms"))
