@@ -96,7 +96,7 @@ class OpenLoad(ABC):
         starts_ns = self._arrivals(random.Random(self.seed))
         if self.bursts:
             starts_ns = heapq.merge(starts_ns, *map(self._burst, self.bursts))
-        return filter(_outside(self.pauses), starts_ns) if self.pauses else starts_ns
+        return filter(_outside(self.pauses, self.length_s), starts_ns) if self.pauses else starts_ns
 
     def _burst(self, burst: tuple[float, float, float]) -> "Iterator[int]":
         first_s, last_s, rate_per_s = burst
@@ -162,8 +162,8 @@ class RampingArrivalRate(OpenLoad):
         return ramping(self.stages, self.arrival, generator)
 
 
-def _outside(spans_s: "tuple[tuple[float, float], ...]") -> "Callable[[int], bool]":
-    spans_ns = [(first_s * _NS_PER_S, last_s * _NS_PER_S) for first_s, last_s in spans_s]
+def _outside(spans_s: "tuple[tuple[float, float], ...]", end_s: float) -> "Callable[[int], bool]":
+    spans_ns = [(round(first_s * _NS_PER_S), round(min(last_s, end_s) * _NS_PER_S)) for first_s, last_s in spans_s]
     return lambda start_ns: not any(first_ns <= start_ns < last_ns for first_ns, last_ns in spans_ns)
 
 
@@ -223,7 +223,7 @@ class _Driver:
         self._latency = Latencies()
         self._latency_latest = Latencies()  # since the last report
         self._latency_inside = Latencies()  # of those that started while a fault was felt
-        self._is_outside = _outside(load.windows) if load.windows else None
+        self._is_outside = _outside(load.windows, load.length_s) if load.windows else None
         self._lag = Latencies()
         # The load under way.
         self._pool = Pool(request, load.connections_max, self)

@@ -1,6 +1,8 @@
 """What holds for every arrival schedule."""
 
 import random
+from fractions import Fraction
+from math import ceil
 from statistics import mean
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sim.load.arrivals import SCHEDULES, poisson, ramping, uniform
+from sim.units import parse_duration, parse_rate
 
 NS_PER_S = 1_000_000_000
 
@@ -41,6 +44,20 @@ def test_schedules_depend_on_their_arguments_alone(name, rate_per_s, expected, s
 def test_uniform_schedule_has_rate_times_duration_arrivals(rate_per_s, duration_s):
     """Whole rates and durations give their product, to the arrival."""
     assert len(list(uniform(rate_per_s, duration_s, random.Random(0)))) == rate_per_s * duration_s
+
+
+WRITTEN = {"/s": 1, "/min": 60, "/h": 3600}
+MILLISECONDS = st.integers(min_value=1, max_value=100_000)
+
+
+@given(number=st.integers(min_value=1, max_value=500), unit=st.sampled_from(list(WRITTEN)), duration_ms=MILLISECONDS)
+@example(number=500, unit="/min", duration_ms=60_000)
+@example(number=7, unit="/h", duration_ms=36_000_000)
+def test_uniform_schedule_has_as_many_arrivals_as_its_rate_is_written(number, unit, duration_ms):
+    """To the arrival, also where the rate is no number that a float can be."""
+    starts_ns = uniform(parse_rate(f"{number}{unit}"), parse_duration(f"{duration_ms}ms"), random.Random(0))
+
+    assert len(list(starts_ns)) == ceil(Fraction(number * duration_ms, WRITTEN[unit] * 1000))
 
 
 @given(rate_per_s=rates, expected=st.integers(min_value=1, max_value=2_000))
@@ -100,6 +117,27 @@ def test_ramping_schedule_has_as_many_arrivals_as_the_area_under_its_rate(stages
         end_s += duration_s
         area += duration_s * (first + last) / 2
         assert abs(sum(start_ns < end_s * 1e9 for start_ns in starts_ns) - area) <= 1
+
+
+TENTHS = st.tuples(st.integers(1, 30), st.integers(0, 100), st.integers(0, 100))
+
+
+@given(st.lists(TENTHS, min_size=1, max_size=4))
+@example([(3, 20, 0), (7, 0, 0), (1, 7, 33)])
+def test_ramping_schedule_has_no_arrival_at_its_end(stages):
+    """As many as the area says, to the arrival, whatever floats make of tenths of a second."""
+    in_floats = [(tenths / 10, float(first), float(last)) for tenths, first, last in stages]
+    starts_ns = list(ramping(in_floats, "uniform", random.Random(0)))
+
+    assert len(starts_ns) == ceil(sum(Fraction(tenths, 10) * (first + last) / 2 for tenths, first, last in stages))
+    assert all(start_ns < sum(tenths for tenths, _, _ in stages) * 100_000_000 for start_ns in starts_ns)
+
+
+def test_ramp_may_begin_where_a_request_has_just_arrived():
+    """The area of the stages before it may be a trifle more than a whole number, and its own rate 0."""
+    starts_ns = list(ramping([(1.9, 38.0, 0.0)] * 10 + [(1.0, 0.0, 10.0)], "uniform", random.Random(0)))
+
+    assert len(starts_ns) == 361 + 5
 
 
 @given(st.integers(1, 200).map(float), st.integers(1, 5).map(float))

@@ -584,6 +584,13 @@ def test_paused_load_sends_nothing_meanwhile():
     assert not [start_ns for start_ns in starts_ns if 0.2e9 <= start_ns < 0.5e9]
 
 
+def test_pause_swallows_what_comes_before_its_end():
+    """A thousand a second for a tenth of it are a hundred, though no float is exactly 1.2."""
+    starts_ns = list(_load(rate_per_s=1000, duration_s=2, pauses=((1.1, 1.1 + 0.1),)).schedule())
+
+    assert len(starts_ns) == 1900
+
+
 def test_burst_comes_on_top_of_the_load_and_ends_with_it():
     """In order, and none after the end of the load."""
     starts_ns = list(_load(rate_per_s=100, duration_s=1, bursts=((0.2, 0.4, 1000.0), (0.9, 5.0, 1000.0))).schedule())
