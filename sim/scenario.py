@@ -443,6 +443,9 @@ def _faults(document: Document, content: _File) -> Iterator[Fault]:
         if fault.upstream is not None and fault.upstream not in content.upstreams:
             message = f"there is no upstream {fault.upstream}"
             raise document.error(message, (*place, "upstream"), cure=nearest(fault.upstream, content.upstreams))
+        if fault.target == "upstream" and not content.upstreams:
+            cure = "add upstreams: {default: {}}, and let a service have it as its host"
+            raise document.error("there is no built-in upstream", (*place, "target"), cure=cure)
         if fault.at >= duration_s:
             message = f"comes when the load is over, after {format_duration(duration_s)}"
             raise document.error(message, (*place, "at"), cure="let it come earlier")

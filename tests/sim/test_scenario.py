@@ -468,6 +468,16 @@ def test_an_upstream_is_reached_under_the_hosts_of_a_real_kong_yml(tmp_path):
         load(str(path))
 
 
+def test_a_fault_of_upstreams_hits_one_of_the_scenario(scenario):
+    """Where all that it has stands elsewhere, there is nothing that a fault could be carried out by."""
+    text = MINIMAL.replace("host: default", "host: 127.0.0.1").replace("upstreams:\n  default: {}\n", "")
+    with pytest.raises(UserError) as caught:
+        scenario(f"{text}faults:\n  - {{at: 1ms, target: upstream, kind: refuse}}\n")
+
+    told = str(caught.value)
+    assert ":8: faults[0].target: there is no built-in upstream; add upstreams: {default: {}}" in told
+
+
 def test_a_fault_with_every_comes_until_the_load_is_over(scenario):
     """Each time as a fault of its own, at its own time."""
     loaded = scenario(FULL.replace("kind: kill", "kind: stop, for: 500ms, every: 2s"))
