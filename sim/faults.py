@@ -10,7 +10,8 @@ worker and master get signals from the run (`sim.run`); the load has them in its
 Times in seconds, sizes in bytes, rates per second.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import ceil, inf
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
@@ -21,10 +22,12 @@ from sim.document import Document, Model, override
 from sim.errors import FieldError, UserError, meant, shown
 from sim.units import Bytes, PerSecond, Seconds, format_duration
 
-__all__ = ["KINDS", "Event", "Fault", "Kind", "parse_option", "timeline"]
+__all__ = ["KINDS", "Event", "Fault", "Kind", "Timeline", "parse_option"]
 
 OCCURRENCES_MAX: Final = 10_000
 """How often one fault may come."""
+
+_NS_DIGITS: Final = 9  # behind the point, of seconds
 
 AFTERMATH_S: Final = 1.0
 """How long a fault that is over at once is felt: what a queue waits for a batch to fill, ten times a respawn."""
@@ -168,15 +171,19 @@ class Fault(Model):
             message = f"makes it come {count} times, expected {OCCURRENCES_MAX} at most"
             raise FieldError(message, field="every", cure=f"write {format_duration(end_s / OCCURRENCES_MAX)} or more")
         for number in range(count):
-            yield self.model_copy(update={"at": self.at + number * self.every})
+            yield self.model_copy(update={"at": round(self.at + number * self.every, _NS_DIGITS)})
 
     @property
     def window_s(self) -> tuple[float, float]:
         """From when until when it is felt, after the beginning of the load; without an end, infinity."""
         if self.lasts is not None:
             return self.at, self.at + self.lasts
-        is_act = "for" not in KINDS[self.target][self.kind].takes
-        return self.at, self.at + AFTERMATH_S if is_act else inf
+        return self.at, self.at + AFTERMATH_S if self.is_act else inf
+
+    @property
+    def is_act(self) -> bool:
+        """Whether it is over at once."""
+        return self.lasts is None and "for" not in KINDS[self.target][self.kind].takes
 
     def told(self) -> dict[str, Any]:
         """Return the fields that the file has, in plain numbers, those of time with their unit: for the summary."""
@@ -245,11 +252,39 @@ class Event(NamedTuple):
     begins: bool
 
 
-def timeline(faults: Iterable[Fault]) -> list[Event]:
-    """Return when faults begin and end, in order; of those at the same time, ends come first."""
-    events = []
-    for fault in faults:
-        events.append(Event(fault.at, fault, begins=True))
-        if fault.lasts is not None:
-            events.append(Event(fault.at + fault.lasts, fault, begins=False))
-    return sorted(events, key=lambda event: (event.at_s, event.begins))
+class Timeline:
+    """When faults begin and end, in order; of those at the same time, ends come first.
+
+    An end is entered when its fault has begun, so that none can come before it.
+    """
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self._events = sorted((Event(fault.at, fault, begins=True) for fault in faults), key=_order)
+
+    @property
+    def next_s(self) -> float:
+        """When something is due; infinity: there is nothing to come."""
+        return self._events[0].at_s if self._events else inf
+
+    @property
+    def to_begin(self) -> list[Fault]:
+        """The faults that have not begun."""
+        return [event.fault for event in self._events if event.begins]
+
+    def advance(self, elapsed_s: float, carry_out: Callable[[Event], bool]) -> None:
+        """Have all carried out that is due; what cannot be yet, for which False is returned, stays so."""
+        waiting = []
+        while self.next_s <= elapsed_s:
+            event = self._events.pop(0)
+            if not carry_out(event):
+                waiting.append(event)
+            elif event.begins and event.fault.lasts is not None:
+                # A worker may be waited for: what it is hit by lasts as long all the same.
+                since_s = elapsed_s if event.fault.target == "worker" else event.at_s
+                end = Event(since_s + event.fault.lasts, event.fault, begins=False)
+                insort(self._events, end, key=_order)
+        self._events[:0] = waiting
+
+
+def _order(event: Event) -> tuple[float, bool]:
+    return event.at_s, event.begins

@@ -36,7 +36,7 @@ from sim import collector, origin
 from sim.cycle import EXIT_FATAL, child_seed
 from sim.error_log import ErrorLog, count_lines
 from sim.errors import UserError
-from sim.faults import Event, Fault, timeline
+from sim.faults import Event, Fault, Timeline
 from sim.interruption import INTERRUPTS
 from sim.load import driver
 from sim.load.request import Request
@@ -158,14 +158,16 @@ class _Run:
     may_end: set[str] = field(default_factory=set)
     load_s: float = inf  # when the load began
     update_s: float = 0.0  # when the view is due
-    events: list[Event] = field(default_factory=list)  # those to come
-    under_way: list[tuple[Fault, dict[str, Any]]] = field(default_factory=list)  # faults that are on, and their entries
+    timeline: Timeline = field(init=False)  # of the faults
+    under_way: dict[int, tuple[Fault, dict[str, Any]]] = field(default_factory=dict)  # those that last, by identity
     carried_out: list[dict[str, Any]] = field(default_factory=list)
     interrupted: bool = False
 
+    def __post_init__(self) -> None:
+        self.timeline = Timeline(self.scenario.faults)
+
     def run(self) -> Summary:
         started_at, started_s = datetime.now(UTC).astimezone(), time.monotonic()
-        self.events = timeline(self.scenario.faults)
         try:
             self._start_gateway()
             self._start_load()
@@ -189,7 +191,7 @@ class _Run:
             started_at=started_at,
             elapsed_s=time.monotonic() - started_s,
             faults=self.carried_out,
-            not_carried_out=[event.fault for event in self.events if event.begins],
+            not_carried_out=self.timeline.to_begin,
             error_log=count_lines(self.log_path),
             interrupted=self.interrupted,
         )
@@ -296,31 +298,20 @@ class _Run:
     # Faults.
 
     def _next_event_in_s(self) -> float:
-        if any(fault.kind == "memory" for fault, _entry in self.under_way):
+        if any(fault.kind == "memory" for fault, _entry in self.under_way.values()):
             return MEMORY_POLL_S
-        if not self.events:
-            return inf
-        return max(FAULT_RETRY_S, self.load_s + self.events[0].at_s - time.monotonic())
+        return max(FAULT_RETRY_S, self.load_s + self.timeline.next_s - time.monotonic())
 
     def _carry_out_faults(self) -> None:
         elapsed_s = time.monotonic() - self.load_s
-        while any(event.at_s <= elapsed_s and self._carry_out(event, elapsed_s) for event in self.events):
-            pass
+        self.timeline.advance(elapsed_s, partial(self._carry_out, elapsed_s=elapsed_s))
         self._hold_memory_limits()
 
     def _carry_out(self, event: Event, elapsed_s: float) -> bool:
-        """Begin or end a fault, which is no event to come then; False while there is nobody whom it could hit."""
-        if not event.begins and any(other.begins and other.fault is event.fault for other in self.events):
-            return False
-        if event.begins and not self._begin(event.fault, elapsed_s):
-            return False
-        if not event.begins:
-            self._end_fault(event.fault, elapsed_s)
-        self.events.remove(event)
-        if event.begins and event.fault.target == "worker":  # where it is late it lasts as long all the same
-            late_s = elapsed_s - event.at_s
-            moved = [e._replace(at_s=e.at_s + late_s) if e.fault is event.fault else e for e in self.events]
-            self.events = sorted(moved, key=lambda e: (e.at_s, e.begins))
+        """Begin or end a fault; False while there is nobody whom it could hit."""
+        if event.begins:
+            return self._begin(event.fault, elapsed_s)
+        self._end_fault(event.fault, elapsed_s)
         return True
 
     def _begin(self, fault: Fault, elapsed_s: float) -> bool:
@@ -340,12 +331,12 @@ class _Run:
             case "collector" | "upstream":
                 self._tell(fault, begins=True)
         self.carried_out.append(entry)
-        self.under_way.append((fault, entry))
+        if not fault.is_act:
+            self.under_way[id(fault)] = fault, entry
         return True
 
     def _end_fault(self, fault: Fault, elapsed_s: float) -> None:
-        [(place, entry)] = [(k, entry) for k, (begun, entry) in enumerate(self.under_way) if begun is fault]
-        del self.under_way[place]
+        _fault, entry = self.under_way.pop(id(fault))
         entry["ended_at_s"] = round(elapsed_s, 3)
         if fault.kind == "stop" and entry["pid"] not in self._stopped_pids():
             self._signal(entry["pid"], signal.SIGCONT)
@@ -363,7 +354,7 @@ class _Run:
         return next((pid for pid in reversed(pids) if pid and self._signal(pid, signum)), None)
 
     def _stopped_pids(self) -> set[int]:
-        return {entry["pid"] for fault, entry in self.under_way if fault.kind == "stop"}
+        return {entry["pid"] for fault, entry in self.under_way.values() if fault.kind == "stop"}
 
     def _signal(self, pid: int, signum: signal.Signals) -> bool:
         master_pid = self.children[_MASTER].process.pid
@@ -371,7 +362,7 @@ class _Run:
         return send_signal(pid, signum, parent_pid=master_pid)
 
     def _hold_memory_limits(self) -> None:
-        for fault, entry in self.under_way:
+        for fault, entry in self.under_way.values():
             if fault.kind != "memory":
                 continue
             assert fault.limit is not None

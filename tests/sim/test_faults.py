@@ -5,7 +5,7 @@ from math import inf
 import pytest
 
 from sim.errors import UserError
-from sim.faults import KINDS, Fault, parse_option, timeline
+from sim.faults import KINDS, Fault, Timeline, parse_option
 from sim.run import _MASTER_SIGNALS, _WORKER_SIGNALS
 
 NEEDED = {"for": "1s", "latency": "1s", "status": 503, "rejected": 0.5, "limit": "100MiB", "rate": "10/s"}
@@ -50,19 +50,63 @@ def test_fault_is_felt_until_it_ends(made, window_s):
     assert made.window_s == window_s
 
 
+def happened(timeline, *times_s, can=lambda _event: True):
+    """What is carried out when a timeline advances to each of some times, as `(planned for, fault, begins)`."""
+    carried_out = []
+
+    def carry_out(event):
+        if can(event):
+            carried_out.append(tuple(event))
+            return True
+        return False
+
+    for elapsed_s in times_s:
+        timeline.advance(elapsed_s, carry_out)
+    return carried_out
+
+
 def test_timeline_is_in_order_and_ends_come_before_beginnings():
-    """So that one fault may follow another of its kind."""
+    """So that one fault may follow another of its kind; all that is due is carried out at once."""
     first, second, forever = fault("1s", **{"for": "2s"}), fault("3s", **{"for": "1s"}), fault("2s", "refuse")
+    timeline = Timeline([second, forever, first])
+    assert timeline.to_begin == [first, forever, second]
 
-    events = [(event.at_s, event.fault, event.begins) for event in timeline([second, forever, first])]
-
-    assert events == [
+    assert happened(timeline, 10.0) == [
         (1.0, first, True),
         (2.0, forever, True),
         (3.0, first, False),
         (3.0, second, True),
         (4.0, second, False),
     ]
+    assert (timeline.next_s, timeline.to_begin) == (inf, [])
+
+
+def test_fault_that_cannot_begin_yet_stays_due_and_ends_later():
+    """It holds nothing else up, and lasts as long as it should."""
+    stop, hang = fault("1s", "stop", "worker", **{"for": "2s"}), fault("2s")
+    timeline = Timeline([stop, hang])
+
+    assert happened(timeline, 4.0, can=lambda event: event.fault is hang) == [(2.0, hang, True)]
+    assert (timeline.next_s, timeline.to_begin) == (1.0, [stop])
+    assert happened(timeline, 5.0) == [(1.0, stop, True)]
+    assert happened(timeline, 6.9, 7.0) == [(7.0, stop, False)]
+
+
+def test_fault_that_cannot_begin_is_asked_for_once_each_time():
+    """However many others are due."""
+    asked = []
+    timeline = Timeline([fault("0s", "kill", "worker"), *(fault("1s", "reload", "master") for _ in range(9))])
+
+    happened(timeline, 2.0, can=lambda event: asked.append(event.fault.kind) or event.fault.kind == "reload")
+
+    assert asked.count("kill") == 1
+
+
+def test_repeated_faults_come_at_times_that_can_be_told():
+    """Whatever sums of floats are."""
+    repeated = fault("0s", "kill", "worker", every="50ms").occurrences(3.0)
+
+    assert [each.at for each in repeated] == [k / 20 for k in range(60)]
 
 
 @pytest.mark.parametrize(

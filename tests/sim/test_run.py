@@ -15,7 +15,6 @@ from sim import process, scenario
 from sim import run as runs
 from sim.cycle import ALARM_S_FIRST
 from sim.errors import UserError
-from sim.faults import timeline
 from sim.interruption import INTERRUPTS
 from sim.master import Master, listen
 from sim.report.recording import Recording
@@ -169,7 +168,7 @@ def test_what_is_done_between_two_moments_delays_neither(tmp_path, monkeypatch):
     view, peer = View(), SimpleNamespace(message={"a": "report"}, exit_code=None, ask=lambda _order: None)
     run = runs._Run(checked, {}, None, Scoreboard(1), tmp_path, view, None, None)
     run.children |= {"load": peer, "collector": peer}
-    run.events, run.load_s = timeline(checked.faults), clock.now_s
+    run.load_s = clock.now_s
 
     def wait(timeout_s):
         clock.now_s += timeout_s
