@@ -11,7 +11,7 @@ Every offered request ends in exactly one account: `completed` when a whole answ
 |---|---|
 | connect | no connection could be made |
 | reset | the connection ended before the whole answer was there, and sending again was not safe (`sim.load.pool`) |
-| timeout | no whole answer within `timeout_s` of the intended start, or when the drain at the end was over |
+| timeout | no whole answer within `timeout_s` of the intended start, or `stop_timeout_s` after the load was stopped |
 | bad_response | what came is not HTTP |
 
 The generator's own lateness is measured too: `lag_ms`, from the intended start to the moment the driver gets to it
@@ -66,7 +66,7 @@ class OpenLoad(ABC):
         seed: Of the generator that draws the arrivals.
         connections_max: Connections at most; more requests than that at once wait, and their latency shows it.
         timeout_s: How long an answer is waited for, from the intended start; the default is k6's.
-        drain_timeout_s: How long answers are waited for once the last request has arrived.
+        stop_timeout_s: How long answers are waited for at most once the load has been stopped.
         pauses: From when until when nothing arrives, in s.
         bursts: From when until when more arrive, in s, and how many a second.
         windows: From when until when faults are felt, in s: latencies of requests that start then are told apart.
@@ -79,7 +79,7 @@ class OpenLoad(ABC):
     seed: int = 0
     connections_max: int = 1000
     timeout_s: float = 60.0
-    drain_timeout_s: float = 10.0
+    stop_timeout_s: float = 5.0
     pauses: tuple[tuple[float, float], ...] = ()
     bursts: tuple[tuple[float, float, float], ...] = ()
     windows: tuple[tuple[float, float], ...] = ()
@@ -115,7 +115,7 @@ class OpenLoad(ABC):
 
     @classmethod
     def _positive(cls) -> tuple[str, ...]:
-        return ("connections_max", "timeout_s", "drain_timeout_s")
+        return ("connections_max", "timeout_s", "stop_timeout_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,7 @@ class ConstantArrivalRate(OpenLoad):
 
     @classmethod
     def _positive(cls) -> tuple[str, ...]:
-        return ("rate_per_s", "duration_s", "connections_max", "timeout_s", "drain_timeout_s")
+        return ("rate_per_s", "duration_s", "connections_max", "timeout_s", "stop_timeout_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,8 +248,9 @@ class _Driver:
         await _first(self._over, stop)
         timer.close()
         self._leave_unsent()
+        await _first(self._settled, stop)
         try:
-            async with asyncio.timeout(self._load.drain_timeout_s):
+            async with asyncio.timeout(self._load.stop_timeout_s):
                 await self._settled.wait()
         except TimeoutError:
             self._pool.give_up(time.monotonic_ns())

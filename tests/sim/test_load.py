@@ -434,10 +434,20 @@ def test_connection_that_stands_as_it_is_given_up_is_not_waited_for():
     assert reasons == ["timeout"] * 2
 
 
-def test_drain_ends_at_its_limit():
-    """What is unanswered when the drain is over has failed, also what waits for a connection."""
-    with serving(_Silent) as port:
-        report = _driven(port, duration_s=0.05, connections_max=2, drain_timeout_s=0.2)
+def test_last_requests_are_waited_for_as_long_as_any():
+    """An answer that comes in time completes its request, also when the load has long been over."""
+    with listening(serve_origin, Origin(latency_p50_ms=400, latency_p99_ms=400)) as origin:
+        report = _driven(origin.port, duration_s=0.05, stop_timeout_s=0.1)
+
+    assert report["requests"]["completed"] == 10
+
+
+def test_stopped_load_waits_no_longer_than_its_limit():
+    """What is unanswered then has failed, also what waits for a connection."""
+    with serving(_Silent) as port, _driving(port, duration_s=0.05, connections_max=2, stop_timeout_s=0.2) as driver:
+        while driver.report()["state"] != "draining":
+            pass
+        report = driver.stop()
 
     assert report["failed_by_reason"] == {"timeout": 10}
     assert report["requests"]["sent"] == 2
