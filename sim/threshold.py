@@ -19,6 +19,7 @@ from sim.ledger import Ledger
 from sim.units import parse_duration
 
 _MS_PER_S: Final = 1_000
+_MS_DIGITS: Final = 9  # of a limit, behind the point: 2.035 ms in s, times 1000, are a trifle less
 _DECIMALS_MAX: Final = 20
 
 _NAMES: Final = {
@@ -146,7 +147,7 @@ def _meant(name: str) -> str | None:
 def _limit(text: str, metric: str, over: str | None) -> float:
     if over is None and metric.startswith("latency."):
         try:
-            return parse_duration(text) * _MS_PER_S
+            return round(parse_duration(text) * _MS_PER_S, _MS_DIGITS)
         except FieldError as error:
             raise FieldError(error.message, cure="write 200ms") from None
     if over is not None and (percentage := _PERCENTAGE.fullmatch(text)):

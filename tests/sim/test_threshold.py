@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sim.errors import FieldError
@@ -33,6 +33,16 @@ def test_threshold_compares_a_metric_with_its_limit(expression, value, passed):
     (result,) = evaluate([parse(expression)], SUMMARY)
 
     assert result == {"expression": expression, "value": value, "passed": passed}
+
+
+@given(st.integers(min_value=0, max_value=10_000_000))
+@example(2035)
+def test_latency_is_within_the_limit_that_names_it(latency_us):
+    """Whatever floats make of ms and s."""
+    limit = f"{latency_us // 1000}.{latency_us % 1000:03d}ms"
+
+    assert parse(f"latency.p99 <= {limit}").holds(latency_us / 1000)
+    assert parse(f"latency.p99 >= {limit}").holds(latency_us / 1000)
 
 
 @pytest.mark.parametrize("expression", ["latency.max < 1h", "requests.failed / requests.status_5xx < 1%"])
