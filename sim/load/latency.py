@@ -25,7 +25,7 @@ LATENCY_US_MAX: Final = 3_600_000_000
 
 _DIGITS: Final = 3
 _BUCKET_BITS: Final = 11  # a value of n bits shares its bucket with those that differ in the last n - 11 only
-_PERCENTILES: Final = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
+_PER_MILLE: Final = {"p50": 500, "p90": 900, "p99": 990, "p99_9": 999, "max": 1000}
 
 
 class Latencies:
@@ -66,15 +66,16 @@ class Latencies:
     def summary_ms(self) -> dict[str, float]:
         """Return p50, p90, p99, p99_9, max and mean in ms; all 0 when nothing was recorded.
 
-        A percentile is the greatest value of the bucket that holds it, as HdrHistogram has it.
+        A percentile is that of the nearest rank, rounded up: so large a share of all, at least, are no longer.
+        It is told as the greatest value of the bucket that holds it, as HdrHistogram has it.
         """
         buckets_us = sorted(self._counts)
         totals = list(itertools.accumulate(self._counts[bucket_us] for bucket_us in buckets_us))
         if not totals:
-            return dict.fromkeys((*_PERCENTILES, "mean"), 0.0)
+            return dict.fromkeys((*_PER_MILLE, "mean"), 0.0)
         summary = {
-            name: _greatest(buckets_us[bisect.bisect_left(totals, max(1, int(percentile * totals[-1] / 100 + 0.5)))])
-            for name, percentile in _PERCENTILES.items()
+            name: _greatest(buckets_us[bisect.bisect_left(totals, -(-share * totals[-1] // 1000))])
+            for name, share in _PER_MILLE.items()
         }
         summary["mean"] = sum(_middle(bucket_us) * count for bucket_us, count in self._counts.items()) / totals[-1]
         return {name: value_us / 1000 for name, value_us in summary.items()}

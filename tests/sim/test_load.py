@@ -190,6 +190,18 @@ def test_latencies_are_summed_up_as_hdr_histogram_does():
     }
 
 
+@pytest.mark.parametrize(
+    ("count", "p50", "p90", "p99", "p99_9"),
+    [(1, 1, 1, 1, 1), (2, 1, 2, 2, 2), (5, 3, 5, 5, 5), (6, 3, 6, 6, 6), (1000, 500, 900, 990, 999)],
+)
+def test_percentile_is_that_of_the_nearest_rank(count, p50, p90, p99, p99_9):
+    """So large a share of the latencies is no longer, also where they are few."""
+    summary_ms = _latencies([1000 * rank for rank in range(1, count + 1)]).summary_ms()
+
+    percentiles_ms = [summary_ms[name] for name in ("p50", "p90", "p99", "p99_9")]
+    assert percentiles_ms == pytest.approx([p50, p90, p99, p99_9], rel=0.001)
+
+
 def test_latencies_are_encoded_as_hdr_histogram_does():
     """The encoding can be read by any HdrHistogram."""
     drawn_us = _drawn_us(seed=2)
