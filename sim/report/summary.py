@@ -178,10 +178,10 @@ class Worker(_Section):
     status_5xx: int
     connections: int
     spans: int
-    cpu_s: float
+    cpu_s: float | None
     cpu_us_per_request: float | None
     rss_mib: float | None
-    loop_lag_ms_max: float
+    loop_lag_ms_max: float | None
     queue_depth_max: int
     queue_bytes_max: int
     ledger: dict[str, int]
@@ -194,10 +194,10 @@ class Totals(_Section):
     requests: int
     spans: int
     deaths: int
-    cpu_s: float
+    cpu_s: float | None
     cpu_us_per_request: float | None
     rss_mib: float | None
-    loop_lag_ms_max: float
+    loop_lag_ms_max: float | None
     queue_depth_max: int
     queue_bytes_max: int
     pools: dict[str, Pool]
@@ -410,9 +410,8 @@ def _worker(account: Snapshot | Retired) -> dict[str, Any]:
         **{f"status_{name}": values[f"responses_{name}"] for name in _STATUS_CLASSES},
         "connections": values["connections"],
         "spans": values["created"],
-        "cpu_s": values["cpu_ns"] / _NS_PER_S,
         "cpu_us_per_request": _cpu_us_per_request([account]),
-        "loop_lag_ms_max": values["loop_lag_ns_max"] / _NS_PER_MS,
+        **_measurements([account]),
         "queue_depth_max": values["queue_depth_max"],
         "queue_bytes_max": values["queue_bytes_max"],
         "ledger": asdict(account.ledger),
@@ -422,13 +421,25 @@ def _worker(account: Snapshot | Retired) -> dict[str, Any]:
 
 def _identity(account: Snapshot | Retired) -> dict[str, Any]:
     if isinstance(account, Retired):
-        return dict.fromkeys(("generation", "incarnation", "pid", "ended", "rss_mib"))
+        return dict.fromkeys(("generation", "incarnation", "pid", "ended"))
     return {
         "generation": account.generation,
         "incarnation": account.serial,
         "pid": account.pid,
         "ended": _ended(account.exit_code),
-        "rss_mib": account.values["rss_bytes"] / _MIB,
+    }
+
+
+def _measurements(accounts: Iterable[Snapshot | Retired]) -> dict[str, float | None]:
+    """What workers measure of themselves from when they serve; of those that did not live to do so there is nothing."""
+    measured = [account for account in accounts if account.values["cpu_ns"]]
+    if not measured:
+        return dict.fromkeys(("cpu_s", "rss_mib", "loop_lag_ms_max"))
+    rss_bytes = [account.values["rss_bytes"] for account in measured if isinstance(account, Snapshot)]
+    return {
+        "cpu_s": sum(account.values["cpu_ns"] for account in measured) / _NS_PER_S,
+        "rss_mib": max(rss_bytes) / _MIB if rss_bytes else None,
+        "loop_lag_ms_max": max(account.values["loop_lag_ns_max"] for account in measured) / _NS_PER_MS,
     }
 
 
@@ -439,10 +450,8 @@ def _totals(workers: Reading) -> dict[str, Any]:
         "spans": workers.sum("created"),
         "deaths": sum(worker.exit_code not in {0, None} for worker in workers.workers)
         + sum(retired.deaths for retired in workers.retired),
-        "cpu_s": workers.sum("cpu_ns") / _NS_PER_S,
         "cpu_us_per_request": _cpu_us_per_request(accounts),
-        "rss_mib": max((worker.values["rss_bytes"] / _MIB for worker in workers.workers), default=None),
-        "loop_lag_ms_max": max(account.values["loop_lag_ns_max"] for account in accounts) / _NS_PER_MS,
+        **_measurements(accounts),
         "queue_depth_max": max(account.values["queue_depth_max"] for account in accounts),
         "queue_bytes_max": max(account.values["queue_bytes_max"] for account in accounts),
         "pools": {tag: _pool(sum((a.pools[tag] for a in accounts), start=PoolBalance())) for tag in POOLS},

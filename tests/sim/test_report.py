@@ -206,6 +206,25 @@ def test_summary_adds_the_workers_up(summary):
     assert (made.ledger["created"], made.ledger["unaccounted"]) == (18_000, 0)
 
 
+def test_what_a_worker_did_not_live_to_measure_is_null(summary):
+    """One that is killed before it serves has no memory, CPU time or lag that anybody knows of, and 0 is none."""
+    scoreboard = Scoreboard(1)
+    record = scoreboard.open(0, 1)
+    record.started(1)
+    record.end(-9)
+    nothing = summary(workers=scoreboard.read())
+
+    served = scoreboard.open(0, 1)
+    served.started(2)
+    publish(served, 10)
+    made = summary(workers=scoreboard.read())
+
+    for account in (nothing.workers[0], nothing.totals, made.workers[0]):
+        assert (account.rss_mib, account.cpu_s, account.loop_lag_ms_max) == (None, None, None)
+    assert (made.totals.rss_mib, made.totals.cpu_s, made.totals.loop_lag_ms_max) == (42.0, 0.103, 3.2)
+    assert text_of(nothing, 80)
+
+
 def test_summary_keeps_what_too_many_incarnations_counted(summary):
     """When a slot's records are needed again, its earliest workers become one entry without a pid."""
     scoreboard = Scoreboard(1)
