@@ -257,6 +257,7 @@ class CollectorServer(HttpServer):
         self.by_status: Counter[int] = Counter()
         self.bytes = 0
         self.rejected = 0
+        self._rejected_rest = 0.0  # what was no whole span of the requests so far
         self.needless = 0
         self.unanswered: set[_SpanKey] = set()
         self._first_spans = 0
@@ -285,7 +286,9 @@ class CollectorServer(HttpServer):
         answer = ExportTraceServiceResponse()
         rejected = 0
         if partial := self.faults.get("partial_success"):
-            rejected = round(partial.rejected * len(spans))
+            share = self._rejected_rest + partial.rejected * len(spans)
+            rejected = min(round(share), len(spans))
+            self._rejected_rest = share - rejected
             spans = spans[rejected:]
             self.rejected += rejected
             answer.partial_success.rejected_spans = rejected

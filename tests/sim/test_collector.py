@@ -476,6 +476,17 @@ def test_partial_success_tells_how_many_spans_are_refused(collector):
     assert _counts(collector.stop(), "received_unique", "rejected", "unanswered") == (6, 2, 0)
 
 
+@pytest.mark.parametrize(("share", "rejected"), [(0.4, 8), (0.1, 2), (0.5, 10), (1, 20)])
+def test_partial_success_refuses_its_share_of_spans_that_come_one_by_one(collector, share, rejected):
+    """What is no whole span of one request is carried over to the next."""
+    _begin(collector, kind="partial_success", rejected=share)
+
+    for k in range(20):
+        _post(collector.port, _request((b"%08d" % k, b"")))
+
+    assert _counts(collector.stop(), "received_unique", "rejected") == (20 - rejected, rejected)
+
+
 def test_capture_holds_what_was_taken_in():
     """Each request as protobuf and as often as it came, none that was refused; what was rejected of one is told."""
     capture, before_ns = Capture(), time.monotonic_ns()
