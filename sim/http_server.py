@@ -123,24 +123,22 @@ class HttpConnection(asyncio.Protocol, ABC):
         self._waiting.clear()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived."""
-        if self._last:
-            return
-        if not self._in_body:
-            self._head_bytes += len(data)
+        """Parse what arrived, a head no further than it may be long."""
         try:
-            while data:
-                data = self._feed(data)
+            while data and not self._last:
+                part = data[: HEAD_BYTES_MAX - self._head_bytes]
+                data = self._feed(part) + data[len(part) :]
+                if self._head_bytes == HEAD_BYTES_MAX:
+                    self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         except httptools.HttpParserCallbackError:
             raise
         except httptools.HttpParserError:
             self._refuse(HTTPStatus.BAD_REQUEST)
-        else:
-            if self._head_bytes > HEAD_BYTES_MAX:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def _feed(self, data: bytes) -> bytes:
         """Parse, and return what the parser has left over, which it does behind a request for an upgrade."""
+        if not self._in_body:
+            self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:

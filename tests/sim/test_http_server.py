@@ -269,6 +269,17 @@ def test_endless_head_is_answered_431(client):
     assert _read(client, b"\r\n\r\n").startswith(b"HTTP/1.1 431 ")
 
 
+@pytest.mark.parametrize(("excess", "status"), [(0, b"200"), (1, b"431")])
+def test_head_that_comes_in_one_piece_is_held_to_the_limit_too(client, excess, status):
+    """Its end is there when its size is looked at; what comes behind it does not count."""
+    frame = b"GET /a HTTP/1.1\r\nLong: %b\r\n\r\n"
+    head = frame % (b"x" * (HEAD_BYTES_MAX + excess - len(frame % b"")))
+    assert len(head) == HEAD_BYTES_MAX + excess
+    client.sendall(head + b"GET /b HTTP/1.1\r\n\r\n")
+
+    assert _read(client, b"\r\n\r\n").startswith(b"HTTP/1.1 %b " % status)
+
+
 def test_body_does_not_count_as_head(client):
     """A body may be larger than any head."""
     size = 4 * HEAD_BYTES_MAX
