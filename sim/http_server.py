@@ -16,6 +16,7 @@ Delays in nanoseconds, sizes in bytes.
 """
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import socket
@@ -91,6 +92,7 @@ class HttpConnection(asyncio.Protocol, ABC):
         self._blocked = False  # the client does not read
         self._reading = True
         self._last = False  # no request is read any more
+        self._leaving = False  # no further request is waited for
         self._finished = b""  # the response under way, from when it is due until it is sent
         self._afterwards = b""  # to be written once no request is in line
         # The lifetime of the request that is being read.
@@ -119,8 +121,8 @@ class HttpConnection(asyncio.Protocol, ABC):
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Drop what was in line: nobody waits for it."""
-        self.server.connections.pop(self, None)
         self._waiting.clear()
+        self.server.lose(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived, a head no further than it may be long."""
@@ -216,10 +218,10 @@ class HttpConnection(asyncio.Protocol, ABC):
         self.transport.abort()
 
     def leave(self) -> None:
-        """Close the connection as soon as no request is under way."""
-        if self._busy or self._waiting:
-            self._keep_alive = False
-        else:
+        """Close the connection as soon as no request is under way, nor one that is still being read."""
+        self._leaving = True
+        self._keep_alive = False
+        if not (self._busy or self._waiting or self._head_bytes or self._in_body):
             self.transport.close()
 
     def advance(self) -> None:
@@ -231,7 +233,8 @@ class HttpConnection(asyncio.Protocol, ABC):
             self._send(data)
         while self._waiting and not self._busy and not self._blocked and not hangs:
             self._busy = True
-            request, self._keep_alive = self._waiting.popleft()
+            request, keep_alive = self._waiting.popleft()
+            self._keep_alive = keep_alive and not self._leaving
             data, delay_ns = self.respond(request, self._keep_alive)
             if faults:
                 delay_ns += self.server.slowness_ns()
@@ -364,6 +367,7 @@ class HttpServer(ABC):
         accepted: Connections accepted so far.
         connections: Those open now.
         faults: Those that are on, by kind; of several of a kind the last that began.
+        patience_s: How long requests that have begun may go on, at most, when it is to stop.
         door: Where connections come in.
     """
 
@@ -374,6 +378,8 @@ class HttpServer(ABC):
         self.accepted = 0
         self.connections: dict[HttpConnection, None] = {}
         self.faults: dict[str, Fault] = {}
+        self.patience_s = 0.0
+        self._lost = asyncio.Event()  # a connection, just now
         self._begun: list[Fault] = []  # and not ended
         self._delayed: list[tuple[int, int, HttpConnection, bytes]] = []  # a heap, by deadline in ns
         self._sequence = itertools.count()  # breaks ties, in order of request
@@ -383,14 +389,30 @@ class HttpServer(ABC):
         """Return the protocol of a new connection."""
 
     async def serve(self, sock: socket.socket, stop: asyncio.Event) -> None:
-        """Accept connections on the bound socket `sock` until `stop` is set, then close all of them."""
+        """Accept connections on the bound socket `sock` until `stop` is set, then close all of them, with patience."""
         loop = asyncio.get_running_loop()
         self.door = door = SocketDoor(sock, self.accept)
         self.open(partial(TimerFd, loop))
         await door.begin()
         await stop.wait()
         door.close()
+        if self.patience_s:
+            await self._drain()
         self.close()
+
+    async def _drain(self) -> None:
+        for connection in tuple(self.connections):
+            connection.leave()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.patience_s):
+                while self.connections:
+                    self._lost.clear()
+                    await self._lost.wait()
+
+    def lose(self, connection: HttpConnection) -> None:
+        """Know a connection no longer."""
+        self.connections.pop(connection, None)
+        self._lost.set()
 
     def open(self, make_alarm: "Callable[[Callable[[int], int | None]], Alarm]") -> None:
         """Be ready for connections, with delays by an alarm of this make (`sim.runtime.Runtime.alarm`)."""

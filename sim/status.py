@@ -56,6 +56,9 @@ _JSON: Final = {"Content-Type": "application/json; charset=utf-8"}
 SCALE_MAX: Final = 99
 """Digits behind the point, at most; those that Lua can write."""
 
+QUIT_S_MAX: Final = 1.0
+"""How long requests that have begun may go on when the process is to quit: an answer takes milliseconds."""
+
 _UNITS: Final = {"b": ("", 0), "k": ("KiB", 10), "m": ("MiB", 20), "g": ("GiB", 30)}
 _NS_PER_S: Final = 1_000_000_000
 _PROCESSOR: Final = "batching_span_processor"
@@ -91,12 +94,20 @@ def main(args: StatusArgs) -> None:
 
 async def _serve(args: StatusArgs) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        loop.add_signal_handler(signum, stop.set)
-    loop.add_signal_handler(signal.SIGUSR1, args.error_log.reopen)
     status = Status(args.gateway, args.scoreboard)
+    servers = [_Server(status) for _ in args.listeners]
+
+    def quit_() -> None:
+        for server in servers:
+            server.patience_s = QUIT_S_MAX
+        stop.set()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    loop.add_signal_handler(signal.SIGQUIT, quit_)
+    loop.add_signal_handler(signal.SIGUSR1, args.error_log.reopen)
     args.ready.send(os.getpid())
-    await asyncio.gather(*(_Server(status).serve(listener, stop) for listener in args.listeners))
+    await asyncio.gather(*(server.serve(sock, stop) for server, sock in zip(servers, args.listeners, strict=True)))
 
 
 class _Server(HttpServer):

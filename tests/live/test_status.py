@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import socket
 from contextlib import closing
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
 
@@ -98,6 +99,20 @@ def test_status_goes_on_over_a_reload_and_tells_of_the_new_generation(gateway):
     told = ask(gateway.status_ports[0], "/metrics")[2].decode()
     assert "kongsim_generation 2.0" in told
     assert ask_json(gateway.status_ports[0], "/status")["server"]["total_requests"] == 1
+
+
+def test_request_to_the_status_api_is_answered_over_a_reload(gateway):
+    """The process that has begun to read it leaves only then, as nginx's do."""
+    with closing(socket.create_connection(("127.0.0.1", gateway.status_ports[0]), TIMEOUT_S)) as client:
+        client.sendall(b"GET /status/ready HTTP/1.1\r\n")
+        before = status_pid(gateway)
+        ask_json(gateway.status_ports[0], "/status/ready")  # it has read what came before
+        gateway.reload()
+        gateway.wait_until(lambda reading: {worker.generation for worker in reading.alive} == {2})
+        client.sendall(b"Host: status\r\n\r\n")
+
+        assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
+    gateway.wait_logged(f"status process {before} exited with code 0")
 
 
 def test_reload_can_switch_the_status_api_off(tmp_path):

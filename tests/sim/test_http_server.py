@@ -41,8 +41,9 @@ class _EchoServer(HttpServer):
         return _Echo(self)
 
 
-def _serve(sock, control):
+def _serve(sock, control, patience_s=0.0):
     server = _EchoServer()
+    server.patience_s = patience_s
     peer.run(
         control,
         lambda stop: server.serve(sock, stop),
@@ -308,6 +309,37 @@ def test_stopped_server_closes_its_connections(server, client):
     server.stop()
     with contextlib.suppress(ConnectionResetError):  # either is an end
         assert client.recv(1) == b""
+
+
+def test_patient_server_answers_what_has_begun_before_it_stops():
+    """A request that is being read, and one that is being answered; who has asked for nothing is not waited for."""
+    with listening(_serve, patience_s=TIMEOUT_S) as server, contextlib.ExitStack() as opened:
+        idle, reading, busy = (opened.enter_context(_connect(server)) for _ in range(3))
+        idle.sendall(b"GET /a HTTP/1.1\r\n\r\n")
+        assert _bodies(idle, 1) == [b"GET /a"]
+        _begin(server, _fault("slow", latency="200ms"))
+        reading.sendall(b"GET /r")
+        busy.sendall(b"GET /b HTTP/1.1\r\n\r\n")
+        while not server.report()["busy"]:
+            process.wait([server.child.sentinel], 0.001)
+        server.control.send("stop")
+        assert idle.recv(1) == b""
+        reading.sendall(b" HTTP/1.1\r\n\r\n")
+
+        assert _read_all(busy).endswith(b"GET /b")
+        assert b"Connection: close" in _read_all(reading)
+        assert server.end()["open"] == 0
+
+
+def test_patience_of_a_server_that_stops_ends():
+    """A client that never comes to its point holds it up no longer."""
+    with listening(_serve, patience_s=0.05) as server, _connect(server) as client:
+        client.sendall(b"GET /")
+        while not server.report()["open"]:
+            process.wait([server.child.sentinel], 0.001)
+        server.stop()
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
 
 
 def test_response_without_a_body_says_nothing_of_its_length():
