@@ -365,16 +365,24 @@ class Balancer:
 
     def unresolved(self, resolver: Resolver) -> list[Address]:
         """Return the targets whose names have to be looked up before anything can be chosen."""
-        unknown = []
+        missing = []
         for address in self._named:
             try:
                 known = resolver.known(address.name, address.port)
             except OSError:
-                address.endpoint = None
+                address.endpoint, address.unknown = None, True
+                continue
+            if known is not None:
+                address.endpoint, address.unknown = known, False
             else:
-                address.endpoint = known or address.endpoint
-                unknown += [] if known else [address]
-        return unknown
+                missing.append(address)
+        if all(address.endpoint is None for address in self.addresses):
+            return missing
+        # One that was looked up in vain keeps nobody waiting who can go elsewhere.
+        for address in missing:
+            if address.unknown:
+                resolver.ask(address.name)
+        return [address for address in missing if not address.unknown]
 
     def report_failure(self, address: Address, *, timeout: bool, probed: bool = False) -> None:
         """A connection to a target failed, or a wait for it was in vain."""

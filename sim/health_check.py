@@ -85,6 +85,11 @@ class HealthChecks:
     async def _probe(self, address: Address) -> None:
         try:
             endpoint = await self._resolver.resolve(address.name, address.port)
+        except OSError as error:
+            self._log("error", f"[healthcheck] ({self._balancer.name}) {address.name} could not be resolved: {error}")
+            self._balancer.report_failure(address, timeout=False, probed=True)
+            return
+        try:
             connection = await self._pool.connect(endpoint, self._checks.timeout)
         except OSError as error:
             timeout = isinstance(error, ConnectTimeoutError)

@@ -4,17 +4,23 @@ An answer of the system is kept for `TTL_S`, a failure for `ERROR_TTL_S` (Kong's
 `ANSWERS_MAX` are kept. An address is its own answer and is never looked up. Whoever wants a name that is being asked
 for waits for that answer.
 
-Where the system can ask nobody, the last address serves for `STALE_TTL_S` more (Kong's `dns_stale_ttl`), and is asked
-for again after each `ERROR_TTL_S`: a resolver that is away for a moment takes no target with it. A name that does not
-exist any more (NXDOMAIN) loses its address at once, as in Kong.
+An address that has grown old serves for `STALE_TTL_S` more, while the system is asked again: nobody waits for a name
+that has been found once, and a resolver that is away for a moment takes no target with it (Kong's `dns_stale_ttl`).
+Where nobody can be asked, that is tried again after each `ERROR_TTL_S`. A name that does not exist any more (NXDOMAIN)
+loses its address at once, as in Kong.
 """
 
 import asyncio
 import ipaddress
 from collections.abc import Mapping
+from contextvars import Context
 from typing import Final, NamedTuple
 
+from kongtrace import PHASES, Execution
+from sim.light_thread import LightThread
 from sim.runtime import NO_SUCH_NAME, Runtime
+
+TIMER = PHASES["timer"]
 
 TTL_S: Final = 30.0
 ERROR_TTL_S: Final = 1.0
@@ -49,9 +55,12 @@ class Resolver:
         self._hosts = hosts
         self._answers: dict[str, _Answer] = {}
         self._asked: dict[str, asyncio.Event] = {}
+        self._execution = Execution()
 
     def known(self, name: str, port: int) -> tuple[str, int] | None:
-        """Return address and port when no one needs to be asked, else None.
+        """Return address and port when no one needs to be waited for, else None.
+
+        An address that has grown old serves while the system is asked again.
 
         Raises:
             OSError: the name is known to have no address.
@@ -60,8 +69,13 @@ class Resolver:
         if static is not None:
             return static
         answer = self._answers.get(name)
-        if answer is None or answer.fresh_until < self._runtime.now():
+        if answer is None:
             return None
+        now_s = self._runtime.now()
+        if answer.fresh_until < now_s:
+            if answer.usable_until < now_s:
+                return None
+            self.ask(name)
         if isinstance(answer.found, OSError):
             raise answer.found.with_traceback(None)  # each time it is raised would be added to it
         return answer.found, port
@@ -73,26 +87,33 @@ class Resolver:
             OSError: it has none.
         """
         while (known := self.known(name, port)) is None:
-            if name in self._asked:
-                await self._asked[name].wait()
-            else:
-                await self._ask(name)
+            if is_address(name):
+                return name, port
+            await self.ask(name).wait()
         return known
 
+    def ask(self, name: str) -> asyncio.Event:
+        """Have the system asked for a name, unless it is being asked already; tell when it has answered."""
+        answered = self._asked.get(name)
+        if answered is None:
+            answered = self._asked[name] = asyncio.Event()
+            # In a turn of its own it belongs to no request, so that it goes on whoever gives up.
+            self._runtime.call_soon(self._begin, name, context=Context())
+        return answered
+
+    def _begin(self, name: str) -> None:
+        self._runtime.run(LightThread(self._ask(name), self._execution, TIMER, {}), _no_matter)
+
     async def _ask(self, name: str) -> None:
-        """Ask the system, and keep what it says."""
-        answered = self._asked[name] = asyncio.Event()
         try:
-            address = name if is_address(name) else await self._runtime.resolve(name)
+            address = await self._runtime.resolve(name)
         except OSError as error:
             self._keep(name, self._in_vain(name, error))
         else:
             fresh_until = self._runtime.now() + TTL_S
             self._keep(name, _Answer(address, fresh_until, fresh_until + STALE_TTL_S))
         finally:
-            # Whoever waits looks for the answer, and asks in the place of one that has given up.
-            del self._asked[name]
-            answered.set()
+            self._asked.pop(name).set()
 
     def _keep(self, name: str, answer: _Answer) -> None:
         if len(self._answers) >= ANSWERS_MAX and name not in self._answers:
@@ -104,8 +125,12 @@ class Resolver:
         now_s, last = self._runtime.now(), self._answers.get(name)
         is_gone = error.errno == NO_SUCH_NAME
         if is_gone or last is None or isinstance(last.found, OSError) or last.usable_until < now_s:
-            return _Answer(error, now_s + ERROR_TTL_S, now_s)
+            return _Answer(error, now_s + ERROR_TTL_S, now_s + ERROR_TTL_S)
         return last._replace(fresh_until=now_s + ERROR_TTL_S)
+
+
+def _no_matter(_error: BaseException | None) -> None:
+    """Take note of nothing: whoever waits looks for the answer."""
 
 
 def is_address(host: str) -> bool:

@@ -607,7 +607,7 @@ class Runloop:
                     found = address.endpoint = await self.resolver.resolve(address.name, address.port)
                     address.unknown = False
                 except OSError as error:
-                    address.unknown = True
+                    address.endpoint, address.unknown = None, True
                     self.log_line("error", f"{address.name} could not be resolved: {error}")
                     found = error
                 if request.done:
@@ -625,12 +625,9 @@ class Runloop:
 
         # All are asked for at once; then each is waited for under a span of its own.
         for address in unresolved:
-            self.runtime.run(LightThread(self._look_up(address), self.execution, ACCESS, request.ctx), _no_matter)
+            self.resolver.ask(address.name)
         self.runtime.run(LightThread(ask(), self.execution, ACCESS, request.ctx), go_on)
         return AGAIN
-
-    async def _look_up(self, address: Address) -> None:
-        await self.resolver.resolve(address.name, address.port)
 
     def _choose(self, request: Request) -> int | None:
         if self._next_target(request):
@@ -927,10 +924,6 @@ _EXITS: Final = frozenset({404})
 
 def _no_span(_name: str) -> NoopSpan:
     return NOOP_SPAN
-
-
-def _no_matter(_error: BaseException | None) -> None:
-    """Take note of nothing: whoever waits for the same learns of it."""
 
 
 def _replace_body(kong: Kong, body: bytes) -> None:

@@ -333,6 +333,20 @@ def test_target_that_is_a_name_is_looked_up():
     assert [address.endpoint for address in balancer.addresses] == [("127.0.0.1", 9), ("10.9.9.9", 8000)]
 
 
+def test_name_that_was_looked_up_in_vain_keeps_nobody_waiting_who_can_go_elsewhere():
+    """It is looked up again meanwhile; only where there is nobody else it is waited for."""
+    asked = []
+    resolver = SimpleNamespace(known=lambda _name, _port: None, ask=asked.append)
+    alone = World().balancer({"gone.example": 1})
+    beside = World().balancer({"gone.example": 1, "127.0.0.1": 1})
+    for balancer in (alone, beside):
+        balancer.addresses[0].unknown = True
+
+    assert [address.name for address in alone.unresolved(resolver)] == ["gone.example"]
+    assert beside.unresolved(resolver) == []
+    assert asked == ["gone.example"]
+
+
 def test_host_header_names_the_target_unless_the_upstream_names_another():
     """With its port, but for 80."""
     world = World()
