@@ -122,9 +122,9 @@ class Instrumentation:
         """The same of its header_filter handler."""
         return _active(self._plugin_header_filter, name)
 
-    def dns_query(self, name: str, port: int) -> Span | NoopSpan:
-        """Start the span of resolving a host (I9)."""
-        return _active(self._dns_query, "kong.dns", CLIENT, {DNS_DOMAIN: name, DNS_PORT: port})
+    def dns_query(self, name: str, port: int, since_ns: int | None = None) -> Span | NoopSpan:
+        """Start the span of resolving a host (I9), which may have been asked for before, at `since_ns`."""
+        return _active(self._dns_query, "kong.dns", CLIENT, {DNS_DOMAIN: name, DNS_PORT: port}, since_ns)
 
     def dns_answer(self, span: Span | NoopSpan, found: tuple[str, int] | BaseException) -> None:
         """End the span of resolving a host with what was found (I9)."""
@@ -220,8 +220,12 @@ class Instrumentation:
 
 
 def _active(
-    tracer: Any, name: str, kind: int | None = None, attributes: dict[str, Any] | None = None
+    tracer: Any,
+    name: str,
+    kind: int | None = None,
+    attributes: dict[str, Any] | None = None,
+    since_ns: int | None = None,
 ) -> Span | NoopSpan:
-    span: Span | NoopSpan = tracer.start_span(name, None, None, kind, None, attributes)
+    span: Span | NoopSpan = tracer.start_span(name, None, since_ns, kind, None, attributes)
     tracer.set_active_span(span)
     return span

@@ -599,9 +599,11 @@ class Runloop:
         return self._resolve_targets(request, unresolved) if unresolved else self._choose(request)
 
     def _resolve_targets(self, request: Request, unresolved: list[Address]) -> int:
+        since_ns = self.time_ns()
+
         async def ask() -> None:
             for address in unresolved:
-                span = self.instrumentation.dns_query(address.name, address.port)
+                span = self.instrumentation.dns_query(address.name, address.port, since_ns)
                 found: tuple[str, int] | OSError
                 try:
                     found = address.endpoint = await self.resolver.resolve(address.name, address.port)

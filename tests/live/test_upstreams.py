@@ -155,6 +155,7 @@ def test_names_of_targets_are_looked_up_under_spans(tmp_path):
     lookups = sorted((s for s in spans if s.name == "kong.dns"), key=lambda span: span.start_time_unix_nano)
     assert {span.parent_span_id for span in lookups} == {first.span_id} != {again.span_id}
     good, bad = lookups
+    assert good.start_time_unix_nano == bad.start_time_unix_nano  # all are asked for at once
     assert attributes(good) == {
         "dns.record.domain": "localhost",
         "dns.record.port": port,
