@@ -283,8 +283,13 @@ class ProxiedExchange:
         filtered = runloop.body_filter(request, data, last=False) if runloop.makes_spans else data
         if filtered is None:
             self._give_up()
-        elif filtered:
+            return
+        if filtered:
             self._write_body(filtered)
+        if request.body_ended_ns:
+            # A plugin has ended it: the client is told at once, not when the service comes to its end (ngx_lua).
+            self._body_begun = True
+            self._end_body()
 
     def on_end(self) -> None:
         """The answer is complete."""
@@ -299,8 +304,7 @@ class ProxiedExchange:
             return
         if filtered:
             self._write_body(filtered)
-        if self._chunked_answer:
-            request.connection.out.append(b"0\r\n\r\n")
+        self._end_body()
         request.connection.flush()
         runloop.end(request)
 
@@ -310,6 +314,12 @@ class ProxiedExchange:
         self._body_begun = True
         part = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked_answer else data
         self._request.connection.out.append(part)
+
+    def _end_body(self) -> None:
+        """Write the last chunk of a body in chunks, once."""
+        if self._chunked_answer:
+            self._chunked_answer = False
+            self._request.connection.out.append(b"0\r\n\r\n")
 
     def on_flush(self) -> None:
         """Send what one read has brought; a head waits for the first part of the body (nginx, `postpone_output`)."""
@@ -325,7 +335,8 @@ class ProxiedExchange:
         if request.header_sent:
             self._runloop.execution.enter(BALANCER, request.ctx)
             self._runloop.log_line("error", f"{reason} while reading upstream")
-            # What has come of the answer goes to the client, who sees by its end that it is not whole (nginx).
+            # What has come of the answer goes to the client, who sees by its end that it is not whole. nginx closes the
+            # connection also where a plugin has ended the body before.
             request.connection.close(lingering=not request.complete)
             self._runloop.end(request)
         elif connection.reused and not connection.answered and not timeout and self._may_repeat(sent=True):
