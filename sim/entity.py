@@ -38,6 +38,7 @@ POSIX_CLASSES: Final = {
 
 _SETS: Final = re.compile(r"\\.|\[\^?\]?(?:\\.|\[[:.=][^\]]*[:.=]\]|[^\]\\])*\]", re.DOTALL)
 _POSIX_CLASS: Final = re.compile(r"\[[:.=]([^\]]*)[:.=]\]")
+_ESCAPE_OR_CLASS: Final = re.compile(rf"\\.|{_POSIX_CLASS.pattern}", re.DOTALL)
 
 
 def path_pattern(text: str) -> re.Pattern[str]:
@@ -60,10 +61,12 @@ def _python_set(found: re.Match[str]) -> str:
     """Return a set with its classes of POSIX, which Python does not know, written out."""
     if _POSIX_CLASS.fullmatch(found[0]):
         raise re.error(f"{found[0]} stands outside of a set")
-    return found[0][0] + _POSIX_CLASS.sub(_posix_class, found[0][1:])
+    return found[0][0] + _ESCAPE_OR_CLASS.sub(_posix_class, found[0][1:])
 
 
 def _posix_class(found: re.Match[str]) -> str:
+    if found[1] is None:
+        return found[0]
     if found[1] not in POSIX_CLASSES or found[0][1] != ":":
         raise re.error(f"{found[0]} is not known")
     return POSIX_CLASSES[found[1]]

@@ -59,11 +59,14 @@ def test_route_needs_something_to_match():
         (r"/p/[+--]$", "/p/,", "/p/a"),
         (r"/p/[a||b~~]$", "/p/~", "/p/c"),
         (r"/p/[[a]$", "/p/[", "/p/]"),
+        (r"/p/[\[:digit:]x]$", "/p/[x]", "/p/1x]"),
+        (r"/p/[\[:alpha:]+$", "/p/[alpha:", "/p/b"),
+        (r"/p/[\\[:digit:]]+$", "/p/\\1", "/p/d"),
         (r"/(?<n>\d)\z", "/1", "/1\n"),
     ],
 )
 def test_regular_expression_means_what_it_means_to_pcre(text, takes, refuses):
-    """Classes of POSIX are known, and within a set nothing but these and a range is more than a character."""
+    """Within a set, nothing but classes of POSIX, ranges and escapes is more than a character."""
     pattern = path_pattern(text)
     assert (bool(pattern.match(takes)), bool(pattern.match(refuses))) == (True, False)
 
