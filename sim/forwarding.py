@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from sim.config import UNIX_PEERS
@@ -41,6 +42,8 @@ class Forwarding:
         networks = [ipaddress.ip_network(block, strict=False) for block in gateway.trusted_ips if block != UNIX_PEERS]
         self.trusts = bool(networks)
         self._real_ip_header = gateway.real_ip_header.lower().encode()
+        # nginx compares the name as it is spelled, and takes the first line of every other header.
+        self._real_ip_lines_max = None if gateway.real_ip_header == "X-Forwarded-For" else 1
         self._is_recursive = gateway.real_ip_recursive
 
         self._of_stranger = Memo(_of_stranger, PEERS_MAX, lambda client: len(client[1]) <= HOST_BYTES_MAX)
@@ -57,7 +60,8 @@ class Forwarding:
         peer = request.connection.peer
         if not self.is_trusted(peer):
             return peer
-        named: list[str] = _ELEMENT.findall(",".join(_values(request, self._real_ip_header)))
+        values = islice(_values(request, self._real_ip_header), self._real_ip_lines_max)
+        named: list[str] = _ELEMENT.findall(",".join(values))
         if not self._is_recursive:
             named = named[-1:]
         client = peer
