@@ -248,7 +248,7 @@ Authorities = Annotated[bytes, BeforeValidator(_authorities)]
 """Certificates of authorities in PEM format; written as the path of their file."""
 
 Trusted = Annotated[
-    Many[str | bytes],
+    Many[str],  # as written: an error of `str | bytes`, which they become, would name a type of Python's
     BeforeValidator(lambda value: divided(value) if isinstance(value, str) else value),
     NotEmpty,
     AfterValidator(lambda names: tuple(name if name == SYSTEM else _authorities(name) for name in names)),

@@ -523,3 +523,17 @@ def test_authorities_of_a_scenario_stand_beside_it(scenario, tmp_path, monkeypat
     for written in ('"system, ca.pem"', "[system, ca.pem]"):
         several = scenario(beside.replace("ca.pem", written)).gateway.nginx
         assert several.lua_ssl_trusted_certificate == ("system", authority.bytes())
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("[system, 5]", r"certificate\[1\]: expected text, not 5; put it in quotes"),
+        ("[true]", r"certificate\[0\]: expected text, not true; put it in quotes"),
+        ("[system, [a]]", r"certificate\[1\]: expected text, not a list; put it in quotes"),
+    ],
+)
+def test_authority_that_is_no_text_is_named_by_its_place(scenario, written, message):
+    """Before any file is looked for."""
+    with pytest.raises(UserError, match=rf"a.yaml:9: .*{message}$"):
+        scenario(FULL.replace("10s}\n  config", f"10s, lua_ssl_trusted_certificate: {written}}}\n  config"))
