@@ -138,9 +138,10 @@ class Document:
         node, line = self.root, self.root.lc.line if hasattr(self.root, "lc") else 0
         for step in path:
             try:
+                places = node.lc.data
                 # In a path, keys of all kinds are the text that they are written as.
-                key = next(key for key in node.lc.data if str(key) == str(step))
-                line = node.lc.data[key][0]
+                key = step if step in places else next(key for key in places if str(key) == str(step))
+                line = places[key][0]
                 node = node[key]
             except (AttributeError, KeyError, IndexError, TypeError, StopIteration):
                 break

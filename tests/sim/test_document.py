@@ -37,6 +37,20 @@ def test_line_of_a_number_that_names_a_field_is_found(document):
     assert [read.line(path) for path in (("a", 200), ("a", "200"))] == [3, 3]
 
 
+def test_line_is_found_without_a_look_at_its_neighbours(document):
+    """However many there are, to find the lines of all takes no longer for each."""
+
+    class Places(dict):
+        def __iter__(self):
+            raise AssertionError("each of them is looked at")
+
+    read = document("a:\n  - b: 1\n  - c: 2\n")
+    for node in (read.root, read.root["a"]):
+        node.lc.data = Places(node.lc.data)
+
+    assert [read.line(path) for path in (("a",), ("a", 1), ("a", 1, "c"))] == [1, 3, 3]
+
+
 def test_plain_data_holds_nothing_of_the_reader(document):
     """Scalars are Python's own, dates stay text, merged mappings are whole."""
     read = document("base: &b {x: 1}\na: {<<: *b, y: 0x10}\nd: 2020-01-01\nt: true\nn: ~\nf: 1.5\ns: 'on'\n")
