@@ -85,7 +85,7 @@ class Worker:
         self._rest: asyncio.Future[None] | None = None
         self._gc_ns = self._gc_begun_ns = 0
         self._counting = contextlib.ExitStack()
-        self._count_file = ""
+        self._count_file: int  # in memory, open while allocations are counted
         gc.callbacks.append(self._collecting)
         scenario = load(told["scenario"])
         self._servers = {name: (host, port) for name, (host, port) in told["hosts"].items()}
@@ -170,8 +170,8 @@ class Worker:
 
         gc.collect()
         # In memory: where a disk is full memray stops counting, and what it has counted looks like all.
-        self._count_file = f"/proc/self/fd/{os.memfd_create('allocations')}"
-        destination = FileDestination(self._count_file, overwrite=True, compress_on_exit=False)
+        self._count_file = os.memfd_create("allocations")
+        destination = FileDestination(_path(self._count_file), overwrite=True, compress_on_exit=False)
         self._counting.enter_context(Tracker(destination=destination, trace_python_allocators=True))
         return {}
 
@@ -179,9 +179,13 @@ class Worker:
         from memray import FileReader  # noqa: PLC0415 - the same
 
         self._counting.close()
-        with FileReader(self._count_file) as reader:
+        with os.fdopen(self._count_file), FileReader(_path(self._count_file)) as reader:
             allocations = reader.metadata.total_allocations
         return {"allocations": allocations}
+
+
+def _path(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"
 
 
 def _is_at_rest(gateway: WorkerGateway) -> bool:

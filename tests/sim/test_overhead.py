@@ -722,6 +722,19 @@ def test_allocations_are_counted_whatever_the_disk_takes(scenario_file, tmp_path
     assert footprint.allocations > 10
 
 
+def test_worker_keeps_no_memory_of_what_it_has_counted(scenario_file, tmp_path):
+    """The next measurement of its memory would count that too."""
+    arms = (Arm.parse("off"),)
+    with Bench(Plan(load(str(scenario_file)), arms, 400.0, 5, tmp_path)) as bench, bench.launch(arms) as launch:
+        worker, _ = launch.places["off"]
+        for _ in range(2):
+            worker.ask(order="count", file="")
+            worker.ask(order="counted")
+        opened = [str(descriptor.readlink()) for descriptor in Path(f"/proc/{worker._process.pid}/fd").iterdir()]
+
+    assert [path for path in opened if "allocations" in path] == []
+
+
 PRINTING = """
 print("loaded")
 
