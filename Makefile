@@ -14,7 +14,7 @@ AT_ONCE := --numprocesses logical --maxprocesses 4 --dist worksteal
 TEST_ARGS ?=
 INSTALLED_TESTS := $(patsubst %,tests/live/test_%.py,bundled checked exporter gateway http logs otel plugins reload) \
 	$(patsubst %,tests/live/test_%.py,routes upstreams) tests/conformance/test_runtime.py \
-	$(patsubst %,tests/sim/test_%.py,connection instrumentation plugin) tests/test_installed.py
+	$(patsubst %,tests/sim/test_%.py,connection forwarding instrumentation plugin proxy) tests/test_installed.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-installed soak bench check lock clean
