@@ -182,7 +182,7 @@ class Ours:
         request = Request(self.client, b"GET", b"/", [(b"Host", b"a")], OUTLINE, "1.1", keep_alive=True, started_ns=1)
         ctx = request.ctx
         execution.enter(ACCESS, ctx)
-        self.spans()
+        trace_request(self.tracer)
         execution.enter(LOG, ctx)
         ctx[KONG_PHASE] = "log"
         if export:
@@ -190,9 +190,6 @@ class Ours:
             self.handler.call(self.kong, self.handler.conf)
         self.provider.end_request(ctx)
         self.worker._changed()
-
-    def spans(self) -> None:
-        trace_request(self.tracer)
 
     @property
     def exported(self) -> int:

@@ -105,14 +105,14 @@ class Ours:
     def request(self) -> None:
         ctx: dict[str, Any] = {}
         self.provider.execution.enter(ACCESS, ctx)
-        self.spans()
+        trace_request(self.tracer)
         self.provider.end_request(ctx)
 
     def processed(self) -> None:
         """The same, and the log phase takes a copy of what is sampled (kong-semantics O17)."""
         ctx: dict[str, Any] = {KONG_PHASE: "log"}
         self.provider.execution.enter(ACCESS, ctx)
-        self.spans()
+        trace_request(self.tracer)
         self.provider.execution.enter(LOG, ctx)
         self.tracer.process_span(self.copy, [])
         self.provider.end_request(ctx)
@@ -120,9 +120,6 @@ class Ours:
     def copy(self, span: Any, copies: list[Any]) -> None:
         if span.should_sample:
             copies.append(self.encoder.encode_span(span))
-
-    def spans(self) -> None:
-        trace_request(self.tracer)
 
 
 class NullExporter(SpanExporter):
