@@ -376,7 +376,7 @@ class Balancer:
                 address.endpoint, address.unknown = known, False
             else:
                 missing.append(address)
-        if all(address.endpoint is None for address in self.addresses):
+        if not any(a.available and a.weight and a.endpoint is not None for a in self.addresses):
             return missing
         # One that was looked up in vain keeps nobody waiting who can go elsewhere.
         for address in missing:

@@ -262,6 +262,8 @@ class HttpConnection(asyncio.Protocol, ABC):
         self.transport.write(data)
         self.sent()
         if not self._keep_alive or "refuse" in faults:
+            self._last = True
+            self._waiting.clear()
             self.transport.close()
 
     def _read(self, reading: bool) -> None:

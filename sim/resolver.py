@@ -34,10 +34,10 @@ class _Answer(NamedTuple):
     Attributes:
         found: its address, or why it has none.
         fresh_until: from then on the system is asked again.
-        usable_until: until then an address serves where that is in vain.
+        usable_until: until then an address serves meanwhile.
     """
 
-    found: str | OSError
+    found: str | Exception
     fresh_until: float
     usable_until: float
 
@@ -76,7 +76,7 @@ class Resolver:
             if answer.usable_until < now_s:
                 return None
             self.ask(name)
-        if isinstance(answer.found, OSError):
+        if isinstance(answer.found, Exception):
             raise answer.found.with_traceback(None)  # each time it is raised would be added to it
         return answer.found, port
 
@@ -107,7 +107,7 @@ class Resolver:
     async def _ask(self, name: str) -> None:
         try:
             address = await self._runtime.resolve(name)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - it is raised to whoever wants the name
             self._keep(name, self._in_vain(name, error))
         else:
             fresh_until = self._runtime.now() + TTL_S
@@ -120,11 +120,11 @@ class Resolver:
             self._answers.clear()
         self._answers[name] = answer
 
-    def _in_vain(self, name: str, error: OSError) -> _Answer:
+    def _in_vain(self, name: str, error: Exception) -> _Answer:
         """Return what holds of a name for a while that was asked for in vain: its last address, or the error."""
         now_s, last = self._runtime.now(), self._answers.get(name)
-        is_gone = error.errno == NO_SUCH_NAME
-        if is_gone or last is None or isinstance(last.found, OSError) or last.usable_until < now_s:
+        is_gone = isinstance(error, OSError) and error.errno == NO_SUCH_NAME
+        if is_gone or last is None or isinstance(last.found, Exception) or last.usable_until < now_s:
             return _Answer(error, now_s + ERROR_TTL_S, now_s + ERROR_TTL_S)
         return last._replace(fresh_until=now_s + ERROR_TTL_S)
 

@@ -298,9 +298,9 @@ class _Run:
     # Faults.
 
     def _next_event_in_s(self) -> float:
-        if any(fault.kind == "memory" for fault, _entry in self.under_way.values()):
-            return MEMORY_POLL_S
-        return max(FAULT_RETRY_S, self.load_s + self.timeline.next_s - time.monotonic())
+        due_s = max(FAULT_RETRY_S, self.load_s + self.timeline.next_s - time.monotonic())
+        holds_memory = any(fault.kind == "memory" for fault, _entry in self.under_way.values())
+        return min(due_s, MEMORY_POLL_S) if holds_memory else due_s
 
     def _carry_out_faults(self) -> None:
         elapsed_s = time.monotonic() - self.load_s

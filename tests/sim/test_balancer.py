@@ -334,15 +334,18 @@ def test_target_that_is_a_name_is_looked_up():
 
 
 def test_name_that_was_looked_up_in_vain_keeps_nobody_waiting_who_can_go_elsewhere():
-    """It is looked up again meanwhile; only where there is nobody else it is waited for."""
+    """It is looked up again meanwhile; only where nobody else gets requests it is waited for."""
     asked = []
     resolver = SimpleNamespace(known=lambda _name, _port: None, ask=asked.append)
-    alone = World().balancer({"gone.example": 1})
-    beside = World().balancer({"gone.example": 1, "127.0.0.1": 1})
-    for balancer in (alone, beside):
+    weights = ({"gone.example": 1}, {"gone.example": 1, "127.0.0.1": 0}, *2 * ({"gone.example": 1, "127.0.0.1": 1},))
+    alone, weightless, unhealthy, beside = balancers = [World().balancer(targets) for targets in weights]
+    unhealthy.addresses[1].available = False
+    for balancer in balancers:
         balancer.addresses[0].unknown = True
 
-    assert [address.name for address in alone.unresolved(resolver)] == ["gone.example"]
+    for balancer in (alone, weightless, unhealthy):
+        assert [address.name for address in balancer.unresolved(resolver)] == ["gone.example"]
+    assert asked == []
     assert beside.unresolved(resolver) == []
     assert asked == ["gone.example"]
 

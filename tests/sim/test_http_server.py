@@ -35,8 +35,13 @@ class _Echo(HttpConnection):
         delay_ns = DELAY_NS if b"/slow" in request else 0
         return response(200, {}, request, head=request.startswith(b"HEAD"), keep_alive=keep_alive), delay_ns
 
+    def sent(self):
+        self.server.sent += 1
+
 
 class _EchoServer(HttpServer):
+    sent = 0
+
     def accept(self):
         return _Echo(self)
 
@@ -52,6 +57,8 @@ def _serve(sock, control, patience_s=0.0):
             "open": len(server.connections),
             "faults": list(server.faults),
             "busy": sum(connection._busy for connection in server.connections),
+            "waiting": sum(len(connection._waiting) for connection in server.connections),
+            "sent": server.sent,
         },
         server.obey,
     )
@@ -117,7 +124,7 @@ def test_connection_is_kept_alive(server, client):
         client.sendall(b"GET /%d HTTP/1.1\r\n\r\n" % number)
         assert _read(client, b"/%d" % number).startswith(b"HTTP/1.1 200 OK\r\n")
 
-    assert server.report() == {"accepted": 1, "open": 1, "faults": [], "busy": 0}
+    assert server.report() == {"accepted": 1, "open": 1, "faults": [], "busy": 0, "waiting": 0, "sent": 3}
 
 
 @pytest.mark.parametrize("request_head", [b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n"])
@@ -298,7 +305,7 @@ def test_client_that_leaves_during_a_delay_is_forgotten(server, client):
         other.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
         assert _read(other, b"/slow").startswith(b"HTTP/1.1 200 OK\r\n")
 
-        assert server.report() == {"accepted": 2, "open": 1, "faults": [], "busy": 0}
+        assert server.report() == {"accepted": 2, "open": 1, "faults": [], "busy": 0, "waiting": 0, "sent": 1}
 
 
 def test_stopped_server_closes_its_connections(server, client):
@@ -317,7 +324,7 @@ def test_patient_server_answers_what_has_begun_before_it_stops():
         idle, reading, busy = (opened.enter_context(_connect(server)) for _ in range(3))
         idle.sendall(b"GET /a HTTP/1.1\r\n\r\n")
         assert _bodies(idle, 1) == [b"GET /a"]
-        _begin(server, _fault("slow", latency="200ms"))
+        _begin(server, _fault("slow", latency="1s"))  # long enough to be seen at it
         reading.sendall(b"GET /r")
         busy.sendall(b"GET /b HTTP/1.1\r\n\r\n")
         while not server.report()["busy"]:
@@ -434,12 +441,12 @@ def test_hanging_server_accepts_and_answers_when_the_fault_ends(server):
 
 def test_hanging_server_keeps_the_answers_that_were_under_way(server, client):
     """They come at the end, before those to what came after them."""
-    _begin(server, _fault("slow", latency="200ms"))
+    _begin(server, _fault("slow", latency="1s"))
     client.sendall(b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n")
     while not server.report()["busy"]:
         process.wait([server.child.sentinel], 0.001)
     _begin(server, _fault("hang"))
-    client.settimeout(0.4)  # twice the time in which the answer is due
+    client.settimeout(1.5)  # longer than until the answer is due
     with pytest.raises(TimeoutError):
         client.recv(1)
     client.settimeout(TIMEOUT_S)
@@ -462,6 +469,22 @@ def test_hanging_server_says_nothing_of_its_own(server, client, sent):
     _end(server, _fault("hang"))
 
     assert _read(client, b"\r\n\r\n")
+
+
+def test_server_that_leaves_answers_nothing_behind_the_answer_that_says_so(server, client):
+    """What has come in line with it is not taken for answered either."""
+    _begin(server, _fault("hang"))
+    client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 3)
+    while server.report()["waiting"] < 3:
+        process.wait([server.child.sentinel], 0.001)
+    _begin(server, _fault("refuse"))
+    _end(server, _fault("refuse"))
+    _end(server, _fault("hang"))
+
+    answered = _read_all(client)
+    assert answered.count(b"HTTP/1.1 200 OK") == 1
+    assert b"Connection: close" in answered
+    assert server.report()["sent"] == 1
 
 
 def test_slow_server_answers_later(server, client):

@@ -124,6 +124,13 @@ def test_name_that_is_gone_has_no_address_any_more(runtime):
     asyncio.run(play())
 
 
+def test_mistake_of_who_asks_is_raised_to_them(runtime):
+    """Such as a name that is none."""
+    runtime.error = TypeError("host must be a str or bytes")
+    with pytest.raises(TypeError, match="must be a str"):
+        resolve(Resolver(runtime, {}), 1.5)
+
+
 class SlowRuntime(FakeRuntime):
     """Whose resolver says nothing until it is let."""
 
