@@ -108,7 +108,7 @@ def test_request_to_the_status_api_is_answered_over_a_reload(gateway):
         before = status_pid(gateway)
         ask_json(gateway.status_ports[0], "/status/ready")  # it has read what came before
         gateway.reload()
-        gateway.wait_until(lambda reading: {worker.generation for worker in reading.alive} == {2})
+        gateway.wait_logged("gracefully shutting down")
         client.sendall(b"Host: status\r\n\r\n")
 
         assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
