@@ -41,14 +41,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
 from itertools import accumulate, islice
 from math import ceil, floor, inf
 from sys import maxsize
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from kongtrace.delivery import INSTANT_S, Action, Delivery, Job, Wait
 from kongtrace.errors import ApiError, BookkeepingError, KongTraceError
-from kongtrace.lua import is_given, is_number, lua_format, lua_length
+from kongtrace.lua import is_given, lua_format, lua_length
+from kongtrace.queue_parameters import Binding, QueueParameters
 
 if TYPE_CHECKING:
     from kongtrace.queue_profile import Outcome, QueueProfile
@@ -62,7 +63,6 @@ COALESCE_POLL_S: Final = 1.0
 COALESCE_MIN_S: Final = 0.05
 """A coalescing delay of which less remains counts as over; also the whole delay of an exiting worker (Q16, Q17)."""
 
-
 LEGACY_WARNING_INTERVAL_S: Final = 60.0
 """A legacy parameter is warned about at most once in this time (Q27)."""
 
@@ -72,133 +72,14 @@ SIZED_ENTRIES_MAX: Final = 10_000
 UTF8_BYTES_MAX: Final = 4
 """Bytes of one character at most."""
 
-_DOUBLINGS_MAX: Final = 1023
-"""Two to the power of more is no longer a float."""
-
 _ENTRIES_MAX: Final = maxsize
 """More than there can be."""
-
-_INSTANT_S: Final = 1e-5
-"""Times that differ by less are the same: no timer is finer than that."""
 
 _WALL_DIGITS: Final = 9
 """Decimal places of s that the wall clock has once it was set; what a sum of floats has beyond is its error."""
 
 Log = Callable[[str, str], object]
 """Takes a level ("info", "warn", "error") and a message."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueueParameters:
-    """What a queue is made with, under Kong's names (kong-semantics Q1-Q9).
-
-    Attributes:
-        name: identifies the queue within a workspace.
-        log_tag: stands in front of its log lines.
-        max_batch_size: entries in one batch.
-        max_coalescing_delay: s to wait for more after the first entry of a batch.
-        max_entries: entries waiting.
-        max_bytes: bytes waiting; None: no limit.
-        max_retry_time: s after which a failing batch is given up; -1: after the first failure.
-        initial_retry_delay: s before the second attempt.
-        max_retry_delay: s between attempts, at most.
-        concurrency_limit: 1: one batch after the other; -1: every entry is a job of its own.
-        prefix: what every log line starts with.
-
-    Raises:
-        ApiError: a parameter is of the wrong type (Q11).
-    """
-
-    name: str
-    log_tag: str | None = None
-    max_batch_size: float = 1
-    max_coalescing_delay: float = 1
-    max_entries: float = 10_000
-    max_bytes: float | None = None
-    max_retry_time: float = 60
-    initial_retry_delay: float = 0.01
-    max_retry_delay: float = 60
-    concurrency_limit: float = 1
-    prefix: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise ApiError("arg #1 (queue_conf) must include a name")
-        for parameter in _NUMBERS:
-            value, is_optional = getattr(self, parameter), parameter == "max_bytes"
-            if not (is_number(value) or (is_optional and value is None)):
-                raise ApiError(f"arg #1 (queue_conf) {parameter} must be a number{' or nil' if is_optional else ''}")
-        object.__setattr__(self, "prefix", f"[{self.log_tag or ''}] queue {self.name}: ")
-
-    @classmethod
-    def of(cls, conf: Mapping[str, Any]) -> QueueParameters:
-        """The parameters in a configuration record that says all of them: there is no default here, as in Kong (Q11).
-
-        Raises:
-            ApiError: a parameter is missing or of the wrong type.
-        """
-        if not isinstance(conf, Mapping):
-            raise ApiError("arg #1 (queue_conf) must be a table")
-        given: dict[str, Any] = {
-            parameter.name: conf.get(parameter.name) for parameter in fields(cls) if parameter.init
-        }
-        return cls(**given)
-
-
-_NUMBERS: Final = (
-    "max_batch_size",
-    "max_coalescing_delay",
-    "max_entries",
-    "max_retry_time",
-    "initial_retry_delay",
-    "max_retry_delay",
-    "max_bytes",
-    "concurrency_limit",
-)
-"""In the order in which Kong looks at them (Q11)."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Binding:
-    """What an entry is enqueued with. A producer keeps one and makes another when its configuration changes.
-
-    Attributes:
-        parameters: for the queue, if it is absent (kong-semantics Q12).
-        handler: what batches are sent with, if the queue is absent; a function, for the driver to call.
-        handler_conf: the handler's configuration, from now on; a record or None.
-
-    Raises:
-        ApiError: an attribute is of the wrong type (Q11).
-    """
-
-    parameters: QueueParameters
-    handler: Callable[..., Any]
-    handler_conf: Any = None
-
-    def __post_init__(self) -> None:
-        if not callable(self.handler):
-            raise ApiError("arg #2 (handler) must be a function")
-        if isinstance(self.handler_conf, str | bytes | int | float):
-            raise ApiError("arg #3 (handler_conf) must be a table or nil")
-
-
-class Wait(NamedTuple):
-    """Poll again at ``until`` (s), or as soon as ``Queue.wake`` is called, which no entry does unless ``or_entry``."""
-
-    until: float
-    or_entry: bool
-
-
-class Send(NamedTuple):
-    """Give ``entries`` to ``handler`` under ``handler_conf``, then call ``done``."""
-
-    handler: Callable[..., Any]
-    handler_conf: Any
-    entries: list[Any]
-
-
-Action = Wait | Send | None
-"""What a job has to do next; None: it is at its end."""
 
 
 class Counters(NamedTuple):
@@ -232,22 +113,6 @@ class Counters(NamedTuple):
     bytes: int = 0
 
 
-class Job(Protocol):
-    """What ``schedule`` is given to drive: a :class:`Queue`, or one :class:`Delivery` of its own."""
-
-    def premature(self) -> None:
-        """Take note, before the first poll, that the timer went off because the worker is exiting (N8, N10)."""
-
-    def lost(self, now: float) -> bool:
-        """Take note that the timer was not run, so that nobody polls; whether another is to be tried (N4, N5)."""
-
-    def poll(self, now: float) -> Action:
-        """Say what to do next."""
-
-    def done(self, outcome: Outcome, now: float) -> None:
-        """Take note of what came of the last :class:`Send`."""
-
-
 Schedule = Callable[[str | None, Job], str | None]
 """Starts a job in the background as soon as the caller has yielded, under a name or without one (Q13, Q23).
 
@@ -256,162 +121,6 @@ Returns why it cannot, or None.
 
 Result = tuple[bool | None, str | None]
 ACCEPTED: Final[Result] = (True, None)
-
-
-class Delivery:
-    """One batch on its way: tried, tried again after a growing delay, given up (kong-semantics Q19-Q22).
-
-    Args:
-        queue: keeps the accounts.
-        binding: what the batch is sent with.
-        entries: the batch, counted as in flight.
-
-    Attributes:
-        handler_conf: the handler's configuration for the next attempt.
-    """
-
-    __slots__ = (
-        "_binding",
-        "_due",
-        "_ended",
-        "_entries",
-        "_is_resting",
-        "_out",
-        "_queue",
-        "_retries",
-        "_started",
-        "handler_conf",
-    )
-
-    def __init__(self, queue: Queue, binding: Binding, entries: list[Any]) -> None:
-        self._queue = queue
-        self._binding = binding
-        self._entries = entries
-        self.handler_conf = binding.handler_conf
-        self._started: float | None = None  # of the wall clock
-        self._due = -inf
-        self._is_resting = False
-        self._retries = 0
-        self._out = False
-        self._ended = False
-
-    def poll(self, now: float) -> Action:
-        """The next attempt, the wait before it, or None when there will be none."""
-        assert not self._out, "a batch is out: say what came of it first"
-        if self._ended:
-            return None
-        if self._started is None:
-            self._begin(now)
-        elif not self._is_resting or now < self._due - _INSTANT_S:
-            self._is_resting = True  # even a pause of no length is one, in which others have their turn
-            return Wait(self._due, or_entry=False)
-        self._out = True
-        return Send(self._binding.handler, self.handler_conf, self._entries)
-
-    def done(self, outcome: Outcome, now: float) -> None:
-        """Close the books on the batch, or fix the time of the next attempt."""
-        assert self._out, "no batch is out"
-        assert self._started is not None
-        self._out = False
-        if outcome.ok:
-            self._acknowledge(outcome.refused)
-            return
-        queue, count = self._queue, len(self._entries)
-        reason = "no error details returned by handler" if outcome.reason is None else outcome.reason
-        self._tell("warn", "handler could not process entries: %s", reason)
-        if outcome.reason is None:
-            self._tell("error", "handler returned falsy value but no error information")
-        delay = self._delay(outcome)
-        latest = delay if queue.profile.bounds_retry_time else 0.0
-        if not self._may_retry(outcome.status):
-            self._tell("error", "collector refused the entries for good. %d queue entries were lost", count)
-            queue.refused += count
-            self._give_up()
-        elif queue.is_past_exit(now + delay, self._binding.parameters.max_retry_time):
-            self._end()
-            queue.lose_at_exit(self._binding.parameters, count)
-        elif queue.wall(now) - self._started + latest > self._binding.parameters.max_retry_time:
-            self._tell(
-                "error", "could not send entries due to max_retry_time exceeded. %d queue entries were lost", count
-            )
-            self._give_up()
-            if queue.profile.honours_retry_after and outcome.retry_after_s:
-                self._tell("warn", "collector asks to wait, the next entries do for %.0f s", outcome.retry_after_s)
-                queue.held_until = now + outcome.retry_after_s
-        else:
-            self._due = now + delay
-            self._is_resting = False
-            self._retries += 1
-
-    def premature(self) -> None:
-        """Do nothing more, as Kong's job of its own (Q23)."""
-        if self._queue.profile.loses_silently:
-            self._end()
-            self._queue.dropped_shutdown += len(self._entries)
-
-    def lost(self, now: float) -> bool:
-        """Lose the entries, which in profile safe counts and is told like an overflow."""
-        queue, count = self._queue, len(self._entries)
-        self._end()
-        if queue.profile.loses_silently:
-            queue.swallowed += count
-        else:
-            text = "no timer was left to send it, an entry was dropped"
-            queue.complain(now, "timer", "error", text, parameters=self._binding.parameters)
-            queue.dropped_overflow += count
-        return False
-
-    def _begin(self, now: float) -> None:
-        queue = self._queue
-        self._started = queue.wall(now)
-        prefix = self._binding.parameters.prefix
-        if queue.profile.formats_names and "%" in prefix:
-            self._check_name(prefix)
-
-    def _check_name(self, prefix: str) -> None:
-        """Die as the job does when it says that it passes the entries on."""
-        try:
-            lua_format(prefix + "passing %d entries to handler", (len(self._entries),))
-        except BookkeepingError:
-            self._end()
-            self._queue.swallowed += len(self._entries)
-            raise
-
-    def _acknowledge(self, refused: int) -> None:
-        queue, count = self._queue, len(self._entries)
-        self._end()
-        if refused and queue.profile.counts_partial_success:
-            refused = min(refused, count)
-            self._tell("warn", "collector refused %d of %d queue entries", refused, count)
-            queue.refused += refused
-            queue.dropped_retries += refused
-            count -= refused
-        queue.acknowledged += count
-
-    def _give_up(self) -> None:
-        self._end()
-        self._queue.dropped_retries += len(self._entries)
-
-    def _end(self) -> None:
-        self._ended = True
-        self._queue.in_flight -= len(self._entries)
-
-    def _may_retry(self, status: int | None) -> bool:
-        retryable = self._queue.profile.retryable
-        return retryable is None or status is None or status in retryable
-
-    def _delay(self, outcome: Outcome) -> float:
-        parameters, profile = self._binding.parameters, self._queue.profile
-        doubled = 2.0 ** min(self._retries, _DOUBLINGS_MAX) * parameters.initial_retry_delay
-        delay: float = min(parameters.max_retry_delay, doubled)
-        if profile.jitter:
-            delay *= 1 - profile.jitter * self._queue.random()
-        if profile.honours_retry_after and outcome.retry_after_s is not None:
-            delay = max(delay, outcome.retry_after_s)
-        return delay
-
-    def _tell(self, level: str, template: str, *arguments: object) -> None:
-        self._queue.tell(self._binding.parameters, level, template, *arguments)
 
 
 class Queue:
@@ -861,7 +570,7 @@ class Queue:
                 if len(self._entries) <= self._overtaken:
                     self._leave()
                     return None
-                if now < self.held_until - _INSTANT_S:
+                if now < self.held_until - INSTANT_S:
                     if not self.is_past_exit(self.held_until, self._parameters.max_retry_time):
                         return Wait(self.held_until, or_entry=False)
                     self.lose_at_exit(self._parameters)
@@ -885,7 +594,7 @@ class Queue:
                 self._collected += 1
             else:
                 self._catch_up()
-                if now < self._wake_at - _INSTANT_S:
+                if now < self._wake_at - INSTANT_S:
                     return Wait(self._wake_at, or_entry=True)
             self._waiting = self._woken = False
         while self._collected < self._size:
@@ -952,10 +661,10 @@ class Queue:
                 self._is_replacing = len(self._entries) == self._parameters.max_entries
         elif self._waiting and not self._woken:
             end = self._started - self._step + self._coalescing_s
-            is_steady = not self.exiting and abs(end - self._wake_at) < _INSTANT_S
+            is_steady = not self.exiting and abs(end - self._wake_at) < INSTANT_S
             if is_steady and self._size < self._parameters.max_entries:
                 self._quiet_below = min(self._capacity, self._size - self._surplus - 1)
-                self._quiet_until = end - COALESCE_MIN_S - _INSTANT_S
+                self._quiet_until = end - COALESCE_MIN_S - INSTANT_S
             else:
                 self._quiet_below = 0
 

@@ -34,8 +34,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from kongtrace.delivery import Job, Send
 from kongtrace.otlp import encode_traces
-from kongtrace.queue import Job, Queue, Queues, Send
+from kongtrace.queue import Queue, Queues
 from kongtrace.queue_profile import Outcome, QueueProfile
 from sim import __version__
 from sim.config import Export, present, trusting

@@ -123,6 +123,7 @@ LAYERS = {
         "noop | sampler",
         "span | context | pool | profile | ids | custody | findings",
         "propagation | queue | otlp",
+        "delivery | queue_parameters",
         "lua | queue_profile",
         "phase | errors | event",
     ),

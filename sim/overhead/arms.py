@@ -23,7 +23,8 @@ from typing import Any, Final, Self
 from kongtrace import NoopTracer, Span, Tracer, TracerProvider, checked
 from kongtrace.context import Context
 from kongtrace.otlp import encode_traces
-from kongtrace.queue import Binding, Queues
+from kongtrace.queue import Queues
+from kongtrace.queue_parameters import Binding
 from kongtrace.queue_profile import Outcome
 from sim.config import Gateway
 from sim.entity import Plugin

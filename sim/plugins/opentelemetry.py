@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from kongtrace import ApiError, NoopTracer, Span, Tracer, otlp, propagation, tracing_context
 from kongtrace.context import TRACING_CONTEXT, TracingContext, span_list
 from kongtrace.propagation import PropagationContext
-from kongtrace.queue import Binding, QueueParameters
+from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.tracer import PROPAGATION_ONLY
 from sim import __version__
 from sim.document import Model

@@ -18,7 +18,9 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from kongtrace.queue import Binding, QueueParameters, Queues, Send
+from kongtrace.delivery import Send
+from kongtrace.queue import Queues
+from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.queue_profile import SAFE, Outcome
 
 ROUNDS = 25

@@ -12,8 +12,10 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from kongtrace.delivery import Job, Send, Wait
 from kongtrace.errors import KongTraceError
-from kongtrace.queue import Binding, Job, QueueParameters, Queues, Send, Wait
+from kongtrace.queue import Queues
+from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.queue_profile import KONG, Outcome
 from tests.conformance.vectors import NULL, cases, decode, noop
 

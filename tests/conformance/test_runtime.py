@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import pytest
 
-from kongtrace.queue import Binding, QueueParameters
+from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.queue_profile import Outcome
 from sim.config import Nginx
 from sim.entity import Plugin

@@ -5,19 +5,10 @@ from typing import Any
 
 import pytest
 
+from kongtrace.delivery import Delivery, Job, Send, Wait
 from kongtrace.errors import ApiError, BookkeepingError
-from kongtrace.queue import (
-    ACCEPTED,
-    SIZED_ENTRIES_MAX,
-    Binding,
-    Counters,
-    Delivery,
-    Job,
-    QueueParameters,
-    Queues,
-    Send,
-    Wait,
-)
+from kongtrace.queue import ACCEPTED, SIZED_ENTRIES_MAX, Counters, Queues
+from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.queue_profile import KONG, SAFE, Outcome, QueueProfile
 
 TAKEN = Outcome(ok=True)

@@ -8,8 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from kongtrace.delivery import Send, Wait
 from kongtrace.errors import KongTraceError
-from kongtrace.queue import Binding, QueueParameters, Queues, Send, Wait
+from kongtrace.queue import Queues
+from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.queue_profile import KONG, SAFE, Outcome, QueueProfile
 
 TICK_S = 1 / 64  # sums of it are exact

@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from kongtrace.queue import Binding, Queue, QueueParameters, Send
+from kongtrace.delivery import Send
+from kongtrace.queue import Queue
+from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.queue_profile import PROFILES, Outcome
 from sim import check, declarative, scenario
 from sim.check import OUTAGE_S, RULES, Expected, check_gateway, check_scenario, spans_per_request

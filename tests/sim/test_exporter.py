@@ -15,7 +15,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from kongtrace import queue_profile
 from kongtrace.otlp import encode_traces
-from kongtrace.queue import Binding, Counters, QueueParameters
+from kongtrace.queue import Counters
+from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.queue_profile import Outcome
 from sim import __version__
 from sim.config import Export, Nginx

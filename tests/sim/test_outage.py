@@ -3,7 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kongtrace.queue import Binding, Queue, QueueParameters, Wait
+from kongtrace.delivery import Wait
+from kongtrace.queue import Queue
+from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.queue_profile import KONG, SAFE, Outcome
 from sim.outage import Attempts, Outage
 from sim.plugins.opentelemetry import QueueConfig
