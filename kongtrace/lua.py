@@ -1,4 +1,4 @@
-"""What Lua makes of a value: its kind, its text, its length.
+"""What Lua makes of a value: its kind, its text, its length, a text in lower case.
 
 A user of Kong's API meets these where an argument is checked, or a value stands in a log line.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Context
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any, Final
 
 from kongtrace.errors import BookkeepingError
 
 _NUMBER = Context(prec=14, rounding=ROUND_HALF_UP)
+_LOWER: Final = str.maketrans(ascii_uppercase, ascii_lowercase)
 _DIRECTIVE: Final = re.compile(r"%([-+ #0]*\d{0,2}(?:\.\d{0,2})?)(.?)", re.DOTALL)
 
 
@@ -53,6 +55,11 @@ def lua_text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
     return str(value)
+
+
+def lua_lower(text: str) -> str:
+    """What Lua's ``string.lower()`` makes of a text, and nginx of the name of a header: only A to Z are changed."""
+    return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
 def lua_table(table: dict[str, Any] | list[Any] | None) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from weakref import finalize
 
 from kongtrace import ApiError, Execution
-from kongtrace.lua import lua_text
+from kongtrace.lua import lua_lower, lua_text
 from sim import http_client
 from sim.arguments import checked_args, encoded_args
 from sim.config import SYSTEM, trusting
@@ -469,7 +469,7 @@ class HttpClient:
             return None, reason
         self._network.instrumentation.http_answer(span, answer.status, None)
         named = {
-            name.decode("latin-1").lower(): value.decode("utf-8", "surrogateescape") for name, value in answer.lines
+            name.lower().decode("latin-1"): value.decode("utf-8", "surrogateescape") for name, value in answer.lines
         }
         return HttpResponse(answer.status, named, answer.body), None
 
@@ -514,7 +514,7 @@ def _lines(headers: Mapping[Any, Any]) -> Lines:
     for name, given in headers.items():
         values = given if isinstance(given, list | tuple) else [given]
         if same := [(str(name), lua_text(value)) for value in values if value is not None]:
-            lines[str(name).lower()] = same
+            lines[lua_lower(str(name))] = same
     return lines
 
 

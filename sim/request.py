@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kongtrace import ApiError
 from kongtrace.context import KONG_PHASE
-from kongtrace.lua import lua_type
+from kongtrace.lua import lua_lower, lua_type
 from kongtrace.propagation import Headers
 from sim.access_log import escaped
 from sim.framing import (
@@ -502,5 +502,5 @@ _NUMBER_SIGN, _PERCENT_SIGN, _QUESTION_MARK, _SLASH = b"#%?/"
 
 def without(lines: HeaderLines, name: str) -> HeaderLines:
     """Return header lines without those of a name, in which an underscore stands for a dash too."""
-    key = name.lower().replace("_", "-").encode("latin-1")
+    key = octets(lua_lower(name).replace("_", "-"))
     return [line for line in lines if line[0].lower() != key]

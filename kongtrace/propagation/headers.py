@@ -1,7 +1,8 @@
 """The request headers as propagation sees them: an interface, and an implementation in memory.
 
-Names are lower case. A value is ``str``, or ``list[str]`` when the header was sent several times. Text is UTF-8; a byte
-that is not UTF-8 is a lone surrogate (``errors="surrogateescape"``), so that every header survives unchanged.
+Names are lower case: letters beyond ASCII have none, as in nginx. A value is ``str``, or ``list[str]`` when the header
+was sent several times. Text is UTF-8; a byte that is not UTF-8 is a lone surrogate (``errors="surrogateescape"``), so
+that every header survives unchanged.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Protocol
 
+from kongtrace.lua import lua_lower
 from kongtrace.propagation.context import UnguardedError
 
 HeaderValue = str | list[str]
@@ -60,11 +62,11 @@ class Headers:
         for name, value in lines[:seen_max]:
             self.add(name, value)
         for name, value in lines[seen_max:]:
-            self._unseen.append((name.lower(), value))
+            self._unseen.append((lua_lower(name), value))
 
     def add(self, name: str, value: str, /) -> None:
         """Add a line, however often the header is there already; ``name`` in any case."""
-        name = name.lower()
+        name = lua_lower(name)
         earlier = self._seen.get(name)
         if earlier is None:
             self._seen[name] = value
@@ -89,7 +91,7 @@ class Headers:
 
     def set(self, name: str, value: HeaderValue, /) -> None:
         """Replace the header; one that was not there comes last."""
-        name = name.lower()
+        name = lua_lower(name)
         if isinstance(value, str):
             self._seen[name] = value
         else:
@@ -100,7 +102,7 @@ class Headers:
 
     def clear(self, name: str, /) -> None:
         """Remove the header."""
-        name = name.lower()
+        name = lua_lower(name)
         self._seen.pop(name, None)
         if self._unseen:
             self._forget_unseen(name)
@@ -117,7 +119,7 @@ class Headers:
 
 @lru_cache(maxsize=1024)
 def _key(name: str) -> str:
-    return name.lower().replace("_", "-")
+    return lua_lower(name).replace("_", "-")
 
 
 def _lines(items: Iterable[tuple[str, HeaderValue]]) -> list[tuple[str, str]]:

@@ -26,7 +26,7 @@ def checked_max_headers(value: Any) -> int:
 
 def headers_of(lines: HeaderLines) -> dict[str, str | list[str]]:
     """Return header lines as a mapping."""
-    return gathered((name.decode("latin-1").lower(), value.decode("utf-8", "surrogateescape")) for name, value in lines)
+    return gathered((name.lower().decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in lines)
 
 
 def gathered(pairs: Iterable[tuple[str, V]]) -> dict[str, V | list[V]]:

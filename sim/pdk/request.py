@@ -13,6 +13,7 @@ from email.policy import HTTP
 from typing import Any, Final
 from urllib.parse import unquote_plus, unquote_to_bytes
 
+from kongtrace.lua import lua_lower
 from sim.arguments import checked_number, checked_text
 from sim.framing import octets
 from sim.pdk.headers import HEADERS_MAX, checked_max_headers, gathered
@@ -129,7 +130,7 @@ class ClientRequest(Part):
     @permitted(*IN_REQUEST)
     def get_header(self, name: str) -> str | None:
         """Return a header's first value, or None."""
-        value = self._request.headers.get(checked_text(name, "header name").lower())
+        value = self._request.headers.get(lua_lower(checked_text(name, "header name")))
         return value[0] if isinstance(value, list) else value
 
     @permitted(*IN_REQUEST)

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 from kongtrace import ApiError
+from kongtrace.lua import lua_lower
 from sim.arguments import checked_body, checked_header, checked_table, checked_text, encoded_json
 from sim.framing import octets
 from sim.pdk.headers import HEADERS_MAX, checked_max_headers, headers_of
@@ -249,7 +250,7 @@ def _preferred(accept: str) -> str:
 
 
 def _key(name: str) -> str:
-    return name.lower().replace("_", "-")
+    return lua_lower(name).replace("_", "-")
 
 
 def _checked_status(status: int, least: int = _STATUS_MIN) -> int:

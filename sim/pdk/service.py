@@ -5,6 +5,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from kongtrace import ApiError, Execution
+from kongtrace.lua import lua_lower
 from sim.arguments import (
     checked_args,
     checked_body,
@@ -129,7 +130,7 @@ class ServiceResponse(Part):
     @permitted(*OF_SERVICE)
     def get_header(self, name: str) -> str | None:
         """Return a header's first value, or None."""
-        value = self._headers().get(name.lower().replace("_", "-"))
+        value = self._headers().get(lua_lower(name).replace("_", "-"))
         return value[0] if isinstance(value, list) else value
 
     @permitted(*OF_SERVICE)

@@ -1,7 +1,18 @@
 import pytest
 
 from kongtrace.errors import BookkeepingError
-from kongtrace.lua import is_given, is_number, is_table, is_text, lua_format, lua_length, lua_table, lua_text, lua_type
+from kongtrace.lua import (
+    is_given,
+    is_number,
+    is_table,
+    is_text,
+    lua_format,
+    lua_length,
+    lua_lower,
+    lua_table,
+    lua_text,
+    lua_type,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +43,14 @@ def test_a_value_has_the_kind_that_lua_gives_it(value, kinds):
 def test_a_value_has_the_text_that_lua_gives_it(value, text):
     """Numbers have 14 digits."""
     assert lua_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "lower"), [("X-Trace_1", "x-trace_1"), ("AÉ\udcc9Z", "aÉ\udcc9z"), ("\u212aEY", "\u212aey"), ("", "")]
+)
+def test_only_the_letters_from_a_to_z_have_a_lower_case(text, lower):
+    """Lua compares bytes: a letter beyond ASCII stays, and none becomes one of ASCII, as the sign of Kelvin does."""
+    assert lua_lower(text) == lower
 
 
 def test_functions_have_the_word_that_lua_has_for_them():

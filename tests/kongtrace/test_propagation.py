@@ -502,6 +502,27 @@ def test_header_is_found_in_any_case_and_with_underscores():
     ]
 
 
+def test_letters_beyond_ascii_have_no_other_case_in_the_name_of_a_header():
+    """A name is bytes, of which only A to Z have a lower case: the sign of Kelvin is no `k`, and `É` no `é`."""
+    # X7, X8
+    headers = Headers([("x-\u212aey", "1"), ("X-É", "2"), ("h", "3"), ("Y-É", "4")], seen_max=3)
+    assert [headers.get(name) for name in ("x-key", "x-\u212aey", "x-é", "x-É", "X_É")] == [None, "1", None, "2", "2"]
+    for name in ("x-key", "y-é"):
+        headers.clear(name)
+        headers.set(name, "5")
+    assert headers.lines() == [
+        *(("x-\u212aey", "1"), ("x-É", "2"), ("h", "3"), ("x-key", "5"), ("y-é", "5")),
+        ("y-É", "4"),
+    ]
+
+
+def test_key_of_baggage_keeps_its_letters_beyond_ascii():
+    """What the client calls it is what the service reads."""
+    # X8
+    headers = Headers({"OT-Tracer-Sampled": "1", "OT-Baggage-ÉA": "v"})
+    assert extract_format("ot", headers, Log()).baggage == {"Éa": "v"}
+
+
 def test_repeated_header_is_a_list():
     """Values are kept in the order in which they came, equal ones too."""
     headers = Headers([("a", "1"), ("b", "2"), ("A", "1"), ("a", "3")])

@@ -196,10 +196,11 @@ def test_complete_context_is_written_in_every_format(profile, headers, sent, nam
     assert all(re.search(re.escape(identifier), written) for identifier in published.values())
 
 
-@given(lines=st.lists(st.tuples(st.text("aAbB-_", min_size=1, max_size=2), any_text()), max_size=12))
+@given(lines=st.lists(st.tuples(st.text("aAkKÉé\u212a-_", min_size=1, max_size=2), any_text()), max_size=12))
 def test_headers_pass_on_every_line(lines):
-    """No line is lost, and lines of one name keep their order."""
+    """No line is lost, and lines of one name keep their order; names that differ in case are one, as bytes are."""
     passed = list(Headers(lines, seen_max=8).lines())
     assert len(passed) == len(lines)
-    for name in {name.lower() for name, _ in lines}:
-        assert [value for sent, value in lines if sent.lower() == name] == [v for n, v in passed if n == name]
+    sent = [(name.encode().lower().decode(), value) for name, value in lines]
+    for one in {name for name, _ in sent}:
+        assert [value for name, value in sent if name == one] == [value for name, value in passed if name == one]

@@ -32,13 +32,27 @@ class Empties:
         kong.ngx.arg[1] = None
 
 
+class Mistakes:
+    """Asks for headers, and removes one, by a name that is theirs but for a letter: the sign of Kelvin."""
+
+    PRIORITY = 1
+    VERSION = "1"
+    found = ()
+
+    def header_filter(self, kong, _conf):
+        """Ask and remove."""
+        name = "x-\u212aey"
+        kong.response.clear_header(name)
+        Mistakes.found = [part.get_header(name) for part in (kong.request, kong.service.response, kong.response)]
+
+
 def asked(*plugins, framing=CHUNKED):
     """A client whose request waits for more of the body that a service has begun to send."""
     classes = {plugin.__name__.lower(): plugin for plugin in plugins}
     wired = Wired(kept=1, plugins=[Plugin(name=name) for name in classes], classes=classes)
     [service] = wired.upstreams
     service.turn = list  # it does not answer by itself
-    client = wired.client().send(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n")
+    client = wired.client().send(b"GET / HTTP/1.1\r\nHost: g\r\nX-Key: 1\r\n\r\n")
     service.protocol.data_received(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % framing)
     service.protocol.data_received(PART)
     return wired, client, service
@@ -73,3 +87,11 @@ def test_body_of_known_length_that_a_filter_ends_has_no_last_chunk():
     _, client, _ = asked(Ends, framing=b"Content-Length: 20")
 
     assert client.received().endswith(b"\r\n\r\nwhole")
+
+
+def test_letters_beyond_ascii_have_no_other_case_in_the_name_of_a_header():
+    """A plugin finds, and removes, only the header that has the bytes of the name (Lua's `string.lower`)."""
+    _, client, _ = asked(Mistakes, framing=b"X-Key: 2\r\n" + CHUNKED)
+
+    assert b"\r\nX-Key: 2\r\n" in client.received()
+    assert Mistakes.found == [None, None, None]
