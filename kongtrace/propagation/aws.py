@@ -65,6 +65,6 @@ def inject(context: PropagationContext, headers: RequestHeaders) -> dict[str, st
     """Write ``x-amzn-trace-id``."""
     trace_id, span_id = context.outgoing_ids("aws", 16)
     text = trace_id.hex()
-    sampled = "1" if context.should_sample else "0"
-    headers.set("x-amzn-trace-id", f"Root=1-{text[:8]}-{text[8:]};Parent={span_id.hex()};Sampled={sampled}")
+    parent, sampled = span_id.hex(), context.sampled_digit
+    headers.set("x-amzn-trace-id", f"Root=1-{text[:8]}-{text[8:]};Parent={parent};Sampled={sampled}")
     return {"aws": text}

@@ -34,9 +34,6 @@ DECISIONS: Final[dict[str, tuple[bool | None, str | None]]] = {
 }
 """The sampling state of the single header: (should_sample, flags)."""
 
-STATES: Final = {None: "", True: "1", False: "0"}
-"""The decision as the sampling state of the single header."""
-
 
 class _Part(NamedTuple):
     """What one of the two forms says."""
@@ -113,13 +110,15 @@ def inject(context: PropagationContext, headers: RequestHeaders) -> dict[str, st
     if context.flags is not None:
         headers.set("x-b3-flags", context.flags)
     else:
-        headers.set("x-b3-sampled", "1" if context.should_sample else "0")
+        headers.set("x-b3-sampled", context.sampled_digit)
     return _formats(trace_id)
 
 
 def inject_single(context: PropagationContext, headers: RequestHeaders) -> dict[str, str]:
     """Write ``b3``; without ids the decision alone."""
-    sampled = "d" if context.flags == "1" else STATES[context.should_sample]
+    sampled = "" if context.should_sample is None else context.sampled_digit
+    if context.flags == "1":
+        sampled = "d"
     trace_id = context.outgoing_trace_id(16, 8)
     if trace_id is None or context.span_id is None:
         headers.set("b3", sampled or "0")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kongtrace.errors import KongTraceError
+from kongtrace.lua import is_given
 
 TRACE_ID_BYTES = 16
 SPAN_ID_BYTES = 8
@@ -55,6 +56,11 @@ class PropagationContext:
     w3c_flags: int | None = None
     single_header: bool | None = None
     trace_id_original_size: int | None = None
+
+    @property
+    def sampled_digit(self) -> str:
+        """The decision in one digit; one that is not made is 0 (X15 to X23)."""
+        return "1" if is_given(self.should_sample) else "0"
 
     def fit_received(self) -> None:
         """Bring ids as received to the internal sizes, noting the size of the trace id (X1)."""

@@ -61,5 +61,5 @@ def inject(context: PropagationContext, headers: RequestHeaders) -> dict[str, st
     if context.span_id is not None:
         headers.set(PARENT_ID, to_decimal(fit(context.span_id, SPAN_ID_BYTES)))
     if context.should_sample is not None:
-        headers.set(PRIORITY, "1" if context.should_sample else "0")
+        headers.set(PRIORITY, context.sampled_digit)
     return formats

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote_plus
 
+from kongtrace.lua import lua_text
 from kongtrace.propagation.headers import RequestHeaders, single
 
 if TYPE_CHECKING:
@@ -114,6 +115,6 @@ def _unescaped(text: str) -> str:
 
 
 def write_baggage(headers: RequestHeaders, prefix: str, baggage: Mapping[str, str] | None) -> None:
-    """One header per item of ``baggage``, URI-escaped."""
-    for key, text in (baggage or {}).items():
-        headers.set(prefix + key, quote(text, UNESCAPED, errors="surrogateescape"))
+    """One header per item of ``baggage``, URI-escaped; what is no text has the one that Lua gives it."""
+    for key, value in (baggage or {}).items():
+        headers.set(prefix + lua_text(key), quote(lua_text(value), UNESCAPED, errors="surrogateescape"))

@@ -36,6 +36,5 @@ def inject(context: PropagationContext, headers: RequestHeaders) -> dict[str, st
     """Write ``x-cloud-trace-context``."""
     trace_id, span_id = context.outgoing_ids("gcp", 16)
     text = trace_id.hex()
-    sampled = "1" if context.should_sample else "0"
-    headers.set("x-cloud-trace-context", f"{text}/{to_decimal(span_id)};o={sampled}")
+    headers.set("x-cloud-trace-context", f"{text}/{to_decimal(span_id)};o={context.sampled_digit}")
     return {"gcp": text}

@@ -50,5 +50,5 @@ def inject(context: PropagationContext, headers: RequestHeaders) -> dict[str, st
     headers.set("x-instana-t", text)
     headers.set("x-instana-s", span_id.hex())
     if context.should_sample is not None:
-        headers.set("x-instana-l", "1" if context.should_sample else "0")
+        headers.set("x-instana-l", context.sampled_digit)
     return {"instana": text}

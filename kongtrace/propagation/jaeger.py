@@ -54,6 +54,6 @@ def inject(context: PropagationContext, headers: RequestHeaders) -> dict[str, st
     trace_id, span_id = context.outgoing_ids("jaeger", 16, 8)
     text = trace_id.hex()
     parent = "0" if context.parent_id is None else fit(context.parent_id, SPAN_ID_BYTES).hex()
-    headers.set("uber-trace-id", f"{text}:{span_id.hex()}:{parent}:{'01' if context.should_sample else '00'}")
+    headers.set("uber-trace-id", f"{text}:{span_id.hex()}:{parent}:0{context.sampled_digit}")
     write_baggage(headers, BAGGAGE, context.baggage)
     return {"jaeger": text}

@@ -41,6 +41,6 @@ def inject(context: PropagationContext, headers: RequestHeaders) -> dict[str, st
     headers.set("ot-tracer-traceid", text)
     headers.set("ot-tracer-spanid", span_id.hex())
     if context.should_sample is not None:
-        headers.set("ot-tracer-sampled", "1" if context.should_sample else "0")
+        headers.set("ot-tracer-sampled", context.sampled_digit)
     write_baggage(headers, BAGGAGE, context.baggage)
     return {"ot": text}

@@ -51,5 +51,5 @@ def inject(context: PropagationContext, headers: RequestHeaders) -> dict[str, st
     """Write ``traceparent``."""
     trace_id, span_id = context.outgoing_ids("w3c", 16)
     text = trace_id.hex()
-    headers.set("traceparent", f"00-{text}-{span_id.hex()}-{'01' if context.should_sample else '00'}")
+    headers.set("traceparent", f"00-{text}-{span_id.hex()}-0{context.sampled_digit}")
     return {"w3c": text}

@@ -1,6 +1,7 @@
 """Trace headers: reading them, writing them, and what a hostile client can do (kong-semantics section 10)."""
 
 import doctest
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,24 @@ def test_injector_writes_the_headers_of_its_format(name, headers):
     """Each format has its own notation of the same context; ot and datadog have room for half of the trace id."""
     # X15..X23, X32
     assert headers == written(name, CONTEXT)
+
+
+@pytest.mark.parametrize("decision", [0, ""])
+@pytest.mark.parametrize("name", INJECTORS)
+def test_every_decision_but_false_is_to_sample(name, decision):
+    """Lua takes a number and a text for true, whatever they are."""
+    # X15..X23
+    assert written(name, CONTEXT) == written(name, replace(CONTEXT, should_sample=decision))
+
+
+@pytest.mark.parametrize("name", ["jaeger", "ot"])
+def test_baggage_is_written_as_text(name):
+    """Numbers and booleans have the text that Lua gives them, as keys too."""
+    # X18, X19
+    prefix = {"jaeger": "uberctx-", "ot": "ot-baggage-"}[name]
+    headers = written(name, replace(CONTEXT, baggage={"user": 5, "half": 0.5, "tested": True, 1: "a b"}))
+    baggage = {key.removeprefix(prefix): value for key, value in headers.items() if key.startswith(prefix)}
+    assert baggage == {"user": "5", "half": "0.5", "tested": "true", "1": "a%20b"}
 
 
 @pytest.mark.parametrize("name", INJECTORS)
