@@ -17,11 +17,12 @@ Source: kong-semantics section 10; Kong's ``kong/observability/tracing/propagati
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from kongtrace.errors import ApiError
+from kongtrace.lua import is_given
 from kongtrace.propagation import aws, b3, datadog, gcp, instana, jaeger, ot, w3c
 from kongtrace.propagation.context import Log, MissingFieldError, PropagationContext, UnguardedError
 from kongtrace.propagation.fields import decimal
@@ -149,24 +150,30 @@ def get_plugin_params(config: Mapping[str, Any]) -> MutableMapping[str, Any]:
     Args:
         config: of the plugin; reads ``propagation``, ``header_type``, ``default_header_type``.
     """
-    given = config.get("propagation")
-    params: MutableMapping[str, Any] = {} if given is None else given
-    if any(_is_set(value) for option, value in params.items() if option != "default_format"):
+    given: Any = config.get("propagation")
+    params: MutableMapping[str, Any] = given if is_given(given) else {}
+    if any(is_given(value) for option, value in params.items() if option != "default_format"):
         return params
-    if _is_set(config.get("default_header_type")):
+    if is_given(config.get("default_header_type")):
         params["default_format"] = config["default_header_type"]
     header_type = config.get("header_type")
     if header_type == "ignore":
         default = params.get("default_format")
         params["inject"] = [] if default is None else [default]
-    elif _is_set(header_type):
+    elif is_given(header_type):
         params["extract"] = list(LEGACY_EXTRACT)
         params["inject"] = [PRESERVE] if header_type == PRESERVE else [PRESERVE, header_type]
     return params
 
 
-def _is_set(value: object) -> bool:
-    return value is not None and value is not False
+def _listed(params: Mapping[str, Any], option: str) -> Sequence[str]:
+    """What an option lists; nothing while it is not set (X27)."""
+    names = params.get(option)
+    if isinstance(names, (list, tuple)):
+        return names
+    if is_given(names):
+        raise ApiError(f"{option} must be a list, not {names!r}")
+    return ()
 
 
 def extract_format(name: str, headers: RequestHeaders, log: Log) -> PropagationContext | None:
@@ -200,10 +207,10 @@ def extract(
         profile: see :class:`Profile`.
 
     Raises:
-        ApiError: a format that does not exist.
+        ApiError: a format that does not exist, or an option that is no list.
         UnguardedError: profile ``kong`` only.
     """
-    names = params.get("extract") or ()
+    names = _listed(params, "extract")
     if isinstance(headers, Headers) and headers.lacks(CARRIERS) and _EXTRACTED.issuperset(names):
         # Most requests begin a trace: no need to ask each format.
         return PropagationContext()
@@ -220,8 +227,12 @@ def extract(
 
 
 def clear(params: Mapping[str, Any], headers: RequestHeaders) -> None:
-    """Remove the headers in ``clear``."""
-    for name in params.get("clear") or ():
+    """Remove the headers in ``clear``.
+
+    Raises:
+        ApiError: it is no list.
+    """
+    for name in _listed(params, "clear"):
         headers.clear(name)
 
 
@@ -250,12 +261,12 @@ def inject(
         profile: see :class:`Profile`.
 
     Raises:
-        ApiError: a format that does not exist.
+        ApiError: a format that does not exist, or an option that is no list.
         UnguardedError: profile ``kong`` only.
     """
     published = None
     failures = []
-    for listed in params.get("inject") or ():
+    for listed in _listed(params, "inject"):
         name = _preserved(params, context, plugin) if listed == PRESERVE else listed
         try:
             formats = _format(INJECTORS, name)(context, headers)
@@ -271,8 +282,9 @@ def inject(
 
 def _preserved(params: Mapping[str, Any], context: PropagationContext, plugin: Mapping[str, Any]) -> str:
     """The format that ``preserve`` stands for (X26)."""
-    name: str = plugin.get(EXTRACTED_FROM) or params.get("default_format") or DEFAULT_FORMAT
-    return "b3-single" if name == "b3" and context.single_header else name
+    default: Any = params.get("default_format")
+    name: str = plugin.get(EXTRACTED_FROM) or (default if is_given(default) else DEFAULT_FORMAT)
+    return "b3-single" if name == "b3" and is_given(context.single_header) else name
 
 
 def propagate(
@@ -302,7 +314,7 @@ def propagate(
         As :func:`inject`: what the log serializer shows as ``trace_id``, or None when it shall not change.
 
     Raises:
-        ApiError: a format that does not exist.
+        ApiError: a format that does not exist, or an option that is no list.
         UnguardedError: profile ``kong`` only; headers that were written before stay.
     """
     context = extract(params, headers, plugin=plugin, log=log, profile=profile)

@@ -346,6 +346,37 @@ def test_unknown_format_is_named(params):
         run(params, Headers())
 
 
+@pytest.mark.parametrize("default", ["", "zipkin"])
+def test_default_format_that_is_none_is_named_when_it_is_asked_for(default):
+    """An empty one too: only an unset one stands for w3c."""
+    # X26
+    params = {"extract": ["jaeger"], "inject": ["preserve"], "default_format": default}
+    run(params, Headers({"uber-trace-id": "1:2:0:1"}))
+    with pytest.raises(ApiError, match=f"^unknown header format '{default}', expected one of w3c, b3, "):
+        run(params, Headers())
+
+
+@pytest.mark.parametrize("given", ["traceparent", "", 0, True, {"a": "w3c"}])
+@pytest.mark.parametrize("option", ["extract", "clear", "inject"])
+def test_option_that_is_no_list_is_named(option, given):
+    """A single name, above all, is no list of its letters."""
+    # X27, X28
+    with pytest.raises(ApiError, match=f"^{option} must be a list, not "):
+        run({option: given}, Headers({"traceparent": TRACEPARENT}))
+
+
+@pytest.mark.parametrize(
+    ("single_header", "sent"), [(None, "x-b3-traceid"), (False, "x-b3-traceid"), (True, "b3"), (0, "b3")]
+)
+def test_single_header_is_answered_when_anything_but_false_says_so(single_header, sent):
+    """The callback may say it with any value that Lua takes for true."""
+    # X26
+    headers = Headers()
+    params = {"inject": ["preserve"], "default_format": "b3"}
+    run(params, headers, lambda _: replace(CONTEXT, single_header=single_header))
+    assert sent in dict(headers.items())
+
+
 # Legacy options
 
 
@@ -355,6 +386,7 @@ def test_unknown_format_is_named(params):
         ({}, {}),
         ({"header_type": "preserve"}, {"extract": [*EXTRACTORS], "inject": ["preserve"]}),
         ({"header_type": "jaeger"}, {"extract": [*EXTRACTORS], "inject": ["preserve", "jaeger"]}),
+        ({"header_type": "ot", "propagation": False}, {"extract": [*EXTRACTORS], "inject": ["preserve", "ot"]}),
         (
             {"header_type": "ignore", "default_header_type": "ot"},
             {"default_format": "ot", "inject": ["ot"]},
