@@ -1,19 +1,21 @@
 """Header propagation does what Kong's Lua code did (kong-semantics section 10).
 
 Each family is one test: it replays every case under profile ``kong`` and compares every field that was recorded. A
-case with a field that this replay does not know fails. Headers and baggage are compared as byte strings. `pytest -rP`
-shows the number of comparisons.
+case with a field that this replay does not know fails; a field of a context that no injector reads is left out, as Lua
+passes over it. Headers and baggage are compared as byte strings. `pytest -rP` shows the number of comparisons.
 """
 
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
 from kongtrace.context import TracingContext
-from kongtrace.errors import KongTraceError
+from kongtrace.errors import ApiError, KongTraceError
 from kongtrace.propagation import (
+    INJECTORS,
     KONG,
     Headers,
     PropagationContext,
@@ -22,12 +24,14 @@ from kongtrace.propagation import (
     inject,
     propagate,
 )
-from tests.conformance.vectors import NULL, cases, decode
+from tests.conformance.vectors import NULL, TextOfATable, cases, decode
 
 FIELDS = {field.name for field in fields(PropagationContext)}
 IDS = {"trace_id", "span_id", "parent_id"}
 LEVELS = {"error": "ERR", "warn": "WARN"}
 REMARKS = {"id", "category", "note"}
+TABLE = re.compile("table(: |%3A%20)0x[0-9a-f]{6,16}")
+"""The text that Lua makes of a table, as it stands in a context or, escaped, in a header."""
 
 
 def plain(value: Any) -> Any:
@@ -48,16 +52,39 @@ def read(value: Any) -> Any:
     return plain(decode(value))
 
 
+class Joined:
+    """Equals the text of several values, which Kong takes for that of their table (docs/deviations.md)."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and ("," in other or "%2C" in other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def expected_value(value: Any) -> Any:
+    """A recorded value to compare with, once it was read."""
+    match value:
+        case TextOfATable():
+            return Joined()
+        case str() if TABLE.fullmatch(value):
+            return Joined()
+        case dict():
+            return {key: expected_value(item) for key, item in value.items()}
+        case list():
+            return [expected_value(item) for item in value]
+    return value
+
+
 def context_from(recorded: dict[str, Any]) -> PropagationContext:
-    return PropagationContext(**{name: from_recorded(name, value) for name, value in recorded.items()})
+    return PropagationContext(**fields_from(recorded))
 
 
-def from_recorded(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if name == "baggage":
-        return dict(read(value))
-    return bytes.fromhex(value) if name in IDS else read(value)
+def fields_from(recorded: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: bytes.fromhex(value) if name in IDS and value is not None else read(value)
+        for name, value in recorded.items()
+        if name in FIELDS
+    }
 
 
 def as_recorded(context: PropagationContext | None) -> Any:
@@ -78,7 +105,7 @@ class Outcome:
         self.seen: dict[str, Any] = {}
         try:
             self.seen |= call(self)
-        except (KongTraceError, TypeError, AttributeError) as error:
+        except KongTraceError as error:
             self.error = error
 
     def log(self, level: str, message: str) -> None:
@@ -96,7 +123,7 @@ class Outcome:
         names = {name for name in {*expected, *self.seen} if name in self.seen or expected[name] is not None}
         for name in names:
             assert name in self.seen, f"nothing to compare {name} with"
-            assert read(expected.get(name)) == plain(self.seen[name]), name
+            assert expected_value(read(expected.get(name))) == plain(self.seen[name]), name
         return len(names) + 2
 
 
@@ -126,6 +153,9 @@ def replay_inject(case: dict[str, Any]) -> Iterator[int]:
     def call(outcome: Outcome) -> dict[str, Any]:
         headers = Recorded({})
         outcome.seen["headers"] = headers.was_set
+        if case["format"] not in INJECTORS:
+            # What is recorded is the injector; what `preserve` stands for is up to Kong's propagate.
+            raise ApiError(f"no injector is called {case['format']!r}")
         formats = inject(
             {"inject": [case["format"]]},
             context_from(case.get("ctx") or {}),
@@ -178,8 +208,17 @@ def replay_propagate(case: dict[str, Any]) -> Iterator[int]:
 
 def as_config(recorded: dict[str, Any] | None) -> dict[str, Any]:
     """A plugin's configuration, in which an empty table is a mapping."""
-    config = read(recorded) or {}
-    return config | ({"propagation": {}} if config.get("propagation") == [] else {})
+    config = decode(recorded) or {}
+    propagation = config.get("propagation")
+    is_table = propagation == [] or isinstance(propagation, dict)
+    return options(config) | ({"propagation": options(dict(propagation))} if is_table else {})
+
+
+def options(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Options of propagation; null is no format, and unset elsewhere (docs/deviations.md)."""
+    return {
+        name: NULL if (name, value) == ("default_format", NULL) else plain(value) for name, value in recorded.items()
+    }
 
 
 def one_propagation(
@@ -198,17 +237,24 @@ def one_propagation(
             formats = propagate(
                 params,
                 headers,
-                callback_from(call["callback"], outcome.seen) if call.get("callback") else None,
+                callback_from(call["callback"], outcome.seen) if call.get("callback") is not None else None,
                 plugin=plugin,
                 tracing=tracing,
                 log=outcome.log,
                 profile=KONG,
             )
         finally:
-            outcome.seen |= {"outgoing": dict(headers.items()), "extracted_from": plugin.get("extracted_from")}
+            outcome.seen |= {"outgoing": all_of(headers), "extracted_from": plugin.get("extracted_from")}
         return {} if formats is None else {"trace_id_formats": dict(formats)}
 
     return Outcome(run)
+
+
+def all_of(headers: Headers) -> dict[str, Any]:
+    """Every header by its name, those too that lie beyond the hundredth line and cannot be read (X30)."""
+    lines = headers.lines()
+    lists_of_one = {name: value for name, value in headers.items() if isinstance(value, list) and len(value) == 1}
+    return dict(Headers(lines, seen_max=len(lines)).items()) | lists_of_one
 
 
 def callback_from(recorded: dict[str, Any], seen: dict[str, Any]) -> Callable[[PropagationContext], PropagationContext]:
@@ -218,23 +264,20 @@ def callback_from(recorded: dict[str, Any], seen: dict[str, Any]) -> Callable[[P
         seen["extracted"] = as_recorded(context)
         if recorded.get("replace"):
             context = PropagationContext()
-        for name, value in (recorded.get("set") or {}).items():
-            setattr(context, name, from_recorded(name, value))
-        for name in recorded.get("unset") or []:
-            setattr(context, name, None)
-        return context
+        changed = fields_from((recorded.get("set") or {}) | dict.fromkeys(recorded.get("unset") or []))
+        return replace(context, **changed)
 
     return callback
 
 
-@pytest.mark.parametrize(
-    ("family", "replay"),
-    [
-        ("propagation_extract", replay_extract),
-        ("propagation_inject", replay_inject),
-        ("propagate", replay_propagate),
-    ],
-)
+REPLAYS = {
+    "propagation_extract": replay_extract,
+    "propagation_inject": replay_inject,
+    "propagate": replay_propagate,
+}
+
+
+@pytest.mark.parametrize(("family", "replay"), REPLAYS.items())
 def test_propagation_matches_the_recorded_lua(family: str, replay: Callable[[dict[str, Any]], Iterator[int]]) -> None:
     """Every recorded field of every case is the same here."""
     replayed = compared = 0
