@@ -291,8 +291,7 @@ class Exporter:
                 await post.send_rest(request)
             await post.answered
         finally:
-            if not post.is_over:
-                connection.abort()
+            connection.give_up(post)
         return post
 
     async def _compress(self, body: bytes) -> bytes:
@@ -361,7 +360,6 @@ class _Post:
 
     Attributes:
         answered: done when the answer is complete; raises OSError when it will never be.
-        is_over: it is either of them.
         status: of the answer.
         lines: its header lines.
         body: its body, as far as it is read.
@@ -369,20 +367,20 @@ class _Post:
 
     def __init__(self, connection: UpstreamConnection, timeouts: Timeouts) -> None:
         self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.is_over = False
         self.status = 0
         self.lines: HeaderLines = []
         self.body = b""
         self._connection = connection
         self._timeouts = timeouts
         self._taken: asyncio.Future[None] | None = None  # of the piece under way; None: it has been
-        self._is_sent = False
 
     def start(self, request: bytes) -> bool:
         """Send the first piece; whether that was all, and has been taken at once."""
-        self._connection.send(self, request[:PIECE_BYTES], timeout_s=self._timeouts.read)
-        self._is_sent = self._taken is None and len(request) <= PIECE_BYTES
-        return self._is_sent
+        connection = self._connection
+        connection.send(self, request[:PIECE_BYTES], timeout_s=self._timeouts.read, whole=False)
+        if self._taken is None and len(request) <= PIECE_BYTES:
+            connection.end_request()
+        return connection.whole_request_sent
 
     async def send_rest(self, request: bytes) -> None:
         """Send the other pieces, each when the one before has been taken, until the answer has come."""
@@ -394,7 +392,7 @@ class _Post:
             connection.wait(timeouts.send)
             connection.write(request[start : start + PIECE_BYTES])
         if await self._is_taken():
-            self._is_sent = True
+            connection.end_request()
             connection.wait(timeouts.read)
 
     async def _is_taken(self) -> bool:
@@ -411,25 +409,19 @@ class _Post:
         self.body += data[: ANSWER_BYTES_MAX - len(self.body)]
 
     def on_end(self) -> None:
-        if not self._is_sent:  # what is still to come of this request would be taken for the next one
-            self._connection.abort()
-        self._end()
+        self.resume()
         if not self.answered.done():
             self.answered.set_result(None)
 
     def on_flush(self) -> None:
         pass
 
-    def on_lost(self, connection: UpstreamConnection, reason: str, *, timeout: bool) -> None:  # noqa: ARG002 - the same
+    def on_lost(self, connection: UpstreamConnection, reason: str, *, timeout: bool) -> None:
         if timeout:
-            reason = f"timeout while {'reading' if self._is_sent else 'sending'}"
-        self._end()
+            reason = f"timeout while {'reading' if connection.whole_request_sent else 'sending'}"
+        self.resume()
         if not self.answered.done():
             self.answered.set_exception(ConnectionError(reason))
-
-    def _end(self) -> None:
-        self.is_over = True
-        self.resume()
 
     def pause(self) -> None:
         self._taken = asyncio.get_running_loop().create_future()

@@ -1,8 +1,9 @@
 """Active health checks: requests of the gateway's own that find out which targets are healthy.
 
 Healthy targets are probed every `healthy.interval`, those that are out every `unhealthy.interval`, by a timer of the
-worker; `concurrency` of them at once. A probe is a `GET` of `http_path` in HTTP/1.0 on a connection of its own; its
-`Host` names no port, as Kong's; only the status counts. What is concluded from it is the balancer's (`sim.balancer`).
+worker; `concurrency` of them at once. A probe is a `GET` of `http_path` in HTTP/1.0 on a connection of its own, closed
+once the status has come; its `Host` names no port, as Kong's; only the status counts. What is concluded from it is the
+balancer's (`sim.balancer`).
 
 In Kong one worker of the node probes for all; here each worker does for itself. Times in s.
 """
@@ -95,11 +96,10 @@ class HealthChecks:
             timeout = isinstance(error, ConnectTimeoutError)
             self._balancer.report_failure(address, timeout=timeout, probed=True)
             return
-        probe = _Probe()
+        probe = _Probe(connection)
         host = self._balancer.host or bracketed(address.name).encode()
         connection.send(probe, self._request % host, timeout_s=self._checks.timeout, bodiless=False)
         status = await probe.status
-        connection.abort()
         if status:
             self._balancer.report_status(address, status, probed=True)
             return
@@ -110,16 +110,18 @@ class HealthChecks:
 
 
 class _Probe:
-    """Waits for a status."""
+    """Waits for a status, and gives its connection up once it has one: that goes to nobody else."""
 
-    def __init__(self) -> None:
+    def __init__(self, connection: UpstreamConnection) -> None:
+        self._connection = connection
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.reason = ""
         self.timeout = False
 
     def on_head(self, status: int, lines: HeaderLines, outline: ResponseOutline) -> None:
-        """Take the status."""
+        """Take the status; the rest of the answer, be it there already, is nobody's."""
         del lines, outline
+        self._connection.give_up(self)
         self._settle(status)
 
     def on_body(self, data: bytes) -> None:

@@ -112,7 +112,7 @@ class ProxiedExchange:
         """The client has gone."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.abort()
+            connection.give_up(self)
 
     def hold_response(self) -> None:
         """The client does not read: read no more of the answer."""

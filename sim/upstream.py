@@ -202,10 +202,14 @@ class UpstreamConnection:
         if not self._unsent and (self.whole_request_sent or self._in_body):
             self._pool.watch(self, self._timeout_s)
 
-    def abort(self) -> None:
-        """Give the exchange up; nobody is told."""
-        self.exchange = None
-        self.transport.abort()
+    def give_up(self, exchange: Exchange) -> None:
+        """Close at once what an exchange still uses; it is not told. One that has ended has no say any more.
+
+        The connection may have gone to another by then, who would wait for ever for an answer.
+        """
+        if self.exchange is exchange:
+            self.exchange = None
+            self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Be ready."""
@@ -368,6 +372,8 @@ class UpstreamConnection:
     def _end(self) -> None:
         """End the exchange, and keep the connection if both sides are done and want it."""
         exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            return  # it has given the connection up while the rest was read
         self._in_body = False
         if self._keep_alive and self._framed and self.whole_request_sent and not self._overrun:
             if self._bodiless:
@@ -377,8 +383,7 @@ class UpstreamConnection:
             self.transport.close()
         else:
             self.transport.abort()
-        if exchange is not None:
-            exchange.on_end()
+        exchange.on_end()
 
 
 class Pool:
@@ -468,7 +473,8 @@ class Pool:
     def close(self) -> None:
         """Close every connection at once; exchanges under way are given up, and nobody is told."""
         for connection in tuple(self.open):
-            connection.abort()
+            connection.exchange = None
+            connection.transport.abort()
 
     def watch(self, connection: UpstreamConnection, timeout_s: float) -> None:
         """Give the exchange of `connection` up in `timeout_s` from now, unless it has ended or is watched anew."""

@@ -117,6 +117,40 @@ def test_response_that_nobody_reads_does_not_come_too_late(runtime, connection):
     assert told.notes == [503, b"bus", "timeout"]
 
 
+def test_exchange_that_has_ended_cannot_give_up_the_connection_of_the_next(connection):
+    """Nobody would tell that one that its answer does not come."""
+    connection.send(first := Told(), REQUEST, timeout_s=60)
+    connection.data_received(RESPONSE)
+    connection.send(second := Told(), REQUEST, timeout_s=60)
+    connection.give_up(first)
+    connection.data_received(RESPONSE)
+    assert first.notes == second.notes == [503, b"busy", "end"]
+
+
+class GivesUp(Told):
+    """Needs no more of an answer than its head."""
+
+    def __init__(self, connection):
+        super().__init__()
+        self.connection = connection
+
+    def on_head(self, status, lines, outline):
+        super().on_head(status, lines, outline)
+        self.connection.give_up(self)
+
+
+@pytest.mark.parametrize("length", [len(RESPONSE), -2, -4])
+def test_connection_that_is_given_up_amid_an_answer_is_not_kept(pool, connection, length):
+    """Though the rest came in the same read; the exchange hears no more of it."""
+    connection.send(told := GivesUp(connection), REQUEST, timeout_s=60)
+    connection.data_received(RESPONSE[:length])
+    assert told.notes == [503]
+    assert connection.transport.aborted
+    assert pool.take(PLACE) is None
+    lose(connection)
+    assert told.notes == [503]
+
+
 @pytest.mark.parametrize(
     ("size", "told"), [(65_000, 200), (66_000, "upstream sent an invalid response: too big header")]
 )
