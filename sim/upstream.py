@@ -12,7 +12,8 @@ A connection that has just been opened is handed over some turns of the loop aft
 or does until then is kept for its first exchange.
 
 A response that is malformed or ambiguous is lost, not mended. A connection is kept only if both sides are done with the
-exchange: the whole request was sent, and nothing came after the response. So no request can get another one's answer.
+exchange: nothing of the request waits to be sent, and nothing came after the response. So no request can get another
+one's answer, or wait behind what an upstream that has answered early does not read.
 """
 
 import asyncio
@@ -375,15 +376,19 @@ class UpstreamConnection:
         if exchange is None:
             return  # it has given the connection up while the rest was read
         self._in_body = False
-        if self._keep_alive and self._framed and self.whole_request_sent and not self._overrun:
+        if not self.whole_request_sent or self._waits_to_be_sent():
+            self.transport.abort()
+        elif self._keep_alive and self._framed and not self._overrun:
             if self._bodiless:
                 self._parser = httptools.HttpResponseParser(self)
             self._pool.keep(self)
-        elif self.whole_request_sent:
-            self.transport.close()
         else:
-            self.transport.abort()
+            self.transport.close()
         exchange.on_end()
+
+    def _waits_to_be_sent(self) -> bool:
+        """Whether the other side has not taken yet what was written; of a closed transport nobody can tell."""
+        return not self._lost and self.transport.get_write_buffer_size() > 0
 
 
 class Pool:

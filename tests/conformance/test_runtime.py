@@ -367,6 +367,57 @@ def test_upstream_that_takes_the_request_slowly_is_not_given_up():
     assert took_s >= 2**19 / 2**16 * 40
 
 
+class Hasty(Client):
+    """An upstream that answers a request at its head, and reads nothing more of one that has a body."""
+
+    def data_received(self, data):
+        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        if data.startswith(b"PUT"):
+            self.transport.pause_reading()
+
+
+class Reads:
+    """Waits for the whole body, so that it goes to the service at once."""
+
+    PRIORITY = 1
+    VERSION = "1"
+
+    async def access(self, kong, _conf):
+        """Read it."""
+        await kong.request.get_raw_body()
+
+
+def test_request_does_not_wait_behind_one_that_its_upstream_does_not_read(prompt):
+    """A connection that was answered before the request was sent is not kept: the next one gets another (nginx)."""
+    body = bytes(32 * 2**20)  # more than the buffers of a connection hold
+
+    async def play(stage):
+        opened = []
+
+        def accept():
+            opened.append(Hasty())
+            return opened[-1]
+
+        listener = await stage.runtime.listen(LOOPBACK, 0, accept)
+        options = {"plugins": (Plugin(name="reads"),), "classes": {"reads": Reads}}
+        service = {"retries": 0, "read_timeout": 5000}
+        async with stage.gateway(listener.address[1], service=service, **options) as gateway:
+            client = await stage.connect(gateway.port)
+            client.send("PUT", headers=f"Content-Length: {len(body)}\r\n")
+            client.transport.write(body)
+            statuses = [await client.answer()]
+            for _ in range(2):
+                client.send()
+                statuses.append(await client.answer())
+            listener.close()
+            for end in (client, *opened):
+                end.transport.abort()
+                await end.closed.wait()
+        return statuses, len(opened)
+
+    assert prompt.run(play) == ([200, 200, 200], 2)
+
+
 def test_client_that_goes_away_is_499(arm):
     """The log phase runs for it, its spans come back to the pool, and the upstream's answer is not waited for."""
 

@@ -120,6 +120,7 @@ def test_response_that_nobody_reads_does_not_come_too_late(runtime, connection):
 def test_exchange_that_has_ended_cannot_give_up_the_connection_of_the_next(connection):
     """Nobody would tell that one that its answer does not come."""
     connection.send(first := Told(), REQUEST, timeout_s=60)
+    connection.transport.take()
     connection.data_received(RESPONSE)
     connection.send(second := Told(), REQUEST, timeout_s=60)
     connection.give_up(first)
@@ -149,6 +150,19 @@ def test_connection_that_is_given_up_amid_an_answer_is_not_kept(pool, connection
     assert pool.take(PLACE) is None
     lose(connection)
     assert told.notes == [503]
+
+
+@pytest.mark.parametrize("line", [b"", b"Connection: close\r\n"], ids=["kept", "closed"])
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_connection_on_which_a_request_still_waits_to_be_sent_is_not_kept(pool, connection, line, is_taken):
+    """The next request would wait behind it, and closing would wait for it; the answer counts all the same."""
+    connection.send(told := Told(), REQUEST, timeout_s=60)
+    if is_taken:
+        connection.transport.take()
+    connection.data_received(RESPONSE.replace(b"Content", line + b"Content"))
+    assert told.notes == [503, b"busy", "end"]
+    assert connection.transport.aborted is not is_taken
+    assert pool.take(PLACE) is (connection if is_taken and not line else None)
 
 
 @pytest.mark.parametrize(
