@@ -172,6 +172,8 @@ class ProxiedExchange:
             request.drop_large_body()
         if request.content_length is None and request.complete:
             data += b"0\r\n\r\n"
+        if not request.complete:
+            request.connection.resume_body()  # before it is sent, for that may be too much for the upstream already
         connection.send(
             self,
             data,
@@ -179,11 +181,9 @@ class ProxiedExchange:
             bodiless=request.method == "HEAD" if request.outgoing is None else _asks_head(request),
             whole=request.complete,
         )
-        if not request.complete:
-            request.connection.resume_body()
-            if request.expects_continue:
-                request.expects_continue = False
-                request.connection.ask_for_body()
+        if request.expects_continue and not request.complete:
+            request.expects_continue = False
+            request.connection.ask_for_body()
 
     def _head(self, match: "Match") -> bytes:
         """The head of the request to the upstream."""

@@ -95,3 +95,26 @@ def test_letters_beyond_ascii_have_no_other_case_in_the_name_of_a_header():
 
     assert b"\r\nX-Key: 2\r\n" in client.received()
     assert Mistakes.found == [None, None, None]
+
+
+def test_client_is_read_no_further_while_the_service_does_not_take_what_has_come():
+    """Also where what goes out at once, the head and what had come with it, is too much already."""
+    wired = Wired(kept=1)
+    [service] = wired.upstreams
+    service.turn = list  # it takes nothing by itself
+    write = service.wire.write
+
+    def write_too_much(data):
+        write(data)
+        service.protocol.pause_writing()
+
+    service.wire.write = write_too_much
+    client = wired.client().send(b"PUT / HTTP/1.1\r\nHost: g\r\nContent-Length: 9\r\n\r\n")
+    assert service.wire.take().endswith(b"\r\n\r\n")
+    assert not client.wire.reading
+
+    service.protocol.resume_writing()
+    assert client.wire.reading
+    client.send(b"abc")
+    assert service.wire.take() == b"abc"
+    assert not client.wire.reading
