@@ -248,8 +248,13 @@ BANS = (
         but=("sim.process", "sim.interruption"),
     ),
     Ban(("sim",), "tests", "tests import the product, never the reverse"),
-    # The watch hears of the threads of plugins, and starts none.
-    Ban(("sim",), "threading concurrent queue", "a process has one event loop", but=("sim.verify.watch",)),
+    # The watch hears of the threads of plugins, and starts none; a look-up's does nothing else.
+    Ban(
+        ("sim",),
+        "threading concurrent queue",
+        "a process has one event loop",
+        but=("sim.verify.watch", "sim.runtime.lookup"),
+    ),
     Ban(("sim",), "time.sleep", "wait for what is to come: `sim.process.wait`"),
     Ban(
         ("sim",),

@@ -15,6 +15,7 @@ from types import coroutine
 from typing import Any, TypeVar
 
 from sim.runtime import Alarm, Tls
+from sim.runtime.lookup import Lookups
 from sim.runtime.loop import LoopRuntime
 from sim.timerfd import TimerFd
 
@@ -33,6 +34,7 @@ class LiveRuntime(LoopRuntime):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seed: int) -> None:
         super().__init__(loop)
+        self._lookups = Lookups(loop)
         self.time_ns = time.time_ns
         self.random = random.Random(seed).random
         self.random_bytes = RAND_bytes
@@ -62,7 +64,7 @@ class LiveRuntime(LoopRuntime):
     async def resolve(self, name: str) -> str:
         """Return an address of a host name, IPv4 before IPv6; raises OSError."""
         try:
-            found = await self._loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+            found = await self._lookups.start(name)
         except UnicodeError:  # IDNA has no form for it: nobody can be asked for such a name (RFC 5891 4.4)
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
         return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
