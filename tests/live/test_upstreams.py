@@ -1,18 +1,21 @@
 """Upstreams with several targets, on real processes and sockets: balancing, retries, health."""
 
 import json
+import os
 import re
 import socket
 import struct
+import threading
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from signal import SIGQUIT, SIGTERM
 
 import pytest
 
 from sim import process
 from sim.entity import Upstream
 from tests import peers
-from tests.gateway import attributes, echo, gateway_to, live, recording_collector
+from tests.gateway import TIMEOUT_S, attributes, echo, gateway_to, live, recording_collector
 
 POOL = {"service": {"host": "pool"}}
 
@@ -180,6 +183,32 @@ def test_client_that_leaves_during_a_lookup_leaves_nothing_behind(tmp_path):
             reading = gateway.stop()
         assert (reading.ledger.open, reading.ledger.unaccounted) == (0, 0)
         assert "Error" not in gateway.log.read_text()
+
+
+@pytest.mark.parametrize("signum", [SIGTERM, SIGQUIT])
+def test_worker_that_leaves_waits_for_no_lookup(tmp_path, monkeypatch, signum):
+    """It ends by itself, with its books closed, though the system is still being asked for a name."""  # W1, W2
+    asked, ask = os.pipe()
+    look_up = socket.getaddrinfo
+
+    def never_answer(name, *rest, **hints):
+        if name != "silent.test":
+            return look_up(name, *rest, **hints)
+        os.write(ask, b".")
+        return threading.Event().wait()
+
+    monkeypatch.setattr(socket, "getaddrinfo", never_answer)
+    with live(tmp_path, gateway_to(1, service={"host": "silent.test"})) as gateway:
+        with gateway.connect() as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: g\r\n\r\n")
+            assert process.wait([asked], TIMEOUT_S)
+        gateway.wait_requests(1)
+        reading = gateway.stop(signum)
+        os.close(asked)
+        os.close(ask)
+    assert (reading.sum("requests"), reading.ledger.open, reading.ledger.unaccounted) == (1, 0, 0)
+    assert [line for line in gateway.log.read_text().splitlines() if "exited with code 0" in line]
+    assert "exited on signal" not in gateway.log.read_text()
 
 
 def test_log_says_in_nginx_words_how_an_upstream_failed(tmp_path):
