@@ -1,10 +1,11 @@
 """One proxied exchange: the request to a target, its answer to the client, other tries when one fails.
 
-A try that fails before anything of the answer has come is followed by another, up to the service's `retries`, unless
-the request may have had an effect, its method being not idempotent and sent (RFC 9110 9.2.2; nginx,
-`proxy_next_upstream`), or its body is gone: one that is large and is sent as it comes is not kept. A kept connection
-that turns out to be closed is no try. What finally fails is 502, or 504 when time ran out. Once the answer's head has
-gone to the client, a failure can only be told by closing the connection.
+A try that fails before the answer's head has come is followed by another, up to the service's `retries`, unless the
+request may have had an effect, its method being not idempotent and sent (RFC 9110 9.2.2; nginx, `proxy_next_upstream`),
+or its body is gone: one that is large and is sent as it comes is not kept. An answer that is not valid, or whose head
+is too large, is no such failure but the end (nginx: `error timeout`, the default, does not name `invalid_header`). A
+kept connection that turns out to be closed is no try. What finally fails is 502, or 504 when time ran out. Once the
+answer's head has gone to the client, a failure can only be told by closing the connection.
 """
 
 from itertools import compress
@@ -152,7 +153,8 @@ class ProxiedExchange:
             else:
                 timeout = isinstance(error, ConnectTimeoutError)
                 reason = TIMED_OUT if timeout else system_error("connect()", error)
-                self._failed(f"{reason} while connecting to upstream", timeout=timeout, sent=False)
+                may_repeat = self._may_repeat(sent=False)
+                self._failed(f"{reason} while connecting to upstream", timeout=timeout, may_repeat=may_repeat)
 
         runloop.runtime.run(LightThread(connect(), runloop.execution, BALANCER, request.ctx), go_on)
 
@@ -344,7 +346,8 @@ class ProxiedExchange:
             self.begin()
         else:
             stage = "reading response header from" if connection.whole_request_sent else "sending request to"
-            self._failed(f"{reason} while {stage} upstream", timeout=timeout, sent=True)
+            may_repeat = not connection.invalid and self._may_repeat(sent=True)
+            self._failed(f"{reason} while {stage} upstream", timeout=timeout, may_repeat=may_repeat)
 
     def pause(self) -> None:
         """The upstream does not read."""
@@ -366,14 +369,14 @@ class ProxiedExchange:
     def _may_repeat(self, *, sent: bool) -> bool:
         return not self._request.body_gone and not (sent and self._request.method in NOT_IDEMPOTENT)
 
-    def _failed(self, reason: str, *, timeout: bool, sent: bool) -> None:
+    def _failed(self, reason: str, *, timeout: bool, may_repeat: bool) -> None:
         request, runloop = self._request, self._runloop
         attempt = self._try
         attempt.code = 504 if timeout else 502
         runloop.execution.enter(BALANCER, request.ctx)
         attempt.state = "failed"
         runloop.log_line("error", reason)
-        if len(request.tries) <= self._service.retries and self._may_repeat(sent=sent):
+        if may_repeat and len(request.tries) <= self._service.retries:
             if runloop.choose_again(request, timeout=timeout):
                 self.begin()
             return

@@ -107,6 +107,7 @@ class UpstreamConnection:
         exchange: who uses it now; None when it is idle.
         reused: it has served an exchange before.
         answered: a byte of the present response has come.
+        invalid: what has come is no response, or too large a one (nginx, `invalid_header`).
         whole_request_sent: nothing of the present request is still to come.
         exchanges: that it has served.
         deadline_s: when the present wait is given up, on the runtime's clock.
@@ -119,6 +120,7 @@ class UpstreamConnection:
         self.exchange: Exchange | None = None
         self.reused = False
         self.answered = False
+        self.invalid = False
         self.deadline_s = 0.0
         self.whole_request_sent = True
         self.exchanges = 0
@@ -233,17 +235,17 @@ class UpstreamConnection:
             cause = error.__context__
             if not isinstance(cause, InvalidResponseError):
                 raise cause if cause is not None else error from None
-            self._fail(f"upstream sent an invalid response: {cause}")
+            self._fail_for_what_came(f"upstream sent an invalid response: {cause}")
             return
         except httptools.HttpParserError as error:
             if not self._complete:
-                self._fail(f"upstream sent an invalid response: {error}")
+                self._fail_for_what_came(f"upstream sent an invalid response: {error}")
                 return
             self._overrun = True
         if self._complete:
             self._end()
         elif self._framing_bytes > HEAD_BYTES_MAX:
-            self._fail("upstream sent too big header")
+            self._fail_for_what_came("upstream sent too big header")
         else:
             if self.whole_request_sent or self._in_body:
                 self._pool.watch(self, self._timeout_s)
@@ -307,6 +309,11 @@ class UpstreamConnection:
             self.wait_to_write(self._write_timeout_s)
             return
         self._fail(TIMED_OUT, timeout=True)
+
+    def _fail_for_what_came(self, reason: str) -> None:
+        """It is no response that could be passed on; yet the upstream was there, and has answered."""
+        self.invalid = True
+        self._fail(reason)
 
     def _fail(self, reason: str, *, timeout: bool = False) -> None:
         exchange, self.exchange = self.exchange, None

@@ -20,7 +20,7 @@ import pytest
 from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.queue_profile import Outcome
 from sim.config import Nginx
-from sim.entity import Plugin
+from sim.entity import Plugin, Upstream
 from tests.stage import LOOPBACK, ROUNDING_S, Client, Live, Virtual
 
 ROOT = Path(__file__).parents[2]
@@ -416,6 +416,82 @@ def test_request_does_not_wait_behind_one_that_its_upstream_does_not_read(prompt
         return statuses, len(opened)
 
     assert prompt.run(play) == ([200, 200, 200], 2)
+
+
+class Blunt(Client):
+    """An upstream that answers each request with the same bytes, and closes."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer_bytes = answer
+
+    def data_received(self, data):
+        super().data_received(data)
+        self.transport.write(self.answer_bytes)
+        self.transport.close()
+
+
+async def ask_blunt(stage, answer, *, requests=1, **options):
+    """Make requests to a blunt upstream; return their statuses, and how many have come there."""
+    opened = []
+
+    def accept():
+        opened.append(Blunt(answer))
+        return opened[-1]
+
+    listener = await stage.runtime.listen(LOOPBACK, 0, accept)
+    port = listener.address[1]
+    given = {name: make(port) for name, make in options.items()}
+    async with stage.gateway(port, **{"service": {"retries": 2}} | given) as gateway:
+        client = await stage.connect(gateway.port)
+        statuses = []
+        for _ in range(requests):
+            client.send()
+            statuses.append(await client.answer())
+    listener.close()
+    return statuses, len(opened)
+
+
+INVALID = {
+    "no-http": b"SSH-2.0-OpenSSH_9.9\r\n",
+    "two-lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+    "no-name": b"HTTP/1.1 200 OK\r\nX Y: 2\r\nContent-Length: 2\r\n\r\nok",
+    "coding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: foo\r\n\r\n",
+    "switched": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    "large": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+    "larger": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 1_000_000,
+}
+"""Answers that cannot be passed on."""
+
+CUT_OFF = {"nothing": b"", "half": b"HTTP/1.1 200 OK\r\nX:"}
+"""Answers that end too soon."""
+
+
+@pytest.mark.parametrize("answer", INVALID.values(), ids=INVALID)
+def test_answer_that_is_not_valid_is_an_answer(prompt, answer):
+    """No other try follows: it is none of what nginx's `proxy_next_upstream` names by default (`invalid_header`)."""
+    assert prompt.run(lambda stage: ask_blunt(stage, answer)) == ([502], 1)
+
+
+@pytest.mark.parametrize("answer", CUT_OFF.values(), ids=CUT_OFF)
+def test_answer_that_is_cut_off_in_its_head_is_none(prompt, answer):
+    """Other tries follow (nginx, `proxy_next_upstream error`)."""
+    assert prompt.run(lambda stage: ask_blunt(stage, answer)) == ([502], 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"), [(INVALID["no-http"], ([502, 502], 2)), (CUT_OFF["half"], ([503, 503], 1))]
+)
+def test_answer_that_is_not_valid_counts_as_the_502_that_the_client_gets(prompt, answer, expected):
+    """So it takes no target out, where what is tried again is a failure of TCP (Kong)."""
+    passive = {"unhealthy": {"tcp_failures": 1, "http_failures": 1}}
+
+    def pool(port):
+        targets = [{"target": f"{LOOPBACK}:{port}"}]
+        return (Upstream.model_validate({"name": "pool", "targets": targets, "healthchecks": {"passive": passive}}),)
+
+    options = {"upstreams": pool, "service": lambda _port: {"retries": 2, "host": "pool"}}
+    assert prompt.run(lambda stage: ask_blunt(stage, answer, requests=2, **options)) == expected
 
 
 def test_client_that_goes_away_is_499(arm):
