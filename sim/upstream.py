@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 Place = tuple[str, int] | tuple[str, int, "Tls"]
 """Where a connection goes to: address, port, and how it is secured, if it is."""
 
+PLAIN: Final = 2
+"""Length of a place whose connections are not secured."""
+
 IDLE_MAX: Final = 512
 """Idle connections kept per target; Kong's `upstream_keepalive_pool_size`."""
 
@@ -394,8 +397,12 @@ class UpstreamConnection:
         exchange.on_end()
 
     def _waits_to_be_sent(self) -> bool:
-        """Whether the other side has not taken yet what was written; of a closed transport nobody can tell."""
-        return not self._lost and self.transport.get_write_buffer_size() > 0
+        """Whether the system has not taken yet what was written; of a closed transport nobody can tell."""
+        if self._lost:
+            return False
+        # uvloop's TLS hands all to a transport below, whose buffer it does not tell of.
+        is_secured = len(self.place) > PLAIN
+        return self._pool.has_unsent(self.transport) if is_secured else self.transport.get_write_buffer_size() > 0
 
 
 class Pool:
@@ -470,6 +477,10 @@ class Pool:
                 self._runtime.call_later(TRIM_S, self._trim)
         else:
             connection.transport.close()
+
+    def has_unsent(self, transport: asyncio.Transport) -> bool:
+        """Whether the other side's system lacks anything of what was written."""
+        return self._runtime.unsent_bytes(transport) > 0
 
     def forget(self, connection: UpstreamConnection) -> None:
         """Drop a connection that is closing."""

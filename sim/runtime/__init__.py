@@ -8,6 +8,7 @@ event loop, so futures, tasks and `asyncio.timeout` go by the runtime's time too
 Times: `time_ns` is the wall clock in ns since the epoch; `now` is monotonic, in s; delays are in s.
 """
 
+import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -106,6 +107,9 @@ class Runtime(Protocol):
 
     def connect(self, host: str, port: int, protocol: Callable[[], Any], tls: Tls | None = None) -> Awaitable[object]:
         """Open a TCP connection to an address, secured by `tls`, and return its protocol; raises OSError."""
+
+    def unsent_bytes(self, transport: asyncio.Transport) -> int:
+        """Return the bytes that were written and that the other side's system has not acknowledged."""
 
     def listen(self, host: str, port: int, protocol: Callable[[], Any]) -> Awaitable[Listener]:
         """Accept TCP connections at an address, port 0 being any that is free; raises OSError."""

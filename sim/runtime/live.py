@@ -5,12 +5,15 @@ Ids come from OpenSSL's generator, as in Kong; it notices a fork, so that no two
 """
 
 import asyncio
+import fcntl
 import random
 import socket
+import termios
 import time
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from ssl import RAND_bytes
+from struct import Struct
 from types import coroutine
 from typing import Any, TypeVar
 
@@ -22,6 +25,7 @@ from sim.timerfd import TimerFd
 T = TypeVar("T")
 
 _NS_PER_S = 1_000_000_000
+_INT = Struct("i")
 
 
 class LiveRuntime(LoopRuntime):
@@ -56,6 +60,14 @@ class LiveRuntime(LoopRuntime):
         # A connection calls its protocol in the context that it was opened in, whoever uses it by then.
         _transport, made = await _in_context(Context(), opening)
         return made
+
+    def unsent_bytes(self, transport: asyncio.Transport) -> int:
+        """Return the bytes that were written and that the other side's system has not acknowledged (tcp(7))."""
+        connected = transport.get_extra_info("socket")
+        if connected is None:  # it is closed
+            return 0
+        (count,) = _INT.unpack(fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+        return int(count) + transport.get_write_buffer_size()
 
     async def listen(self, host: str, port: int, protocol: Callable[[], Any]) -> "LiveListener":
         """Accept TCP connections at an address, port 0 being any that is free; raises OSError."""

@@ -221,6 +221,10 @@ class VirtualRuntime(LoopRuntime):
             _lacks("TLS")()
         return made
 
+    def unsent_bytes(self, transport: asyncio.Transport) -> int:
+        """Return the bytes that were written and that the other side has no room for."""
+        return transport.get_write_buffer_size()
+
     async def listen(self, host: str, port: int, protocol: Callable[[], Any]) -> Listener:
         """Accept TCP connections at an address, port 0 being any that is free; raises OSError."""
         return self._network.listen((host, port), protocol)

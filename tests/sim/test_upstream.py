@@ -1,7 +1,15 @@
 """A connection to an upstream, on a wire of memory: what becomes of an exchange, and how long it may take."""
 
-import pytest
+import asyncio
+import ssl
 
+import pytest
+import trustme
+import uvloop
+
+from sim.http_client import exchange
+from sim.runtime import Tls
+from sim.runtime.live import LiveRuntime
 from sim.upstream import TRIM_S, Pool, UpstreamConnection
 from tests.wire import Calendar, Wire
 
@@ -163,6 +171,55 @@ def test_connection_on_which_a_request_still_waits_to_be_sent_is_not_kept(pool, 
     assert told.notes == [503, b"busy", "end"]
     assert connection.transport.aborted is not is_taken
     assert pool.take(PLACE) is (connection if is_taken and not line else None)
+
+
+class Hasty(asyncio.Protocol):
+    """Answers a request at its head, and reads nothing more of one that is a PUT."""
+
+    def __init__(self):
+        self.closed = asyncio.Event()
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def connection_lost(self, _error):
+        self.closed.set()
+
+    def data_received(self, data):
+        if b" HTTP/1.1" in data:
+            self.transport.write(RESPONSE)
+        if data.startswith(b"PUT"):
+            self.transport.pause_reading()
+
+
+@pytest.mark.parametrize(("method", "is_kept"), [(b"GET", True), (b"PUT", False)])
+def test_connection_of_tls_whose_request_waits_below_it_is_not_kept(method, is_kept):
+    """Its own buffer is empty: the library below has taken all, and the system has not."""
+    authority = trustme.CA()
+    theirs, ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("u").configure_cert(theirs)
+    authority.configure_trust(ours)
+    body = bytes(32 * 2**20 if method == b"PUT" else 0)  # more than the buffers of a connection hold
+
+    async def play():
+        upstream = Hasty()
+        server = await asyncio.get_running_loop().create_server(lambda: upstream, "127.0.0.1", 0, ssl=theirs)
+        pool = Pool(LiveRuntime(asyncio.get_running_loop(), 1))
+        place = (*server.sockets[0].getsockname(), Tls(ours, "u"))
+        connection = await pool.connect(place, 30)
+        request = b"%b / HTTP/1.1\r\nHost: u\r\nContent-Length: %d\r\n\r\n%b" % (method, len(body), body)
+        answer = await exchange(connection, request, timeout_s=30, bodiless=False, body_bytes_max=9)
+        assert (answer.status, answer.body) == (503, b"busy")
+        kept = pool.take(place)
+        server.close()
+        pool.close()
+        upstream.transport.abort()
+        await upstream.closed.wait()
+        while pool.open:
+            await asyncio.sleep(0)
+        return kept is connection
+
+    assert uvloop.run(play()) is is_kept
 
 
 @pytest.mark.parametrize(
