@@ -30,7 +30,7 @@ async def exchange(
     """Send a request and wait for its whole answer.
 
     Args:
-        connection: idle; it goes back to its pool.
+        connection: idle; it goes back to its pool, or is closed when nobody waits for the answer any more.
         request: head and body.
         timeout_s: between two reads of the answer.
         bodiless: the answer has no body whatever its headers say (HEAD).
@@ -41,7 +41,13 @@ async def exchange(
     """
     waiting = _Exchange(body_bytes_max)
     connection.send(waiting, request, timeout_s=timeout_s, bodiless=bodiless)
-    return await waiting.answer
+    try:
+        return await waiting.answer
+    finally:
+        # Whoever is cancelled leaves an exchange that is not over; from one that is, the connection may have gone on to
+        # another.
+        if connection.exchange is waiting:
+            connection.abort()
 
 
 class _Exchange:

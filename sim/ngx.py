@@ -369,7 +369,7 @@ async def _come(reader: asyncio.StreamReader) -> bytes:
     return b""
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         mismatch = error.verify_code in _MISMATCHES
         return "certificate host mismatch" if mismatch else f"{error.verify_code}: {error.verify_message}"
@@ -377,6 +377,8 @@ def _reason(error: OSError | ValueError) -> str:
         return "timeout"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(error, asyncio.CancelledError):
+        return "aborted"
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
@@ -463,9 +465,11 @@ class HttpClient:
         span = self._network.instrumentation.http_client(uri, method, headers["user-agent"][0][1])
         try:
             answer = await self._exchange(uri, method, headers, params)
-        except (OSError, ValueError) as error:
+        except (Exception, asyncio.CancelledError) as error:
             reason = _reason(error)
             self._network.instrumentation.http_answer(span, None, reason)
+            if not isinstance(error, OSError | ValueError):
+                raise
             return None, reason
         self._network.instrumentation.http_answer(span, answer.status, None)
         named = {
