@@ -8,6 +8,7 @@ once. Only the first word of the list is tested for `all` and `off` (I2). The ro
 Attribute names come from the published semantic conventions; those that Kong still uses are the older ones.
 """
 
+from asyncio import CancelledError
 from typing import Any, Final
 
 from opentelemetry.semconv._incubating.attributes import db_attributes, http_attributes, net_attributes
@@ -127,9 +128,9 @@ class Instrumentation:
         return _active(self._dns_query, "kong.dns", CLIENT, {DNS_DOMAIN: name, DNS_PORT: port}, since_ns)
 
     def dns_answer(self, span: Span | NoopSpan, found: tuple[str, int] | BaseException) -> None:
-        """End the span of resolving a host with what was found (I9)."""
+        """End the span of resolving a host with what was found (I9), or with what it was given up for."""
         if isinstance(found, BaseException):
-            span.record_error(str(found))
+            span.record_error("aborted" if isinstance(found, CancelledError) else str(found))
             span.set_status(STATUS_ERROR)
         else:
             span.set_attribute(DNS_IP, found[0])

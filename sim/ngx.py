@@ -231,11 +231,11 @@ async def _sleep(runtime: "Runtime", delay_s: float) -> None:
 
 
 async def resolve(network: Network, host: str, port: int) -> tuple[str, int]:
-    """Return address and port of a host, under a span (I9); raises OSError."""
+    """Return address and port of a host, under a span (I9) that ends with the look-up; raises OSError."""
     span = network.instrumentation.dns_query(host, port)
     try:
         address = await network.resolver.resolve(host, port)
-    except OSError as error:
+    except (Exception, asyncio.CancelledError) as error:
         network.instrumentation.dns_answer(span, error)
         network.instrumentation.leave_ended()
         raise

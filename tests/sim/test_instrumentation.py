@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from kongtrace import KONG, SAFE
+from kongtrace.span import STATUS_ERROR
 from kongtrace.testing import TracedWorker
 from sim.config import Tracing
 from sim.instrumentation import Instrumentation
@@ -45,6 +46,33 @@ def test_names_that_tasks_resolve_at_once_leave_the_handlers_span_active_in_prof
     handler = instrumentation.plugin_access("kong.access.plugin.offers")
     asyncio.run(play())
     assert tracer.active_span().name == left
+    handler.finish()
+    tracer.set_active_span(None)
+    worker.end(ctx)
+    worker.check()
+
+
+@pytest.mark.parametrize("profile", [KONG, SAFE])
+def test_span_of_a_look_up_that_is_given_up_ends_and_leaves_the_handlers_span_active(profile):
+    """A socket's time to connect may run out before the name is resolved; what follows is no child of the look-up."""
+    worker = TracedWorker(profile)
+    instrumentation = Instrumentation(worker.provider, Tracing(instrumentations=("all",), sampling_rate=1.0))
+    tracer = worker.provider.global_tracer
+
+    async def play():
+        waiting = asyncio.ensure_future(resolve(Network(Resolver(), None, instrumentation), "slow.test", 80))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    ctx = worker.begin()
+    handler = instrumentation.plugin_access("kong.access.plugin.offers")
+    asyncio.run(play())
+    assert tracer.active_span() is handler
+    asked = tracer.get_spans()[1]
+    assert (asked.name, asked.status) == ("kong.dns", STATUS_ERROR)
+    assert [event.attributes for event in asked.events] == [{"exception.message": "aborted"}]
     handler.finish()
     tracer.set_active_span(None)
     worker.end(ctx)
