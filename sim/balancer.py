@@ -88,7 +88,7 @@ class Address:
 
     def __init__(self, target: Target, hosts: Mapping[str, tuple[str, int]]) -> None:
         self.name, self.port, self.weight = target.host, target.port, target.weight
-        self.endpoint = (self.name, self.port) if is_address(self.name) else hosts.get(self.name)
+        self.endpoint = (self.name, self.port) if is_address(self.name) else hosts.get(self.name.lower())
         self.unknown = False
         self.host = authority(self.name, self.port, 80)
         self.available = True
@@ -302,7 +302,7 @@ class Balancer:
     Args:
         upstream: the entity.
         runtime: for time, randomness.
-        hosts: names whose address is known from the beginning.
+        hosts: names, in lower case, whose address is known from the beginning.
         log: of the worker.
         avoids_tried: whatever the algorithm, a try goes to a target that has not failed the request, if there is one.
 

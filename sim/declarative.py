@@ -398,9 +398,10 @@ class _EntityReader:
 
     def _check_host(self, host: str, path: FieldPath) -> None:
         one_word = re.fullmatch(r"[A-Za-z0-9_-]+", host, re.ASCII)
-        known = [*self.origins, *self.upstreams]
-        if self.origins and one_word and host not in known and host != "localhost":
-            raise self.document.error(f"there is no upstream {host}", path, cure=nearest(host, known))
+        names = {"localhost", *(origin.lower() for origin in self.origins)}
+        if self.origins and one_word and host not in self.upstreams and host.lower() not in names:
+            cure = nearest(host, [*self.origins, *self.upstreams])
+            raise self.document.error(f"there is no upstream {host}", path, cure=cure)
 
     def _require_protocol(self, kind: str, data: dict[str, Any], path: FieldPath) -> None:
         """Leave out what is for no protocol of the web."""

@@ -12,7 +12,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sim.document import Model, NotEmpty, matching
 from sim.errors import FieldError, shown
-from sim.field import PORTS, CookieName, HeaderName, HeaderValue, Many, Path, TimeoutMs, percent_encoded, url_parts
+from sim.field import (
+    PORTS,
+    CookieName,
+    HeaderName,
+    HeaderValue,
+    Many,
+    Path,
+    TimeoutMs,
+    host_of,
+    percent_encoded,
+    url_parts,
+)
 
 TARGET_PORT_DEFAULT: Final = 8000
 """Kong's, for a target that names none."""
@@ -127,7 +138,8 @@ Method = Annotated[str, matching(r"[A-Z]+", "a method in capitals, such as GET")
 class Service(Model):
     """An upstream application; ``host`` is the name of an :class:`Upstream`, another name, or an address.
 
-    Names are resolved by :attr:`sim.config.Gateway.hosts` first. ``https`` is spoken without TLS. A file may give
+    The name of an upstream is meant where it stands letter by letter, as in Kong; of other names the case is nothing.
+    They are resolved by :attr:`sim.config.Gateway.hosts` first. ``https`` is spoken without TLS. A file may give
     ``url`` in place of ``protocol``, ``host``, ``port`` and ``path``.
     """
 
@@ -160,7 +172,7 @@ class Service(Model):
         if "@" in parts.netloc or parts.query or parts.fragment:
             cure = "leave user, query and fragment out"
             raise FieldError("expected a URL of host, port and path", cure=cure, field="url")
-        data |= {"protocol": parts.scheme, "host": parts.hostname, "port": parts.port or PORTS[parts.scheme]}
+        data |= {"protocol": parts.scheme, "host": host_of(parts), "port": parts.port or PORTS[parts.scheme]}
         return data | ({"path": parts.path} if parts.path else {})
 
 

@@ -41,6 +41,7 @@ from kongtrace.queue_profile import Outcome, QueueProfile
 from sim import __version__
 from sim.config import Export, present, trusting
 from sim.connection_table import unlimited
+from sim.field import host_of
 from sim.framing import HeaderLines
 from sim.outline import ResponseOutline
 from sim.resolver import Resolver
@@ -194,7 +195,7 @@ class Exporter:
             encode: makes a request's body of entries and resource.
         """
         parts = urlsplit(url)
-        host, is_secure = parts.hostname or "", parts.scheme == "https"
+        host, is_secure = host_of(parts), parts.scheme == "https"
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         gzip = (self._export.compression or self._profile.compression) == "gzip"
         ours = {

@@ -40,6 +40,12 @@ def url_parts(value: object) -> SplitResult:
     raise FieldError(f"expected a port from 1 to 65535 in {shown(value)}")
 
 
+def host_of(parts: SplitResult) -> str:
+    """Return the host of a URL as it is written: `hostname` is in lower case, the name of an upstream need not be."""
+    place = parts.netloc.rpartition("@")[2]
+    return place[1:].partition("]")[0] if place.startswith("[") else place.partition(":")[0]
+
+
 def _endpoint(value: object) -> object:
     if "@" in url_parts(value).netloc:
         cure = "write a header: Authorization, with Basic and both in base64"

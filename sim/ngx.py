@@ -23,6 +23,7 @@ from kongtrace.lua import lua_lower, lua_text
 from sim import http_client
 from sim.arguments import checked_args, encoded_args
 from sim.config import SYSTEM, trusting
+from sim.field import host_of
 from sim.framing import octets
 from sim.request import ARG, Part
 from sim.runtime import ConnectTimeoutError, Tls
@@ -479,7 +480,7 @@ class HttpClient:
 
     async def _exchange(self, uri: str, method: str, headers: Lines, params: dict[str, Any]) -> http_client.Answer:
         parts = urlsplit(uri)
-        if parts.scheme not in _PORTS or not parts.hostname:
+        if parts.scheme not in _PORTS or not (server := host_of(parts)):
             raise ValueError(f"bad uri: {uri}")
         body = params.get("body") or b""
         body = octets(body) if isinstance(body, str) else body
@@ -498,10 +499,10 @@ class HttpClient:
         head = "".join((f"{method} {target} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in lines)))
         connect_s, read_s = self._timeouts_s
         pool = self._network.pool
-        place: Place = await resolve(self._network, parts.hostname, parts.port or _PORTS[parts.scheme])
+        place: Place = await resolve(self._network, server, parts.port or _PORTS[parts.scheme])
         if parts.scheme == "https":
             context = self._context(params.get("ssl_verify") is not False)
-            place = (*place[:2], Tls(context, params.get("ssl_server_name") or parts.hostname))
+            place = (*place[:2], Tls(context, params.get("ssl_server_name") or server))
         connection = pool.take(place) or await pool.connect(place, connect_s)
         return await http_client.exchange(
             connection,

@@ -43,16 +43,19 @@ class _Answer(NamedTuple):
 
 
 class Resolver:
-    """Resolves for one worker.
+    """Resolves for one worker. Of names the case is nothing (RFC 4343); the system is asked in lower case, as by Kong.
 
     Args:
         runtime: asked for what is not known.
         hosts: static table: name to address and port.
+
+    Attributes:
+        hosts: the same, by names in lower case.
     """
 
     def __init__(self, runtime: Runtime, hosts: Mapping[str, tuple[str, int]]) -> None:
         self._runtime = runtime
-        self._hosts = hosts
+        self.hosts = {name.lower(): place for name, place in hosts.items()}
         self._answers: dict[str, _Answer] = {}
         self._asked: dict[str, asyncio.Event] = {}
         self._execution = Execution()
@@ -65,7 +68,8 @@ class Resolver:
         Raises:
             OSError: the name is known to have no address.
         """
-        static = self._hosts.get(name)
+        name = name.lower()
+        static = self.hosts.get(name)
         if static is not None:
             return static
         answer = self._answers.get(name)
@@ -94,6 +98,7 @@ class Resolver:
 
     def ask(self, name: str) -> asyncio.Event:
         """Have the system asked for a name, unless it is being asked already; tell when it has answered."""
+        name = name.lower()
         answered = self._asked.get(name)
         if answered is None:
             answered = self._asked[name] = asyncio.Event()

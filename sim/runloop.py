@@ -197,7 +197,7 @@ class Runloop:
         self.resolver = resolver
         self.balancers = {
             upstream.name: Balancer(
-                upstream, runtime, gateway.hosts, self.log_line, avoids_tried=gateway.profile == "safe"
+                upstream, runtime, resolver.hosts, self.log_line, avoids_tried=gateway.profile == "safe"
             )
             for upstream in gateway.upstreams
         }

@@ -31,7 +31,7 @@ from sim.config import (
     divided,
 )
 from sim.declarative import is_kong_yml, read_entities, require_use, with_stand_ins
-from sim.document import Document, Model, NotEmpty, Override, matching
+from sim.document import Document, FieldPath, Model, NotEmpty, Override, matching
 from sim.entity import Method
 from sim.errors import FieldError, UserError, asked_for, meant, nearest, shown
 from sim.faults import Fault
@@ -269,7 +269,7 @@ _PROCESSES: Final = frozenset({"collector", "master", "load"})
 
 
 def _not_a_process(name: str) -> str:
-    if name in _PROCESSES:
+    if name.lower() in _PROCESSES:
         raise FieldError(f"{name} is the name of another process of a run", cure="give the upstream another name")
     return name
 
@@ -416,15 +416,16 @@ def _kong_yml(document: Document, content: _File) -> Document | None:
 
 
 def _hosts(document: Document, content: _File) -> set[str]:
-    """Return the other names of upstreams; each, and each of the collector's, leads to one server."""
-    upstreams = {("upstreams", name, "hosts"): upstream.hosts for name, upstream in content.upstreams.items()}
-    seen = set(content.upstreams)
-    for path, hosts in (upstreams | {("collector", "hosts"): content.collector.hosts}).items():
-        for index, host in enumerate(hosts):
-            if host in seen:
-                raise document.error(f"{host} leads elsewhere already", (*path, index), cure="leave it out")
-            seen.add(host)
-    return {host for hosts in upstreams.values() for host in hosts}
+    """Return the other names of upstreams; each name, of whatever case, leads to one server."""
+    named: list[tuple[str, str, FieldPath]] = [(name, name, ("upstreams", name)) for name in content.upstreams]
+    for name, upstream in content.upstreams.items():
+        named += [(host, name, ("upstreams", name, "hosts", index)) for index, host in enumerate(upstream.hosts)]
+    named += [(host, "collector", ("collector", "hosts", index)) for index, host in enumerate(content.collector.hosts)]
+    servers: dict[str, str] = {}
+    for host, server, place in named:
+        if servers.setdefault(host.lower(), server) != server:
+            raise document.error(f"{host} leads elsewhere already", place, cure="leave it out")
+    return {host for upstream in content.upstreams.values() for host in upstream.hosts}
 
 
 def _check_load(document: Document, content: _File) -> None:

@@ -333,6 +333,13 @@ def test_target_that_is_a_name_is_looked_up():
     assert [address.endpoint for address in balancer.addresses] == [("127.0.0.1", 9), ("10.9.9.9", 8000)]
 
 
+def test_static_name_of_a_target_is_compared_without_regard_to_case():
+    """As names are wherever they are looked up."""  # RFC 4343
+    resolver = Resolver(SimpleNamespace(), {"Orders.Internal": ("127.0.0.1", 9)})
+    (address,) = World(hosts=resolver.hosts).balancer({"orders.INTERNAL:80": 1}).addresses
+    assert address.endpoint == ("127.0.0.1", 9)
+
+
 def test_name_that_was_looked_up_in_vain_keeps_nobody_waiting_who_can_go_elsewhere():
     """It is looked up again meanwhile; only where nobody else gets requests it is waited for."""
     asked = []

@@ -13,6 +13,20 @@ def test_service_url_stands_for_its_parts():
     assert Service.model_validate({"name": "orders", "url": "http://default"}).port == 80
 
 
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://MyOrders/", "MyOrders"),
+        ("http://MyOrders:80", "MyOrders"),
+        ("http://Orders.Internal", "Orders.Internal"),
+        ("HTTP://[2001:DB8::1]:80/", "2001:DB8::1"),
+    ],
+)
+def test_host_of_a_service_url_stays_as_it_is_written(url, host):
+    """It may be the name of an upstream, and these are compared letter by letter (Kong, `get_upstream_by_name`)."""
+    assert Service.model_validate({"name": "orders", "url": url}).host == host
+
+
 def test_service_has_the_defaults_of_kong():
     """A minute for each step, and five retries."""
     service = Service(name="orders", host="default")

@@ -52,6 +52,14 @@ def test_static_table_goes_first_and_replaces_the_port(runtime):
     assert runtime.asked == []
 
 
+def test_names_are_compared_without_regard_to_case(runtime):
+    """Those of the static table and those that were asked for (RFC 4343; Kong's DNS client keeps lower case)."""
+    resolver = Resolver(runtime, {"Orders.Internal": ("127.0.0.1", 8080)})
+    assert resolver.known("orders.INTERNAL", 80) == ("127.0.0.1", 8080)
+    assert resolve(resolver, "Known.Test") == resolver.known("known.test", 80) == ("192.0.2.1", 80)
+    assert runtime.asked == ["known.test"]
+
+
 def test_answer_is_kept_for_its_time(runtime):
     """The system is asked once, and again when the answer has grown old: which serves meanwhile, and nobody waits."""
     resolver = Resolver(runtime, {})
@@ -125,10 +133,10 @@ def test_name_that_is_gone_has_no_address_any_more(runtime):
 
 
 def test_mistake_of_who_asks_is_raised_to_them(runtime):
-    """Such as a name that is none."""
-    runtime.error = TypeError("host must be a str or bytes")
-    with pytest.raises(TypeError, match="must be a str"):
-        resolve(Resolver(runtime, {}), 1.5)
+    """Such as a name that no text of C can hold."""
+    runtime.error = ValueError("embedded null character")
+    with pytest.raises(ValueError, match="embedded null"):
+        resolve(Resolver(runtime, {}), "known\0")
 
 
 class SlowRuntime(FakeRuntime):

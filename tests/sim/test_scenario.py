@@ -468,6 +468,26 @@ def test_an_upstream_is_reached_under_the_hosts_of_a_real_kong_yml(tmp_path):
         load(str(path))
 
 
+@pytest.mark.parametrize(
+    ("upstreams", "error"),
+    [
+        ("{one: {hosts: [a.test]}, two: {hosts: [A.test]}}", "upstreams.two.hosts[0]: A.test leads elsewhere already"),
+        ("{one: {}, two: {hosts: [One]}}", "upstreams.two.hosts[0]: One leads elsewhere already"),
+        ("{one: {}, One: {}}", "upstreams.One: One leads elsewhere already"),
+        ("{Collector: {}}", "upstreams.Collector: Collector is the name of another process"),
+    ],
+)
+def test_names_that_differ_in_case_lead_to_one_server(scenario, upstreams, error):
+    """As host names they are the same."""  # RFC 4343
+    with pytest.raises(UserError, match=re.escape(error)):
+        scenario(MINIMAL.replace("host: default", "host: 127.0.0.1").replace("\n  default: {}", f" {upstreams}"))
+
+
+def test_an_upstream_is_reached_under_its_name_without_regard_to_case(scenario):
+    """A service's host is a host name, unless it is the name of an upstream of the kong.yml."""
+    assert scenario(MINIMAL.replace("host: default", "host: Default")).gateway.services[0].host == "Default"
+
+
 def test_a_fault_of_upstreams_hits_one_of_the_scenario(scenario):
     """Where all that it has stands elsewhere, there is nothing that a fault could be carried out by."""
     text = MINIMAL.replace("host: default", "host: 127.0.0.1").replace("upstreams:\n  default: {}\n", "")
