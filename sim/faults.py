@@ -12,7 +12,7 @@ Times in seconds, sizes in bytes, rates per second.
 
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from math import ceil, inf
+from math import inf
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -27,7 +27,7 @@ __all__ = ["KINDS", "Event", "Fault", "Kind", "Timeline", "parse_option"]
 OCCURRENCES_MAX: Final = 10_000
 """How often one fault may come."""
 
-_NS_DIGITS: Final = 9  # behind the point, of seconds
+_NS_PER_S: Final = 1_000_000_000
 
 AFTERMATH_S: Final = 1.0
 """How long a fault that is over at once is felt: what a queue waits for a batch to fill, ten times a respawn."""
@@ -166,12 +166,14 @@ class Fault(Model):
         if self.every is None:
             yield self
             return
-        count = ceil((end_s - self.at) / self.every)
-        if count > OCCURRENCES_MAX:
+        # Counted in ns, as the arrivals are: a sum of floats that is an end, or just beside it, is not told apart.
+        begin_ns, every_ns = round(self.at * _NS_PER_S), max(1, round(self.every * _NS_PER_S))
+        starts_ns = range(begin_ns, round(end_s * _NS_PER_S), every_ns)
+        if (count := len(starts_ns)) > OCCURRENCES_MAX:
             message = f"makes it come {count} times, expected {OCCURRENCES_MAX} at most"
             raise FieldError(message, field="every", cure=f"write {format_duration(end_s / OCCURRENCES_MAX)} or more")
-        for number in range(count):
-            yield self.model_copy(update={"at": round(self.at + number * self.every, _NS_DIGITS)})
+        for start_ns in starts_ns:
+            yield self.model_copy(update={"at": start_ns / _NS_PER_S})
 
     @property
     def window_s(self) -> tuple[float, float]:

@@ -372,6 +372,8 @@ def load(file: str | Document, overrides: Iterable[Override] = ()) -> Scenario:
     )
 
 
+_NS_DIGITS: Final = 9  # behind the point, of seconds: a sum of stages is told from no time in a file
+
 _CONFIG: Final = ("gateway", "config")
 _PLUGIN_PATHS: Final = ("gateway", "plugin_paths")
 _STAND_INS: Final = ("gateway", "stand_ins")
@@ -435,7 +437,7 @@ def _check_load(document: Document, content: _File) -> None:
 
 def _faults(document: Document, content: _File) -> Iterator[Fault]:
     """Check the faults, and return each as often as it comes."""
-    workers, duration_s = content.gateway.workers, content.load[0].duration
+    workers, duration_s = content.gateway.workers, round(content.load[0].duration, _NS_DIGITS)
     for index, fault in enumerate(content.faults):
         place = ("faults", index)
         if fault.slot >= workers:

@@ -1,10 +1,11 @@
 """The vocabulary of faults, and when they begin and end."""
 
+from itertools import product
 from math import inf
 
 import pytest
 
-from sim.errors import UserError
+from sim.errors import FieldError, UserError
 from sim.faults import KINDS, Fault, Timeline, parse_option
 from sim.run import _MASTER_SIGNALS, _WORKER_SIGNALS
 
@@ -107,6 +108,20 @@ def test_repeated_faults_come_at_times_that_can_be_told():
     repeated = fault("0s", "kill", "worker", every="50ms").occurrences(3.0)
 
     assert [each.at for each in repeated] == [k / 20 for k in range(60)]
+
+
+def test_repeated_fault_comes_before_the_end_of_the_load_only():
+    """The times are whole tenths of a second here, so that whole numbers say how often, and when."""
+    for every, end in product(range(1, 41), repeat=2):
+        for begin in (0, end // 3):
+            repeated = fault(f"{begin * 100}ms", "kill", "worker", every=f"{every * 100}ms").occurrences(end / 10)
+            assert [each.at for each in repeated] == [k / 10 for k in range(begin, end, every)], (begin, every, end)
+
+
+def test_repeated_fault_of_less_than_a_ns_comes_too_often():
+    """No clock tells its times apart."""
+    with pytest.raises(FieldError, match="times, expected 10000 at most"):
+        list(fault("0s", "kill", "worker", every="0.1ns").occurrences(1.0))
 
 
 @pytest.mark.parametrize(

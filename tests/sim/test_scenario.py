@@ -468,6 +468,15 @@ def test_an_upstream_is_reached_under_the_hosts_of_a_real_kong_yml(tmp_path):
         load(str(path))
 
 
+def test_a_fault_comes_before_the_end_of_the_load_whatever_the_sum_of_its_stages(scenario):
+    """0.1 and 0.2 are not 0.3 to a computer."""
+    stages = "[{target: 5/s, duration: 100ms}, {target: 5/s, duration: 200ms}]"
+    text = re.sub(r"- .*", f"- {{executor: ramping-arrival-rate, stages: {stages}}}", MINIMAL)
+    for at, every in (("300ms", ""), ("300ms", ", every: 1s")):
+        with pytest.raises(UserError, match="comes when the load is over, after 300ms"):
+            scenario(f"{text}faults:\n  - {{at: {at}{every}, target: master, kind: reload}}\n")
+
+
 @pytest.mark.parametrize(
     ("upstreams", "error"),
     [
