@@ -8,6 +8,7 @@ A path is a tuple of keys and list positions, ``("load", 0, "rate")``; people re
 """
 
 import io
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -292,6 +293,14 @@ def read_text(file: str) -> str:
         raise UserError("is not UTF-8 text", file=file, cure="save it as UTF-8") from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {getattr(error, 'strerror', None) or error}", file=file) from None
+
+
+def parse_json(text: str) -> Any:
+    """Return what a text of JSON holds; raises ValueError where it is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _neighbour(path: Path) -> str | None:

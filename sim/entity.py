@@ -64,8 +64,11 @@ def path_pattern(text: str) -> re.Pattern[str]:
         with catch_warnings(action="ignore", category=FutureWarning):
             # Python warns of what may mean more than characters in a set some day; to PCRE it never does.
             return re.compile(_SETS.sub(_python_set, python), re.ASCII)
-    except re.error as error:
-        raise FieldError(f"{shown(text)} is no regular expression that can be used here: {error}") from None
+    except (re.error, OverflowError) as error:
+        reason = str(error)
+    except RecursionError:
+        reason = "nested too deeply"
+    raise FieldError(f"{shown(text)} is no regular expression that can be used here: {reason}")
 
 
 def _python_set(found: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ import linecache
 from pathlib import Path
 from typing import Any, Final
 
+from sim.document import parse_json
 from sim.errors import UserError
 from sim.verify.formats import path
 from sim.verify.mistakes import Mistake
@@ -37,7 +38,7 @@ def require_place(file: str) -> None:
     if not path.is_file() or not path.stat().st_size:
         return
     try:
-        is_baseline = str(json.loads(path.read_text(encoding="utf-8"))["schema"]).startswith(_KIND)
+        is_baseline = str(parse_json(path.read_text(encoding="utf-8"))["schema"]).startswith(_KIND)
     except (OSError, ValueError, KeyError, TypeError):
         is_baseline = False
     if not is_baseline:
@@ -66,7 +67,7 @@ def read(file: str) -> frozenset[Entry]:
         UserError: the file cannot be read, or is none.
     """
     try:
-        told: Any = json.loads(Path(file).read_text(encoding="utf-8"))
+        told: Any = parse_json(Path(file).read_text(encoding="utf-8"))
         if told["schema"] != SCHEMA:
             raise UserError(f"schema is {told['schema']!r}, expected {SCHEMA!r}", file=file, cure="write it again")
         return frozenset((m["code"], m["file"], m["function"], m["source"]) for m in told["mistakes"])

@@ -1,6 +1,5 @@
 """The command `kongsim verify`: from its options to a report on standard output and an exit code."""
 
-import json
 import linecache
 import os
 import sys
@@ -8,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from sim.document import parse_json
 from sim.errors import UserError, nearest
 from sim.verify import baseline as _baseline
 from sim.verify.formats import FORMATS
@@ -94,7 +94,7 @@ def _configs(given: str | None) -> dict[str, dict[str, Any]]:
     if given is None:
         return {}
     try:
-        configs = json.loads(given)
+        configs = parse_json(given)
     except ValueError as error:
         raise UserError(f"is no JSON: {error}", field="--config", cure="""write '{"shop": {"limit": 3}}'""") from None
     if not isinstance(configs, dict) or not all(isinstance(value, dict) for value in configs.values()):

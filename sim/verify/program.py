@@ -10,6 +10,7 @@ import json
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from sim.document import parse_json
 from sim.errors import UserError
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def parse(line: str) -> Program:
         UserError: it is none.
     """
     try:
-        told = json.loads(line)
+        told = parse_json(line)
         if not isinstance(told, dict) or not isinstance(told.get("steps"), list):
             raise ValueError("it is no mapping with steps")  # noqa: TRY301, TRY004 - as whatever else is wrong
         if len(told["steps"]) > STEPS_MAX:

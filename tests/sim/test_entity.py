@@ -87,7 +87,17 @@ def test_regular_expression_means_what_it_means_to_pcre(text, takes, refuses):
 
 @pytest.mark.parametrize(
     "text",
-    ["/p/[:digit:]+", r"/p/\[[:digit:]]", "/p/[[:digits:]]", "/p/[[:^digit:]]", "/p/[[.a.]]", "/p/[[=a=]]", "/p/("],
+    [
+        "/p/[:digit:]+",
+        r"/p/\[[:digit:]]",
+        "/p/[[:digits:]]",
+        "/p/[[:^digit:]]",
+        "/p/[[.a.]]",
+        "/p/[[=a=]]",
+        "/p/(",
+        "/p/a{99999999999}",
+        f"/p/{5_000 * '('}{5_000 * ')'}",
+    ],
 )
 def test_regular_expression_that_python_would_read_otherwise_is_refused(text):
     """A class of POSIX outside of a set, as PCRE has it, and what is not known here."""

@@ -275,7 +275,10 @@ def test_baseline_keeps_old_mistakes_quiet(shop, verify):
     assert [mistake["code"] for mistake in json.loads(out)["mistakes"]] == ["KT016"]
 
 
-@pytest.mark.parametrize("text", [RIGHT, "{}", "[]", '{"schema": 1}', "\N{LATIN SMALL LETTER E WITH ACUTE}"])
+DEEP = 50_000 * "["
+
+
+@pytest.mark.parametrize("text", [RIGHT, "{}", "[]", '{"schema": 1}', "\N{LATIN SMALL LETTER E WITH ACUTE}", DEEP])
 def test_baseline_takes_the_place_of_nothing_else(shop, verify, text):
     """A file that is none is told before the search, and stays as it was."""
     other = shop(text, "other.txt")
@@ -304,12 +307,16 @@ def test_baseline_takes_the_place_of_an_older_one(shop, verify, text):
         (("--baseline", "none.json"), "none.json: cannot be read: No such file or directory; write it with"),
         (("--baseline", "shop.py"), "shop.py: is no baseline; name one that --write-baseline has written"),
         (("--replay", "{}"), "--replay: is no program: it is no mapping with steps; give the line as it was printed"),
+        (("--baseline", "deep.json"), "deep.json: is no baseline; name one that --write-baseline has written"),
+        (("--replay", DEEP), "--replay: is no program: nested too deeply; give the line as it was printed"),
+        (("--config", DEEP), "--config: is no JSON: nested too deeply; write '"),
         (("--config", "[]"), "--config: must be a mapping by plugin"),
         (("--config", '{"chop": {}}'), "--config: there is no plugin chop here; these are: shop"),
     ],
 )
 def test_wrong_option_is_told_in_one_line(shop, verify, arguments, message):
     """Which one, what was expected, what to do."""
+    shop(DEEP, "deep.json")
     with pytest.raises(UserError) as raised:
         verify(shop(RIGHT), *arguments)
     assert str(raised.value).startswith(message)
