@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from kongtrace import ApiError
+from kongtrace.lua import lua_text
 from sim.framing import octets
 
 TOKENS_MAX: Final = 1024
@@ -87,7 +88,7 @@ def _header_text(name: str, value: Any) -> str:
     if isinstance(value, str):
         text = value
     elif isinstance(value, (int, float)):
-        text = str(value).lower()
+        text = lua_text(value)
     else:
         expected = "array of string, string, number or boolean"
         raise ApiError(f'invalid header value for "{name}": got {_lua_type(value)}, expected {expected}')
@@ -113,7 +114,7 @@ def _arg_values(value: Any) -> list[str | bool]:
     for one in values:
         if not isinstance(one, (str, int, float)):
             raise ApiError(f"attempt to use {_lua_type(one)} as query arg value")
-    return [one if isinstance(one, (str, bool)) else str(one) for one in values]
+    return [one if isinstance(one, (str, bool)) else lua_text(one) for one in values]
 
 
 def encoded_args(args: Mapping[str, list[str | bool]]) -> str:
