@@ -6,7 +6,6 @@ Raises:
     ApiError: it is no such value.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -15,6 +14,7 @@ from urllib.parse import quote
 
 from kongtrace import ApiError
 from kongtrace.lua import lua_text
+from sim import cjson
 from sim.framing import octets
 
 TOKENS_MAX: Final = 1024
@@ -132,8 +132,8 @@ def encoded_args(args: Mapping[str, list[str | bool]]) -> str:
 def encoded_json(value: Any, failed: str) -> str:
     """Return JSON as cjson writes it; `failed` is what the message begins with where there is none, as of NaN."""
     try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+        return cjson.encode(value)
+    except ValueError as error:
         raise ApiError(f"{failed}: {error}") from None
 
 

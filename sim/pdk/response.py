@@ -234,7 +234,8 @@ def error_body(accept: str, request_id: bytes, message: str) -> tuple[str, bytes
     """Return content type and body of an error, as the client's Accept header asks, JSON unless it does."""
     content_type, form = _FORMS[_preferred(accept)]
     plain_id = request_id.decode()
-    text = form.format(message=json.dumps(message), id=json.dumps(plain_id), text=message, plain_id=plain_id)
+    written = json.dumps(message, ensure_ascii=False)
+    text = form.format(message=written, id=json.dumps(plain_id), text=message, plain_id=plain_id)
     return content_type, octets(text)
 
 

@@ -110,7 +110,7 @@ class ServiceRequest(Part):
         if kind == FORM:
             body = encoded_args(checked_args(args)).encode()
         elif kind == "application/json":
-            body = encoded_json(args, "Cannot serialise args").encode()
+            body = octets(encoded_json(args, "Cannot serialise args"))
         else:
             raise ApiError(f"unsupported content type {kind}")
         await request.read_body()

@@ -1117,7 +1117,7 @@ WRONG_ARGUMENTS = {
     "service.request.set_raw_body(3)": "body must be a string",
     "service.request.set_body('x')": "args must be a table",
     "service.request.set_body({'a': object()}, 'application/json')": (
-        "Cannot serialise args: Object of type object is not JSON serializable"
+        "Cannot serialise args: Cannot serialise object: type not supported"
     ),
     "request.get_header(3)": "header name must be a string",
     "request.get_query_arg(None)": "query argument name must be a string",
@@ -1143,7 +1143,13 @@ WRONG_ARGUMENTS = {
     "response.exit(200, 5)": "body must be a nil, string or table",
     "response.exit(200, None, 'x')": "headers must be a nil or table",
     "response.exit(200, {'a': object()})": (
-        "body encoding failed while flushing response: Object of type object is not JSON serializable"
+        "body encoding failed while flushing response: Cannot serialise object: type not supported"
+    ),
+    "response.exit(200, {'a': float('inf')})": (
+        "body encoding failed while flushing response: Cannot serialise number: must not be NaN or Infinity"
+    ),
+    "service.request.set_body({'a': float('nan')}, 'application/json')": (
+        "Cannot serialise args: Cannot serialise number: must not be NaN or Infinity"
     ),
     "node.get_memory_stats('x')": "invalid unit 'x' (expected 'k/K', 'm/M', or 'g/G')",
     "node.get_memory_stats('M', -1)": "scale must be an integer between 0 and 20: given -1",
@@ -1180,15 +1186,9 @@ def test_plugin_says_how_many_headers_it_looks_at(tmp_path):
 
 def test_wrong_argument_is_refused_by_the_call_in_kongs_words(tmp_path):
     """Nothing of it goes out, and nobody waits for an answer that cannot be written."""
-    infinite = {  # what json says of it depends on the version of Python
-        "response.exit(200, {'a': float('inf')})": "body encoding failed while flushing response",
-        "service.request.set_body({'a': float('nan')}, 'application/json')": "Cannot serialise args",
-    }
-    with served(tmp_path, Errs, configs={"errs": {"calls": [*WRONG_ARGUMENTS, *infinite]}}.items()) as gateway:
+    with served(tmp_path, Errs, configs={"errs": {"calls": [*WRONG_ARGUMENTS]}}.items()) as gateway:
         said = json.loads(gateway.request().content)
 
-    for call, failed in infinite.items():
-        assert said.pop(call).startswith(f"ApiError: {failed}: Out of range")
     assert said == {call: f"ApiError: {message}" for call, message in WRONG_ARGUMENTS.items()}
 
 
@@ -1348,7 +1348,8 @@ def test_captures_and_what_proxies_say_are_text_like_the_path(tmp_path, sent, te
     options = {"route": {"paths": (r"~/u/(?<a>[^/]+)",)}, "trusted_ips": ("127.0.0.1",)}
     with served(tmp_path, Asks, **options) as gateway:
         headers = {"X-Forwarded-Path": unquote(f"/{sent}", "latin-1")}
-        said = json.loads(gateway.request("GET", f"/u/{sent}", headers=headers).content)
+        content = gateway.request("GET", f"/u/{sent}", headers=headers).content
+        said = json.loads(content.decode(errors="surrogateescape"))
 
     assert (said["path"], said["forwarded"][3]) == (f"/u/{text}", f"/{text}")
     assert said["captures"] == {"unnamed": [text], "named": {"a": text}}
