@@ -7,9 +7,9 @@ else these headers are replaced. `X-Forwarded-For` is always continued, with the
 
 import ipaddress
 import re
+import socket
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from sim.config import UNIX_PEERS
@@ -24,8 +24,10 @@ PEERS_MAX: Final = 1024
 """Addresses of which it is remembered whether they are trusted, and what upstreams are told of them."""
 
 _PORT_MAX: Final = 65_535
-_ELEMENT: Final = re.compile(r"[^, \t]+")
-_WITH_PORT: Final = re.compile(r"(?:\[([^\]]+)\]|([^:\[]+)):([0-9]{1,5})")
+_BROADCAST: Final = "255.255.255.255"
+_SEPARATORS: Final = " ,"
+_WITH_PORT: Final = re.compile(r"(?:\[([^\]]*)\]|([^:\[]*)):0*([0-9]{1,5})")
+_OCTETS: Final = re.compile(r"0*([0-9]{0,3})\.0*([0-9]{0,3})\.0*([0-9]{0,3})\.0*([0-9]{0,3})")
 
 
 class Forwarding:
@@ -43,7 +45,7 @@ class Forwarding:
         self.trusts = bool(networks)
         self._real_ip_header = gateway.real_ip_header.lower().encode()
         # nginx compares the name as it is spelled, and takes the first line of every other header.
-        self._real_ip_lines_max = None if gateway.real_ip_header == "X-Forwarded-For" else 1
+        self._takes_all_lines = gateway.real_ip_header == "X-Forwarded-For"
         self._is_recursive = gateway.real_ip_recursive
 
         self._of_stranger = Memo(_of_stranger, PEERS_MAX, lambda client: len(client[1]) <= HOST_BYTES_MAX)
@@ -51,27 +53,26 @@ class Forwarding:
         @lru_cache(PEERS_MAX)
         def is_trusted(address: str) -> bool:
             found = _address(address)
+            if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+                found = found.ipv4_mapped  # `ngx_cidr_match` looks for it among the blocks of IPv4, and there alone
             return found is not None and any(found in network for network in networks)
 
         self.is_trusted: Callable[[str], bool] = is_trusted
 
     def client_ip(self, request: "Request") -> str:
-        """Return the address of the client for whom a request is made."""
-        peer = request.connection.peer
-        if not self.is_trusted(peer):
-            return peer
-        values = islice(_values(request, self._real_ip_header), self._real_ip_lines_max)
-        named: list[str] = _ELEMENT.findall(",".join(values))
-        if not self._is_recursive:
-            named = named[-1:]
-        client = peer
-        for name in reversed(named):
-            address = _address_in(name)
-            if address is None:
-                return client
-            client = address
-            if not self.is_trusted(address):
-                return client
+        """Return the address of the client for whom a request is made (`ngx_http_get_forwarded_addr`)."""
+        client = request.connection.peer
+        if not self.is_trusted(client):
+            return client
+        values = list(_values(request, self._real_ip_header))
+        for value in reversed(values) if self._takes_all_lines else values[:1]:
+            for name in _from_the_end(value):
+                address = _address_in(name)
+                if address is None:
+                    return client
+                client = address
+                if not self._is_recursive or not self.is_trusted(client):
+                    return client
         return client
 
     def named(self, request: "Request", name: str) -> str | None:
@@ -120,16 +121,40 @@ def _of_stranger(client: tuple[str, str, int]) -> bytes:
     return f"{lines}X-Forwarded-Port: {port}\r\nX-Forwarded-Path: ".encode("latin-1")
 
 
+def _from_the_end(value: str) -> Iterator[str]:
+    """Give what stands between the separators of a line, the last first, as nginx cuts it.
+
+    It looks for no separator in the line's first place: what begins with one, or is nothing else, is no address.
+    """
+    end = len(value)
+    while True:
+        while end > 1 and value[end - 1] in _SEPARATORS:
+            end -= 1
+        start = max(value.rfind(separator, 1, end) for separator in _SEPARATORS) + 1
+        yield value[start:end]
+        if not start:
+            return
+        end = start - 1
+
+
 def _address_in(name: str) -> str | None:
-    """Return the address that a proxy names, maybe with a port, as nginx reads it (`ngx_parse_addr_port`)."""
+    """Return the address that a proxy names, maybe with a port, in nginx's form of it (`ngx_parse_addr_port`)."""
     match = _WITH_PORT.fullmatch(name)
-    address: str = match[1] or match[2] if match is not None and 0 < int(match[3]) <= _PORT_MAX else name
-    return None if "%" in address or _address(address) is None else address
+    if match is not None and 0 < int(match[3]) <= _PORT_MAX:
+        name = match[1] or match[2] or ""
+    address = None if "%" in name else _address(name)
+    if address is None:
+        return None
+    return str(address) if address.version == 4 else socket.inet_ntop(socket.AF_INET6, address.packed)
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that a text is; like nginx, take leading zeros for nothing, and all ones for no address."""
+    match = _OCTETS.fullmatch(text)
+    if match is not None:
+        text = ".".join(octet or "0" for octet in match.groups())
     try:
-        return ipaddress.ip_address(text)
+        return None if text == _BROADCAST else ipaddress.ip_address(text)
     except ValueError:
         return None
 
