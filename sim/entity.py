@@ -47,7 +47,8 @@ POSIX_CLASSES: Final = {
 }
 """What stands for a class such as `[:digit:]` in a set (pcre2pattern, "Posix character classes")."""
 
-_SETS: Final = re.compile(r"\\.|\[\^?\]?(?:\\.|\[[:.=][^\]]*[:.=]\]|[^\]\\])*\]", re.DOTALL)
+_SET: Final = r"\[\^?\]?(?:\\.|\[[:.=][^\]]*[:.=]\]|[^\]\\])*\]"
+_PARTS: Final = re.compile(rf"\\.|{_SET}|\(\?i\)|\(\?#[^)]*\)|\(\?<(?![=!])|[()|]", re.DOTALL)
 _POSIX_CLASS: Final = re.compile(r"\[[:.=]([^\]]*)[:.=]\]")
 _ESCAPE_OR_CLASS: Final = re.compile(rf"\\.|{_POSIX_CLASS.pattern}", re.DOTALL)
 
@@ -58,12 +59,10 @@ def path_pattern(text: str) -> re.Pattern[str]:
     Raises:
         FieldError: it is none that can be read here.
     """
-    python = re.sub(r"\(\?<(?![=!])", "(?P<", text.replace(r"\z", r"\Z"))
-    python = re.sub(r"(?<=.)\(\?i\)(.*)", r"(?i:\1)", python)
     try:
         with catch_warnings(action="ignore", category=FutureWarning):
             # Python warns of what may mean more than characters in a set some day; to PCRE it never does.
-            return re.compile(_SETS.sub(_python_set, python), re.ASCII)
+            return re.compile(_Translation().of(text), re.ASCII)
     except (re.error, OverflowError) as error:
         reason = str(error)
     except RecursionError:
@@ -71,11 +70,46 @@ def path_pattern(text: str) -> re.Pattern[str]:
     raise FieldError(f"{shown(text)} is no regular expression that can be used here: {reason}")
 
 
-def _python_set(found: re.Match[str]) -> str:
+class _Translation:
+    """From PCRE's regular expressions to Python's, in what they share.
+
+    PCRE's `(?i)` holds to the end of its group, over alternatives (pcre2pattern, "Internal option setting"). Python has
+    it for a group alone: `a(?i)b|c` is `a(?i:b)|(?i:c)`.
+    """
+
+    def __init__(self) -> None:
+        self._ignores_case = [False]  # since a `(?i)`, in the expression and in each group that is open
+
+    def of(self, text: str) -> str:
+        """Return the same expression in Python's form."""
+        python = _PARTS.sub(self._part, text)
+        return python + ")" * self._ignores_case[0]
+
+    def _part(self, found: re.Match[str]) -> str:
+        part, groups = found[0], self._ignores_case
+        match part:
+            case "(?i)":
+                before, groups[-1] = groups[-1], True
+                return "" if before else "(?i:"
+            case "|" if groups[-1]:
+                return ")|(?i:"
+            case ")":
+                if len(groups) == 1:
+                    raise re.error("unbalanced parenthesis", found.string, found.start())
+                return "))" if groups.pop() else ")"
+            case "(" | "(?<":
+                groups.append(False)
+                return "(" if part == "(" else "(?P<"
+            case r"\z":
+                return r"\Z"
+        return _python_set(part) if part[0] == "[" else part
+
+
+def _python_set(part: str) -> str:
     """Return a set with its classes of POSIX, which Python does not know, written out."""
-    if _POSIX_CLASS.fullmatch(found[0]):
-        raise re.error(f"{found[0]} stands outside of a set")
-    return found[0][0] + _ESCAPE_OR_CLASS.sub(_posix_class, found[0][1:])
+    if _POSIX_CLASS.fullmatch(part):
+        raise re.error(f"{part} stands outside of a set")
+    return part[0] + _ESCAPE_OR_CLASS.sub(_posix_class, part[1:])
 
 
 def _posix_class(found: re.Match[str]) -> str:

@@ -77,12 +77,44 @@ def test_route_needs_something_to_match():
         (r"/p/[\[:alpha:]+$", "/p/[alpha:", "/p/b"),
         (r"/p/[\\[:digit:]]+$", "/p/\\1", "/p/d"),
         (r"/(?<n>\d)\z", "/1", "/1\n"),
+        (r"/p/\\z$", "/p/\\z", "/p/\\"),
+        (r"/p/[(?<a]$", "/p/<", "/p/P"),
+        (r"/p/[(?i)]$", "/p/?", "/p/I"),
+        (r"/p/(?#a(b)c$", "/p/c", "/p/b"),
     ],
 )
 def test_regular_expression_means_what_it_means_to_pcre(text, takes, refuses):
     """Within a set, nothing but classes of POSIX, ranges and escapes is more than a character."""
     pattern = path_pattern(text)
     assert (bool(pattern.match(takes)), bool(pattern.match(refuses))) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "takes", "refuses"),
+    [
+        ("/a(?i)b", ["/ab", "/aB"], ["/Ab", "/AB"]),
+        ("/a(?i)b|/c", ["/aB", "/C"], ["/AB"]),
+        ("/a(?i)b|/c(?i)d|/e", ["/aB", "/CD", "/E"], ["/AB"]),
+        ("/a|/(?i)b|/c", ["/a", "/B", "/C"], ["/A"]),
+        ("/(a(?i)b|c)d", ["/aBd", "/Cd"], ["/aBD", "/cD", "/ABd"]),
+        ("/((?i)a|(b(c)))d", ["/Ad", "/BCd"], ["/aD"]),
+        ("/(?<n>(?i)a|)d", ["/Ad", "/d"], ["/D"]),
+        ("/(?i)a(?=b|c)", ["/ab", "/AB", "/AC"], ["/A"]),
+        (r"/(?i)[|)a]\|\)b", ["/)|)B", "/A|)b"], ["/b"]),
+        ("(?i)/a|/b", ["/A", "/B"], ["/C"]),
+    ],
+)
+def test_option_within_a_regular_expression_holds_to_the_end_of_its_group(text, takes, refuses):
+    """In all alternatives that follow, and in no other group than its own (pcre2pattern, "Internal option setting")."""
+    pattern = path_pattern(text)
+    assert [path for path in (*takes, *refuses) if pattern.match(path)] == takes
+
+
+@pytest.mark.parametrize("text", ["/a(?i)b)", "/(a(?i)b", "/a(?i)*", "/a(?-i)b", "/a(?s)b", "/a(?i", "/(?i))(a"])
+def test_option_that_python_cannot_have_there_is_refused(text):
+    """Rather than read as another one."""
+    with pytest.raises(FieldError, match="is no regular expression that can be used here: "):
+        path_pattern(text)
 
 
 @pytest.mark.parametrize(
