@@ -43,7 +43,7 @@ from kongtrace.lua import is_number, is_table, is_text, lua_type
 from kongtrace.otlp import ATTRIBUTE_ROOM
 from kongtrace.provider import TracerProvider
 from kongtrace.span import AnySpan, ReleasedSpan, Span, SpanCopy
-from kongtrace.tracer import PROPAGATION_ONLY, Tracer
+from kongtrace.tracer import PROPAGATION_ONLY, Tracer, is_processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -584,7 +584,7 @@ class CheckedProvider(TracerProvider):
         if ctx is None or phase != "log":
             where = phase or self.execution.phase.name
             self._report(Code.PROCESSED_WRONGLY, f"process_span() was called in phase {where}")
-        elif callable(processor):
+        elif is_processor(processor):
             request: _Request = ctx.setdefault(_REQUEST, _Request())
             request.asked.add((tracer.spans_key, tracer.name))
             _forgive(tracer.get_spans())

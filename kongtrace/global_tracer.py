@@ -39,6 +39,8 @@ def _unset() -> TracerProvider:
 class GlobalTracer:
     """The handle behind ``tracing``: every call goes to the global tracer of the provider that is set now.
 
+    Wherever a tracer is asked for the handle may be given: it is that tracer which is meant.
+
     Attributes:
         provider: the one that is set now; until :meth:`use` was called one that executes no request.
     """
@@ -71,6 +73,11 @@ class GlobalTracer:
         return tracer
 
     __call__ = new
+
+    @property
+    def stands_for(self) -> Tracer | NoopTracer:
+        """The global tracer."""
+        return self.provider.global_tracer
 
     @property
     def sampler(self) -> Callable[..., Decision]:

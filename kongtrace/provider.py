@@ -34,7 +34,7 @@ from kongtrace.noop import NoopTracer
 from kongtrace.pool import Balance, Pool, Unpooled
 from kongtrace.profile import SAFE, Profile
 from kongtrace.span import AnySpan, ReleasedSpan, Span, clear
-from kongtrace.tracer import Tracer, check_keywords
+from kongtrace.tracer import Tracer, check_keywords, meant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -194,6 +194,7 @@ class TracerProvider:
         Raises:
             ApiError: it is not a tracer.
         """
+        tracer = meant(tracer)
         if not isinstance(tracer, (Tracer, NoopTracer)):
             raise ApiError("invalid tracer")
         self.global_tracer = tracer

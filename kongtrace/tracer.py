@@ -234,7 +234,7 @@ class Tracer:
             ApiError: an argument of the wrong type.
             TypeError: there is no such keyword.
         """
-        span = self._create(tracer, _checked(options, given))
+        span = self._create(meant(tracer), _checked(options, given))
         ctx = self._execution.ctx
         if ctx is None:
             self._provider.give_up([span])
@@ -257,6 +257,7 @@ class Tracer:
         if arguments and isinstance(arguments[0], (Span, NoopSpan)):
             arguments = (self, *arguments)
         tracer, span, name, options = (*arguments, None, None, None, None)[:4]
+        tracer = meant(tracer)
         if is_given(tracer) and not isinstance(tracer, (Tracer, NoopTracer)) and not is_table(tracer):
             raise ApiError("invalid tracer")
         fields = _checked(options, given)
@@ -329,7 +330,7 @@ class Tracer:
         """
         ctx = self._execution.ctx
         self._check_phase(ctx)
-        if not callable(processor) or isinstance(processor, (Tracer, NoopTracer)):
+        if not is_processor(processor):
             raise ApiError("processor must be a function")
         name = self.name
         process: Callable[[AnySpan], object] = (lambda span: processor(span, *extra)) if extra else processor
@@ -531,6 +532,16 @@ def leave_ended(tracer: Tracer | NoopTracer) -> None:
     above = next((span for span in line(active) if span.end_time_ns is None), None)
     if above is not active:
         tracer.set_active_span(above)
+
+
+def meant(tracer: Any) -> Any:
+    """The tracer that a handle stands for (:attr:`GlobalTracer.stands_for`), else what was given."""
+    return getattr(tracer, "stands_for", tracer)
+
+
+def is_processor(processor: object) -> bool:
+    """Whether spans can be shown to it: a tracer can be called too, but is a table in Lua."""
+    return callable(processor) and not isinstance(meant(processor), (Tracer, NoopTracer))
 
 
 def _check_span(span: object) -> None:

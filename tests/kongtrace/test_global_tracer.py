@@ -1,9 +1,12 @@
 """`tracing` may be imported before there is a worker, and stands for the global tracer of the provider in use."""
 
+from functools import partial
+
 import pytest
 
-from kongtrace import NOOP_SPAN, ApiError, GlobalTracer, Span
-from kongtrace.testing import TracedWorker
+from kongtrace import NOOP_SPAN, PHASES, ApiError, GlobalTracer, Span, TracerProvider
+from kongtrace.checked import tracer_provider
+from kongtrace.testing import FakeClock, FakeEntropy, TracedWorker
 
 
 @pytest.fixture
@@ -71,6 +74,42 @@ def test_it_tells_what_it_stands_for(handle, worker):
     assert "NoopTracer" in repr(handle)
     handle.use(worker.provider)
     assert repr(worker.provider.global_tracer) in repr(handle)
+
+
+def test_it_may_be_given_wherever_a_tracer_is(handle, worker):
+    """A span that is made or linked with it is the global tracer's, whatever the handle stands for later."""  # D16, T5
+    handle.use(worker.provider)
+    tracer, mine = worker.provider.global_tracer, handle.new("mine")
+    made = handle.create_span(handle, {"span_kind": 3})
+    assert (made.tracer, made.kind, made.should_sample) == (tracer, 3, True)
+    assert handle.link_span(handle, made, "made").name == "made"
+    linked = mine.link_span(handle, mine.create_span(None), "linked")
+    assert linked.tracer is tracer
+    assert tracer.get_spans() == [made, linked]
+    handle.set_active_span(made)
+    assert mine.create_span(handle).parent is made
+    for setter in (worker.provider, handle, mine, worker.provider.noop_tracer):
+        setter.set_global_tracer(handle)
+        assert worker.provider.global_tracer is tracer
+
+
+@pytest.mark.parametrize("make_provider", [TracerProvider, partial(tracer_provider, "report")])
+def test_it_processes_no_span(handle, make_provider):
+    """It can be called, but it is a tracer and no function; with checked spans too."""  # D7
+    provider = make_provider(time_ns=FakeClock(), random_bytes=FakeEntropy())
+    handle.use(provider)
+    handle.set_global_tracer(handle.new("instrument"))
+    provider.execution.enter(PHASES["log"], {"KONG_PHASE": "log"})
+    handle.start_span("work")
+    for tracer in (handle, provider.global_tracer):
+        with pytest.raises(ApiError, match=r"^processor must be a function$"):
+            handle.process_span(tracer)
+
+
+def test_without_a_provider_it_may_be_given_too(handle):
+    """The no-op tracer makes no span and links none."""  # T6
+    assert handle.create_span(handle) is NOOP_SPAN
+    assert handle.link_span(handle, NOOP_SPAN, "none") is None
 
 
 def test_its_sampler_is_the_global_tracers(handle, worker):
