@@ -14,7 +14,8 @@ All times are integers in ns since the epoch, wall clock.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from reprlib import Repr
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.semconv.attributes.exception_attributes import EXCEPTION_MESSAGE
 
@@ -277,7 +278,7 @@ class Span:
     def __repr__(self) -> str:
         if not self.span_id:
             return "<Span released>"
-        return f"<Span {self.name!r} {self.trace_id.hex()}/{self.span_id.hex()}>"
+        return f"<Span {_SHOWN.repr(self.name)} {_digits(self.trace_id)}/{_digits(self.span_id)}>"
 
 
 class ReleasedSpan(Span):
@@ -415,6 +416,16 @@ def flag_active(span: Any) -> None:
         span["active"] = True
     elif span is not None and span is not False and not isinstance(span, list):
         raise TypeError(f"the active span must be a span, not {type(span).__name__}")
+
+
+_SHOWN: Final = Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 100
+"""Shows whatever was written into a field, and never raises."""
+
+
+def _digits(value: object) -> str:
+    """An id in hexadecimal digits, as which exporters write it into their copies too."""
+    return _SHOWN.repr(value.hex() if isinstance(value, bytes) else value).strip("'")
 
 
 def _nothing() -> None:

@@ -335,6 +335,29 @@ def test_a_span_tells_its_name_and_ids(span):
     assert repr(span) == f"<Span 'work' {span.trace_id.hex()}/{span.span_id.hex()}>"
 
 
+def test_repr_shows_ids_that_were_written_as_text(span):
+    """An exporter writes them into its copy in hexadecimal digits."""  # D22
+    copied = copy.copy(span)
+    copied.trace_id, copied.span_id = copied.trace_id.hex(), copied.span_id.hex()
+    assert repr(copied) == repr(span)
+
+
+class Unshowable:
+    """What has no representation."""
+
+    def __repr__(self):
+        raise ValueError
+
+
+@pytest.mark.parametrize("field", ["name", "trace_id", "span_id"])
+@pytest.mark.parametrize("value", [None, 5, b"x", [[[[[[[[1]]]]]]]], {"a": 1}, Unshowable(), "x" * 100_000])
+def test_repr_never_raises(span, field, value):
+    """Nor is it long, whatever has been written into a field."""
+    copied = copy.copy(span)
+    setattr(copied, field, value)
+    assert len(repr(copied)) < 300
+
+
 def test_baggage_is_a_placeholder(span):
     """The callable does nothing."""  # D19
     assert span.each_baggage_item()() is None
