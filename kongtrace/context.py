@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kongtrace.phase import PHASES, Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from kongtrace.span import AnySpan, Span
 
@@ -50,7 +50,7 @@ def active_key(namespace: str) -> str:
 
 
 class Trace:
-    """The spans of one namespace in one request.
+    """The spans of one namespace in one request; it can be counted, walked and indexed like their list.
 
     Attributes:
         spans: the linked spans in the order of linking; None until there is a list.
@@ -63,6 +63,18 @@ class Trace:
     spans: list[Span] | None
     active: AnySpan | None
     settled: bool
+
+    def __len__(self) -> int:
+        """How many spans are linked; Kong's table has that at its index 0."""
+        return len(self.spans or ())
+
+    def __iter__(self) -> Iterator[Span]:
+        """The spans in the order of linking."""
+        return iter(self.spans or ())
+
+    def __getitem__(self, index: int) -> Span:
+        """A span by its place, from 0; Kong counts from 1."""
+        return (self.spans or ())[index]
 
 
 class Namespace:

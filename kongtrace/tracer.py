@@ -351,7 +351,9 @@ class Tracer:
 
     def get_spans(self) -> list[Span]:
         """The span list of the running request; made when there is none (D17, T15)."""
-        trace = self.namespace.trace or self.trace()
+        trace = self.namespace.trace
+        if trace is None:
+            trace = self.trace()
         return self.list_of(trace) if trace.spans is None else trace.spans
 
     def get_root_span(self) -> AnySpan | None:

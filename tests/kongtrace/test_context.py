@@ -2,8 +2,9 @@
 
 import pytest
 
-from kongtrace import PHASES, Execution, tracing_context
+from kongtrace import NOOP_SPAN, PHASES, Execution, tracing_context
 from kongtrace.context import Trace, active_key, span_list, spans_key
+from kongtrace.testing import TracedWorker
 
 
 def test_keys_are_named_after_the_namespace():
@@ -39,6 +40,21 @@ def test_a_request_without_spans_has_an_empty_list():
     ctx = {}
     assert list(span_list(ctx)) == []
     assert ctx == {}
+
+
+def test_what_stands_in_the_context_is_counted_and_walked_like_the_list():
+    """Code from Lua reads `ngx.ctx.KONG_SPANS`; there is nothing to count before there is a list."""  # T7
+    worker = TracedWorker()
+    ctx = worker.begin()
+    tracer = worker.provider.global_tracer
+    tracer.set_active_span(NOOP_SPAN)
+    seen = ctx["KONG_SPANS"]
+    assert (len(seen), list(seen)) == (0, [])
+    spans = [tracer.start_span("one"), tracer.start_span("two")]
+    assert (len(seen), list(seen), seen[0], seen[-1]) == (2, spans, *spans)
+    with pytest.raises(IndexError):
+        seen[2]
+    worker.end(ctx)
 
 
 @pytest.mark.parametrize("phase", PHASES.values(), ids=PHASES)
