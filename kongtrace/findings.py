@@ -160,8 +160,9 @@ RULES: dict[Code, Rule] = {
     Code.LEFT_ACTIVE: Rule(
         "active span not restored",
         _ERROR,
-        "Every later span of the request becomes its child, other plugins' and the gateway's own included; in"
-        " the log phase the gateway ends this span in place of the root, which then never ends.",
+        "Every later span of the request becomes its child, other plugins' and the gateway's own included. In the"
+        " log phase one of two spans is left without an end: the root, in whose place the gateway ends this one; or"
+        " this one, where the last try of the balancer was good and is traced, since that makes the root active again.",
         "Finish a span that was made active before its handler returns: that makes its parent active again.",
         "H4, I13, T10",
     ),

@@ -10,6 +10,7 @@ from kongtrace.testing import TracedWorker
 from sim.config import Tracing
 from sim.instrumentation import Instrumentation
 from sim.ngx import Network, resolve
+from sim.verify.bench import Bench
 
 
 class Resolver:
@@ -77,3 +78,38 @@ def test_span_of_a_look_up_that_is_given_up_ends_and_leaves_the_handlers_span_ac
     tracer.set_active_span(None)
     worker.end(ctx)
     worker.check()
+
+
+LEAKY = """
+class Leaky:
+    PRIORITY = 1000
+    VERSION = "1"
+
+    def access(self, kong, conf):
+        kong.tracing.set_active_span(kong.tracing.start_span("leaky"))
+        if kong.request.get_query_arg("exit"):
+            kong.response.exit(403)
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "upstream", "instrumentations", "unfinished"),
+    [
+        ("/", "answers", "all", "leaky"),
+        ("/", "fails", "all", "leaky"),
+        ("/?exit=1", "answers", "all", "kong"),
+        ("/", "refuses", "all", "kong"),
+        ("/", "answers", "request", "kong"),
+    ],
+)
+def test_a_span_that_was_left_active_ends_in_place_of_the_root_or_never(
+    tmp_path, path, upstream, instrumentations, unfinished
+):
+    """The span of a good last try makes the root active again before the gateway ends the active span."""  # I13, KT006
+    (tmp_path / "leaky.py").write_text(LEAKY, encoding="utf-8")
+    bench = Bench()
+    bench.use(str(tmp_path / "leaky.py"))
+    bench.trace(instrumentations=instrumentations)
+    bench.get(path, upstream=upstream)
+    assert [span.name for span in bench.spans if not span.end_time_unix_nano] == [unfinished]
+    assert {mistake.code for mistake in bench.finish()} == {"KT006"}
