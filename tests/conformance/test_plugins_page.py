@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kongtrace import PHASES
+from kongtrace import PHASES, ApiError, Execution
 from sim import ngx, pdk
 from sim import plugin as plugins
 from sim.entity import Plugin
@@ -100,6 +100,18 @@ def test_tables_say_what_the_code_says(table):
     missing = [row for row in table() if row not in page]
 
     assert "\n".join(missing) == ""
+
+
+def test_the_message_of_a_forbidden_call_is_quoted_as_the_program_says_it():
+    """The page names the phases that are in it and not in the table."""
+    execution = Execution()
+    execution.enter(PHASES["log"], {"KONG_PHASE": "log"})
+    page = PAGE.read_text(encoding="utf-8")
+    with pytest.raises(ApiError) as raised:
+        service.Service(execution, frozenset()).request.set_header("X-A", "1")
+    assert f"`kong.service.request.set_header` in `log`:\n`{raised.value}`" in page
+    (unseen,) = re.findall(r"so neither ([^.]*)\.", page)
+    assert set(re.findall(r"`(\w+)`", unseen)) == UNSEEN
 
 
 def test_every_field_of_a_bundled_plugin_is_on_the_page():
