@@ -26,7 +26,7 @@ from sim.errors import FieldError, UserError
 from sim.exporter import seconds
 from sim.outage import Attempts, Outage, outages, slowdowns_s
 from sim.plugins import BUNDLED
-from sim.plugins.opentelemetry import OpenTelemetryConfig
+from sim.plugins.opentelemetry import OpenTelemetryConfig, flaw
 from sim.resolver import is_address
 from sim.scenario import Scenario
 from sim.units import format_duration, parse_duration, parse_rate
@@ -439,6 +439,13 @@ def collector_is_slower_than_patience(plugin: Exporting) -> Iterator[Risk]:
         )
 
 
+def template_is_none(plugin: Exporting) -> Iterator[Risk]:
+    """What cannot be filled in is exported as it is written (O19)."""
+    for name, text in plugin.config.resource_attributes.items():
+        if message := flaw(text):
+            yield Risk(("resource_attributes", name), message, """write it as in $(headers.x_team or "none")""")
+
+
 RULES: Final[Mapping[str, Rule]] = {
     "KC001": max_bytes_has_no_effect,
     "KC002": queue_is_smaller_than_a_batch,
@@ -454,6 +461,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "KC012": all_is_not_first,
     "KC013": nothing_is_traced,
     "KC014": collector_is_slower_than_patience,
+    "KC015": template_is_none,
 }
 """The rules by code. A code is never given to another rule."""
 

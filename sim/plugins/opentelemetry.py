@@ -371,8 +371,10 @@ class TemplateError(ValueError):
 
 
 _EXPRESSION: Final = re.compile(r"\$\((.*?)\)")
+_ALTERNATIVE: Final = re.compile(r"""\s*or\s*["'$]""")  # which somebody meant to be one, outside
+_SOURCES: Final = ("headers", "query_params", "uri_captures", "shared")
 _TERM: Final = re.compile(
-    r"""\s*(?:(headers|query_params|uri_captures|shared)((?:\.[\w-]+|\[(?:"[^"]*"|'[^']*'|\d+)\])+)"""
+    rf"""\s*(?:({"|".join(_SOURCES)})((?:\.[\w-]+|\[(?:"[^"]*"|'[^']*'|\d+)\])+)"""
     r"""|"([^"]*)"|'([^']*)')\s*(or\b|$)"""
 )
 _STEP: Final = re.compile(r"""\.([\w-]+)|\["([^"]*)"\]|\['([^']*)'\]|\[(\d+)\]""")
@@ -399,6 +401,19 @@ def rendered(attributes: Mapping[str, str], request: Request) -> dict[str, str]:
         return "" if found is None else str(found)
 
     return {name: _EXPRESSION.sub(value, text) for name, text in attributes.items()}
+
+
+def flaw(text: str) -> str | None:
+    """Return what is wrong with what looks like a template in a resource attribute; None: nothing is."""
+    for template in _EXPRESSION.finditer(text):
+        try:
+            _evaluated(template[1], dict.fromkeys(_SOURCES, dict))
+        except TemplateError as error:
+            return f"{error}: all resource attributes are exported as they are written"
+        if _ALTERNATIVE.match(text, template.end()):
+            return f"the text after {template[0]} is exported: {text[template.end() :]!r}"
+    _, unclosed, rest = _EXPRESSION.sub("", text).partition("$(")
+    return f"{unclosed}{rest} is not closed: it is exported as it is written" if unclosed else None
 
 
 def _query_params(request: Request) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from tests.sim.test_cli import kongsim  # noqa: F401 - a fixture
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
 NOTHING = Expected()
+RAW = ": all resource attributes are exported as they are written"
 SHOWN = ("batch_ceiling", "collector_outage", "max_bytes")
 """Scenarios that show what risky settings lead to."""
 
@@ -117,6 +118,33 @@ def test_a_finding_tells_the_consequence_in_numbers(findings):
         "dropped, each with an error line, 117 kB/s of log"
     )
     assert found.cure == "set it to 1600, about 320 kB for each worker"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("$(headers.a) or $(headers.b)", "the text after $(headers.a) is exported: ' or $(headers.b)'"),
+        ("$(headers.a)or 'b'", "the text after $(headers.a) is exported: \"or 'b'\""),
+        ("$(os.exit)", f"$(os.exit) is no template{RAW}"),
+        ("$(headers)", f"$(headers) is no template{RAW}"),
+        ("$(headers.a or b)", f"$(headers.a or b) is no template{RAW}"),
+        ("a $(headers.a", "$(headers.a is not closed: it is exported as it is written"),
+    ],
+)
+def test_what_looks_like_a_template_and_is_none_is_found(text, message, findings):
+    """So that nobody looks for the client's team and finds the template."""  # O19
+    [found] = findings({"resource_attributes": {"good": "x", "team": text}})
+    assert (found.rule, found.message) == ("KC015", message)
+    assert found.field.endswith(".resource_attributes.team")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["$(headers.a)", "$(headers['a b'] or shared.b or \"x\")", "$(query_params.a)-$(uri_captures[1])", "this or that"],
+)
+def test_templates_and_texts_are_let_be(text, findings):
+    """Whatever of it is filled in."""  # O19
+    assert findings({"resource_attributes": {"team": text}}) == []
 
 
 def test_a_batch_is_not_given_up_before_the_limit_has_been_looked_at(findings):
