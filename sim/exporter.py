@@ -144,7 +144,7 @@ class Exporter:
 
     Attributes:
         queues: of the worker's spans.
-        log_queues: of its log records, which are in no account of spans.
+        other_queues: of what is no span, and in no account of spans: log records, and what plugins queue themselves.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Exporter:
         self._on_change = on_change
         self._pool = Pool(runtime, admits)
         self.queues = Queues(profile, log, runtime.random, self._schedule)
-        self.log_queues = Queues(profile, log, runtime.random, self._schedule)
+        self.other_queues = Queues(profile, log, runtime.random, self._schedule)
 
     def endpoint(
         self,
@@ -238,7 +238,7 @@ class Exporter:
     def clock_stepped(self, seconds: float) -> None:
         """The wall clock was set forward, or back, which queues of profile kong feel (Q26)."""
         self.queues.clock_stepped(seconds)
-        self.log_queues.clock_stepped(seconds)
+        self.other_queues.clock_stepped(seconds)
 
     def close(self) -> None:
         """Close every connection; what is under way is given up, and nobody is told."""

@@ -193,7 +193,7 @@ class WorkerGateway:
         for connection in tuple(self.runloop.connections):
             connection.close_if_idle()
         self.exporter.queues.exit(self.runtime.now())
-        self.exporter.log_queues.exit(self.runtime.now())
+        self.exporter.other_queues.exit(self.runtime.now())
         self.timers.exit()
         timeout_s = self.configuration.nginx.worker_shutdown_timeout
         if timeout_s:
@@ -207,7 +207,7 @@ class WorkerGateway:
         self._log("notice", "exiting")
         self.counts.lost_in_request += self.provider.spans.balance().live
         self.exporter.queues.abandon()
-        self.exporter.log_queues.abandon()
+        self.exporter.other_queues.abandon()
 
     async def close(self) -> None:
         """Run what comes last, `exit_worker`, and give every connection back.
@@ -252,7 +252,7 @@ class WorkerGateway:
             self._leaving = True
             self._log("notice", "exiting")
             self.exporter.queues.close()
-            self.exporter.log_queues.close()
+            self.exporter.other_queues.close()
             self._on_rest()
 
     def _is_at_rest(self) -> bool:

@@ -7,12 +7,12 @@ Every span that a worker creates ends in exactly one account, and every entry of
                + lost_in_queue                                                           (+ queued + in_flight)
 
 `copied_again` are the copies of a span beyond its first: one that was linked twice is exported twice (kong-semantics
-T7), and one that two exporters see is copied by both. In brackets what still stands while the worker lives. A worker
-counts both sides of each equation where things happen and publishes, beside them, what it holds: `spans_open`,
-`queue_depth`, `in_flight`. What a worker held when it *died* is what is lost, and is booked from these; never as the
-difference of the two sides. Therefore `unaccounted`, that difference, is a real check: it is 0 unless a span went
-missing, also after `kill -9`. A worker that exits of its own accord books what it gives up itself, so what it still
-holds then has gone missing.
+T7), one that two exporters see is copied by both, and what a plugin queues outside the log phase is a copy more. In
+brackets what still stands while the worker lives. A worker counts both sides of each equation where things happen and
+publishes, beside them, what it holds: `spans_open`, `queue_depth`, `in_flight`. What a worker held when it *died* is
+what is lost, and is booked from these; never as the difference of the two sides. Therefore `unaccounted`, that
+difference, is a real check: it is 0 unless a span went missing, also after `kill -9`. A worker that exits of its own
+accord books what it gives up itself, so what it still holds then has gone missing.
 
 `swallowed` are the entries that Kong's queue loses without a word (kong-semantics Q29). `lost` adds up what was
 meant for the collector and is not known to have arrived there (`LOSSES`).
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 ACCOUNTS: Final = {
     "created": "made by a tracer of the worker",
-    "copied_again": "copies of a span beyond its first: it was linked twice, or two exporters saw it",
+    "copied_again": "copies beyond a span's first: linked twice, seen by two exporters, queued outside the log phase",
     "unsampled": "seen by an exporter, and not sampled",
     "unprocessed": "seen by no exporter: there is none, it failed before, tracing is off, or a plugin sends by itself",
     "enqueued": "copied to the exporter's queue",
     "rejected": "not taken by the queue: too large, cannot be encoded, or the queue is smaller than a batch",
     "lost_in_request": "open, or finished but not yet handed on, when the worker died or was terminated",
-    "acknowledged": "sent, and accepted by the collector",
+    "acknowledged": "sent, and accepted by the collector, or called sent by the plugin whose queue it is",
     "dropped_overflow": "dropped as the oldest of a full queue",
     "dropped_retries": "given up after max_retry_time",
     "dropped_refused": "given up at once, since the collector wants them neither now nor later",

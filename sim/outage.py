@@ -16,7 +16,8 @@ from typing import Final, NamedTuple
 from kongtrace.queue_profile import PROFILES, QueueProfile
 from sim.exporter import seconds
 from sim.faults import Fault
-from sim.plugins.opentelemetry import OpenTelemetryConfig, QueueConfig
+from sim.pdk import QueueConfig
+from sim.plugins.opentelemetry import OpenTelemetryConfig
 from sim.scenario import Scenario
 from sim.units import format_duration
 

@@ -194,6 +194,7 @@ class Request:
         response_lines: header lines of the answer, before they are written.
         body_ended_ns: when the last part of the body passed the filter, 0 before, and where nobody can make a span.
         handled: spans that an exporter has taken care of, each once.
+        copied: copies of spans that its log phase has put into queues of plugins' own.
         head_bytes: bytes of the answer's status line and headers, once written.
         header_sent: the answer has begun.
         complete: the whole request has been read.
@@ -215,6 +216,7 @@ class Request:
         "complete",
         "connection",
         "content_length",
+        "copied",
         "ctx",
         "done",
         "exchange",
@@ -303,6 +305,7 @@ class Request:
         self.response_lines: HeaderLines = []
         self.body_ended_ns = 0
         self.handled = 0
+        self.copied = 0
         self.head_bytes = 0
         self.header_sent = False
         self.complete = False

@@ -98,7 +98,7 @@ class Counts:
         unsampled: spans that an exporter saw and that were not sampled.
         unprocessed: spans that no exporter saw.
         rejected: spans that could not be encoded.
-        copied_again: copies of a span beyond its first: it was linked twice, or two exporters saw it.
+        copied_again: copies of a span beyond its first (`sim.ledger`).
         lost_in_request: spans open when the worker was terminated.
     """
 
@@ -866,7 +866,7 @@ class Runloop:
 
     def _end_spans(self, request: Request, *, completed: bool) -> None:
         ctx = request.ctx
-        self._book(ctx, request.handled)
+        self._book(ctx, request.handled, request.copied)
         if completed or self._releases_always:
             self._provider.end_request(ctx)
         else:
@@ -895,10 +895,12 @@ class Runloop:
         self._book(ctx)
         self._provider.end_request(ctx)
 
-    def _book(self, ctx: dict[str, Any], handled: int = 0) -> None:
+    def _book(self, ctx: dict[str, Any], handled: int = 0, copied: int = 0) -> None:
         made, again = self._provider.made_in(ctx)
-        self.counts.unprocessed += made - handled
-        self.counts.copied_again += again
+        # What plugins have queued themselves are first of all the spans that nobody else has taken care of.
+        first = min(copied, made - handled)
+        self.counts.unprocessed += made - handled - first
+        self.counts.copied_again += again + copied - first
 
     def _report(self, error: BaseException, phase: str) -> None:
         """Log what a handler raised, in nginx's words (reference-figures D)."""

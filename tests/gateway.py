@@ -239,9 +239,13 @@ class Recorded:
         self._peer = peer
         self.port = peer.port
 
+    def bodies(self):
+        """Return the bodies that have come."""
+        return self._peer.report()
+
     def spans(self):
         """Return the spans that have come."""
-        requests = map(ExportTraceServiceRequest.FromString, self._peer.report())
+        requests = map(ExportTraceServiceRequest.FromString, self.bodies())
         return [s for q in requests for r in q.resource_spans for scope in r.scope_spans for s in scope.spans]
 
     def wait_spans(self, count):

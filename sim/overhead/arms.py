@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 from kongtrace import NoopTracer, Span, Tracer, TracerProvider, checked
 from kongtrace.context import Context
 from kongtrace.otlp import encode_traces
-from kongtrace.queue import Queues
+from kongtrace.queue import ACCEPTED, Queues, Result
 from kongtrace.queue_parameters import Binding
 from kongtrace.queue_profile import Outcome
 from sim.config import Gateway
@@ -238,6 +238,13 @@ class _Sinks(Queues):
 
 class _Sink:
     enqueued = rejected = 0
+
+    def can_enqueue(self, _entry: object) -> bool:
+        return True
+
+    def enqueue(self, _entry: object, _binding: Binding, _now: float, log_phase: bool = False) -> Result:
+        self.enqueued += 1
+        return ACCEPTED
 
     def enqueue_many(
         self, entries: Sequence[object], _binding: Binding, _now: float, log_phase: bool = False

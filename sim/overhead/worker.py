@@ -190,7 +190,7 @@ def _path(descriptor: int) -> str:
 
 def _is_at_rest(gateway: WorkerGateway) -> bool:
     exporter = gateway.exporter
-    waiting = [queues.counters() for queues in (exporter.queues, exporter.log_queues)]
+    waiting = [queues.counters() for queues in (exporter.queues, exporter.other_queues)]
     return not (gateway.counts.active or any(queue.queued or queue.in_flight for queue in waiting))
 
 

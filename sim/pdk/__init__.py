@@ -14,13 +14,14 @@ from sim.ngx import Ngx
 from sim.pdk.log import Log, Records, Telemetry
 from sim.pdk.node import Node
 from sim.pdk.part import IN_REQUEST, ROUTED, WITH_CLIENT, Part, permitted
+from sim.pdk.queue import Queue, QueueConfig
 from sim.pdk.request import ClientRequest
 from sim.pdk.response import Exit, Response
 from sim.pdk.service import Service
 from sim.request import CTX_PLUGIN, CTX_SHARED
 from sim.timers import Timers
 
-__all__ = ["Exit", "Kong"]
+__all__ = ["Exit", "Kong", "QueueConfig"]
 
 
 class Client(Part):
@@ -136,6 +137,7 @@ class Kong:
         telemetry: log records for an exporter.
         node: who serves.
         timer: timers.
+        queue: queues of a plugin's own.
         ngx: nginx's own API: time, sleep, sockets, HTTP.
         db: a database.
         records: log records that wait for an exporter; no part of Kong's PDK.
@@ -167,6 +169,7 @@ class Kong:
         self.telemetry = Telemetry(self.records)
         self.node = Node(node_id)
         self.timer = timers
+        self.queue = Queue(execution, worker)
         self.ngx = ngx
         self.db = ngx.db
         self.worker = worker

@@ -24,7 +24,7 @@ from sim.document import Model
 from sim.errors import FieldError, shown
 from sim.field import TIMEOUT_MS_MAX, HeaderName, HeaderValue, Many, Rate01, Url
 from sim.instrumentation import BALANCER
-from sim.pdk import Kong
+from sim.pdk import Kong, QueueConfig
 from sim.pdk.request import decoded_args
 from sim.request import CTX_SHARED, Request
 
@@ -39,21 +39,8 @@ ExtractFormat = Literal["w3c", "b3", "jaeger", "ot", "datadog", "aws", "gcp", "i
 InjectFormat = Literal[ExtractFormat, "b3-single"]
 
 
-class QueueConfig(Model):
-    """Parameters of a plugin's queue (kong-semantics Q1-Q8); delays and times are in seconds."""
-
-    max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    max_coalescing_delay: Annotated[float, Field(ge=0, le=3_600)] = 1.0
-    max_entries: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    max_bytes: int | None = None
-    max_retry_time: Annotated[float, Field(allow_inf_nan=False)] = 60.0
-    initial_retry_delay: Annotated[float, Field(ge=0.001, le=1_000_000)] = 0.01
-    max_retry_delay: Annotated[float, Field(ge=0.001, le=1_000_000)] = 60.0
-    concurrency_limit: Literal[1, -1] = 1
-
-
 class OpenTelemetryQueueConfig(QueueConfig):
-    """The same, with the batch size that the plugin has by default (kong-semantics O4)."""
+    """A queue's parameters, with the batch size that the plugin has by default (kong-semantics O4)."""
 
     max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 200
 
@@ -191,7 +178,7 @@ class _Entity:
             self._spans = self._exporter.queues.queue(f"{entity_id}:{SPANS_QUEUE}")
             self._spans_binding = self._bind(config.traces_endpoint, SPANS_QUEUE, config.resource_attributes)
         if config.logs_endpoint is not None:
-            self._logs = self._exporter.log_queues.queue(f"{entity_id}:{LOGS_QUEUE}")
+            self._logs = self._exporter.other_queues.queue(f"{entity_id}:{LOGS_QUEUE}")
             self._logs_binding = self._bind(config.logs_endpoint, LOGS_QUEUE, config.resource_attributes)
             kong.records.wanted = True
 

@@ -252,7 +252,7 @@ class Watch:
         """Make a task of the loop, and note whose it is; one of a plugin's is watched."""
         step = _running[-1] if _running else None
         stack = () if step is None else step.stack(_getframe(1))
-        if step is None or not self._is_by_user(stack):
+        if step is None or not self.is_by_user(stack):
             return _Task(self, coroutine, loop=loop, **options)
         if inspect.iscoroutine(coroutine):
             coroutine = TaskSteps(self, coroutine, step.tasks, stack)
@@ -270,7 +270,7 @@ class Watch:
                 return
             message = "the event loop is told to stop, and the worker ends with it"
             stack = stack_of(caller)
-            if self._is_by_user(stack):
+            if self.is_by_user(stack):
                 self.tell(ENDS_MORE, message, stack)
             else:
                 self.tell_by_callback(ENDS_MORE, message)
@@ -280,7 +280,7 @@ class Watch:
     def lets_cancel(self, caller: FrameType) -> bool:
         """Whether a task of the gateway may be cancelled; it is told if not."""
         stack = stack_of(caller)
-        if caller.f_globals.get("__name__") == "asyncio.runners" or not (_running and self._is_by_user(stack)):
+        if caller.f_globals.get("__name__") == "asyncio.runners" or not (_running and self.is_by_user(stack)):
             return True
         self.tell(ENDS_MORE, "a task is cancelled that the handler has not made", stack)
         return False
@@ -339,10 +339,10 @@ class Watch:
         names = (self._files[frame.filename] for frame in stack if frame.filename in self._files)
         return next(names, next(iter(self._files.values())))
 
-    def _is_by_user(self, stack: Stack) -> bool:
+    def is_by_user(self, stack: Stack) -> bool:
         """Whether the user's code is nearer than the gateway's."""
         by = next((frame for frame in stack if self._is_users(frame.filename) or _is_gateways(frame.filename)), None)
-        return by is not None and not _is_gateways(by.filename)
+        return by is not None and self._is_users(by.filename)
 
     def _is_users(self, filename: str) -> bool:
         # A relative name is that of a file that was compiled elsewhere.
@@ -654,7 +654,8 @@ class WatchedTimers(Timers):
         token = object()
         callback = _WatchedCallback(watch, arguments[1], lineage, token, once=once)
         answer = make(arguments[0], callback, *arguments[2:], **options)
-        if answer[0]:
+        # The job of a queue stays for as long as the queue has entries: that is the gateway's affair.
+        if answer[0] and watch.is_by_user(stack):
             watch.timers[token] = (lineage, stack)
         elif answer[1] == "too many pending timers":
             watch.tell(TIMER_STORM, "no timer could be made: too many are pending", stack)

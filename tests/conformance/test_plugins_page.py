@@ -13,7 +13,7 @@ from kongtrace import PHASES, ApiError, Execution
 from sim import ngx, pdk
 from sim import plugin as plugins
 from sim.entity import Plugin
-from sim.pdk import log, node, request, response, service
+from sim.pdk import log, node, queue, request, response, service
 from sim.pdk.part import phases_of
 from sim.plugins import BUNDLED
 from sim.timers import Timers
@@ -33,6 +33,7 @@ PARTS = {
     "kong.node": node.Node,
     "kong.telemetry": log.Telemetry,
     "kong.timer": Timers,
+    "kong.queue": queue.Queue,
     "kong.db": ngx.Database,
     "kong.ngx": ngx.Ngx,
     "kong.ngx.worker": ngx.Worker,
@@ -214,6 +215,24 @@ def test_journal(tmp_path):
     with sampled(tmp_path, "journal") as (gateway, _collector):
         gateway.request("GET", "/a")
         gateway.wait_until(lambda _: "journal: GET /a 200" in gateway.log.read_text())
+
+
+def test_shipper(tmp_path):
+    """The sample of an exporter posts its copies as JSON, and the ledger has them."""
+    with (
+        recording_collector() as receiver,
+        sampled(tmp_path, "shipper", {"url": f"http://127.0.0.1:{receiver.port}/"}, exported=False) as (
+            gateway,
+            _collector,
+        ),
+    ):
+        gateway.request("GET", "/a")
+        ledger = gateway.wait_requests(1).ledger
+        spans = [span for body in receiver.bodies() for span in json.loads(body)]
+    assert ledger.created == ledger.acknowledged == len(spans)
+    (root,) = (span for span in spans if span["name"] == "kong")
+    assert root["attributes"]["http.method"] == "GET"
+    assert {span["parent_id"] for span in spans} == {None, root["span_id"]}
 
 
 def test_redact(tmp_path):

@@ -1076,6 +1076,13 @@ def test_bytes_of_a_backlog_are_added_up():
     assert worker.queues.backlog_bytes() == 14
 
 
+def test_entries_that_are_no_bytes_have_none():
+    """A plugin's own queue may hold copies of spans."""
+    worker = Worker(KONG)
+    worker.put(object(), object())
+    assert worker.queues.backlog_bytes() == 0
+
+
 def test_bytes_of_a_long_backlog_are_reckoned_from_its_oldest_entries():
     """So that a queue of a million costs no more to look at than one of ten thousand."""
     worker = Worker(KONG, max_entries=1_000_000)

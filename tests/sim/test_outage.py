@@ -8,7 +8,7 @@ from kongtrace.queue import Queue
 from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.queue_profile import KONG, SAFE, Outcome
 from sim.outage import Attempts, Outage
-from sim.plugins.opentelemetry import QueueConfig
+from sim.pdk import QueueConfig
 
 
 @given(

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -25,8 +25,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from kongtrace import queue_profile
 from sim import cli
-from sim.config import Gateway, Tracing
+from sim.config import Export, Gateway, Tracing
 from sim.entity import Plugin
 from sim.errors import UserError
 from sim.interruption import INTERRUPTS
@@ -42,6 +43,7 @@ from sim.overhead.measurement import Measurement, divided, parts_of, with_again
 from sim.overhead.outcome import Outcome, outcome
 from sim.overhead.statistics import VALUES_MIN, Interval, interval, mean_interval, paired, warm_up
 from sim.process import pipe
+from sim.runtime.virtual import VirtualWorld
 from sim.scenario import load
 
 SCENARIO = """
@@ -480,6 +482,17 @@ def test_parts_do_one_thing_more_each(scenario_file, tmp_path):
     assert made == [False, False, *[True] * len(PARTS)]
     assert sent == [*[False] * (len(arms) - 1), True]
     assert timed == [arm.until == "finish" for arm in arms]
+
+
+def test_part_without_queues_takes_what_a_plugin_queues_itself():
+    """It keeps nothing of that either."""
+    make, world = Arm.parse("1.0").part("copy").make_exporter, VirtualWorld(0)
+    with closing(world.loop):
+        exporter = make(queue_profile.SAFE, world.runtime("worker"), None, None, Export(), (), print, print)
+        queue = exporter.queues.queue("shipper")
+
+        assert queue.can_enqueue(b"span")
+        assert queue.enqueue(b"span", None, 0.0, log_phase=True) == (True, None)
 
 
 def test_arm_that_cannot_start_is_told(scenario_file, tmp_path):

@@ -10,7 +10,8 @@ from sim.document import Override, parse_override
 from sim.entity import Plugin, Route, Service
 from sim.errors import UserError
 from sim.faults import KINDS, Fault
-from sim.plugins.opentelemetry import OpenTelemetryConfig, QueueConfig
+from sim.pdk import QueueConfig
+from sim.plugins.opentelemetry import OpenTelemetryConfig
 from sim.scenario import (
     Collector,
     ConstantArrivalRate,

@@ -585,6 +585,7 @@ CONFIGS_OF_SAMPLES = {
     "quota.py": {"quota": {"url": "http://127.0.0.1:9/"}},
     "offers.py": {"offers": {"urls": ["http://127.0.0.1:9/"]}},
     "redact.py": {"redact": {"word": "secret"}},
+    "shipper.py": {"shipper": {"url": "http://127.0.0.1:9/spans"}},
 }
 
 
