@@ -12,8 +12,8 @@ WITH_INSTALLED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SITE):$(CURDIR)
 # Most of a test's time is waiting: two at a time take half as long.
 AT_ONCE := --numprocesses logical --maxprocesses 4 --dist worksteal
 TEST_ARGS ?=
-INSTALLED_TESTS := $(patsubst %,tests/live/test_%.py,bundled checked exporter gateway http logs otel plugins queues) \
-	$(patsubst %,tests/live/test_%.py,reload routes upstreams) tests/conformance/test_runtime.py \
+INSTALLED_TESTS := $(patsubst %,tests/live/test_%.py,bundled checked exporter gateway http logs otel own_headers pdk) \
+	$(patsubst %,tests/live/test_%.py,plugins queues reload routes upstreams) tests/conformance/test_runtime.py \
 	$(patsubst %,tests/sim/test_%.py,connection forwarding instrumentation plugin proxy) tests/test_installed.py
 
 .DEFAULT_GOAL := help

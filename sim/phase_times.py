@@ -9,7 +9,8 @@ Wall clock in ms unless a name ends with `_NS`:
     KONG_LOG_START_NS                        when the log phase began
     KONG_PROXIED                             true once access has ended with a target
     KONG_PROXY_LATENCY                       from the first byte until the last target was chosen; proxied requests
-    KONG_WAITING_TIME, KONG_RECEIVE_TIME     from then to the answer's head, and on to its last part; the same
+    KONG_WAITING_TIME, KONG_RECEIVE_TIME     from then to the answer's head, or all of a buffered one, and on to its
+                                             last part; the same
     KONG_RESPONSE_LATENCY                    from the first byte to the head of an answer of the gateway's own
 
 A start is the cached time, an end is read after `ngx.update_time()` (R8). A phase that has begun and not ended gets its
@@ -23,13 +24,34 @@ from functools import partial
 from typing import Any, Final
 
 from kongtrace import Phase
+from kongtrace.lua import is_number, lua_text
+from sim.framing import has_line
 from sim.phases import Handler
 from sim.request import Request
-from sim.runloop import ACCESS, CONTENT, REWRITE, Runloop
+from sim.runloop import (
+    ACCESS,
+    CONTENT,
+    PROXY_LATENCY,
+    RESPONSE_LATENCY,
+    REWRITE,
+    SERVER_LINE,
+    UPSTREAM_LATENCY,
+    VIA_LINE,
+    Runloop,
+)
 
 _NS_PER_MS: Final = 1_000_000
 _ENDING: Final = ("REWRITE", "ACCESS", "RESPONSE", "HEADER_FILTER", "BODY_FILTER")
 """Phases that have an end, in order."""
+
+_OF_PROXIED: Final = ((UPSTREAM_LATENCY, "KONG_WAITING_TIME"), (PROXY_LATENCY, "KONG_PROXY_LATENCY"))
+_OF_OWN: Final = ((RESPONSE_LATENCY, "KONG_RESPONSE_LATENCY"),)
+"""Headers of a proxied answer, and of one of the gateway's own, by what the context has of them."""
+
+_VIA: Final = b"via"
+_SERVER: Final = b"server"
+_REPLACED_OF_PROXIED: Final = frozenset({UPSTREAM_LATENCY.lower(), PROXY_LATENCY.lower(), _VIA})
+_REPLACED_OF_OWN: Final = frozenset({RESPONSE_LATENCY.lower(), _SERVER})
 
 
 class TimedRunloop(Runloop):
@@ -50,6 +72,7 @@ class TimedRunloop(Runloop):
 
     def _begin_rewrite(self, request: Request) -> None:
         request.ctx["KONG_PROCESSING_START"] = request.started_ns // _NS_PER_MS
+        self._woken()
         self._begin("REWRITE", request)
 
     def _begin_content(self, request: Request) -> None:
@@ -58,12 +81,15 @@ class TimedRunloop(Runloop):
 
     def respond_buffered(self, request: Request, body: bytes) -> None:
         """Note the start of the response phase."""
+        self._woken()
         self._begin("RESPONSE", request)
         super().respond_buffered(request, body)
 
     def header_filter(self, request: Request) -> bool:
         """Note start and end of the phase, and what has passed until then."""
         ctx = request.ctx
+        if request.tries:
+            self._woken()
         self._begin("HEADER_FILTER", request)
         start_ms, began_ms = ctx["KONG_HEADER_FILTER_START"], request.started_ns // _NS_PER_MS
         if request.tries:
@@ -72,7 +98,7 @@ class TimedRunloop(Runloop):
             ctx["KONG_BALANCER_START"] = last.start_ns // _NS_PER_MS
             _end(ctx, "BALANCER", chosen_ms)
             ctx["KONG_PROXY_LATENCY"] = chosen_ms - began_ms
-            ctx["KONG_WAITING_TIME"] = start_ms - chosen_ms
+            ctx["KONG_WAITING_TIME"] = ctx.get("KONG_RESPONSE_START", start_ms) - chosen_ms
         else:
             ctx["KONG_RESPONSE_LATENCY"] = start_ms - began_ms
         completed = super().header_filter(request)
@@ -90,6 +116,21 @@ class TimedRunloop(Runloop):
             self._end_body(ctx, self._updated_ms(), request.body_ended_ns)
         return filtered
 
+    def _sign(self, request: Request) -> None:
+        """Say it in the words of the context, which plugins have read and may have corrected, and instead of theirs."""
+        ctx, answer = request.ctx, request.upstream_response
+        latencies = _OF_PROXIED if request.tries else _OF_OWN
+        replaced = _REPLACED_OF_PROXIED if request.tries else _REPLACED_OF_OWN
+        lines = [line for line in request.response_lines if line[0].lower() not in replaced]
+        lines += [(name, lua_text(ctx[key]).encode()) for name, key in latencies if is_number(ctx.get(key))]
+        if request.tries:
+            theirs = answer[1] if answer is not None else []
+            lines += [line for line in theirs if line[0].lower() == _VIA]
+            lines.append(VIA_LINE)
+        if answer is None and not has_line(lines, _SERVER):
+            lines.append(SERVER_LINE)
+        request.response_lines = lines
+
     def _log(self, request: Request) -> bool:
         ctx = request.ctx
         now_ns = ctx["KONG_LOG_START_NS"] = self.time_ns()
@@ -103,6 +144,10 @@ class TimedRunloop(Runloop):
         self._end_open(request.ctx)
         request.ctx[f"KONG_{phase}_START"] = round(self._kong.ngx.now() * 1000)
 
+    def _woken(self) -> None:
+        """Something has come in: nginx has read the clock then, whatever this turn of the event loop has read (R8)."""
+        self._kong.ngx.update_time()
+
     def _end_open(self, ctx: dict[str, Any], at_ms: int | None = None) -> None:
         for phase in _ENDING:
             if _is_open(ctx, phase):
@@ -112,7 +157,8 @@ class TimedRunloop(Runloop):
         _end(ctx, "BODY_FILTER", at_ms)
         ctx["KONG_BODY_FILTER_ENDED_AT_NS"] = at_ns
         if "KONG_PROXIED" in ctx:
-            ctx["KONG_RECEIVE_TIME"] = at_ms - ctx.get("KONG_HEADER_FILTER_ENDED_AT", at_ms)
+            head_ms = ctx.get("KONG_HEADER_FILTER_START", at_ms)
+            ctx["KONG_RECEIVE_TIME"] = at_ms - ctx.get("KONG_RESPONSE_START", head_ms)
 
     def _updated_ms(self) -> int:
         ngx = self._kong.ngx

@@ -38,11 +38,9 @@ SERVER: Final = b"kong/3.9.1"
 """What the gateway calls itself in `Server` and `Via`: the version of Kong whose behaviour it has."""
 
 VIA: Final = b"1.1 " + SERVER
-_VIA_LINE: Final = (b"Via", VIA)
 _VIA_OF: Final = {
     version: b"Via: %b %b\r\nConnection: keep-alive\r\n\r\n" % (version.encode(), SERVER) for version in ("1.0", "1.1")
 }
-_NS_PER_MS: Final = 1_000_000
 NO_CONTENT: Final = 204
 NOT_MODIFIED: Final = 304
 _LENGTH: Final = b"content-length"
@@ -269,11 +267,6 @@ class ProxiedExchange:
             if not options <= USUAL_OPTIONS:
                 request.response_lines = kept = [line for line in kept if line[0].lower() not in options]
                 has_length = has_length and _LENGTH not in options
-        kept += (
-            (b"X-Kong-Upstream-Latency", _MILLISECONDS[request.upstream_ns // _NS_PER_MS]),
-            (b"X-Kong-Proxy-Latency", _MILLISECONDS[(self._try.start_ns - request.started_ns) // _NS_PER_MS]),
-            _VIA_LINE,
-        )
         return has_length
 
     def on_body(self, data: bytes) -> None:
@@ -449,16 +442,6 @@ def _beside(kept: HeaderLines, lines: HeaderLines) -> HeaderLines:
     """Return what plugins have set before, but for what there can be once and the upstream's answer says (nginx)."""
     taken = {_LENGTH} | ({_TYPE} if has_line(lines, _TYPE) else set())
     return [line for line in kept if line[0].lower() not in taken]
-
-
-class _Numbers(dict[int, bytes]):
-    """Numbers as they are written; the usual ones are found sooner than written."""
-
-    def __missing__(self, number: int) -> bytes:
-        return b"%d" % number
-
-
-_MILLISECONDS: Final = _Numbers((number, b"%d" % number) for number in range(1000))
 
 
 def _connection_options(lines: HeaderLines) -> set[bytes]:

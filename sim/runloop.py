@@ -40,7 +40,7 @@ from sim.phases import AGAIN, DONE, Handler, PhaseEngine
 from sim.plan import Handler as PluginHandler
 from sim.plan import Plan
 from sim.plugin import Plans
-from sim.proxy import SERVER, BufferedExchange, ProxiedExchange, lacks_body
+from sim.proxy import SERVER, VIA, BufferedExchange, ProxiedExchange, lacks_body
 from sim.request import ARG, BODY_BYTES_HELD_MAX, EXITED, SERVICE_BODY, Part, RefusedRequest, Request, without
 from sim.resolver import Resolver, is_address
 from sim.router import Match, Router
@@ -73,6 +73,12 @@ CLIENT_CLOSED_REQUEST: Final = 499
 SWEEP_S_MAX: Final = 1.0
 """How late a client's timeout may be at most."""
 
+UPSTREAM_LATENCY: Final = b"X-Kong-Upstream-Latency"
+PROXY_LATENCY: Final = b"X-Kong-Proxy-Latency"
+RESPONSE_LATENCY: Final = b"X-Kong-Response-Latency"
+VIA_LINE: Final = (b"Via", VIA)
+SERVER_LINE: Final = (b"Server", SERVER)
+
 _NS_PER_MS: Final = 1_000_000
 _NS_PER_S: Final = 1_000_000_000
 _STATUS_LINES: Final = {
@@ -80,6 +86,17 @@ _STATUS_LINES: Final = {
 }
 _KEPT_ALIVE: Final = b"Connection: keep-alive\r\n\r\n"
 _CLOSED: Final = b"Connection: close\r\n\r\n"
+
+
+class _Numbers(dict[int, bytes]):
+    """Numbers as they are written; the usual ones are found sooner than written."""
+
+    def __missing__(self, number: int) -> bytes:
+        return b"%d" % number
+
+
+written_ms: Final = _Numbers((number, b"%d" % number) for number in range(1000))
+"""Latencies as they are written."""
 
 
 def status_line(status: int) -> bytes:
@@ -707,13 +724,8 @@ class Runloop:
         is_length_known = body or not lacks_body(request)
         if is_length_known and not has_line(lines, _LENGTH):
             lines.append((b"Content-Length", b"%d" % len(body)))
-        if request.upstream_response is None:
-            if not has_line(lines, _DATE):
-                lines.append(self.date_line(self.time_ns()))
-            if has_line(lines, _SERVER):
-                lines = without(lines, "Server")
-            lines.append((b"X-Kong-Response-Latency", b"%d" % ((self.time_ns() - request.started_ns) // _NS_PER_MS)))
-            lines.append((b"Server", SERVER))
+        if request.upstream_response is None and not has_line(lines, _DATE):
+            lines.append(self.date_line(self.time_ns()))
         request.status = status
         request.response_lines = lines
         if self.header_filter(request) and (filtered := self.body_filter(request, body, last=True)) is not None:
@@ -744,7 +756,29 @@ class Runloop:
         if request.choice is not None and request.choice.cookie is not None:
             request.response_lines.append((b"Set-Cookie", request.choice.cookie))
         plan = request.plan or self._everywhere
-        return not plan.header_filter or self._filter_header(request, plan)
+        if plan.header_filter and not self._filter_header(request, plan):
+            return False
+        self._sign(request)
+        return True
+
+    def _sign(self, request: Request) -> None:
+        """Say of the gateway itself what it says last: no plugin sees it (Kong, `runloop.header_filter.after`)."""
+        lines = request.response_lines
+        if request.tries:
+            last = request.tries[-1]
+            # A service that has not answered was waited for until now.
+            waited_ns = request.upstream_ns or self.time_ns() - last.start_ns
+            lines += (
+                (UPSTREAM_LATENCY, written_ms[(waited_ns - last.latency_ns) // _NS_PER_MS]),
+                (PROXY_LATENCY, written_ms[(last.start_ns + last.latency_ns - request.started_ns) // _NS_PER_MS]),
+                VIA_LINE,
+            )
+        else:
+            lines.append((RESPONSE_LATENCY, written_ms[(self.time_ns() - request.started_ns) // _NS_PER_MS]))
+        if request.upstream_response is None:
+            if has_line(lines, _SERVER):
+                lines = request.response_lines = without(lines, "Server")
+            lines.append(SERVER_LINE)
 
     def _filter_header(self, request: Request, plan: Plan) -> bool:
         kong = self._kong

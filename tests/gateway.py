@@ -282,6 +282,22 @@ def traced_gateway(directory, *, plugins=(), classes=None, **options):
         yield stack.enter_context(live(directory, gateway, classes)), collector
 
 
+class Base:
+    """What every plugin of a test has."""
+
+    PRIORITY = 100
+    VERSION = "1"
+
+
+@contextmanager
+def served(directory, *classes, configs=(), **options):
+    """Run a gateway to an echo with plugins of these classes, each configured once."""
+    named = {cls.__name__.lower(): cls for cls in classes}
+    plugins = tuple(Plugin(name=name, config=dict(configs).get(name, {})) for name in named)
+    with echo() as upstream, live(directory, gateway_to(upstream, plugins=plugins, **options), named) as gateway:
+        yield gateway
+
+
 def attributes(span):
     """Return a span's attributes as a dict of plain values."""
     return {entry.key: getattr(entry.value, entry.value.WhichOneof("value")) for entry in span.attributes}
