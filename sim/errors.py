@@ -4,14 +4,19 @@ The command line prints ``str(error)`` and exits with code 2; no traceback, noth
 itself is never a :class:`UserError`.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from traceback import walk_tb
 
 SHOWN_MAX = 60
 """Characters of a value that a message shows at most."""
 
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
+_NOT_THE_USERS = frozenset({"sim", "kongtrace", "_pytest"}) | sys.stdlib_module_names
+"""The packages whose code runs for a plugin and is none of its own; pytest has a hand in importing."""
 
 
 class UserError(Exception):
@@ -107,3 +112,24 @@ def nearest(word: object, known: Iterable[str]) -> str | None:
     """Return the cure for a misspelt word: the known word it was probably meant to be, else all of them."""
     words = list(known)
     return meant(word, words) or (f"known here: {', '.join(words)}" if words else None)
+
+
+def users_place(error: BaseException) -> tuple[str, int] | None:
+    """Return file and line where the user's program failed: what it has called, such as the PDK, it cannot mend."""
+    for frame, line in reversed(list(walk_tb(error.__traceback__))):
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("sim.plugins.") or module.partition(".")[0] not in _NOT_THE_USERS:
+            return frame.f_code.co_filename, line
+    return None
+
+
+def place_of(error: BaseException) -> str:
+    """Return `FILE:LINE`: the user's, or where it was raised when no code of the user's had to do with it."""
+    raised = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    place = users_place(error) or (raised[-1] if raised else None)
+    return f"{place[0]}:{place[1]}" if place is not None else "?"
+
+
+def described(error: BaseException) -> str:
+    """Return what a line of the log says of an exception."""
+    return f"{type(error).__name__}: {error}"

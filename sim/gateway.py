@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
+from typing import Any
 
 import kongtrace
 from kongtrace import PHASES, TracerProvider, queue_profile, tracing
@@ -16,6 +17,7 @@ from kongtrace.context import KONG_PHASE, Execution
 from sim.config import Gateway
 from sim.connection import ClientConnection
 from sim.connection_table import ConnectionTable
+from sim.errors import described, place_of, users_place
 from sim.exporter import Exporter
 from sim.health_check import HealthChecks
 from sim.instrumentation import Instrumentation
@@ -179,6 +181,15 @@ class WorkerGateway:
         for balancer in self.runloop.balancers.values():
             HealthChecks(balancer, self.timers, self.pool, self.runloop.resolver, log)
         self._end_timer(init)
+
+    def unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what a plugin's task or callback has raised and nobody has asked for; for the event loop."""
+        error = context.get("exception")
+        if error is None or users_place(error) is None:
+            loop.default_exception_handler(context)
+        else:
+            what = f"{place_of(error)}: {described(error)}"
+            self._log("error", f"lua user thread aborted: runtime error: {what}")
 
     def connection(self) -> ClientConnection:
         """Return the protocol of a client's new connection."""

@@ -18,7 +18,6 @@ import importlib
 import inspect
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +27,7 @@ from pydantic import BaseModel
 
 from sim.config import Gateway
 from sim.entity import Plugin
-from sim.errors import UserError, nearest, shown
+from sim.errors import UserError, described, nearest, place_of, shown, users_place
 from sim.plan import Handler, Plan
 
 T = TypeVar("T")
@@ -41,9 +40,6 @@ PLAIN_PHASES: Final = ("header_filter", "body_filter", "log")
 
 _FILES: Final = "kongsim_plugins"
 """The package, in name only, of what is loaded from files: `json.py` is not to take the place of `json`."""
-
-_NOT_THE_USERS: Final = frozenset({"sim", "kongtrace", "importlib", "_pytest"})
-"""The packages whose code runs while a plugin is loaded, and is none of its own; pytest has a hand in importing."""
 
 _AT_START: Final = ("init_worker", "configure")
 
@@ -131,7 +127,7 @@ def _instance(name: str, plugin: PluginClass) -> Any:
     try:
         return plugin()
     except (Exception, SystemExit) as error:
-        file, line = _users_place(error) or (inspect.getfile(plugin), _line(plugin))
+        file, line = users_place(error) or (inspect.getfile(plugin), _line(plugin))
         message = f"plugin {name} cannot be made: {type(error).__name__}: {error}"
         raise UserError(message, file=file, line=line) from error
 
@@ -140,9 +136,7 @@ def _begin(kong: Any, name: str, handler: Callable[..., object], *arguments: obj
     try:
         handler(kong, *arguments)
     except Exception as error:  # noqa: BLE001 - a plugin may raise anything, and the worker serves
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{last.filename}:{last.lineno}: {type(error).__name__}: {error}"
-        kong.log.err(f"{handler.__name__} of plugin {name} failed: {what}")
+        kong.log.err(f"{handler.__name__} of plugin {name} failed: {place_of(error)}: {described(error)}")
 
 
 def configuration(plugin: PluginClass, config: Mapping[str, Any]) -> Any:
@@ -314,18 +308,10 @@ def _failure(error: BaseException, place: str) -> UserError:
     if isinstance(error, ModuleNotFoundError) and error.name and place.startswith(error.name):
         told = f"there is no module {error.name}"
         return UserError(told, file=place, cure="give a file, or set PYTHONPATH to where it is")
-    where = _users_place(error) or (place, None)
+    where = users_place(error) or (place, None)
     message = f"cannot be loaded: {type(error).__name__}: {error}"
     cure = _beside(error, Path(place).parent) if is_file(place) else None
     return UserError(message, file=where[0], line=where[1], cure=cure)
-
-
-def _users_place(error: BaseException) -> tuple[str, int] | None:
-    """Return file and line where the user's program failed: what it has called of this one, it cannot mend."""
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_USERS:
-            return frame.f_code.co_filename, line
-    return None
 
 
 def _beside(error: BaseException, folder: Path) -> str | None:

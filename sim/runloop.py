@@ -30,6 +30,7 @@ from kongtrace.ids import IdSupply
 from kongtrace.span import STATUS_ERROR
 from sim.balancer import Address, Balancer
 from sim.config import Gateway, Nginx
+from sim.errors import described, place_of
 from sim.forwarding import Forwarding
 from sim.framing import BODILESS, LENGTHLESS, HeaderLines, Refusal, has_line, level_of_refusal
 from sim.instrumentation import Instrumentation
@@ -503,7 +504,7 @@ class Runloop:
             request.response_lines = []
         if not self._suspended.get(request):
             # Where the request ends otherwise, the error may come of just that.
-            self._report(error, phase)
+            self._report(request, error, phase)
         return 500
 
     def _suspend(
@@ -868,7 +869,7 @@ class Runloop:
         request.connection.out.append(head)
 
     def _filter_failed(self, request: Request, error: BaseException, phase: str) -> None:
-        self._report(error, phase)
+        self._report(request, error, phase)
         request.connection.abort()
 
     # The end.
@@ -920,7 +921,7 @@ class Runloop:
         except _ENDS_WORKER:
             raise
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything, and the request ends (E4)
-            self._report(error, "log")
+            self._report(request, error, "log")
             return False
         return True
 
@@ -936,14 +937,11 @@ class Runloop:
         self.counts.unprocessed += made - handled - first
         self.counts.copied_again += again + copied - first
 
-    def _report(self, error: BaseException, phase: str) -> None:
-        """Log what a handler raised, in nginx's words (reference-figures D)."""
-        traceback = error.__traceback__
-        while traceback is not None and traceback.tb_next is not None:
-            traceback = traceback.tb_next
-        where = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}" if traceback is not None else "?"
+    def _report(self, request: Request, error: BaseException, phase: str) -> None:
+        """Log what a handler raised, in nginx's words (reference-figures D), and the plugin as `kong.log` names it."""
         nginx_phase = "access" if phase == "response" else phase
-        what = f"{nginx_phase}_by_lua({where}): {type(error).__name__}: {error}"
+        plugin = f"[{request.handler.name}] " if request.handler is not None else ""
+        what = f"{nginx_phase}_by_lua({place_of(error)}): {plugin}{described(error)}"
         waits = phase in ("rewrite", "access", "response")
         how = "lua entry thread aborted: runtime error" if waits else f"failed to run {phase}_by_lua*"
         self.log_line("error", f"{how}: {what}")

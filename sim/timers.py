@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from kongtrace import PHASES, ApiError, Execution
 from sim.connection_table import unlimited
+from sim.errors import described, place_of
 from sim.light_thread import LightThread
 from sim.runtime import Cancelable, Runtime
 
@@ -219,7 +220,8 @@ class Timers:
         if ctx:
             self._on_end(ctx)
         if error is not None and not isinstance(error, asyncio.CancelledError):
-            self._log("error", f"lua entry thread aborted: runtime error: {error!r}, context: ngx.timer")
+            what = f"{place_of(error)}: {described(error)}"
+            self._log("error", f"lua entry thread aborted: runtime error: {what}, context: ngx.timer")
         self._rest()
 
     def _rest(self) -> None:

@@ -126,6 +126,7 @@ class Worker:
             make_provider=make_provider,
             on_logged=args.access_log.note if args.access_log else None,
         )
+        loop.set_exception_handler(self._gateway.unhandled)
         self._counts = self._gateway.counts
         self._wall_clock = WallClock(self._gateway.runtime.time_ns)
         self._clients = self._gateway.runloop.connections

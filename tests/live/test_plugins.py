@@ -408,18 +408,23 @@ class Fails(Base):
     [
         (
             "access",
-            "lua entry thread aborted: runtime error: access_by_lua({}): RuntimeError: boom",
+            "lua entry thread aborted: runtime error: access_by_lua({}): [fails] RuntimeError: boom",
             b"HTTP/1.1 500",
             500,
         ),
         (
             "header_filter",
-            "failed to run header_filter_by_lua*: header_filter_by_lua({}): RuntimeError: boom",
+            "failed to run header_filter_by_lua*: header_filter_by_lua({}): [fails] RuntimeError: boom",
             b"",
             200,
         ),
-        ("body_filter", "failed to run body_filter_by_lua*: body_filter_by_lua({}): RuntimeError: boom", b"", 200),
-        ("log", "failed to run log_by_lua*: log_by_lua({}): RuntimeError: boom", b"HTTP/1.1 200", 200),
+        (
+            "body_filter",
+            "failed to run body_filter_by_lua*: body_filter_by_lua({}): [fails] RuntimeError: boom",
+            b"",
+            200,
+        ),
+        ("log", "failed to run log_by_lua*: log_by_lua({}): [fails] RuntimeError: boom", b"HTTP/1.1 200", 200),
     ],
 )
 def test_error_of_a_handler_stands_in_the_log_as_nginx_writes_it(tmp_path, phase, line, answer, status):
@@ -457,7 +462,7 @@ def test_handler_that_waits_for_a_cancelled_task_has_raised(tmp_path):
 
     assert received.startswith(b"HTTP/1.1 500 ")
     assert "lua entry thread aborted: runtime error: access_by_lua(" in log
-    assert ": CancelledError: " in log
+    assert "): [cancels] CancelledError: " in log
 
 
 def test_client_that_goes_away_while_a_handler_waits_is_499_when_that_has_ended(tmp_path):

@@ -1,6 +1,10 @@
+import json
+
 import pytest
 
-from sim.errors import SHOWN_MAX, UserError, nearest, shown
+from kongtrace import Execution
+from sim.errors import SHOWN_MAX, UserError, nearest, place_of, shown
+from sim.pdk.request import ClientRequest
 
 
 def test_user_error_names_place_field_expectation_and_cure_in_one_line():
@@ -45,3 +49,26 @@ def test_nearest_offers_the_likely_word_or_all():
     assert nearest("servces", ["services", "routes"]) == "did you mean services?"
     assert nearest("zzz", ["services", "routes"]) == "known here: services, routes"
     assert nearest("zzz", []) is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda: int("x"),
+        lambda: json.loads("{"),
+        lambda: ClientRequest(Execution()).get_method(),
+        lambda: sorted([2, 1], key=lambda number: number / 0),
+    ],
+    ids=["builtin", "library", "gateway", "called back"],
+)
+def test_place_of_an_error_is_the_innermost_line_of_the_user(function):
+    """Not one of what the user has called, be it Python's own or the gateway's."""
+    with pytest.raises(Exception) as caught:
+        function()
+
+    assert place_of(caught.value) == f"{__file__}:{function.__code__.co_firstlineno}"
+
+
+def test_error_that_was_never_raised_has_no_place():
+    """A question mark stands there."""
+    assert place_of(ValueError()) == "?"

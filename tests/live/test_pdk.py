@@ -1,0 +1,78 @@
+"""What an author finds who knows Kong's PDK in Lua: errors that name the caller, tables, and what is not simulated."""
+
+import asyncio
+import json
+from inspect import getsourcelines
+
+from tests.gateway import Base, served
+
+
+def line_of(function, text):
+    """The line of a file in which a function has a text."""
+    lines, first = getsourcelines(function)
+    return next(number for number, line in enumerate(lines, first) if text in line)
+
+
+# Errors.
+
+
+class Mistaken(Base):
+    """Calls the PDK wrongly, in the way that the path names."""
+
+    def init_worker(self, kong):
+        """Call it, and once again later."""
+        kong.timer.at(0, self.tick, kong)
+        kong.service.request.set_header("x", None)  # at start
+
+    async def access(self, kong, _conf):
+        """Call it directly, or in a task of which nobody asks how it ends."""
+        if kong.request.get_path() == "/task":
+            asyncio.create_task(self.work(kong))  # noqa: RUF006 - that is the case
+        elif kong.request.get_path() == "/access":
+            kong.service.request.set_header("x", None)  # in access
+
+    def header_filter(self, kong, _conf):
+        """Call it where it is not permitted."""
+        if kong.request.get_path() == "/header_filter":
+            kong.service.request.set_header("x", "1")  # in header_filter
+
+    def body_filter(self, kong, _conf):
+        """Call it where it is not permitted."""
+        if kong.request.get_path() == "/body_filter":
+            kong.service.request.set_header("x", "1")  # in body_filter
+
+    def log(self, kong, _conf):
+        """Give a function to the tracer that has no such argument, and read what is no JSON."""
+        if kong.request.get_path() == "/log":
+            kong.tracing.process_span(lambda _span: json.loads("{"))  # in log
+
+    async def tick(self, _premature, kong):
+        """Call it without a request."""
+        await kong.ngx.sleep(0)
+        kong.service.request.set_header("x", "1")  # in a timer
+
+    async def work(self, kong):
+        """Wait, and call it."""
+        await kong.ngx.sleep(0)
+        kong.service.request.set_header("x", None)  # in a task
+
+
+def test_error_names_the_line_and_the_plugin_that_it_comes_from(tmp_path):
+    """Not a line of what the plugin has called, of the gateway's or of Python's own, in every phase, timer and task."""
+
+    def place(text):
+        return f"{__file__}:{line_of(Mistaken, '# ' + text)}"
+
+    aborted = "lua entry thread aborted: runtime error: "
+    with served(tmp_path, Mistaken) as gateway:
+        for path, line in {
+            "/access": f"{aborted}access_by_lua({place('in access')}): [mistaken] ApiError: invalid header",
+            "/header_filter": f"header_filter_by_lua({place('in header_filter')}): [mistaken] ApiError: function",
+            "/body_filter": f"body_filter_by_lua({place('in body_filter')}): [mistaken] ApiError: function",
+            "/log": f"log_by_lua({place('in log')}): [mistaken] JSONDecodeError: Expecting property name",
+            "/task": f"lua user thread aborted: runtime error: {place('in a task')}: ApiError: invalid header value",
+        }.items():
+            gateway.exchange(f"GET {path} HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n".encode())
+            gateway.wait_logged(line)
+        gateway.wait_logged(f"init_worker of plugin mistaken failed: {place('at start')}: ApiError: ")
+        gateway.wait_logged(f"{aborted}{place('in a timer')}: ApiError: no phase in ngx.ctx.KONG_PHASE")
