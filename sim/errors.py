@@ -4,6 +4,7 @@ The command line prints ``str(error)`` and exits with code 2; no traceback, noth
 itself is never a :class:`UserError`.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ SHOWN_MAX = 60
 """Characters of a value that a message shows at most."""
 
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
+_FIELD_OF_MAPPING = re.compile(r"AttributeError: 'dict' object has no attribute '(\w+)'")
 
 _NOT_THE_USERS = frozenset({"sim", "kongtrace", "_pytest"}) | sys.stdlib_module_names
 """The packages whose code runs for a plugin and is none of its own; pytest has a hand in importing."""
@@ -131,5 +134,7 @@ def place_of(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """Return what a line of the log says of an exception."""
-    return f"{type(error).__name__}: {error}"
+    """Return what a line of the log says of an exception; where a mapping was taken for a Lua table, what to write."""
+    text = f"{type(error).__name__}: {error}"
+    field = _FIELD_OF_MAPPING.match(text)
+    return f'{text}; write ["{field[1]}"]' if field else text

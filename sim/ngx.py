@@ -27,6 +27,7 @@ from sim.field import host_of
 from sim.framing import octets
 from sim.request import ARG, Part
 from sim.runtime import ConnectTimeoutError, Tls
+from sim.table import HeaderTable
 from sim.timers import Timers
 from sim.upstream import Place, Pool
 
@@ -388,12 +389,12 @@ class HttpResponse(NamedTuple):
 
     Attributes:
         status: of the answer.
-        headers: by name in lower case, the last value of each.
+        headers: by name in any case, the last value of each.
         body: the body.
     """
 
     status: int
-    headers: dict[str, str]
+    headers: HeaderTable[str]
     body: bytes
 
 
@@ -473,9 +474,9 @@ class HttpClient:
                 raise
             return None, reason
         self._network.instrumentation.http_answer(span, answer.status, None)
-        named = {
-            name.lower().decode("latin-1"): value.decode("utf-8", "surrogateescape") for name, value in answer.lines
-        }
+        named = HeaderTable(
+            (name.lower().decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in answer.lines
+        )
         return HttpResponse(answer.status, named, answer.body), None
 
     async def _exchange(self, uri: str, method: str, headers: Lines, params: dict[str, Any]) -> http_client.Answer:

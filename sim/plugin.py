@@ -29,6 +29,7 @@ from sim.config import Gateway
 from sim.entity import Plugin
 from sim.errors import UserError, described, nearest, place_of, shown, users_place
 from sim.plan import Handler, Plan
+from sim.table import tables
 
 T = TypeVar("T")
 
@@ -140,9 +141,9 @@ def _begin(kong: Any, name: str, handler: Callable[..., object], *arguments: obj
 
 
 def configuration(plugin: PluginClass, config: Mapping[str, Any]) -> Any:
-    """Return what the handlers of an entity are given; raises pydantic's ValidationError."""
+    """Return what the handlers of an entity are given, a table without a model; raises pydantic's ValidationError."""
     model: type[BaseModel] | None = getattr(plugin, "Config", None)
-    return dict(config) if model is None else model.model_validate(dict(config))
+    return tables(config) if model is None else model.model_validate(dict(config))
 
 
 def load(places: Iterable[str], bundled: Classes) -> dict[str, PluginClass]:

@@ -140,7 +140,7 @@ LAYERS = {
         "instrumentation | pdk ngx | plugin | proxy | router balancer | connection",
         "timers | upstream http_client | forwarding",
         "phases | request | resolver | config entity | faults",
-        "runtime | scoreboard | field document | threshold | access_log | connection_table | arguments",
+        "runtime | scoreboard | field document | threshold | access_log | connection_table | arguments | table",
         "units | ledger | light_thread | error_log | process | timerfd | wall_clock | framing | tally | shared_row",
         "errors | outline | plan | interruption",
         "memo",

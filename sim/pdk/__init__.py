@@ -19,6 +19,7 @@ from sim.pdk.request import ClientRequest
 from sim.pdk.response import Exit, Response
 from sim.pdk.service import Service
 from sim.request import CTX_PLUGIN, CTX_SHARED
+from sim.table import Table
 from sim.timers import Timers
 
 __all__ = ["Exit", "Kong", "QueueConfig"]
@@ -89,18 +90,24 @@ class Ctx(Part):
     """`kong.ctx`: tables that live as long as the request."""
 
     @property
-    def shared(self) -> dict[str, Any]:
+    def shared(self) -> Table:
         """The table that all plugins share."""
-        shared: dict[str, Any] = self._request.ctx.setdefault(CTX_SHARED, {})
+        ctx = self._request.ctx
+        shared: Table | None = ctx.get(CTX_SHARED)
+        if shared is None:
+            shared = ctx[CTX_SHARED] = Table()
         return shared
 
     @property
-    def plugin(self) -> dict[str, Any]:
+    def plugin(self) -> Table:
         """The running plugin's own table."""
         request = self._request
-        handler = request.handler
-        tables: dict[str, dict[str, Any]] = request.ctx.setdefault(CTX_PLUGIN, {})
-        return tables.setdefault(handler.entity_id if handler is not None else "", {})
+        tables: dict[str, Table] = request.ctx.setdefault(CTX_PLUGIN, {})
+        entity_id = request.handler.entity_id if request.handler is not None else ""
+        table = tables.get(entity_id)
+        if table is None:
+            table = tables[entity_id] = Table()
+        return table
 
 
 class Plugin(Part):

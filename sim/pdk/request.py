@@ -18,6 +18,7 @@ from sim.arguments import checked_number, checked_text
 from sim.framing import octets
 from sim.pdk.headers import HEADERS_MAX, checked_max_headers, gathered
 from sim.pdk.part import BEFORE_CONTENT, IN_REQUEST, Part, permitted
+from sim.table import HeaderTable
 
 ARGS_MAX: Final = 100
 """Query arguments that are looked at, unless a plugin says how many."""
@@ -134,11 +135,11 @@ class ClientRequest(Part):
         return value[0] if isinstance(value, list) else value
 
     @permitted(*IN_REQUEST)
-    def get_headers(self, max_headers: int = HEADERS_MAX) -> dict[str, str | list[str]]:
-        """Return all headers by name in lower case."""
+    def get_headers(self, max_headers: int = HEADERS_MAX) -> HeaderTable[str | list[str]]:
+        """Return all headers by name, in any case and with `_` for `-`; in lower case when they are listed."""
         most = checked_max_headers(max_headers)
         headers = self._request.headers
-        return dict(headers.items()) if most == HEADERS_MAX else gathered(headers.lines()[:most])
+        return HeaderTable(headers.items() if most == HEADERS_MAX else gathered(headers.lines()[:most]))
 
     @permitted(*IN_REQUEST)
     def get_start_time(self) -> int:

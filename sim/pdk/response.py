@@ -13,6 +13,7 @@ from sim.pdk.headers import HEADERS_MAX, checked_max_headers, headers_of
 from sim.pdk.part import AFTER_CONTENT, BEFORE_HEAD, Part, permitted
 from sim.request import ARG, BODY_BUFFER, EXITED, Request, without
 from sim.request import Part as BodyPart
+from sim.table import HeaderTable
 
 JSON: Final = "application/json; charset=utf-8"
 
@@ -84,9 +85,9 @@ class Response(Part):
         return value[0] if isinstance(value, list) else value
 
     @permitted(*AFTER_CONTENT)
-    def get_headers(self, max_headers: int = HEADERS_MAX) -> dict[str, str | list[str]]:
-        """Return all headers by name in lower case."""
-        return headers_of(self._request.response_lines[: checked_max_headers(max_headers)])
+    def get_headers(self, max_headers: int = HEADERS_MAX) -> HeaderTable[str | list[str]]:
+        """Return all headers by name, in any case and with `_` for `-`; in lower case when they are listed."""
+        return HeaderTable(headers_of(self._request.response_lines[: checked_max_headers(max_headers)]))
 
     @permitted(*AFTER_CONTENT)
     def get_source(self) -> str:

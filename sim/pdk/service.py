@@ -23,6 +23,7 @@ from sim.pdk.headers import HEADERS_MAX, checked_max_headers, headers_of
 from sim.pdk.part import HEADERS_TO_SERVICE, OF_SERVICE, TO_SERVICE, Part, permitted
 from sim.pdk.request import parsed_body
 from sim.request import SERVICE_BODY, Outgoing, Request
+from sim.table import HeaderTable
 
 PORT_MAX: Final = 65_535
 RETRIES_MAX: Final = 32_767
@@ -134,9 +135,9 @@ class ServiceResponse(Part):
         return value[0] if isinstance(value, list) else value
 
     @permitted(*OF_SERVICE)
-    def get_headers(self, max_headers: int = HEADERS_MAX) -> dict[str, str | list[str]]:
-        """Return all headers by name in lower case."""
-        return self._headers(checked_max_headers(max_headers))
+    def get_headers(self, max_headers: int = HEADERS_MAX) -> HeaderTable[str | list[str]]:
+        """Return all headers by name, in any case and with `_` for `-`; in lower case when they are listed."""
+        return HeaderTable(self._headers(checked_max_headers(max_headers)))
 
     @permitted(*OF_SERVICE)
     def get_raw_body(self) -> bytes:

@@ -4,7 +4,7 @@ import asyncio
 import json
 from inspect import getsourcelines
 
-from tests.gateway import Base, served
+from tests.gateway import Base, echo, served
 
 
 def line_of(function, text):
@@ -76,3 +76,70 @@ def test_error_names_the_line_and_the_plugin_that_it_comes_from(tmp_path):
             gateway.wait_logged(line)
         gateway.wait_logged(f"init_worker of plugin mistaken failed: {place('at start')}: ApiError: ")
         gateway.wait_logged(f"{aborted}{place('in a timer')}: ApiError: no phase in ngx.ctx.KONG_PHASE")
+
+
+# Headers.
+
+
+class Looks(Base):
+    """Looks headers up as somebody does who knows that their case does not matter."""
+
+    async def access(self, kong, conf):
+        """Of the request, and of another server's answer."""
+        headers = kong.request.get_headers()
+        assert headers["User-Agent"] == headers.get("user_agent") == kong.request.get_headers(5)["USER-AGENT"] == "me"
+        assert headers.pop("Authorization") == "secret"
+        assert "X-Nothing" not in headers
+        answer, _error = await kong.ngx.http.new().request_uri(conf["uri"], {"headers": headers})
+        assert answer.headers["Content-Length"] == answer.headers["content_length"]
+        kong.service.request.set_header("X-Relayed", json.dumps(json.loads(answer.body)["headers"]))
+
+    def header_filter(self, kong, _conf):
+        """Of the answer, and of the service's."""
+        assert kong.response.get_headers()["DATE"] == kong.service.response.get_headers()["Date"]
+
+
+def test_headers_are_found_in_any_case_and_with_an_underscore_for_a_dash(tmp_path):
+    """As in Kong's tables; one that is taken out is not handed on."""
+    with (
+        echo() as other,
+        served(tmp_path, Looks, configs={"looks": {"uri": f"http://127.0.0.1:{other}/"}}.items()) as gateway,
+    ):
+        answer = gateway.request(headers={"User-Agent": "me", "Authorization": "secret"})
+        log = gateway.log.read_text()
+
+    assert "[error]" not in log
+    relayed = dict(json.loads(dict(json.loads(answer.content)["headers"])["x-relayed"]))
+    assert relayed["user-agent"] == "me"
+    assert "authorization" not in relayed
+
+
+# Tables.
+
+
+class Remembers(Base):
+    """Keeps fields in the tables of a request, and tells what it finds there and in its configuration."""
+
+    def access(self, kong, conf):
+        """Keep them."""
+        assert kong.ctx.shared.asked is None
+        kong.ctx.shared.asked = kong.request.get_path()
+        kong.ctx.plugin.limits = conf.limits
+        kong.ctx.plugin["number"] = conf["limits"].per[0].second
+
+    def header_filter(self, kong, conf):
+        """Tell them."""
+        table = kong.ctx.plugin
+        kong.response.set_header("X-Told", f"{kong.ctx.shared['asked']} {table.number} {table.other} {conf.other}")
+
+    def log(self, kong, _conf):
+        """Take `ngx.ctx`, which is a mapping, for such a table."""
+        kong.ngx.ctx.told = 1
+
+
+def test_fields_of_a_requests_tables_and_of_a_configuration_are_its_keys(tmp_path):
+    """One that is not there is None; of `kong.ngx.ctx`, which has keys alone, the log says so."""
+    config = {"limits": {"per": [{"second": 5}]}}
+    with served(tmp_path, Remembers, configs={"remembers": config}.items()) as gateway:
+        assert gateway.request("GET", "/a").headers["X-Told"] == "/a 5 None None"
+        gateway.wait_logged("AttributeError: 'dict' object has no attribute 'told'; write [\"told\"]")

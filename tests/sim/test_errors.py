@@ -3,7 +3,7 @@ import json
 import pytest
 
 from kongtrace import Execution
-from sim.errors import SHOWN_MAX, UserError, nearest, place_of, shown
+from sim.errors import SHOWN_MAX, UserError, described, nearest, place_of, shown
 from sim.pdk.request import ClientRequest
 
 
@@ -72,3 +72,12 @@ def test_place_of_an_error_is_the_innermost_line_of_the_user(function):
 def test_error_that_was_never_raised_has_no_place():
     """A question mark stands there."""
     assert place_of(ValueError()) == "?"
+
+
+@pytest.mark.parametrize(("target", "cure"), [({}, '; write ["x"]'), ("", "")])
+def test_field_of_a_mapping_is_told_to_be_a_key(target, cure):
+    """Who comes from Lua writes `ngx.ctx.x`; of what has no keys nothing is said."""
+    with pytest.raises(AttributeError) as caught:
+        print(target.x)
+
+    assert described(caught.value) == f"AttributeError: {caught.value}{cure}"
