@@ -156,8 +156,7 @@ class WorkerGateway:
                 workers=gateway.workers,
             ),
             node_id=self.node_id,
-            upstreams=frozenset(upstream.name for upstream in gateway.upstreams),
-            log_level=gateway.log_level,
+            gateway=gateway,
             worker=self,
         )
         self.plans = Plans(gateway, {**classes, **gateway.plugin_classes})

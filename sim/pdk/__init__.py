@@ -5,24 +5,26 @@ raise `kongtrace.ApiError` in a phase in which Kong does not permit them (kong-s
 them all. Header names are case-insensitive; header values are text, bodies bytes.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from kongtrace import Execution, NoopTracer, Tracer, TracerProvider
-from sim.entity import Route
-from sim.entity import Service as ServiceEntity
+from sim.config import Gateway
 from sim.ngx import Ngx
 from sim.pdk.log import Log, Records, Telemetry
 from sim.pdk.node import Node
-from sim.pdk.part import IN_REQUEST, ROUTED, WITH_CLIENT, Part, permitted
+from sim.pdk.part import IN_REQUEST, WITH_CLIENT, Part, permitted
 from sim.pdk.queue import Queue, QueueConfig
 from sim.pdk.request import ClientRequest
 from sim.pdk.response import Exit, Response
+from sim.pdk.router import Router
 from sim.pdk.service import Service
 from sim.request import CTX_PLUGIN, CTX_SHARED
 from sim.table import Table
 from sim.timers import Timers
 
 __all__ = ["Exit", "Kong", "QueueConfig"]
+
+_NOTHING: Final = Gateway(log_level="debug")
 
 
 class Client(Part):
@@ -70,22 +72,6 @@ class Client(Part):
         """Return None: nobody is authenticated."""
 
 
-class Router(Part):
-    """`kong.router`: where the request goes."""
-
-    @permitted(*ROUTED)
-    def get_route(self) -> Route | None:
-        """Return the route, or None."""
-        match = self._request.match
-        return match.route if match is not None else None
-
-    @permitted(*ROUTED)
-    def get_service(self) -> ServiceEntity | None:
-        """Return the service, or None."""
-        match = self._request.match
-        return match.service if match is not None else None
-
-
 class Ctx(Part):
     """`kong.ctx`: tables that live as long as the request."""
 
@@ -128,8 +114,7 @@ class Kong:
         timers: of the worker.
         ngx: what nginx's own API offers.
         node_id: of the node.
-        upstreams: the names that `kong.service.set_upstream` takes.
-        log_level: the least severe that is logged.
+        gateway: the configuration; left out, there is nothing but a log, of every level.
         worker: the gateway of the worker, for the plugins that come with it.
 
     Attributes:
@@ -158,21 +143,20 @@ class Kong:
         ngx: Ngx,
         *,
         node_id: str = "",
-        upstreams: frozenset[str] = frozenset(),
-        log_level: str = "debug",
+        gateway: Gateway = _NOTHING,
         worker: Any = None,
     ) -> None:
         execution: Execution = provider.execution
         self._provider = provider
         self.request = ClientRequest(execution)
         self.response = Response(execution)
-        self.service = Service(execution, upstreams)
+        self.service = Service(execution, frozenset(upstream.name for upstream in gateway.upstreams))
         self.client = Client(execution)
-        self.router = Router(execution)
+        self.router = Router(execution, gateway.routes, gateway.services)
         self.ctx = Ctx(execution)
         self.plugin = Plugin(execution)
         self.records = Records(provider)
-        self.log = Log(provider, self.records, log_level)
+        self.log = Log(provider, self.records, gateway.log_level)
         self.telemetry = Telemetry(self.records)
         self.node = Node(node_id)
         self.timer = timers

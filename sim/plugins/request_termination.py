@@ -74,7 +74,6 @@ class RequestTermination:
 
 
 def _echo(kong: Kong) -> dict[str, Any]:
-    route, service = kong.router.get_route(), kong.router.get_service()
     return {
         "kong": {
             "node_id": kong.node.get_id(),
@@ -91,6 +90,6 @@ def _echo(kong: Kong) -> dict[str, Any]:
             "headers": kong.request.get_headers(),
             "uri_captures": kong.request.get_uri_captures(),
         },
-        "matched_route": route.model_dump(mode="json") if route is not None else None,
-        "matched_service": service.model_dump(mode="json") if service is not None else None,
+        "matched_route": kong.router.get_route(),
+        "matched_service": kong.router.get_service(),
     }

@@ -12,8 +12,8 @@ import pytest
 from kongtrace import PHASES, ApiError, Execution
 from sim import ngx, pdk
 from sim import plugin as plugins
-from sim.entity import Plugin
-from sim.pdk import log, node, queue, request, response, service
+from sim.entity import Plugin, Route, Service
+from sim.pdk import log, node, queue, request, response, router, service
 from sim.pdk.part import phases_of
 from sim.plugins import BUNDLED
 from sim.timers import Timers
@@ -28,7 +28,7 @@ PARTS = {
     "kong.service.request": service.ServiceRequest,
     "kong.service.response": service.ServiceResponse,
     "kong.client": pdk.Client,
-    "kong.router": pdk.Router,
+    "kong.router": router.Router,
     "kong.plugin": pdk.Plugin,
     "kong.node": node.Node,
     "kong.telemetry": log.Telemetry,
@@ -121,6 +121,14 @@ def test_every_field_of_a_bundled_plugin_is_on_the_page():
     for name, plugin in BUNDLED.items():
         (section,) = [text for text in sections if text.startswith(f"`{name}`")]
         assert set(plugin.Config.model_fields) <= set(re.findall(r"\w+", section)), name
+
+
+def test_every_field_of_a_route_and_a_service_is_on_the_page():
+    """Where it says what `kong.router` gives."""
+    page = PAGE.read_text(encoding="utf-8")
+    (said,) = re.findall(r"^- What `kong\.router` gives .*?(?=^- )", page, re.MULTILINE | re.DOTALL)
+
+    assert {*Route.model_fields, *Service.model_fields} <= set(re.findall(r"\w+", said))
 
 
 SAMPLES = {

@@ -143,3 +143,42 @@ def test_fields_of_a_requests_tables_and_of_a_configuration_are_its_keys(tmp_pat
     with served(tmp_path, Remembers, configs={"remembers": config}.items()) as gateway:
         assert gateway.request("GET", "/a").headers["X-Told"] == "/a 5 None None"
         gateway.wait_logged("AttributeError: 'dict' object has no attribute 'told'; write [\"told\"]")
+
+
+# Route and service.
+
+
+class Asks(Base):
+    """Asks where the request goes, after having sent it elsewhere."""
+
+    def access(self, kong, _conf):
+        """Tell the client."""
+        kong.service.set_retries(1)
+        route, service = kong.router.get_route(), kong.router.get_service()
+        assert route["service"]["id"] == route.service.id == service.id == service["id"]
+        kong.response.exit(200, {"route": route, "service": service, "unset": [route.hosts, service.path]})
+
+
+def test_route_and_service_are_tables_with_kongs_fields(tmp_path):
+    """By key or as fields; what is not set is not there; the service is the configured one."""
+    with served(tmp_path, Asks, route={"paths": ("/a", "/b")}) as gateway:
+        said = json.loads(gateway.request("GET", "/a").content)
+
+    assert said["unset"] == [None, None]
+    assert said["route"]["paths"] == ["/a", "/b"]
+    assert (said["route"]["name"], said["service"]["name"], said["service"]["retries"]) == ("all", "orders", 2)
+    assert {"hosts", "methods", "headers", "created_at"}.isdisjoint(said["route"])
+
+
+class Nowhere(Base):
+    """Asks for the service of a route without one."""
+
+    def access(self, kong, _conf):
+        """Tell the client."""
+        kong.response.exit(200, {"service": kong.router.get_service(), "of_route": kong.router.get_route().service})
+
+
+def test_route_without_a_service_has_none(tmp_path):
+    """Neither as a field nor to be asked for."""
+    with served(tmp_path, Nowhere, route={"service": None}) as gateway:
+        assert json.loads(gateway.request().content) == {"service": None, "of_route": None}
