@@ -26,6 +26,9 @@ from sim.units import Bytes, Seconds
 
 ProfileName = Literal["kong", "safe"]
 
+KONG_VERSION: Final = "3.9.1"
+"""The version of Kong whose behaviour the gateway has."""
+
 WORKERS_MAX: Final = 1024
 """Child processes that a master keeps at most (kong-semantics W17)."""
 

@@ -21,6 +21,7 @@ from weakref import finalize
 from kongtrace import ApiError, Execution
 from kongtrace.lua import lua_lower, lua_text
 from sim import http_client
+from sim.absence import Incomplete
 from sim.arguments import checked_args, encoded_args
 from sim.config import SYSTEM, trusting
 from sim.field import host_of
@@ -83,7 +84,7 @@ class Network(NamedTuple):
     trusted: Sequence[str | bytes] = (SYSTEM,)
 
 
-class Ngx:
+class Ngx(Incomplete):
     """`kong.ngx`.
 
     Args:
@@ -100,7 +101,11 @@ class Ngx:
         socket: `ngx.socket`.
         http: `resty.http`.
         db: a database of the worker.
+        null: what stands for null in JSON and configurations.
     """
+
+    _path = "kong.ngx"
+    null: Final = None
 
     def __init__(
         self,
@@ -130,6 +135,10 @@ class Ngx:
         if self._cached_ms is None:
             self.update_time()
         return cast("int", self._cached_ms) / 1000
+
+    def time(self) -> int:
+        """Return the cached time in whole s since the epoch (R8)."""
+        return int(self.now())
 
     def update_time(self) -> None:
         """Read the clock again."""
@@ -182,8 +191,10 @@ class Ngx:
         self._refreshing = False
 
 
-class Worker:
+class Worker(Incomplete):
     """`ngx.worker`."""
+
+    _path = "kong.ngx.worker"
 
     def __init__(self, timers: Timers, slot: int, workers: int) -> None:
         self._timers = timers
@@ -246,8 +257,10 @@ async def resolve(network: Network, host: str, port: int) -> tuple[str, int]:
     return address
 
 
-class Sockets:
+class Sockets(Incomplete):
     """`ngx.socket`."""
+
+    _path = "kong.ngx.socket"
 
     def __init__(self, runtime: "Runtime", execution: Execution, network: Network) -> None:
         self._runtime = runtime
@@ -535,8 +548,10 @@ def _check_lines(uri: str, method: str, target: str, lines: list[tuple[str, str]
             raise ValueError(f"bad header: {name}")
 
 
-class Database:
+class Database(Incomplete):
     """A database for plugins: SQLite in the worker's memory, in the place of Kong's PostgreSQL (I10)."""
+
+    _path = "kong.db"
 
     def __init__(self, execution: Execution, instrumentation: "Instrumentation") -> None:
         self._execution = execution

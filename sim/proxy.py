@@ -12,6 +12,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Final
 
 from kongtrace import PHASES
+from sim.config import KONG_VERSION
 from sim.connection_table import NoConnectionLeftError
 from sim.framing import BODILESS, LENGTHLESS, HeaderLines, has_line
 from sim.light_thread import LightThread
@@ -34,8 +35,8 @@ BALANCER: Final = PHASES["balancer"]
 NOT_IDEMPOTENT: Final = frozenset({"POST", "LOCK", "PATCH"})
 """Methods that nginx does not send twice."""
 
-SERVER: Final = b"kong/3.9.1"
-"""What the gateway calls itself in `Server` and `Via`: the version of Kong whose behaviour it has."""
+SERVER: Final = b"kong/" + KONG_VERSION.encode()
+"""What the gateway calls itself in `Server` and `Via`."""
 
 VIA: Final = b"1.1 " + SERVER
 _VIA_OF: Final = {

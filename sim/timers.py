@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from kongtrace import PHASES, ApiError, Execution
+from sim.absence import Incomplete
 from sim.connection_table import unlimited
 from sim.errors import described, place_of
 from sim.light_thread import LightThread
@@ -63,7 +64,7 @@ class _Timer:
         self.on_lost = on_lost
 
 
-class Timers:
+class Timers(Incomplete):
     """The timers of one worker.
 
     Args:
@@ -81,6 +82,8 @@ class Timers:
         running: number of timers whose callback has not ended.
         exiting: the worker is leaving (W16).
     """
+
+    _path = "kong.timer"
 
     def __init__(
         self,

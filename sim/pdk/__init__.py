@@ -8,8 +8,10 @@ them all. Header names are case-insensitive; header values are text, bodies byte
 from typing import Any, Final
 
 from kongtrace import Execution, NoopTracer, Tracer, TracerProvider
-from sim.config import Gateway
+from sim.absence import Incomplete
+from sim.config import KONG_VERSION, Gateway
 from sim.ngx import Ngx
+from sim.pdk.configuration import Configuration
 from sim.pdk.log import Log, Records, Telemetry
 from sim.pdk.node import Node
 from sim.pdk.part import IN_REQUEST, WITH_CLIENT, Part, permitted
@@ -29,6 +31,8 @@ _NOTHING: Final = Gateway(log_level="debug")
 
 class Client(Part):
     """`kong.client`: who asks."""
+
+    _path = "kong.client"
 
     @permitted(*WITH_CLIENT)
     def get_ip(self) -> str:
@@ -75,6 +79,8 @@ class Client(Part):
 class Ctx(Part):
     """`kong.ctx`: tables that live as long as the request."""
 
+    _path = "kong.ctx"
+
     @property
     def shared(self) -> Table:
         """The table that all plugins share."""
@@ -99,6 +105,8 @@ class Ctx(Part):
 class Plugin(Part):
     """`kong.plugin`: the running plugin itself."""
 
+    _path = "kong.plugin"
+
     @permitted(*IN_REQUEST)
     def get_id(self) -> str:
         """Return the id of the entity that configures it."""
@@ -106,7 +114,7 @@ class Plugin(Part):
         return handler.entity_id if handler is not None else ""
 
 
-class Kong:
+class Kong(Incomplete):
     """`kong`.
 
     Args:
@@ -132,9 +140,16 @@ class Kong:
         queue: queues of a plugin's own.
         ngx: nginx's own API: time, sleep, sockets, HTTP.
         db: a database.
+        configuration: settings of the gateway.
+        version: of Kong, whose behaviour the gateway has.
+        version_num: the same as a number, 30901 for 3.9.1.
         records: log records that wait for an exporter; no part of Kong's PDK.
         worker: as given; no part of Kong's PDK.
     """
+
+    _path = "kong"
+    version: Final = KONG_VERSION
+    version_num: Final = int("{:d}{:02d}{:02d}".format(*map(int, KONG_VERSION.split("."))))
 
     def __init__(
         self,
@@ -156,13 +171,14 @@ class Kong:
         self.ctx = Ctx(execution)
         self.plugin = Plugin(execution)
         self.records = Records(provider)
-        self.log = Log(provider, self.records, gateway.log_level)
+        self.log = Log(provider, self.records, gateway.log_level, self)
         self.telemetry = Telemetry(self.records)
         self.node = Node(node_id)
         self.timer = timers
         self.queue = Queue(execution, worker)
         self.ngx = ngx
         self.db = ngx.db
+        self.configuration = Configuration(gateway)
         self.worker = worker
 
     @property

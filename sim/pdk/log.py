@@ -8,10 +8,15 @@ import os
 from collections.abc import Mapping
 from sys import _getframe
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kongtrace import TracerProvider
+from sim.absence import Incomplete
+from sim.pdk.serializer import Serializer
 from sim.request import REQUEST
+
+if TYPE_CHECKING:
+    from sim.pdk import Kong
 
 LEVELS: Final = {"debug": 8, "info": 7, "notice": 6, "warn": 5, "error": 4, "crit": 3, "alert": 2, "emerg": 1}
 """nginx's numbers of its levels, in the scale that log records are made from (`kongtrace.otlp.SEVERITIES`)."""
@@ -71,18 +76,19 @@ class Records:
         kept.append(record)
 
 
-class Log:
+class Log(Serializer):
     """`kong.log`: called, or by level; several arguments are concatenated, with nothing between them.
 
     Args:
         provider: of the worker's tracers; its log takes the lines.
         records: of the worker.
         level: the least severe that is written, and kept.
+        kong: the other parts of the PDK.
     """
 
-    def __init__(self, provider: TracerProvider, records: Records, level: str) -> None:
+    def __init__(self, provider: TracerProvider, records: Records, level: str, kong: "Kong") -> None:
+        super().__init__(provider.execution, kong)
         self._least = LEVELS[level]
-        self._execution = provider.execution
         self._write_line = provider.log
         self._records = records
 
@@ -145,12 +151,14 @@ class Log:
             self._records.add(level, text, source)
 
 
-class Telemetry:
+class Telemetry(Incomplete):
     """`kong.telemetry`.
 
     Args:
         records: of the worker.
     """
+
+    _path = "kong.telemetry"
 
     def __init__(self, records: Records) -> None:
         self._records = records

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kongtrace import ApiError
+from sim.absence import Incomplete
 from sim.arguments import checked_integer, checked_text
 
 SCALE_MAX: Final = 20
@@ -14,12 +15,14 @@ _UNITS: Final = {"b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _STATM: Final = Path("/proc/self/statm")
 
 
-class Node:
+class Node(Incomplete):
     """`kong.node`.
 
     Args:
         node_id: the same for all workers of a gateway.
     """
+
+    _path = "kong.node"
 
     def __init__(self, node_id: str) -> None:
         self._id = node_id

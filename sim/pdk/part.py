@@ -6,6 +6,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 from kongtrace import ApiError, Execution
 from kongtrace.context import KONG_PHASE
+from sim.absence import Incomplete
 from sim.request import REQUEST, Request
 
 P = ParamSpec("P")
@@ -26,7 +27,7 @@ HEADERS_TO_SERVICE: Final = ("rewrite", "access", "balancer")
 """Kong phases in Kong's order, which is the order in its messages."""
 
 
-class Part:
+class Part(Incomplete):
     """A part of the PDK that speaks of the running request.
 
     Args:

@@ -37,6 +37,8 @@ Args = dict[str, str | bool | list[str | bool]]
 class ClientRequest(Part):
     """`kong.request`."""
 
+    _path = "kong.request"
+
     @permitted(*IN_REQUEST)
     def get_scheme(self) -> str:
         """Return "http"."""

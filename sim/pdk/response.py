@@ -73,6 +73,8 @@ class Exit(BaseException):
 class Response(Part):
     """`kong.response`."""
 
+    _path = "kong.response"
+
     @permitted(*AFTER_CONTENT)
     def get_status(self) -> int:
         """Return the status."""

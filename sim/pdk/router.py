@@ -21,6 +21,8 @@ class Router(Part):
         services: of the gateway.
     """
 
+    _path = "kong.router"
+
     def __init__(self, execution: Execution, routes: Iterable[Route], services: Iterable[Service]) -> None:
         super().__init__(execution)
         self._services = {service.name: _table(service) for service in services}

@@ -34,6 +34,8 @@ FORM: Final = "application/x-www-form-urlencoded"
 class ServiceRequest(Part):
     """`kong.service.request`: what the service gets."""
 
+    _path = "kong.service.request"
+
     @permitted(*TO_SERVICE)
     def enable_buffering(self) -> None:
         """Read the whole answer before anything of it is sent: `kong.service.response.get_raw_body` has it then."""
@@ -122,6 +124,8 @@ class ServiceRequest(Part):
 class ServiceResponse(Part):
     """`kong.service.response`: what the service has answered, whatever plugins have made of it since."""
 
+    _path = "kong.service.response"
+
     @permitted(*OF_SERVICE)
     def get_status(self) -> int | None:
         """Return the status; None when the service has not answered."""
@@ -173,6 +177,8 @@ class Service(Part):
         request: what it gets.
         response: what it has answered.
     """
+
+    _path = "kong.service"
 
     def __init__(self, execution: Execution, upstreams: frozenset[str]) -> None:
         super().__init__(execution)

@@ -50,6 +50,7 @@ class CorrelationId:
             correlation_id = self._next(kong, conf.generator)
             kong.service.request.set_header(conf.header_name, correlation_id)
         kong.ctx.plugin[_ID] = correlation_id
+        kong.log.set_serialize_value("correlation_id", correlation_id)
 
     def header_filter(self, kong: Kong, conf: CorrelationIdConfig) -> None:
         """Tell the client, also where the request came no further."""

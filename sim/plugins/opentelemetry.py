@@ -26,6 +26,7 @@ from sim.field import TIMEOUT_MS_MAX, HeaderName, HeaderValue, Many, Rate01, Url
 from sim.instrumentation import BALANCER
 from sim.pdk import Kong, QueueConfig
 from sim.pdk.request import decoded_args
+from sim.pdk.serializer import note
 from sim.request import CTX_SHARED, Request
 
 SPANS_QUEUE: Final = "traces"
@@ -213,7 +214,7 @@ class _Entity:
     def propagate(self, kong: Kong, request: Request) -> None:
         """Read, decide, write (O11)."""
         tracing, plugin = tracing_context(request.ctx), kong.ctx.plugin
-        propagation.propagate(
+        formats = propagation.propagate(
             self._params,
             request.headers,
             self._join,
@@ -226,6 +227,8 @@ class _Entity:
             log=kong.log.write,
             profile=self._propagation_profile,
         )
+        if formats is not None:
+            note(request.ctx, "trace_id", formats)
 
     def enqueue_spans(self, kong: Kong, request: Request) -> None:
         """Enqueue a copy of every sampled span (O17)."""

@@ -12,8 +12,10 @@ import pytest
 from kongtrace import PHASES, ApiError, Execution
 from sim import ngx, pdk
 from sim import plugin as plugins
+from sim.absence import ABSENT
+from sim.config import Gateway
 from sim.entity import Plugin, Route, Service
-from sim.pdk import log, node, queue, request, response, router, service
+from sim.pdk import configuration, log, node, queue, request, response, router, serializer, service
 from sim.pdk.part import phases_of
 from sim.plugins import BUNDLED
 from sim.timers import Timers
@@ -30,6 +32,7 @@ PARTS = {
     "kong.client": pdk.Client,
     "kong.router": router.Router,
     "kong.plugin": pdk.Plugin,
+    "kong.log": serializer.Serializer,
     "kong.node": node.Node,
     "kong.telemetry": log.Telemetry,
     "kong.timer": Timers,
@@ -94,9 +97,16 @@ def _parameter(parameter):
     return f"{parameter.name}={parameter.default!r}" if has_default else parameter.name
 
 
-@pytest.mark.parametrize("table", [phase_table, pdk_table])
+def absent_table():
+    """The rows of the table of what is not simulated."""
+    for absent in ABSENT:
+        names = ", ".join(f"`{absent.path}.{name}`" for name in absent.names or ("<entity>",))
+        yield f"| {names} | {absent.instead} |"
+
+
+@pytest.mark.parametrize("table", [phase_table, pdk_table, absent_table])
 def test_tables_say_what_the_code_says(table):
-    """Each phase with what it permits, and each function of the PDK with its phases."""
+    """Each phase with what it permits, each function of the PDK with its phases, and what is not simulated."""
     page = PAGE.read_text(encoding="utf-8").splitlines()
     missing = [row for row in table() if row not in page]
 
@@ -121,6 +131,14 @@ def test_every_field_of_a_bundled_plugin_is_on_the_page():
     for name, plugin in BUNDLED.items():
         (section,) = [text for text in sections if text.startswith(f"`{name}`")]
         assert set(plugin.Config.model_fields) <= set(re.findall(r"\w+", section)), name
+
+
+def test_every_setting_is_on_the_page():
+    """Where it says what `kong.configuration` has."""
+    page = PAGE.read_text(encoding="utf-8")
+    (said,) = re.findall(r"^- `kong\.configuration` has.*?(?=^- )", page, re.MULTILINE | re.DOTALL)
+
+    assert set(configuration.Configuration(Gateway())) <= set(re.findall(r"\w+", said))
 
 
 def test_every_field_of_a_route_and_a_service_is_on_the_page():
@@ -241,6 +259,16 @@ def test_shipper(tmp_path):
     (root,) = (span for span in spans if span["name"] == "kong")
     assert root["attributes"]["http.method"] == "GET"
     assert {span["parent_id"] for span in spans} == {None, root["span_id"]}
+
+
+def test_audit(tmp_path):
+    """The sample of a log writes what Kong's logging plugins do, the client's trace id included, and its own field."""
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    with sampled(tmp_path, "audit") as (gateway, _collector):
+        gateway.request(headers={"X-Tenant": "7", "traceparent": f"00-{trace_id}-b7ad6b7169203331-01"})
+        line = gateway.wait_logged("audit: {")
+    entry = json.JSONDecoder().raw_decode(line[line.index("{") :])[0]
+    assert (entry["tenant"], entry["trace_id"], entry["response"]["status"]) == ({"id": "7"}, {"w3c": trace_id}, 200)
 
 
 def test_redact(tmp_path):

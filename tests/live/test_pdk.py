@@ -3,7 +3,9 @@
 import asyncio
 import json
 from inspect import getsourcelines
+from operator import attrgetter
 
+from kongtrace import ApiError
 from tests.gateway import Base, echo, served
 
 
@@ -182,3 +184,210 @@ def test_route_without_a_service_has_none(tmp_path):
     """Neither as a field nor to be asked for."""
     with served(tmp_path, Nowhere, route={"service": None}) as gateway:
         assert json.loads(gateway.request().content) == {"service": None, "of_route": None}
+
+
+# The serialized log.
+
+
+class Serializes(Base):
+    """Sets values of the serialized log, and logs it."""
+
+    PRIORITY = 10
+
+    def access(self, kong, conf):
+        """Set them, and answer when told so."""
+        for key, value, *mode in conf["values"]:
+            kong.log.set_serialize_value(key, value, *({"mode": word} for word in mode))
+        if kong.request.get_path() == "/own":
+            kong.response.exit(201, "own")
+
+    def log(self, kong, _conf):
+        """Log it."""
+        entry = kong.log.serialize()
+        assert entry.response.status == kong.response.get_status()
+        if entry.route is not None:
+            kong.log.serialize().route.protocols.clear()
+            assert kong.router.get_route().protocols
+        kong.log.notice("entry ", json.dumps(entry))
+
+
+def serialized(directory, path="/", values=(), headers=None, **options):
+    """What the serialized log of a request says."""
+    configs = {"serializes": {"values": list(values)}}
+    with served(directory, Serializes, configs=configs.items(), **options) as gateway:
+        gateway.request("POST", path, b"body", headers or {})
+        line = gateway.wait_logged("entry {")
+    return json.JSONDecoder().raw_decode(line[line.index("entry ") + 6 :])[0]
+
+
+def test_serialized_log_is_what_kongs_logging_plugins_write(tmp_path):
+    """Request, answer, times, tries, route and service; what would be a password is left out."""
+    entry = serialized(tmp_path, "/a?b=1", headers={"Authorization": "Basic abc", "X-Mine": "1"})
+
+    assert list(entry) == [
+        *("request", "upstream_uri", "upstream_status", "response", "latencies", "tries", "route", "service"),
+        *("client_ip", "started_at", "source", "workspace", "workspace_name"),
+    ]
+    request, response = entry["request"], entry["response"]
+    assert (request["method"], request["uri"], request["querystring"]) == ("POST", "/a?b=1", {"b": "1"})
+    assert request["url"].startswith("http://127.0.0.1:")
+    assert request["url"].endswith("/a?b=1")
+    assert (request["headers"]["authorization"], request["headers"]["x-mine"]) == ("REDACTED", "1")
+    assert request["size"] > len("POST /a?b=1 HTTP/1.1\r\n\r\nbody")
+    assert (response["status"], response["headers"]["via"]) == (200, "1.1 kong/3.9.1")
+    assert response["size"] > int(response["headers"]["content-length"])
+    assert entry["latencies"].keys() == {"request", "kong", "proxy", "receive"}
+    assert entry["latencies"]["proxy"] == int(response["headers"]["x-kong-upstream-latency"])
+    assert entry["latencies"]["kong"] == int(response["headers"]["x-kong-proxy-latency"])
+    assert entry["latencies"]["request"] >= entry["latencies"]["kong"]
+    assert [sorted(attempt) for attempt in entry["tries"]] == [
+        ["balancer_latency", "balancer_latency_ns", "balancer_start", "balancer_start_ns", "ip", "port"]
+    ]
+    assert (entry["upstream_uri"], entry["upstream_status"], entry["source"]) == ("/a?b=1", "200", "upstream")
+    assert (entry["route"]["name"], entry["service"]["id"]) == ("all", entry["route"]["service"]["id"])
+    assert entry["started_at"] == entry["tries"][0]["balancer_start_ns"] // 10**6 - entry["latencies"]["kong"]
+    assert (entry["client_ip"], entry["workspace_name"]) == ("127.0.0.1", "default")
+
+
+def test_serialized_log_of_an_answer_of_the_gateways_own_has_no_tries(tmp_path):
+    """Nor a service that was waited for."""
+    entry = serialized(tmp_path, "/own")
+
+    assert (entry["tries"], entry["upstream_status"], entry["source"]) == ([], "", "kong")
+    assert (entry["latencies"]["proxy"], entry["latencies"]["receive"], entry["response"]["status"]) == (-1, 0, 201)
+
+
+def test_serialized_log_tells_of_each_try(tmp_path):
+    """What came of it, and the statuses of all."""
+    options = {"hosts": {}, "service": {"host": "127.0.0.1", "port": 9, "retries": 1}}
+    entry = serialized(tmp_path, **options)
+
+    assert [(attempt["state"], attempt["code"]) for attempt in entry["tries"]] == [("failed", 502)] * 2
+    assert (entry["upstream_status"], entry["response"]["status"], entry["source"]) == ("502, 502", 502, "kong")
+
+
+def test_values_of_the_serialized_log_may_be_set_added_replaced_and_removed(tmp_path):
+    """Within tables too; those that lead to it are made, but to replace nothing."""
+    entry = serialized(
+        tmp_path,
+        values=[
+            ("a.b.c", 1),
+            ("a.b.d", [1, {"e": None}]),
+            ("a.b.c", 2, "add"),
+            ("a.b.f", 3, "add"),
+            ("a.b.g", 4, "replace"),
+            ("g.h", 5, "replace"),
+            ("request.method", "PUT", "replace"),
+            ("response", None),
+            ("response.status", 200),
+            ("service", None),
+        ],
+    )
+
+    assert entry["a"] == {"b": {"c": 1, "d": [1, {"e": None}], "f": 3}}
+    assert entry["request"]["method"] == "PUT"
+    assert entry["response"] == {"status": 200}
+    assert {"g", "service"}.isdisjoint(entry)
+
+
+class Spoils(Base):
+    """Sets what cannot be set."""
+
+    def log(self, kong, _conf):
+        """Tell what is said of each."""
+        inner: list = []
+        inner.append(inner)
+        for key, value, options in (
+            (1, 1, None),
+            ("a", 1, {"mode": "put"}),
+            ("a", kong, None),
+            ("a", inner, None),
+            ("client_ip.x", 1, None),
+        ):
+            try:
+                kong.log.set_serialize_value(key, value, options)
+                kong.log.serialize()
+            except ApiError as error:
+                kong.log.err(error)
+            kong.ngx.ctx["serialize_values"] = []
+
+
+def test_value_that_cannot_be_serialized_is_refused_in_kongs_words(tmp_path):
+    """By the call, or where it is serialized."""
+    with served(tmp_path, Spoils) as gateway:
+        gateway.request()
+        gateway.wait_requests(1)
+        log = gateway.log.read_text()
+
+    for message, times in {
+        "key must be a string": 1,
+        "mode must be 'set', 'add' or 'replace'": 1,
+        "value must be nil, a number, string, boolean or a non-self-referencial table": 2,
+        "The key 'client_ip.x' could not be used as a serialize value. Subkey 'client_ip' is not a table. It's 127": 1,
+    }.items():
+        assert log.count(message) == times
+
+
+# What there is, and what there is not.
+
+
+class Knows(Base):
+    """Reads what the gateway says of itself."""
+
+    def access(self, kong, _conf):
+        """Tell the client."""
+        configuration = kong.configuration
+        assert configuration.log_level == configuration["log_level"] == configuration.get("log_level")
+        try:
+            configuration.log_level = "debug"
+        except ApiError as error:
+            refused = str(error)
+        assert kong.ngx.null is None
+        assert kong.ngx.time() == int(kong.ngx.now())
+        settings = [configuration.tracing_sampling_rate, configuration.log_level, configuration.pg_host]
+        kong.response.exit(200, {"version": [kong.version, kong.version_num], "settings": settings, "refused": refused})
+
+
+def test_plugin_knows_version_and_configuration(tmp_path):
+    """By Kong's names; a setting that is not there is None, and none can be written."""
+    with served(tmp_path, Knows, log_level="info") as gateway:
+        said = json.loads(gateway.request().content)
+
+    assert said == {
+        "version": ["3.9.1", 30901],
+        "settings": [1.0, "info", None],
+        "refused": "cannot write to configuration",
+    }
+
+
+class Seeks(Base):
+    """Asks for what is not there."""
+
+    def access(self, kong, _conf):
+        """Tell what is said of each."""
+        told = []
+        paths = "cache client.authenticate ngx.var db.consumers timer.named_at requst log.warning"
+        for path in paths.split():
+            try:
+                attrgetter(path)(kong)
+            except AttributeError as error:
+                told.append(str(error))
+        assert not hasattr(kong, "vault")
+        kong.response.exit(200, told)
+
+
+def test_whoever_asks_for_what_is_not_simulated_is_told_what_takes_its_place(tmp_path):
+    """And where the others stand; a misspelt name is guessed."""
+    page = '(docs/plugins.md, "Not simulated")'
+    with served(tmp_path, Seeks) as gateway:
+        told = json.loads(gateway.request().content)
+
+    assert told == [
+        f"kong.cache is not simulated: self, which is the worker's, holds what is looked up {page}",
+        f"kong.client.authenticate is not simulated: there are no consumers: nobody is authenticated {page}",
+        f"kong.ngx.var is not simulated: kong.request, kong.client and kong.service.request {page}",
+        f"kong.db.consumers is not simulated: kong.db.query; there are no entities in it {page}",
+        f"kong.timer.named_at is not simulated: kong.timer.at and every: timers have no names {page}",
+        "kong has no requst: did you mean request?",
+        "kong.log has no warning: did you mean warn?",
+    ]
