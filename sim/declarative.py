@@ -475,11 +475,13 @@ class _EntityReader:
         self.plugins.append(plugin)
 
     def tell_of_idle_plugins(self, path: FieldPath) -> None:
-        """Warn of plugins of the user that are loaded and that nothing configures, as is easily forgotten."""
+        """Warn of plugins of the user that nothing configures, as is easily forgotten, and of handlers in vain."""
         configured = {plugin.name for plugin in self.plugins}
         for name in sorted(self.classes.keys() - BUNDLED.keys() - configured):
             told = f"plugin {name} does not run: no plugin of that name is configured here and enabled"
             self._warn(told, (*path, "plugins"))
+        for name in sorted(configured & self.classes.keys() - BUNDLED.keys()):
+            self.warnings += plugins.uncalled(self.classes[name])
 
     def _config_of(self, data: dict[str, Any], path: FieldPath) -> Any:
         """Return a plugin's configuration; what it leaves out may stand in one that several share, as decK has it."""

@@ -19,6 +19,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Final, Protocol, TypeVar
@@ -43,6 +44,16 @@ _FILES: Final = "kongsim_plugins"
 """The package, in name only, of what is loaded from files: `json.py` is not to take the place of `json`."""
 
 _AT_START: Final = ("init_worker", "configure")
+_HANDLERS: Final = (*_AT_START, *AWAITING_PHASES, *PLAIN_PHASES)
+
+NEVER_CALLED: Final = (
+    *("certificate", "client_hello", "balancer", "preread", "exit_worker"),
+    *("ws_handshake", "ws_client_frame", "ws_upstream_frame", "ws_close"),
+)
+"""Handlers that a plugin may have in Kong, or looks for among nginx's phases, and that nobody calls here."""
+
+_MISSPELT_FROM: Final = 0.85
+"""How near a method's name is to a handler's (`difflib`) that is meant to be that: `acces`, `header_filters`."""
 
 
 class PluginClass(Protocol):
@@ -225,8 +236,25 @@ def _check_model(model: Any, wrong: Callable[[str, object, str], UserError], plu
         model.model_rebuild(force=True)
 
 
+def uncalled(plugin: PluginClass) -> list[str]:
+    """Return a line for each handler of a plugin that nobody calls, since there is no such phase here."""
+    return [
+        str(
+            UserError(
+                f"{getattr(plugin, '__name__', '')}: {name} is never called: there is no such phase here",
+                file=_file(getattr(plugin, name)),
+                line=_line(getattr(plugin, name)),
+                cure=f"handlers are {', '.join(_HANDLERS)}",
+            )
+        )
+        for name in NEVER_CALLED
+        if inspect.isfunction(getattr(plugin, name, None))
+    ]
+
+
 def _check_handlers(plugin: Any, wrong: Callable[[str, object, str], UserError]) -> None:
-    takes_part = [phase for phase in (*_AT_START, *AWAITING_PHASES, *PLAIN_PHASES) if hasattr(plugin, phase)]
+    _check_spelling(plugin, wrong)
+    takes_part = [phase for phase in _HANDLERS if hasattr(plugin, phase)]
     if not takes_part:
         raise wrong("has no handler", plugin, f"write one of {', '.join((*AWAITING_PHASES, *PLAIN_PHASES))}")
     for phase in takes_part:
@@ -244,14 +272,39 @@ def _check_handlers(plugin: Any, wrong: Callable[[str, object, str], UserError])
         )
 
 
+def _check_spelling(plugin: Any, wrong: Callable[[str, object, str], UserError]) -> None:
+    """See to it that no handler has a name that is nearly that of a phase, and is never called."""
+    for name, method in inspect.getmembers(plugin, inspect.isfunction):
+        if name.startswith("_") or name in _HANDLERS or name in NEVER_CALLED:
+            continue
+        near = get_close_matches(name, _HANDLERS, n=1, cutoff=_MISSPELT_FROM)
+        if near and _takes(plugin, name, _parameters(near[0])):
+            cure = f"write {near[0]}; of another method begin the name with _"
+            raise wrong(f"{name} is no handler, and never called: these are {', '.join(_HANDLERS)}", method, cure)
+
+
 def _check_parameters(plugin: Any, phase: str, wrong: Callable[[str, object, str], UserError]) -> None:
-    method = getattr(plugin, phase)
-    given = {"init_worker": "kong", "configure": "kong, configs"}.get(phase, "kong, conf")
-    is_bound = isinstance(inspect.getattr_static(plugin, phase), staticmethod | classmethod)
+    given = _parameters(phase)
+    if not _takes(plugin, phase, given):
+        raise wrong(f"{phase} is called with {given}", getattr(plugin, phase), f"write def {phase}(self, {given})")
+
+
+def _parameters(phase: str) -> str:
+    return {"init_worker": "kong", "configure": "kong, configs"}.get(phase, "kong, conf")
+
+
+def _takes(plugin: Any, name: str, given: str) -> bool:
+    """Return whether a method can be called with these."""
+    is_bound = isinstance(inspect.getattr_static(plugin, name), staticmethod | classmethod)
     try:
-        inspect.signature(method).bind(*(() if is_bound else (None,)), *given.split(", "))
+        inspect.signature(getattr(plugin, name)).bind(*(() if is_bound else (None,)), *given.split(", "))
     except (TypeError, ValueError):
-        raise wrong(f"{phase} is called with {given}", method, f"write def {phase}(self, {given})") from None
+        return False
+    return True
+
+
+def _file(of: Any) -> str | None:
+    return of.__code__.co_filename if inspect.isfunction(of) else None
 
 
 def _line(of: Any) -> int | None:

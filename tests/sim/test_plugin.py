@@ -221,6 +221,42 @@ def test_plugin_that_nothing_configures_is_told(load, tmp_path, config):
     )
 
 
+@pytest.mark.parametrize("phase", ["certificate", "balancer", "ws_client_frame"])
+def test_handler_of_a_phase_that_does_not_exist_here_is_told(load, phase):
+    """With its line, and the handlers that there are; the plugin runs."""
+    source = f"{GOOD}\n    def {phase}(self, kong, conf):\n        pass\n"
+    text = "_format_version: '3.0'\nplugins:\n  - name: greeter\n"
+    Path("kong.yml").write_text(text, encoding="utf-8")
+
+    (warning,) = declarative.read_entities(Document.read("kong.yml"), classes=load(source)).warnings
+    told, cure = warning.split("; ")
+    assert told == f"greeter.py:14: Greeter: {phase} is never called: there is no such phase here"
+    assert cure.startswith("handlers are init_worker, configure, rewrite, access, ")
+
+
+@pytest.mark.parametrize(
+    ("method", "meant"),
+    [
+        ("acces(self, kong, conf)", "access"),
+        ("header_filters(self, kong, conf)", "header_filter"),
+        ("init_workers(self, kong)", "init_worker"),
+        ("logs(self, kong, *conf)", "log"),
+    ],
+)
+def test_handler_whose_name_is_misspelt_is_a_mistake(load, method, meant):
+    """It would never be called, and nobody would say so."""
+    name = method.partition("(")[0]
+    cure = f"write {meant}; of another method begin the name with _"
+    with pytest.raises(UserError, match=rf"^greeter\.py:14: Greeter: {name} is no handler, .*; {cure}$"):
+        load(f"{GOOD}\n    def {method}:\n        pass\n")
+
+
+@pytest.mark.parametrize("method", ["_acces(self, kong, conf)", "logs(self, line)", "respond(self, kong, conf)"])
+def test_method_that_is_no_handler_may_have_any_other_name(load, method):
+    """A private one, one that cannot be called as a handler is, and one whose name is not that near."""
+    assert "greeter" in load(f"{GOOD}\n    def {method}:\n        pass\n")
+
+
 def test_configuration_is_checked_by_the_plugins_model(load):
     """A mistake has the file, line and field of the kong.yml."""
     assert entities(load, "{greeting: hi}").plugins[0].config == {"greeting": "hi"}
