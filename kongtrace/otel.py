@@ -409,13 +409,21 @@ class Span(trace.Span):
         self.sets_status_on_exception = set_status
 
     def get_span_context(self) -> SpanContext:
-        """Its identity. The trace id is the one under which the request is exported (kong-semantics O17)."""
+        """Its identity. The trace id is the one under which the request is exported (kong-semantics O17).
+
+        That is the client's, also before the request has joined its trace, where it is known that it will: what carries
+        the id elsewhere goes on in the same trace.
+        """
         span, home = self.span, self.home
         if span.span_id is self.id:
-            home.sampled, home.trace_id = span.should_sample, span.trace_id
-            tracing_context = home.ctx.get(TRACING_CONTEXT)
-            if tracing_context is not None and tracing_context.raw_trace_id is not None:
-                home.trace_id = tracing_context.raw_trace_id
+            foretold = home.provider.foretell(home.ctx) if home.provider is not None else None
+            if foretold is not None:
+                home.trace_id, home.sampled = foretold
+            else:
+                home.sampled, home.trace_id = span.should_sample, span.trace_id
+                tracing_context = home.ctx.get(TRACING_CONTEXT)
+                if tracing_context is not None and tracing_context.raw_trace_id is not None:
+                    home.trace_id = tracing_context.raw_trace_id
         return SpanContext(
             int.from_bytes(home.trace_id, "big"),
             int.from_bytes(self.id, "big"),

@@ -86,6 +86,10 @@ class TracerProvider:
         profile: ``SAFE`` or ``KONG``.
         sampling_rate: the configured ``tracing_sampling_rate``, 0 to 1 (D20).
 
+    Attributes:
+        foretell: given a request's context, what its trace id and sampling decision will be, where somebody is known to
+            replace those that its spans have yet (:mod:`kongtrace.otel` asks); None: nobody will.
+
     Raises:
         TypeError: ``profile`` is no profile.
     """
@@ -98,6 +102,7 @@ class TracerProvider:
         "attributes",
         "events",
         "execution",
+        "foretell",
         "global_tracer",
         "log",
         "noop_tracer",
@@ -146,6 +151,7 @@ class TracerProvider:
         self.noop_tracer = NoopTracer(self)
         self.global_tracer: Tracer | NoopTracer = self.noop_tracer
         self.on_global_tracer: Callable[[], None] = lambda: None
+        self.foretell: Callable[[Context], tuple[bytes, bool] | None] = lambda _ctx: None
         self._recycles_held = profile.recycles_held_objects
         self._ends_usable = not profile.ends_unusable
         self._memo: dict[object, Tracer] = {}

@@ -15,9 +15,10 @@ from uuid import NAMESPACE_URL, uuid5
 from pydantic import Field, model_validator
 
 from kongtrace import ApiError, NoopTracer, Span, Tracer, otlp, propagation, tracing_context
-from kongtrace.context import TRACING_CONTEXT, TracingContext, span_list
+from kongtrace.context import KONG_PHASE, TRACING_CONTEXT, TracingContext, span_list
 from kongtrace.propagation import PropagationContext
 from kongtrace.queue_parameters import Binding, QueueParameters
+from kongtrace.sampler import sample
 from kongtrace.tracer import PROPAGATION_ONLY
 from sim import __version__
 from sim.document import Model
@@ -27,12 +28,15 @@ from sim.instrumentation import BALANCER
 from sim.pdk import Kong, QueueConfig
 from sim.pdk.request import decoded_args
 from sim.pdk.serializer import note
-from sim.request import CTX_SHARED, Request
+from sim.request import CTX_SHARED, EXITED, REQUEST, Request
 
 SPANS_QUEUE: Final = "traces"
 LOGS_QUEUE: Final = "logs"
 MARKED_UNSAMPLED: Final = "should_sample"
 """Key of the plugin's request table that propagation-only mode leaves (O12)."""
+
+_BEFORE_JOINING: Final = frozenset({"rewrite", "access"})
+"""Kong phases in which a request may yet join the client's trace."""
 
 _SHOULD_SAMPLE: Final = attrgetter("should_sample")
 
@@ -112,6 +116,7 @@ class OpenTelemetry:
     def configure(self, kong: Kong, configs: Mapping[str, OpenTelemetryConfig]) -> None:
         """Bind each entity to its queues."""
         self._entities = {entity_id: _Entity(kong, entity_id, config) for entity_id, config in configs.items()}
+        kong.worker.provider.foretell = self._foretell
 
     def access(self, kong: Kong, conf: OpenTelemetryConfig) -> None:
         """Propagate (O11)."""
@@ -141,6 +146,16 @@ class OpenTelemetry:
         if conf.logs_endpoint is not None:
             entity.enqueue_logs(kong, request)
 
+    def _foretell(self, ctx: dict[str, Any]) -> tuple[bytes, bool] | None:
+        """Return what trace id and decision of a request become in access (`kongtrace.otel`); None once they are."""
+        request: Request | None = ctx.get(REQUEST)
+        if request is None or request.plan is None or ctx.get(KONG_PHASE) not in _BEFORE_JOINING or EXITED in ctx:
+            return None
+        for handler in request.plan.access:
+            if handler.name == self.NAME:
+                return self._entities[handler.entity_id].foretell(request)
+        return None
+
 
 def _request(kong: Kong) -> Request:
     return kong.request._request  # noqa: SLF001 - headers in bulk and the request's accounts are no part of the PDK
@@ -158,6 +173,7 @@ class _Entity:
         worker = kong.worker
         self._id = entity_id
         self._now = worker.runtime.now
+        self._provider = worker.provider
         self._counts = worker.counts
         self._config = config
         self._node_id = worker.node_id
@@ -229,6 +245,22 @@ class _Entity:
         )
         if formats is not None:
             note(request.ctx, "trace_id", formats)
+
+    def foretell(self, request: Request) -> tuple[bytes, bool] | None:
+        """Return what `propagate` will find and decide; nothing is changed. None: it has done so, or will not."""
+        tracing = tracing_context(request.ctx)
+        if self._config.traces_endpoint is None or tracing.flags is not None or tracing.raw_trace_id is None:
+            return None
+        try:
+            received = propagation.extract(
+                self._params, request.headers, plugin={}, log=_silent, profile=self._propagation_profile
+            )
+        except propagation.UnguardedError:  # the request will fail of it
+            return None
+        trace_id = received.trace_id or tracing.raw_trace_id
+        rate = self._config.sampling_rate
+        rate = self._provider.sampling_rate if rate is None else rate
+        return trace_id, received.should_sample is not False and bool(sample(trace_id, rate).sampled)
 
     def enqueue_spans(self, kong: Kong, request: Request) -> None:
         """Enqueue a copy of every sampled span (O17)."""
@@ -351,6 +383,10 @@ class _Entity:
                 self._otel = tracer.new("otel")
             return self._otel
         return tracer
+
+
+def _silent(_level: str, _message: str) -> None:
+    """Say nothing of what is malformed: whoever reads it in earnest does."""
 
 
 # Templates of resource attributes: text with `$(headers.x-team or "none")` in it.

@@ -283,6 +283,19 @@ def test_span_context_has_the_trace_id_that_is_exported(worker):
     assert span.get_span_context() == given
 
 
+def test_span_context_has_the_trace_id_and_the_decision_that_are_foretold(worker):
+    """Whoever knows what a request is going to join tells the provider; the span itself stays as it is."""
+    ctx = worker.begin()
+    worker.provider.foretell = lambda asked: (TRACE_ID, False) if asked is ctx else None
+    span = worker.tracer.start_span("call")
+
+    given = span.get_span_context()
+    assert (given.trace_id, given.trace_flags.sampled) == (int.from_bytes(TRACE_ID), False)
+    assert (span_list(ctx)[1].trace_id != TRACE_ID, span_list(ctx)[1].should_sample) == (True, True)
+    worker.end(ctx)
+    assert span.get_span_context() == given
+
+
 def test_flags_follow_the_decision(worker):
     """The decision that an exporter makes later is in the headers that go out after it."""  # T14
     ctx = worker.begin()
