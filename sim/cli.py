@@ -454,6 +454,9 @@ def _stand_in(text: str) -> "Override":
 @click.argument("plugins", metavar="PLUGIN...", nargs=-1, required=True)
 @click.option("--config", metavar="JSON", help='Configuration of plugins by name: {"shop": {"limit": 3}}.')
 @click.option(
+    "--answers", metavar="JSON", help='Answers of the services that plugins call: {"quota.internal": {"status": 200}}.'
+)
+@click.option(
     "--format", "form", metavar="NAME", default="text", show_default=True, help="text, json, sarif or github."
 )
 @click.option("--select", metavar="CODES", help="Report these alone: KT008, KG.")

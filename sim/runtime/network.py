@@ -104,6 +104,10 @@ class Network:
         if self._listeners.get(listener.address) is listener:
             del self._listeners[listener.address]
 
+    def knows(self, address: Address) -> bool:
+        """Whether somebody listens there, or swallows what comes."""
+        return address in self._listeners or address in self._silent
+
     def silence(self, address: Address) -> None:
         """From now on swallow whatever asks `address` for a connection, as a firewall does."""
         self._silent[address] = None

@@ -4,6 +4,7 @@
 |---|---|
 | `mistakes` | what is reported: the gateway's codes, and a mistake with its place |
 | `program` | what happens: requests, aborts, failures, reloads; drawn by hypothesis, written as one line |
+| `outside` | the services that plugins call |
 | `watch` | looks at handlers and timers while they run |
 | `trial` | one program, run in a virtual world |
 | `search` | many programs; for each mistake the smallest |

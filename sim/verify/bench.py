@@ -2,6 +2,7 @@
 
     bench = Bench()
     bench.use("greeter.py", greeting="howdy")
+    bench.answer("quota.internal", body={"limit": 3})
     answer = bench.get("/orders?name=Ada")
 
 Plugins are told before the first request. What `kongsim verify` looks for is looked for here too. When a handler has
@@ -20,7 +21,8 @@ from sim.collector import CollectorServer
 from sim.errors import UserError, nearest
 from sim.runtime.virtual import EverybodyWaitsError, TimeStandsStillError
 from sim.verify.mistakes import STALL, Key, Mistake
-from sim.verify.program import UPSTREAMS, Program, Visit
+from sim.verify.outside import read_answers
+from sim.verify.program import CALLED, UPSTREAMS, Program, Visit
 from sim.verify.trial import Suspects, Trial, files_of, look_again, misconfigured, unheard
 from sim.verify.watch import Watch
 
@@ -62,8 +64,10 @@ class Bench:
     def __init__(self) -> None:
         self._places: list[str] = []
         self._configs: dict[str, dict[str, Any]] = {}
+        self._answers: dict[str, Any] = {}
         self._program = Program(())
         self._trial: Trial | None = None
+        self._suspects: Suspects
         self._watch: Watch
         self._runner: asyncio.Runner
         self._spans: list[Span] = []
@@ -87,6 +91,31 @@ class Bench:
                     raise UserError(wrong, file=place)
                 self._configs[name] = config
 
+    def answer(
+        self,
+        host: str,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+        text: str | bytes | None = None,
+    ) -> None:
+        """Say what a service that plugins call answers from now on, when it does.
+
+        Args:
+            host: of it; or host and port, `quota.internal:8080`.
+            status: of HTTP.
+            headers: of HTTP.
+            body: of HTTP: bytes or text, or what JSON can say.
+            text: of another protocol, in place of all these: what is said to each part of what comes.
+
+        Raises:
+            UserError: no service can answer that.
+        """
+        told = {"status": status, "headers": headers, "body": body} if text is None else text
+        answers = self._answers | {host: told}
+        read_answers(answers)
+        self._answers = answers
+
     def trace(self, *, sampling_rate: float = 1.0, instrumentations: str = "all") -> None:
         """Set how the gateway traces; else it traces everything."""
         self._program = Program((), sampling_rate, instrumentations)
@@ -103,6 +132,7 @@ class Bench:
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
         upstream: str = "answers",
+        called: str = "answers",
         abort_s: float | None = None,
     ) -> Answer:
         """Make a request and return its answer.
@@ -113,17 +143,26 @@ class Bench:
             headers: beside Host and what frames the body.
             body: of it.
             upstream: what the service does: "answers", "fails", "is slow", "refuses" and so on (`UPSTREAMS`).
+            called: what every other service does that plugins call, until the next request (`CALLED`).
             abort_s: after which the client goes away, s.
 
         Raises:
             UserError: the service cannot do that.
         """
-        if upstream not in UPSTREAMS:
-            raise UserError(f"no service {upstream}", field="upstream", cure=nearest(upstream, UPSTREAMS))
-        told = dict(headers or {})
-        return self._run(
-            lambda trial: _request(trial, Visit(method=method, upstream=upstream), path, told, body, abort_s)
+        for field_name, does, known in (("upstream", upstream, UPSTREAMS), ("called", called, CALLED)):
+            if does not in known:
+                raise UserError(f"no service {does}", field=field_name, cure=nearest(does, known))
+        visit, told, answers = (
+            Visit(method=method, upstream=upstream, called=called),
+            dict(headers or {}),
+            self._answers,
         )
+
+        def ask(trial: Trial) -> Coroutine[Any, Any, Answer]:
+            trial.outside.answers = read_answers(answers)
+            return _request(trial, visit, path, told, body, abort_s)
+
+        return self._run(ask)
 
     def advance(self, seconds: float) -> None:
         """Let time pass: timers go off, queues send."""
@@ -158,8 +197,9 @@ class Bench:
 
     def _started(self) -> Trial:
         if self._trial is None:
-            suspects = Suspects(tuple(self._places), self._configs)
+            suspects = Suspects(tuple(self._places), self._configs, self._answers)
             classes = suspects.load()
+            self._suspects = suspects
             self._watch = Watch(files_of(classes), locates=False, breaks_off=False, isolates=False)
             self._trial = Trial(
                 suspects,
@@ -185,7 +225,7 @@ class Bench:
 
     def _stalls_again(self) -> dict[Key, Mistake]:
         """Do it all again, and return the stalls with their lines."""
-        suspects = Suspects(tuple(self._places), self._configs)
+        suspects = self._suspects
 
         async def play() -> None:
             for deed in (*self._deeds, Trial.end):

@@ -37,6 +37,8 @@ def replay(suspects: Suspects, seed: int, program: Program) -> str:
     words = ["kongsim", "verify", *suspects.places]
     if suspects.configs:
         words += ["--config", json.dumps(dict(suspects.configs), separators=(",", ":"))]
+    if suspects.answers:
+        words += ["--answers", json.dumps(dict(suspects.answers), separators=(",", ":"))]
     return shlex.join([*words, "--seed", str(seed), "--replay", program.line()])
 
 
@@ -69,6 +71,7 @@ def as_json(suspects: Suspects, verdict: Verdict) -> str:
         "seed": verdict.seed,
         "programs": verdict.programs,
         "requests": verdict.requests,
+        "called": verdict.called,
         "seconds": round(verdict.seconds, 3),
         "mistakes": [_record(suspects, verdict, shown) for shown in verdict.shown],
     }
@@ -171,7 +174,7 @@ def _text(suspects: Suspects, verdict: Verdict, shown: Shown) -> str:
     if not shown.program.steps:
         return explained(shown.mistake)
     lines = ["  the smallest program that shows it:"]
-    lines += [f"    {line}" for line in shown.program.text().splitlines()]
+    lines += [f"    {line}" for line in shown.program.text(calls=shown.calls).splitlines()]
     lines += [f"  replay: {replay(suspects, verdict.seed, shown.program)}"]
     return explained(shown.mistake) + "\n".join(lines) + "\n"
 

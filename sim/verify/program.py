@@ -26,6 +26,12 @@ UPSTREAMS: Final = (
 )
 """What the service does with a request."""
 
+CALLED: Final = (
+    *("answers", "fails", "is slow", "refuses", "answers once", "resets", "breaks off", "talks nonsense", "is silent"),
+    "is unknown",
+)
+"""What any other service does that a plugin calls."""
+
 TRACES: Final = ("none", "sampled", "unsampled", "b3", "malformed", "twice")
 """What trace headers the client sends."""
 
@@ -65,6 +71,7 @@ _CHOICES: Final[dict[str, tuple[Any, ...]]] = {
     "abort_ms": _ABORTS_MS,
     "upstream": UPSTREAMS,
     "answer": _ANSWERS,
+    "called": CALLED,
     "interference": INTERFERENCES,
 }
 """What a request may be, the usual first."""
@@ -83,7 +90,8 @@ class Visit:
         trace: one of `TRACES`.
         abort_ms: after which the client goes away; None: it stays.
         upstream: one of `UPSTREAMS`.
-        answer: bytes of the service's answer.
+        answer: bytes of the service's answer, and of any other's.
+        called: one of `CALLED`, which holds until the next request.
         interference: one of `INTERFERENCES`.
     """
 
@@ -96,6 +104,7 @@ class Visit:
     abort_ms: int | None = None
     upstream: str = "answers"
     answer: int = 100
+    called: str = "answers"
     interference: str = "nothing"
 
 
@@ -129,10 +138,14 @@ class Program:
         told = {name: value for name, value in _changed(self).items() if name != "steps"}
         return json.dumps({"steps": steps, **told}, separators=(",", ":"))
 
-    def text(self) -> str:
-        """Return it in words, a line for each step."""
+    def text(self, *, calls: bool = False) -> str:
+        """Return it in words, a line for each step.
+
+        Args:
+            calls: plugins have called services; it is told what these do, also where that is as usual.
+        """
         head = f"sampling rate {self.sampling_rate:g}, instrumentations {self.instrumentations}"
-        return "\n".join([head, *(_words(step) for step in self.steps)])
+        return "\n".join([head, *(_words(step, calls=calls) for step in self.steps)])
 
 
 def parse(line: str) -> Program:
@@ -186,6 +199,7 @@ _ALLOWED: "Final[dict[str, Callable[[Any], bool]]]" = {
     "abort_ms": lambda value: value is None or _is_count(value),
     "upstream": UPSTREAMS.__contains__,
     "answer": _is_count,
+    "called": CALLED.__contains__,
     "interference": INTERFERENCES.__contains__,
     "steps": lambda value: isinstance(value, tuple),
     "sampling_rate": lambda value: type(value) in {int, float} and 0 <= value <= 1,
@@ -222,6 +236,7 @@ def programs() -> "SearchStrategy[Program]":
         abort_ms=mostly(_ABORTS_MS),
         upstream=mostly(UPSTREAMS),
         answer=mostly(_ANSWERS),
+        called=mostly(CALLED),
         interference=mostly(INTERFERENCES),
     )
     steps = st.lists(visits | visits | visits | st.builds(Reload), min_size=1, max_size=STEPS_MAX).map(tuple)
@@ -249,7 +264,7 @@ def _changed(of: Any) -> dict[str, Any]:
     return {name: value for name, (value, default) in named.items() if default is MISSING or value != default}
 
 
-def _words(step: Visit | Reload) -> str:
+def _words(step: Visit | Reload, *, calls: bool) -> str:
     if isinstance(step, Reload):
         return "reload: the worker leaves, another takes its place"
     words = [f"{step.times} times {step.gap_ms} ms apart: " if step.times > 1 else ""]
@@ -257,6 +272,7 @@ def _words(step: Visit | Reload) -> str:
     words.append(f", body of {step.body} bytes" if step.body else "")
     words.append(f", trace headers {step.trace}" if step.trace != "none" else "")
     words.append(f"; the upstream {step.upstream}")
+    words.append(f"; what the plugin calls {step.called}" if calls or step.called != "answers" else "")
     words.append(f"; another plugin {step.interference}" if step.interference != "nothing" else "")
     words.append(f"; the client goes away after {step.abort_ms} ms" if step.abort_ms is not None else "")
     return "".join(words)

@@ -41,10 +41,12 @@ class Shown:
     Attributes:
         mistake: what is wrong.
         program: that shows it.
+        calls: a plugin has called a service in it.
     """
 
     mistake: Mistake
     program: Program
+    calls: bool = False
 
 
 @dataclass(slots=True)
@@ -56,6 +58,7 @@ class Verdict:
         seed: of the programs.
         programs: that were run.
         requests: that ended in their log phase.
+        called: services that plugins have called, `host:port`.
         seconds: that it took.
     """
 
@@ -63,6 +66,7 @@ class Verdict:
     seed: int = 0
     programs: int = 0
     requests: int = 0
+    called: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -111,6 +115,7 @@ class Search:
         verdict.shown.sort(key=lambda shown: (-shown.mistake.rule.severity, shown.mistake.place, shown.mistake.code))
         verdict.programs = len(self._outcomes)
         verdict.requests = self._requests
+        verdict.called = sorted({place for outcome in self._outcomes.values() for place in outcome.called})
         verdict.seconds = time.monotonic() - began_s
         return verdict
 
@@ -124,8 +129,8 @@ class Search:
         if (refused := self._refused()) is not None:
             return refused
         outcome = trial.run(self._suspects, program)
-        shown = [Shown(mistake, program) for mistake in outcome.mistakes]
-        return Verdict(shown, self.seed, 1, outcome.requests, time.monotonic() - began_s)
+        shown = [Shown(mistake, program, bool(outcome.called)) for mistake in outcome.mistakes]
+        return Verdict(shown, self.seed, 1, outcome.requests, sorted(outcome.called), time.monotonic() - began_s)
 
     def _refused(self) -> Verdict | None:
         """Return the verdict on a plugin that is not loaded because of a mistake; None where there is no such one."""
@@ -166,7 +171,7 @@ class Search:
 
         mistake, first = self._first[key]
         if first in self._plain:
-            return Shown(mistake, first)
+            return Shown(mistake, first, bool(self._outcomes[first].called))
 
         def shows(program: Program) -> bool:
             if program not in self._outcomes and time.monotonic() >= end_s:
@@ -179,8 +184,9 @@ class Search:
 
         found = self._find(shows, shrinks=True)
         program = found if found is not None and found.requests <= first.requests else first
-        told = next((m for m in self._try(program).mistakes if m.key == key), mistake)
-        return Shown(told, program)
+        outcome = self._try(program)
+        told = next((m for m in outcome.mistakes if m.key == key), mistake)
+        return Shown(told, program, bool(outcome.called))
 
     def _find(self, condition: Callable[[Program], bool], *, shrinks: bool) -> Program | None:
         """Return the smallest program that hypothesis finds; the same ones are drawn each time."""

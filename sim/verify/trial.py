@@ -32,13 +32,14 @@ from sim.config import Gateway, Nginx, Tracing
 from sim.entity import Plugin, Route, Service
 from sim.errors import UserError
 from sim.gateway import WorkerGateway
-from sim.http_server import HttpConnection, HttpServer, response
+from sim.http_server import HttpServer, response
 from sim.pdk import Kong
 from sim.plugin import PluginClass, configuration, load
 from sim.plugins import BUNDLED
 from sim.request import RefusedRequest, Request
 from sim.runtime.virtual import EverybodyWaitsError, TimeStandsStillError, VirtualWorld
 from sim.verify.mistakes import RAISES, STALL, Key
+from sim.verify.outside import REFUSING, SILENT, UNKNOWN, ActingConnection, Outside, OutsideRuntime, read_answers
 from sim.verify.program import Program, Reload, Visit
 from sim.verify.watch import Watch, WatchedTimers, stack_of
 
@@ -74,11 +75,14 @@ TRACE_HEADERS: Final = {
 """Headers that name a parent, each with its format."""
 
 _HOST: Final = "127.0.0.1"
-_HOSTS: Final = {"refuses": "refused.test", "is silent": "silent.test", "is unknown": "unknown.test"}
+_HOSTS: Final = {"refuses": "refused.test", "is silent": "silent.test", "is unknown": UNKNOWN}
 _SERVED: Final = "orders.test"
 _UNROUTED: Final = "nowhere.test"
-_SILENT: Final = ("10.0.0.9", 80)
-_SLOW_NS: Final = 300_000_000
+_NGINX: Final = Nginx.model_validate({"worker_shutdown_timeout": "5s"}).model_copy(
+    update={"lua_ssl_trusted_certificate": ()}
+)
+"""No certificate is ever looked at, and reading the system's takes long enough to be a stall."""
+
 _INJECTED: Final = "KONGSIM_INJECTED"
 _TRACE_ID: Final = "0af7651916cd43dd8448eb211c80319c"
 _SPAN_ID: Final = "b7ad6b7169203331"
@@ -99,11 +103,12 @@ class Suspects:
     Attributes:
         places: files, modules, or names of bundled plugins.
         configs: configuration by name of plugin.
-        modules: of the classes, read for each trial.
+        answers: what the services that they call answer, as `sim.verify.outside.read_answers` takes it.
     """
 
     places: tuple[str, ...]
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    answers: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self) -> dict[str, PluginClass]:
         """Return the classes by name, read anew.
@@ -150,11 +155,13 @@ class Outcome(NamedTuple):
         mistakes: that were found.
         requests: that ended in their log phase.
         stalled: first lines of the handlers that stalled the loop.
+        called: services that were called, `host:port`.
     """
 
     mistakes: "tuple[Mistake, ...]"
     requests: int
     stalled: frozenset[Frame]
+    called: frozenset[str]
 
 
 class InterferenceError(Exception):
@@ -180,7 +187,7 @@ def run(suspects: Suspects, program: Program, known_stalls: Container[Frame] = (
         lambda look: {mistake.key for mistake in look.mistakes if mistake.code == STALL},
     )
     mistakes = tuple(mistake for mistake in last.mistakes if mistake.code != STALL or mistake.key in again)
-    return Outcome(mistakes, last.requests, last.stalled & outcome.stalled)
+    return last._replace(mistakes=mistakes, stalled=last.stalled & outcome.stalled)
 
 
 def look_again(look: Callable[[], T], stalls: Callable[[T], AbstractSet[Key]]) -> tuple[T, AbstractSet[Key]]:
@@ -237,7 +244,8 @@ def _run(suspects: Suspects, program: Program, *, locates: bool) -> Outcome:
             tracing.use(None)
     if trial.crashes:
         raise trial.crashes[0]
-    return Outcome(tuple(watch.mistakes.values()), trial.requests, frozenset(watch.stalled))
+    found, called = tuple(watch.mistakes.values()), frozenset(trial.outside.called)
+    return Outcome(found, trial.requests, frozenset(watch.stalled), called)
 
 
 def files_of(classes: Mapping[str, Any]) -> dict[str, str]:
@@ -266,7 +274,8 @@ class Trial:
 
     Attributes:
         world: in which it happens.
-        runtime: of the worker.
+        outside: the services that plugins call.
+        runtime: of all but the worker.
         gateway: that serves now.
         front: where it listens.
         visits: how the service treats requests, by their mark.
@@ -298,7 +307,9 @@ class Trial:
         self.requests = 0
         self.crashes: list[BaseException] = []
         self.world = VirtualWorld(0, lambda _generator: 50_000)
-        self.runtime: Runtime = self.world.runtime("gateway")
+        self.outside = Outside(self.world, read_answers(suspects.answers))
+        self.runtime: Runtime = self.world.runtime("outside")
+        self._runtime = OutsideRuntime(self.world, "gateway", self.outside)
         loop = self.world.loop
         loop.set_exception_handler(self._unhandled)
         loop.set_task_factory(watch.task)
@@ -306,7 +317,7 @@ class Trial:
 
     async def begin(self) -> None:
         """Start service, collector and worker."""
-        self.world.network.silence(_SILENT)
+        self.outside.open(self.runtime)
         self._upstream = self._receiver = await self._serve(ServiceServer(self.visits))
         if self._collector is not None:
             self._receiver = await self._serve(self._collector)
@@ -364,7 +375,7 @@ class Trial:
         companions: list[Any] = [Interfering.of(order, self.visits) for order in self._orders()]
         gateway = self.gateway = WorkerGateway(
             self._configuration(classes, [companion.NAME for companion in companions]),
-            self.runtime,
+            self._runtime,
             self._log,
             on_change=_nothing,
             on_rest=self._rested.set,
@@ -423,8 +434,8 @@ class Trial:
             tracing=Tracing(
                 instrumentations=(self._program.instrumentations,), sampling_rate=self._program.sampling_rate
             ),
-            nginx=Nginx.model_validate({"worker_shutdown_timeout": "5s"}),
-            hosts={_SERVED: self._upstream, "refused.test": (_HOST, 1), "silent.test": _SILENT},
+            nginx=_NGINX,
+            hosts={_SERVED: self._upstream, "refused.test": REFUSING, "silent.test": SILENT},
             services=tuple(
                 Service(name=host, host=host, retries=1, connect_timeout=2_000, read_timeout=5_000) for host in hosts
             ),
@@ -481,6 +492,7 @@ class Trial:
         """
         number = len(self.visits)
         self.visits[str(number)] = visit
+        self.outside.obey(visit)
         client = Client(asyncio.get_running_loop().create_future())
         try:
             await self.runtime.connect(*self.front.address, lambda: client)
@@ -559,7 +571,7 @@ class ServiceServer(HttpServer):
         return ServiceConnection(self)
 
 
-class ServiceConnection(HttpConnection):
+class ServiceConnection(ActingConnection):
     """A connection to the service."""
 
     server: ServiceServer
@@ -585,19 +597,7 @@ class ServiceConnection(HttpConnection):
         visit = self.server.visits.get(mark, _USUAL)
         status = 503 if visit.upstream == "fails" else 200
         data = response(status, {}, b"x" * visit.answer, head=head, keep_alive=keep_alive)
-        match visit.upstream:
-            case "is slow":
-                return data, _SLOW_NS
-            case "resets":
-                self.transport.abort()
-                return b"", 0
-            case "breaks off":
-                self._keep_alive = False
-                return data[: len(data) - 1 - visit.answer // 2], 0
-            case "talks nonsense":
-                self._keep_alive = False
-                return b"HTTP/9 nonsense\r\n\r\n", 0
-        return data, 0
+        return self.act(visit.upstream, data, visit.answer)
 
 
 _USUAL: Final = Visit()

@@ -53,12 +53,18 @@ def completed(block):
     return SCENARIO + gateway + block
 
 
+def write_plugins(folder):
+    """Write the plugins of their page that other pages use."""
+    for _line, source in blocks(ROOT / "docs/plugins.md", "python"):
+        if (name := source.partition("\n")[0].removeprefix("# ")) in ("greeter.py", "quota.py"):
+            (folder / name).write_text(source, encoding="utf-8")
+
+
 @pytest.mark.parametrize("block", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_configuration_is_taken(block, tmp_path, monkeypatch, capsys):
     """`kongsim check` has nothing to say against it, however small a piece of a file it is."""
     monkeypatch.chdir(tmp_path)
-    (greeter,) = (source for _line, source in blocks(ROOT / "docs/plugins.md", "python") if "# greeter.py" in source)
-    Path("greeter.py").write_text(greeter, encoding="utf-8")
+    write_plugins(tmp_path)
     Path("kong.yml").write_text(f"{KONG_YML}plugins: [{{name: rate-limiting}}, {{name: key-auth}}]\n", encoding="utf-8")
     Path("sample.yaml").write_text(completed(block), encoding="utf-8")
     plugins = ["--plugin", "greeter.py"] if "name: greeter" in block else []
@@ -91,10 +97,9 @@ def test_program_of_the_readme_gives_every_span_back(tmp_path):
 
 
 def test_tests_of_the_page_on_verify_pass(tmp_path):
-    """They are those of the first plugin of the page on plugins."""
-    (greeter,) = (source for _line, source in blocks(ROOT / "docs/plugins.md", "python") if "# greeter.py" in source)
-    ((_line, tests),) = blocks(ROOT / "docs/verify.md", "python")
-    (tmp_path / "greeter.py").write_text(greeter, encoding="utf-8")
-    (tmp_path / "test_greeter.py").write_text(tests, encoding="utf-8")
+    """They are those of plugins of the page on plugins, and find no mistake in them."""
+    tests = "\n\n".join(block for _line, block in blocks(ROOT / "docs/verify.md", "python"))
+    write_plugins(tmp_path)
+    (tmp_path / "test_page.py").write_text(tests, encoding="utf-8")
 
-    assert "2 passed" in run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_greeter.py")
+    assert "3 passed" in run(tmp_path, "-m", "pytest", "--kongsim", "-q", "-p", "no:cacheprovider", "test_page.py")

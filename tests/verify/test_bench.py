@@ -1,14 +1,19 @@
 """The gateway of pytest's fixture: what blocks it is found by a second look, which disturbs nobody."""
 
 import os
+import re
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
 from sim.errors import UserError
 from sim.verify.bench import Bench
+from sim.verify.program import CALLED, UPSTREAMS
 from sim.verify.trial import look_again
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 BLOCKING = """
 import os
@@ -171,3 +176,14 @@ def test_use_tells_what_is_wrong_with_a_configuration(bench, tmp_path, monkeypat
     with pytest.raises(UserError) as raised:
         bench.use("first.py", **config)
     assert str(raised.value) == expected
+
+
+def test_page_lists_what_services_do():
+    """Every word that `upstream` and `called` take stands there."""
+    page = (DOCS / "verify.md").read_text()
+    listed = re.search(r"`upstream` is what the service does:(.*?)With `quota.py`", page, re.DOTALL)[1]
+    assert re.findall(r'"(.*?)"', listed) == [*UPSTREAMS, "answers once"]
+    table = re.findall(
+        r"^\| ([a-z ,]+) \|", page.partition("### What plugins call")[2].partition("###")[0], re.MULTILINE
+    )
+    assert [word for row in table[1:] for word in row.split(", ")] == list(CALLED)
