@@ -11,13 +11,17 @@ stalled, all that the test did is done again at its end, in two more worlds: wha
 
 import asyncio
 import warnings
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import ValidationError
+
 from kongtrace import tracing
 from sim.collector import CollectorServer
+from sim.config import Tracing
+from sim.document import explain
 from sim.errors import UserError, nearest
 from sim.runtime.virtual import EverybodyWaitsError, TimeStandsStillError
 from sim.verify.mistakes import STALL, Key, Mistake
@@ -116,9 +120,26 @@ class Bench:
         read_answers(answers)
         self._answers = answers
 
-    def trace(self, *, sampling_rate: float = 1.0, instrumentations: str = "all") -> None:
-        """Set how the gateway traces; else it traces everything."""
-        self._program = Program((), sampling_rate, instrumentations)
+    def trace(self, sampling_rate: float = 1.0, instrumentations: str | Iterable[str] = "all") -> None:
+        """Set how the gateway traces; else it traces everything.
+
+        Args:
+            sampling_rate: 0 to 1.
+            instrumentations: words of Kong's `tracing_instrumentations`, divided by commas or in a list.
+
+        Raises:
+            UserError: there is no such word or rate, or a request was made already.
+        """
+        if self._trial is not None:
+            raise UserError("a request was made already", cure="trace before the first request")
+        words = instrumentations.split(",") if isinstance(instrumentations, str) else instrumentations
+        told = {"sampling_rate": sampling_rate, "instrumentations": [word.strip() for word in words]}
+        try:
+            asked = Tracing.model_validate(told)
+        except ValidationError as error:
+            message, cure, _below = explain(details := error.errors()[0])
+            raise UserError(message, field=str(details["loc"][0]), cure=cure) from None
+        self._program = Program((), asked.sampling_rate, ",".join(asked.instrumentations))
 
     def get(self, path: str = "/", **options: Any) -> Answer:
         """Make a GET request; see `request`."""

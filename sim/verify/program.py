@@ -120,7 +120,7 @@ class Program:
     Attributes:
         steps: in order.
         sampling_rate: of the gateway.
-        instrumentations: of the gateway.
+        instrumentations: of the gateway, divided by commas.
     """
 
     steps: tuple[Visit | Reload, ...]

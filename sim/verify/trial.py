@@ -432,7 +432,8 @@ class Trial:
         hosts = [_SERVED, *_HOSTS.values()]
         return Gateway(
             tracing=Tracing(
-                instrumentations=(self._program.instrumentations,), sampling_rate=self._program.sampling_rate
+                instrumentations=tuple(self._program.instrumentations.split(",")),
+                sampling_rate=self._program.sampling_rate,
             ),
             nginx=_NGINX,
             hosts={_SERVED: self._upstream, "refused.test": REFUSING, "silent.test": SILENT},

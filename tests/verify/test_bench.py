@@ -187,3 +187,38 @@ def test_page_lists_what_services_do():
         r"^\| ([a-z ,]+) \|", page.partition("### What plugins call")[2].partition("###")[0], re.MULTILINE
     )
     assert [word for row in table[1:] for word in row.split(", ")] == list(CALLED)
+
+
+@pytest.mark.parametrize("instrumentations", ["request,router", ["request", "router"], ("request", "router")])
+def test_several_instrumentations_are_given_as_text_or_list(bench, shop, instrumentations):
+    """As Kong's setting, or as Python has it."""
+    bench.trace(1, instrumentations)
+    bench.use(shop("False"))
+    bench.get()
+    assert [span.name for span in bench.spans] == ["kong", "kong.router"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"instrumentations": "request,ruoter"},
+            "instrumentations: invalid tracing type: ruoter; did you mean router?",
+        ),
+        ({"instrumentations": []}, "instrumentations: expected at least one entry, not an empty list"),
+        ({"sampling_rate": 2}, "sampling_rate: must be at most 1, not 2"),
+    ],
+)
+def test_tracing_that_cannot_be_is_told(bench, given, message):
+    """At once."""
+    with pytest.raises(UserError) as raised:
+        bench.trace(**given)
+    assert str(raised.value).startswith(message)
+
+
+def test_tracing_is_set_before_the_first_request(bench, shop):
+    """As plugins are: what the gateway has begun with, it keeps."""
+    bench.use(shop("False"))
+    bench.get()
+    with pytest.raises(UserError, match="a request was made already; trace before the first request"):
+        bench.trace(0.5)
