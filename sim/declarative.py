@@ -132,6 +132,8 @@ _LOOKS_LIKE_REGEX: Final = re.compile(r"[$*+?()\[\]{}|^\\]")
 
 _STAND_IN: Final = "a stand-in can give it a cost"
 
+_OWN: Final = "it is one of your own, name its file with --plugin FILE, in a scenario in gateway.plugin_paths"
+
 _ENDPOINT_CURE: Final = "add traces_endpoint: http://127.0.0.1:4318/v1/traces"
 
 
@@ -459,8 +461,10 @@ class _EntityReader:
         if not plugin.enabled:
             return
         if self.enabled is not None and plugin.name not in self.enabled:
-            message = f"plugin {plugin.name} is not enabled"
-            raise self.document.error(message, (*path, "name"), cure="add it to KONG_PLUGINS, or unset that")
+            cure = "add it to KONG_PLUGINS, or unset that"
+            if plugin.name not in _BUNDLED:
+                cure = f"name its file with --plugin FILE, or {cure}"
+            raise self.document.error(f"plugin {plugin.name} is not enabled", (*path, "name"), cure=cure)
         if plugin.name not in self.classes:
             self._leave_aside(plugin.name, path)
             return
@@ -499,9 +503,10 @@ class _EntityReader:
         known = {*self.classes, *_BUNDLED}
         is_told_of = name in _BUNDLED or (self.enabled is not None and name in self.enabled)
         if not is_told_of and get_close_matches(name, known, n=1, cutoff=0.85):
-            cure = f"{nearest(name, known)} If it is one of your own, list it in KONG_PLUGINS, or give it a stand-in"
+            cure = f"{nearest(name, known)} If {_OWN}; else list it in KONG_PLUGINS, or give it a stand-in"
             raise self.document.error(f"there is no plugin {shown(name)}", (*path, "name"), cure=cure)
-        self._warn(f"plugin {name} is not simulated: requests pass as if it were absent; {_STAND_IN}", (*path, "name"))
+        cures = _STAND_IN if name in _BUNDLED else f"if {_OWN}; {_STAND_IN}"
+        self._warn(f"plugin {name} is not simulated: requests pass as if it were absent; {cures}", (*path, "name"))
 
     def _simulated(self, kind: str, data: Any, path: FieldPath) -> dict[str, Any]:
         """Return the fields that are simulated; the others are only labels, or a warning tells what becomes of them."""

@@ -193,11 +193,21 @@ def test_plugins_and_credentials_of_others_get_a_warning(entities):
     ]
 
 
+def test_plugin_of_ones_own_whose_file_is_not_named_is_told_how_to_name_it(entities):
+    """One of Kong's has no such file; one that is not enabled need not be, when it is named."""
+    told = "; if it is one of your own, name its file with --plugin FILE, in a scenario in gateway.plugin_paths;"
+    own, kongs = entities("plugins: [{name: price}, {name: key-auth}]\n").warnings
+    assert f"absent{told} a stand-in" in own
+    assert "absent; a stand-in" in kongs
+    with pytest.raises(UserError, match=r"price is not enabled; name its file with --plugin FILE, or add it to K"):
+        entities("plugins: [{name: price}]\n", enabled=["bundled"])
+
+
 def test_plugin_that_is_enabled_by_name_is_no_mistake(entities):
     """However much its name looks like another."""
     read = entities("plugins: [{name: key-auth2}]\n", enabled=["bundled", "key-auth2"])
     assert "plugin key-auth2 is not simulated" in read.warnings[0]
-    with pytest.raises(UserError, match=r"did you mean key-auth\? If it is one of your own, list it in KONG_PLUGINS"):
+    with pytest.raises(UserError, match=r"did you mean key-auth\? If it is one of your own, name its file with --"):
         entities("plugins: [{name: key-auth2}]\n")
 
 
@@ -383,7 +393,8 @@ def test_https_of_a_service_is_spoken_without_tls(entities):
             "plugins:\n  - name: opentelemtry\n",
             (
                 "kong.yml:2: plugins[0].name: there is no plugin 'opentelemtry'; did you mean opentelemetry?"
-                " If it is one of your own, list it in KONG_PLUGINS, or give it a stand-in"
+                " If it is one of your own, name its file with --plugin FILE, in a scenario in gateway.plugin_paths;"
+                " else list it in KONG_PLUGINS, or give it a stand-in"
             ),
         ),
         (
