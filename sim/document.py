@@ -42,12 +42,12 @@ class Model(BaseModel):
 
     Attributes:
         fields_not_built: fields that belong to the vocabulary and cannot be used yet, and what each would do.
-        words_not_built: the same for the words of a field, by field.
+        words_not_built: the same for the words of a field, by field, each with the word to write in its place.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     fields_not_built: ClassVar[Mapping[str, str]] = {}
-    words_not_built: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    words_not_built: ClassVar[Mapping[str, Mapping[str, tuple[str, str]]]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -57,7 +57,8 @@ class Model(BaseModel):
         for field, words in cls.words_not_built.items():
             word = data.get(field)
             if isinstance(word, str) and word in words:
-                raise not_built(word, words[word], field=field)
+                meaning, instead = words[word]
+                raise not_built(word, meaning, field=field, cure=f"write {instead}")
         known = [info.alias or name for name, info in cls.model_fields.items()]
         for key in data:
             if key in cls.fields_not_built:
@@ -67,9 +68,9 @@ class Model(BaseModel):
         return data
 
 
-def not_built(word: str, meaning: str, *, field: str | None = None) -> FieldError:
+def not_built(word: str, meaning: str, *, field: str | None = None, cure: str = "leave it out") -> FieldError:
     """Return the error for a word that belongs to the vocabulary and cannot be used yet."""
-    return FieldError(f"{word} is not built yet: {meaning}", field=field, cure="leave it out")
+    return FieldError(f"{word} is not built yet: {meaning}", field=field, cure=cure)
 
 
 def matching(pattern: str, expected: str) -> AfterValidator:

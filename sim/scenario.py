@@ -150,13 +150,13 @@ class _OpenLoad(Model):
         "iterations": "it makes a closed load of virtual users",
         "gracefulStop": "it waits for virtual users",
     }
-    words_not_built: ClassVar[Mapping[str, Mapping[str, str]]] = {
+    words_not_built: ClassVar[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "executor": {
-            "constant-vus": "it makes a closed load of virtual users",
-            "ramping-vus": "it makes a closed load of virtual users",
-            "shared-iterations": "it makes a closed load of virtual users",
-            "per-vu-iterations": "it makes a closed load of virtual users",
-            "externally-controlled": "it takes orders during the run",
+            "constant-vus": ("it makes a closed load of virtual users", _EXECUTORS[0]),
+            "ramping-vus": ("it makes a closed load of virtual users", _EXECUTORS[1]),
+            "shared-iterations": ("it makes a closed load of virtual users", _EXECUTORS[0]),
+            "per-vu-iterations": ("it makes a closed load of virtual users", _EXECUTORS[0]),
+            "externally-controlled": ("it takes orders during the run", _EXECUTORS[1]),
         }
     }
 

@@ -206,7 +206,13 @@ MISTAKES = [
         "constant-arrival-rate",
         "ramping-vus",
         "22: load[0].executor",
-        "ramping-vus is not built yet: it makes a closed load of virtual users; leave it out",
+        "ramping-vus is not built yet: it makes a closed load of virtual users; write ramping-arrival-rate",
+    ),
+    (
+        "constant-arrival-rate",
+        "constant-vus",
+        "22: load[0].executor",
+        "constant-vus is not built yet: it makes a closed load of virtual users; write constant-arrival-rate",
     ),
     (
         "constant-arrival-rate",
