@@ -12,6 +12,7 @@
 An arm of the break-down leaves out a part of what tracing does, and all parts after it (`PARTS`).
 """
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Final, Self
 
+from pydantic import ValidationError
+
 from kongtrace import NoopTracer, Span, Tracer, TracerProvider, checked
 from kongtrace.context import Context
 from kongtrace.otlp import encode_traces
@@ -27,10 +30,11 @@ from kongtrace.queue import ACCEPTED, Queues, Result
 from kongtrace.queue_parameters import Binding
 from kongtrace.queue_profile import Outcome
 from sim.config import Gateway
+from sim.document import explain, written
 from sim.entity import Plugin
 from sim.errors import UserError
 from sim.exporter import Endpoint, Exporter
-from sim.plugin import load
+from sim.plugin import PluginClass, configuration, load
 from sim.plugins import BUNDLED
 
 PARTS: Final = ("create", "attributes", "finish", "copy", "enqueue", "encode", "send")
@@ -113,9 +117,7 @@ class Arm:
 
     def gateway(self, gateway: Gateway, traces_endpoint: str) -> Gateway:
         """Return what the arm is configured with, given that of the scenario, or of its own file; raises UserError."""
-        if self.plugins:
-            known = {**BUNDLED, **gateway.plugin_classes}
-            classes = {name: plugin for name, plugin in load(self.plugins, known).items() if name not in known}
+        if classes := self._classes(gateway):
             added = (*gateway.plugins, *(Plugin(name=name) for name in classes))
             update = {"plugins": added, "plugin_classes": gateway.plugin_classes | classes}
             gateway = gateway.model_copy(update=update)
@@ -136,6 +138,25 @@ class Arm:
         plugins = tuple(self._exporter(plugin) if plugin.name == OPENTELEMETRY else plugin for plugin in plugins)
         changed = gateway.model_copy(update={"tracing": tracing, "plugins": plugins})
         return changed.exporting_to(traces_endpoint)
+
+    def require_runnable(self, gateway: Gateway) -> None:
+        """Raise UserError where a plugin besides cannot be loaded, or not run without a configuration."""
+        for name, plugin in self._classes(gateway).items():
+            try:
+                configuration(plugin, {})
+            except ValidationError as error:
+                message, _cure, below = explain(details := error.errors()[0])
+                raise UserError(
+                    f"{message}, and + gives a plugin no configuration",
+                    file=inspect.getfile(plugin),
+                    field=written((name, *details["loc"], *below)),
+                    cure="configure it in a scenario of its own, and name that file as the arm",
+                ) from None
+
+    def _classes(self, gateway: Gateway) -> dict[str, PluginClass]:
+        """Return the plugins besides, by name."""
+        known = {**BUNDLED, **gateway.plugin_classes}
+        return {name: plugin for name, plugin in load(self.plugins, known).items() if name not in known}
 
     def _exporter(self, plugin: Plugin) -> Plugin:
         config = dict(plugin.config)

@@ -55,7 +55,10 @@ def asked(scenario: Scenario, options: Mapping[str, str | None]) -> Asked:
         rate_per_s = _read("--rate", parse_rate, options["rate"])
     time_s = _read("--time", parse_duration, options["time"])
     precision = _read("--precision", _share, options["precision"])
-    return Asked(scenario, arms, rate_per_s, time_s, precision, _others(scenario, arms))
+    others = _others(scenario, arms)
+    for arm in arms:
+        arm.require_runnable(others.get(arm.base, scenario).gateway)
+    return Asked(scenario, arms, rate_per_s, time_s, precision, others)
 
 
 def _others(scenario: Scenario, arms: Sequence[Arm]) -> dict[str, Scenario]:

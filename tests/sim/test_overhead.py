@@ -538,6 +538,59 @@ def test_arm_of_a_file_has_no_upstreams_but_those_of_the_first(tmp_path, scenari
     )
 
 
+DEMANDING = """
+from pydantic import BaseModel
+
+
+class Quota:
+    PRIORITY = 1000
+    VERSION = "1"
+
+    class Config(BaseModel):
+        url: str
+
+    def access(self, kong, conf):
+        kong.tracing.start_span(conf.url).finish()
+"""
+
+
+def test_plugin_that_needs_a_configuration_is_told_before_anything_is_started(scenario_file, tmp_path, monkeypatch):
+    """With file and field, and with the way to configure it; so is one that cannot be loaded."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quota.py").write_text(DEMANDING)
+    (tmp_path / "broken.py").write_text("import nothing_like_it\n")
+    options = {"arms": "1.0,1.0+quota.py", "rate": None, "time": "1s", "precision": "1%"}
+
+    with pytest.raises(UserError) as told:
+        overhead_command.asked(load(str(scenario_file)), options)
+    assert str(told.value) == (
+        "quota.py: quota.url: missing, and + gives a plugin no configuration;"
+        " configure it in a scenario of its own, and name that file as the arm"
+    )
+    with pytest.raises(UserError, match=r"^broken\.py:1: cannot be loaded: ModuleNotFoundError"):
+        overhead_command.asked(load(str(scenario_file)), options | {"arms": "1.0,1.0+broken.py"})
+
+
+def test_plugin_is_configured_in_a_scenario_that_is_an_arm(scenario_file, tmp_path):
+    """As the page on the method says."""
+    (tmp_path / "quota.py").write_text(DEMANDING)
+    other = tmp_path / "with-quota.yaml"
+    other.write_text(
+        SCENARIO.replace("workers: 1", "workers: 1\n  plugin_paths: [quota.py]")
+        .replace("plugins: [", "plugins: [{name: quota, config: {url: asked}}, ")
+        .replace("  workers: 1", "  tracing: {sampling_rate: 1.0}\n  workers: 1")
+    )
+    options = {"arms": f"1.0,{other}", "rate": None, "time": "1s", "precision": "1%"}
+    asked = overhead_command.asked(load(str(scenario_file)), options)
+    plan = Plan(asked.scenario, asked.arms, 400.0, 5, tmp_path, asked.others)
+
+    with Bench(plan) as bench, bench.launch(asked.arms) as launch:
+        blocks = {block.arm: block.spent for block in bench.turn(launch, "paced", asked.arms)}
+
+    plain, more = (blocks[arm.name].spans / blocks[arm.name].requests for arm in asked.arms)
+    assert more == plain + 2
+
+
 def test_revision_needs_a_working_copy(scenario_file, tmp_path, monkeypatch):
     """What is installed has no revisions, least of all those of a repository that it happens to lie in."""
     monkeypatch.setattr(overhead_bench, "__file__", str(tmp_path / "site-packages/sim/overhead/bench.py"))
