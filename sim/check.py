@@ -361,7 +361,7 @@ def two_sampling_rates(plugin: Exporting) -> Iterator[Risk]:
         ("sampling_rate",),
         f"{own:.2%} of traces are exported{count}: it replaces tracing.sampling_rate, whose {everywhere:.2%} count for "
         "requests that this plugin does not see only",
-        "remove it, or give both the same value",
+        "leave it out, or give both the same value",
     )
 
 

@@ -98,6 +98,25 @@ def test_rule_finds_the_wrong_example_and_lets_the_right_one_be(rule, wrong, rig
     assert findings(right, expected) == []
 
 
+@pytest.mark.parametrize(
+    ("own", "everywhere", "found"),
+    [("0.5", "0.1", True), ("1.0", "0.1", True), ("0.1", "0.1", False), (None, "0.1", False), ("0.5", None, False)],
+)
+def test_kong_yml_has_two_rates_where_the_environment_sets_one(kongsim, tmp_path, monkeypatch, own, everywhere, found):  # noqa: F811 - the fixture
+    """Where nobody has set the gateway's, there is one rate; a plugin that leaves its own out is always right."""
+    if everywhere is not None:
+        monkeypatch.setenv("KONG_TRACING_SAMPLING_RATE", everywhere)
+    file, config = tmp_path / "kong.yml", "traces_endpoint: http://127.0.0.1:4318/v1/traces"
+    config += "" if own is None else f"\n              sampling_rate: {own}"
+    text = KONG_YML.replace("traces_endpoint: http://127.0.0.1:4318/v1/traces", config, 1)
+    file.write_text(text.replace("max_entries: 1000", "max_entries: 10000"), encoding="utf-8")
+
+    code, out, _err = kongsim("check", str(file))
+
+    assert ("KC008" in out, code) == ((True, 97) if found else (False, 0))
+    assert ("leave it out, or give both the same value" in out) == found
+
+
 def test_every_rule_has_a_section():
     """The page and the table of rules know each other."""
     assert [rule for rule, _, _ in sections()] == list(RULES)
