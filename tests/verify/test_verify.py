@@ -515,6 +515,14 @@ def test_bundled_plugins_are_silent(name):
     assert [(shown.mistake.code, shown.mistake.place, shown.mistake.message) for shown in verdict.shown] == []
 
 
+def test_custom_spans_of_the_exporter_have_the_findings_that_the_page_names():
+    """They are made as in Kong's tests, and nobody is to take them for a model."""
+    configs = {"trace-exporter": CONFIGS["trace-exporter"] | {"custom_spans": True}}
+    verdict = Search(Suspects(("trace-exporter",), configs), 0).run()
+    section = PAGE.partition("### `trace-exporter`")[2].partition("###")[0]
+    assert {shown.mistake.code for shown in verdict.shown} == set(re.findall(r"KT\d+", section))
+
+
 def test_bundled_plugins_are_silent_together():
     """Nor when all of them run."""
     names = tuple(name for name in BUNDLED if name != "request-termination")
