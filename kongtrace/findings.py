@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 SITES_MAX = 1000
 """Distinct findings that a log keeps."""
 
-PAGE = "docs/findings.md"
+PAGE = "docs/findings.md of kongsim's sources"
+"""Where each code has its section. The pages are part of the source distribution, not of what is installed."""
 
 
 class Mode(StrEnum):
@@ -442,7 +443,7 @@ class Finding:
         return (
             f"{self.code} {self.title} ({self.severity.name.lower()})\n{self.message} ({name}phase {self.phase})\n"
             + "".join(stacks)
-            + f"why: {self.why}\nfix: {self.fix}\nsee: {PAGE}, {self.code}\n"
+            + f"why: {self.why}\nfix: {self.fix}\nsee: {self.code} in {PAGE}\n"
         )
 
 

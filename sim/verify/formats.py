@@ -158,7 +158,7 @@ def explained(mistake: Mistake) -> str:
     for what, stack in _stacks(mistake):
         lines += [f"  {what}:", *_lines_of(stack)]
     width = min(TEXT_WIDTH, shutil.get_terminal_size((TEXT_WIDTH, 0)).columns)
-    for word, said in (("why", rule.why), ("fix", rule.fix), ("see", f"{mistake.page}, {mistake.code}")):
+    for word, said in (("why", rule.why), ("fix", rule.fix), ("see", f"{mistake.code} in {mistake.page}")):
         lines += textwrap.wrap(
             said,
             width,

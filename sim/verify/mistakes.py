@@ -11,7 +11,7 @@ from kongtrace.findings import PAGE as TRACER_PAGE
 from kongtrace.findings import RULES as TRACER_RULES
 from kongtrace.findings import Finding, Frame, Rule, Severity, Stack
 
-PAGE: Final = "docs/verify.md"
+PAGE: Final = "docs/verify.md of kongsim's sources"
 
 FORBIDDEN_CALL: Final = "KG001"
 STALL: Final = "KG002"

@@ -1619,7 +1619,7 @@ def test_the_text_of_a_finding_has_everything():
         'span = worker.tracer.start_span("load order")',
         f"why: {finding.why}",
         f"fix: {finding.fix}",
-        "docs/findings.md",
+        "see: KT017 in docs/findings.md of kongsim's sources",
     ):
         assert part in text
 

@@ -106,6 +106,7 @@ def test_report_tells_all_there_is_to_say(shop, verify):
         '      span = kong.tracing.start_span("load order")',
     ]
     assert [line.split(":")[0].strip() for line in first.splitlines()[5:8]] == ["why", "fix", "see"]
+    assert first.splitlines()[7] == "  see:  KT005 in docs/findings.md of kongsim's sources"
     assert first.splitlines()[8:] == [
         "  the smallest program that shows it:",
         "    sampling rate 1, instrumentations all",
