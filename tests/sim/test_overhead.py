@@ -873,6 +873,20 @@ def test_load_that_is_given_up_ends_in_silence(caplog):
     assert caplog.records == []
 
 
+def fields(told, rows):
+    """Every field of overhead.json but those of the environment, and every column of blocks.csv."""
+    figures = {key: figure for arm in told["arms"] for key, figure in arm["figures"].items()}
+    inner = {name for figure in figures.values() for name in figure}
+    return {*told, *told["arms"][0], *told["breakdown"], *figures, *inner, *rows[0]}
+
+
+def documented_fields():
+    """What the page names in code."""
+    page = (Path(__file__).parents[2] / "docs/overhead-method.md").read_text()
+    section = page.partition("\n## overhead.json")[2].partition("\n## ")[0]
+    return {word for code in re.findall(r"`([^`]*)`", section) for word in code.replace("[]", "").split()}
+
+
 def test_command_measures_and_keeps_everything(scenario_file, tmp_path, monkeypatch, capsys):
     """Tables on stdout; figures, raw blocks, scenario and page in the folder."""
     monkeypatch.setattr(measurement, "MEMORY_LAUNCHES", 1)
@@ -892,6 +906,7 @@ def test_command_measures_and_keeps_everything(scenario_file, tmp_path, monkeypa
     with (out / "blocks.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["stage"] for row in rows} == {"paced", "saturated", "parts"}
+    assert fields(told, rows) <= documented_fields()
     shown = (out / "overhead.html").read_text()
     assert told["sentence"] in shown
     assert "Plotly" in shown

@@ -568,6 +568,15 @@ TRUE_IN_A_GATEWAY = {
 """What else is rightly said of samples when many requests run them beside an exporter."""
 
 
+def test_page_has_every_field_of_the_json(shop, verify):
+    """And no other."""
+    page = (Path(__file__).parents[2] / "docs/verify.md").read_text()
+    section = page.partition("## The JSON document")[2].partition("\n## ")[0]
+    told = [name for row in re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)", row)]
+    report = json.loads(verify(shop(WRONG), "--format", "json")[1])
+    assert sorted(told) == sorted([*report, *report["mistakes"][0]])
+
+
 def test_page_has_every_code_of_the_gateway():
     """The table of `docs/verify.md` is the table of the program."""
     page = (Path(__file__).parents[2] / "docs/verify.md").read_text()
