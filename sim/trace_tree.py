@@ -7,7 +7,6 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status as SpanStatus
 from rich.text import Text
 from rich.tree import Tree
 
-from sim.errors import printable
 from sim.traces import is_root
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def _grow(tree: Tree, top: Span, mark: str, children: "dict[bytes, list[Span]]")
         above, span, mark = stack.pop()
         branch = above.add(_line(span, mark))
         for event in span.events:
-            line = Text("event ", style="dim").append(printable(event.name), style="magenta")
+            line = Text("event ", style="dim").append(_legible(event.name), style="magenta")
             branch.add(line.append_text(_attributes(event.attributes)))
         for link in span.links:
             line = Text("link ", style="dim").append(f"{link.trace_id.hex()} {link.span_id.hex()}", style="magenta")
@@ -71,7 +70,7 @@ def _grow(tree: Tree, top: Span, mark: str, children: "dict[bytes, list[Span]]")
 
 
 def _line(span: Span, mark: str) -> Text:
-    line = Text(printable(span.name), style="default").append(
+    line = Text(_legible(span.name), style="default").append(
         f"  {_ms(span.start_time_unix_nano, span.end_time_unix_nano)}", style="cyan"
     )
     if span.kind:
@@ -79,7 +78,7 @@ def _line(span: Span, mark: str) -> Text:
     if span.status.code == SpanStatus.STATUS_CODE_OK:
         line.append("  ok", style="green")
     elif span.status.code == SpanStatus.STATUS_CODE_ERROR:
-        line.append(f"  error {printable(span.status.message)}".rstrip(), style="bold red")
+        line.append(f"  error {_legible(span.status.message)}".rstrip(), style="bold red")
     if mark:
         line.append(f"  ({mark})", style="bold yellow")
     return line.append_text(_attributes(span.attributes))
@@ -88,9 +87,9 @@ def _line(span: Span, mark: str) -> Text:
 def _attributes(attributes: "Sequence[KeyValue]") -> Text:
     text = Text(style="dim")
     for attribute in sorted(attributes, key=lambda attribute: attribute.key)[:ATTRIBUTES_SHOWN_MAX]:
-        value = printable(_value(attribute.value))
+        value = _legible(_value(attribute.value))
         shown = value if len(value) <= VALUE_SHOWN_MAX else value[: VALUE_SHOWN_MAX - 1] + "…"
-        text.append(f"  {printable(attribute.key)}={shown}")
+        text.append(f"  {_legible(attribute.key)}={shown}")
     if len(attributes) > ATTRIBUTES_SHOWN_MAX:
         text.append(f"  and {len(attributes) - ATTRIBUTES_SHOWN_MAX} more")
     return text
@@ -121,3 +120,12 @@ def _ms(start_ns: int, end_ns: int) -> str:
 def _start_ns(span: Span) -> int:
     start_ns: int = span.start_time_unix_nano
     return start_ns
+
+
+def _legible(text: str) -> str:
+    """Return a text with Python's escapes in the place of what would steer the terminal or break the line."""
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(char: str) -> str:
+    return char if char.isprintable() else char.encode("unicode_escape").decode("ascii")

@@ -159,7 +159,16 @@ def test_control_characters_do_not_reach_the_terminal():
     text = _text(_span("\x1b[31mred[bold]"))
 
     assert "\x1b" not in text
-    assert "�[31mred[bold]" in text
+    assert r"\x1b[31mred[bold]" in text
+
+
+def test_line_breaks_and_their_like_are_shown_as_escapes():
+    """A stack trace stays on its line and can be read; what is printable stands there as it came."""
+    root = _span("kong")
+    value = "File 'a.py'\n\tcaf\xe9 \u65e5\r\u202e\x9b2J"
+    root.attributes.extend(_attributes(a=("string_value", value), b=("string_value", r"C:\new")))
+
+    assert _text(root).endswith("a=File 'a.py'" + r"\n\t" + "caf\xe9 \u65e5" + r"\r\u202e\x9b2J  b=C:\new")
 
 
 def test_deep_trace_is_shown():
