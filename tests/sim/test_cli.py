@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.cli import main
+from sim.cli import commands, main
 from sim.declarative import load as load_kong_yml
 from sim.errors import UserError
 from sim.interruption import INTERRUPTS
@@ -704,3 +705,23 @@ def test_no_command_at_all_shows_what_there_is(kongsim):
     code, _out, err = kongsim()
     assert code == 2
     assert "overhead" in err
+
+
+PAGES = {
+    "run": "scenarios.md",
+    "compare": "compare.md",
+    "serve": "serve.md",
+    "overhead": "overhead-method.md",
+    "collector": "serve.md",
+    "check": "check.md",
+    "verify": "verify.md",
+}
+"""Where each command is described."""
+
+
+@pytest.mark.parametrize("command", commands.commands)
+def test_every_option_stands_on_the_page_of_its_command(command):
+    """In code, with its own name."""
+    options = {name for option in commands.commands[command].params for name in option.opts if name.startswith("--")}
+    page = (ROOT / "docs" / PAGES[command]).read_text(encoding="utf-8")
+    assert options <= set(re.findall(r"`(--[a-z-]+)", page))
