@@ -169,9 +169,10 @@ class Queue:
         self._entries.clear()
         self.bytes = 0
         self._warned = self._resuming = False
-        # The job: permits that it has collected, whether it waits for more and until when, whether it has been woken.
+        # The job: permits that it has collected, whether it waits for more and until when, whether it has been woken,
+        # and that by an entry that came in time.
         self._collected = 0
-        self._waiting = self._woken = False
+        self._waiting = self._woken = self._in_time = False
         self._wake_at = self._started = 0.0
         # Permits too many, and entries by which the front is ahead of the back (Q29).
         self._surplus = self._overtaken = 0
@@ -405,7 +406,7 @@ class Queue:
         else:
             error = self._admit(entry, now, log_phase=log_phase)
         if error is None and self._waiting and not self._woken:
-            self._woken = True
+            self._woken, self._in_time = True, now < self._wake_at - INSTANT_S
             self.wake()
         return error
 
@@ -594,7 +595,7 @@ class Queue:
         """Collect permits until the batch is full or the delay is over."""
         if self._waiting:
             if self._woken:
-                self._collected += 1
+                self._collected += self._in_time  # else the wait was over before: what came stays where it is
             else:
                 self._catch_up()
                 if now < self._wake_at - INSTANT_S:

@@ -214,6 +214,17 @@ def test_an_entry_that_comes_less_than_50_ms_before_the_end_sends_the_batch():
 
 
 @both_profiles
+def test_entries_that_come_in_the_turn_in_which_the_delay_ends_stay_for_the_next_batch(profile):
+    """The wait is over before they can end it."""
+    worker = Worker(profile, max_batch_size=3, max_coalescing_delay=1)  # Q16
+    worker.put(1)
+    worker.drain(0)
+    worker.put(2, 3, now=1.0)
+    assert worker.drain(1.0) == [[1]]
+    assert worker.drain(2.0) == [[2, 3]]
+
+
+@both_profiles
 def test_an_entry_wakes_the_job_only_when_that_changes_something(profile):
     """Entries gather unseen until one fills the batch."""
     worker = Worker(profile, max_batch_size=4)

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from hypothesis import settings
@@ -17,6 +18,8 @@ from kongtrace.queue_profile import KONG, SAFE, Outcome, QueueProfile
 TICK_S = 1 / 64  # sums of it are exact
 LONG_S = 1000.0  # longer than any queue of these tests can take, given a collector that answers
 RANDOM = 0.5
+
+SIZES = st.lists(st.sampled_from([0, 5, 20, 60]), min_size=1, max_size=8)
 
 Step = tuple[str, Any]  # "wait", "sleep", "hold" until a time or "send" entries
 
@@ -84,10 +87,15 @@ class NaiveQueue:
         self.table: dict[int, bytes] = {}
         self.front = self.back = 1
         self.permits = self.taken = 0
+        self.is_woken = False
 
     @property
     def depth(self) -> int:
         return self.back - self.front
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.doing is not None and self.doing[0] == "wait"
 
     @property
     def size(self) -> int:
@@ -108,6 +116,8 @@ class NaiveQueue:
             self.accounts["rejected"] += 1
             raise
         self.accounts["enqueued" if taken else "rejected"] += 1
+        if taken and self.is_waiting and now < self.doing[1]:  # else the timer of the wait goes off first
+            self.is_woken = True
         return taken
 
     def admit(self, entry: bytes, *, log_phase: bool) -> bool:
@@ -130,10 +140,9 @@ class NaiveQueue:
         return True
 
     def drop(self, *, log_phase: bool) -> None:
-        is_waiting = self.doing is not None and self.doing[0] == "wait"
         if self.profile.has_permits:
-            assert self.permits - is_waiting > 0
-            self.permits -= not (log_phase or is_waiting)
+            assert self.permits - self.is_waiting > 0
+            self.permits -= not (log_phase or self.is_waiting)
         elif self.permits:
             self.permits -= 1
         else:
@@ -158,11 +167,10 @@ class NaiveQueue:
             what, value = self.doing
             if what == "send" and outcome is None:
                 return
-            is_permitted = what == "wait" and self.permits > 0
-            if what != "send" and not is_permitted and now < value - TICK_S / 1000:
+            if what != "send" and not self.is_woken and now < value - TICK_S / 1000:
                 return
-            answer = outcome if what == "send" else is_permitted
-            outcome = None
+            answer = outcome if what == "send" else self.is_woken
+            outcome, self.is_woken = None, False
             try:
                 self.doing = next(self.job) if what in {"sleep", "hold"} else self.job.send(answer)
             except StopIteration:
@@ -284,7 +292,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue.wake = self.wake
         self.naive = NaiveQueue(self.profile)
         self.serial = 0
-        self.until = float("inf")
+        self.until = inf
         self.is_due = self.is_out = False
         self.sent: list[tuple[float, list[bytes], Any]] = []
         self.outcomes: dict[bytes, bool] = {}  # of the entries sent so far: whether they were taken
@@ -299,7 +307,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def turn(self) -> None:
         while not self.is_out and (self.is_due or self.until <= self.now):
-            self.is_due, self.until = False, float("inf")
+            self.is_due, self.until = False, inf
             try:
                 action = self.queue.poll(self.now)
             except KongTraceError:
@@ -330,12 +338,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     # What happens to it.
 
-    @rule(
-        sizes=st.lists(st.sampled_from([0, 5, 20, 60]), min_size=1, max_size=8),
-        log_phase=st.booleans(),
-        many=st.booleans(),
-        which=rarely(),
-    )
+    @rule(sizes=SIZES, log_phase=st.booleans(), many=st.booleans(), which=rarely())
     def enqueue(self, sizes: list[int], log_phase: bool, many: bool, which: bool) -> None:
         binding = self.bindings[which]
         entries = [self.entry(size) for size in sizes]
@@ -368,10 +371,17 @@ class QueueMachine(RuleBasedStateMachine):
             self.both_turn()
         self.now = end
 
+    @precondition(lambda self: self.next_due() < inf)
+    @rule(sizes=SIZES, log_phase=st.booleans(), many=st.booleans(), which=rarely())
+    def enqueue_when_a_wait_ends(self, **how: Any) -> None:
+        """In the turn in which its time comes."""
+        self.now = self.next_due()
+        self.enqueue(**how)
+
     def next_due(self) -> float:
         doing = self.naive.doing
-        theirs = doing[1] if doing is not None and doing[0] != "send" else float("inf")
-        return max(self.now, min(self.until, theirs)) if min(self.until, theirs) < float("inf") else float("inf")
+        theirs = doing[1] if doing is not None and doing[0] != "send" else inf
+        return max(self.now, min(self.until, theirs)) if min(self.until, theirs) < inf else inf
 
     @precondition(lambda self: self.is_out)
     @rule(data=st.data(), more=st.integers(0, 10))
