@@ -53,6 +53,10 @@ def compare_run(case: dict[str, Any]) -> int:
     assert abs(final["t"] - case["final"]["t"]) <= TOLERANCE_MS, f"ended at {final['t']}, was {case['final']['t']}"
     assert final["queues"] == case["final"]["queues"]
     seen.check_accounts()
+    if len(case["queues"]) > 1:
+        quiet = Run(case, wakes_each_time=False)
+        quiet.play()
+        assert sorted(map(repr, quiet.trace)) == sorted(map(repr, seen.trace)), "it matters which entries wake a job"
     return len(case["trace"]) + 1
 
 
@@ -118,10 +122,16 @@ def table(value: Any) -> Any:
 
 
 class Run:
-    """A worker of one case: its queues, its handlers, its timers."""
+    """A worker of one case: its queues, its handlers, its timers.
 
-    def __init__(self, case: dict[str, Any]) -> None:
+    Args:
+        case: what is done in it.
+        wakes_each_time: with several queues, each entry wakes its job, which decides whose turn is first.
+    """
+
+    def __init__(self, case: dict[str, Any], *, wakes_each_time: bool = True) -> None:
         self.case = case
+        self.wakes_each_time = wakes_each_time and len(case["queues"]) > 1
         self.trace: list[dict[str, Any]] = []
         self.t = 0.0  # ms
         self.events: list[list[Any]] = []  # time, rank, order, what happens
@@ -251,11 +261,11 @@ class Run:
     def binding(self, conf: Any, handler: Any, handler_conf: Any) -> Binding:
         """The same object for the same arguments, as a plugin would have it.
 
-        Unless in this very moment the worker begins to leave or the clock jumps, which a waiting job is to see: an
-        entry wakes it for certain when its binding is new (docs/deviations.md, Queue).
+        Unless in this very moment the worker begins to leave or the clock jumps, which a waiting job is to see, or
+        jobs take turns: an entry wakes its job for certain when its binding is new (docs/deviations.md, Queue).
         """
         called_with = key([conf, repr(handler), handler_conf])
-        if self.t in self.changes:
+        if self.t in self.changes or self.wakes_each_time:
             self.bindings.pop(called_with, None)
         if called_with not in self.bindings:
             conf = table(decode(conf))
