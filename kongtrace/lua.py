@@ -84,7 +84,9 @@ def lua_length(entry: object) -> int:
 
 
 def lua_format(template: str, arguments: tuple[object, ...]) -> str:
-    """What Lua's ``string.format`` makes of a template.
+    """What Lua's ``string.format`` makes of a template; of q, a, A and p as of s: what takes them has one argument.
+
+    The next directive lacks its own then, so that nobody sees what those have written.
 
     Raises:
         BookkeepingError: a directive in it is unknown, or has no argument, or one of the wrong type.
@@ -95,11 +97,13 @@ def lua_format(template: str, arguments: tuple[object, ...]) -> str:
         if directive[0] == "%%":
             return "%"
         conversion = directive[2]
-        if not conversion or conversion not in "cdeEfgGiosuxX":
+        if not conversion or conversion not in "AEFGXacdefgiopqsux":
             raise BookkeepingError(f"invalid option '{directive[0]}' to 'format'")
         position, value = next(given, (len(arguments) + 2, None))
         if value is None:
-            raise BookkeepingError(f"bad argument #{position} to 'format' (no value)")
+            raise BookkeepingError(f"bad argument #{position} to 'format' (value expected)")
+        if conversion in "Aapq":
+            return lua_text(value)
         if conversion != "s" and not is_number(value):
             raise BookkeepingError(f"bad argument #{position} to 'format' (number expected, got string)")
         return directive[0] % value

@@ -53,12 +53,14 @@ class QueueParameters:
         object.__setattr__(self, "prefix", f"[{self.log_tag or ''}] queue {self.name}: ")
 
     @classmethod
-    def of(cls, conf: Mapping[str, Any]) -> QueueParameters:
+    def of(cls, conf: Mapping[str, Any] | list[Any]) -> QueueParameters:
         """The parameters in a configuration record that says all of them: there is no default here, as in Kong (Q11).
 
         Raises:
             ApiError: a parameter is missing or of the wrong type.
         """
+        if isinstance(conf, list):
+            conf = {}  # it has no names
         if not isinstance(conf, Mapping):
             raise ApiError("arg #1 (queue_conf) must be a table")
         given: dict[str, Any] = {
@@ -100,5 +102,5 @@ class Binding:
     def __post_init__(self) -> None:
         if not callable(self.handler):
             raise ApiError("arg #2 (handler) must be a function")
-        if isinstance(self.handler_conf, str | bytes | int | float):
+        if isinstance(self.handler_conf, str | bytes | int | float) or callable(self.handler_conf):
             raise ApiError("arg #3 (handler_conf) must be a table or nil")

@@ -81,9 +81,17 @@ def test_a_template_takes_its_arguments_in_their_order():
     assert lua_format("%s: %d of %5.1f, 100%%", ("q", 3, 0.25)) == "q: 3 of   0.2, 100%"
 
 
+@pytest.mark.parametrize("directive", ["%q", "%5q", "%a", "%.2A", "%p", "%F"])
+def test_a_directive_that_luajit_has_takes_an_argument(directive):
+    """Though Python has no such one."""
+    assert lua_format(f"{directive} %d", (3, 4)).endswith(" 4")
+    with pytest.raises(BookkeepingError, match=r"^bad argument #3 to 'format' \(value expected\)$"):
+        lua_format(f"{directive} %d", (3,))
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
-    [("%y", "invalid option '%y' to 'format'"), ("%d", "#2 to 'format' (no value)"), ("%d%d", "#3 to 'format' (")],
+    [("%y", "invalid option '%y' to 'format'"), ("%d", "#2 to 'format' (value"), ("%d%d", "#3 to 'format' (value")],
 )
 def test_a_template_that_lua_refuses_is_refused(template, message):
     """An unknown directive, or one without an argument."""

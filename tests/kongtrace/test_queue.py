@@ -148,6 +148,7 @@ def test_queues_of_two_workspaces_are_two():
     ("given", "message"),
     [
         ("text", "arg #1 (queue_conf) must be a table"),
+        ([1], "arg #1 (queue_conf) must include a name"),
         ({}, "arg #1 (queue_conf) must include a name"),
         ({"name": 5}, "arg #1 (queue_conf) must include a name"),
         ({"name": "q", "max_batch_size": "1"}, "arg #1 (queue_conf) max_batch_size must be a number"),
@@ -176,8 +177,9 @@ def test_a_handler_is_a_function_and_its_configuration_a_record():
     parameters = QueueParameters("q")  # Q11
     with pytest.raises(ApiError, match=r"^arg #2 \(handler\) must be a function$"):
         Binding(parameters, 5)
-    with pytest.raises(ApiError, match=r"^arg #3 \(handler_conf\) must be a table or nil$"):
-        Binding(parameters, send, "text")
+    for handler_conf in ("text", send):
+        with pytest.raises(ApiError, match=r"^arg #3 \(handler_conf\) must be a table or nil$"):
+            Binding(parameters, send, handler_conf)
 
 
 @both_profiles
@@ -725,8 +727,10 @@ def test_what_an_entry_adds_to_a_request_is_its_bytes(entry):
     [
         ("na%me", "invalid option '%m' to 'format'"),
         ("100%", "invalid option '%:' to 'format'"),
-        ("%d", "bad argument #3 to 'format' (no value)"),
-        ("%s of", "bad argument #3 to 'format' (no value)"),
+        ("%d", "bad argument #3 to 'format' (value expected)"),
+        ("%s of", "bad argument #3 to 'format' (value expected)"),
+        ("%q", "bad argument #3 to 'format' (value expected)"),
+        ("%p%", "invalid option '%:' to 'format'"),
     ],
 )
 def test_a_percent_sign_in_its_name_kills_the_job(name, message):
