@@ -5,7 +5,6 @@ with a record, field or action that this replay does not know fails. `pytest -rP
 """
 
 import heapq
-import json
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 
 from kongtrace.delivery import Job, Send, Wait
 from kongtrace.errors import KongTraceError
+from kongtrace.lua import is_table
 from kongtrace.queue import Queues
 from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.queue_profile import KONG, Outcome
@@ -214,7 +214,10 @@ class Run:
                 assert action is None
 
     def send(self, job: Job, action: Send) -> None:
-        label = self.labels[action.handler]
+        label = self.labels.get(action.handler)
+        if label is None:  # it does nothing, and nobody sees it
+            self.end(job, Outcome(ok=False))
+            return
         self.handler_calls[label] += 1
         n = self.handler_calls[label]
         entries = [entry if isinstance(entry, bool) else self.entries[key(entry)] for entry in action.entries]
@@ -232,7 +235,9 @@ class Run:
     def returned(self, job: Job, label: str, n: int, step: dict[str, Any]) -> None:
         if "duration" in step:
             self.record("call_end", queue=label, n=n)
-        outcome = outcome_of(step)
+        self.end(job, outcome_of(step))
+
+    def end(self, job: Job, outcome: Outcome) -> None:
         job.done(outcome, self.t / 1000)
         self.turn(job, failed=not outcome.ok)
 
@@ -249,7 +254,7 @@ class Run:
 
     def do_enqueue(self, index: int, action: dict[str, Any]) -> list[Any]:
         known(action, {"do", "t", "queue", "entry", "handler_conf", "conf", "raw_conf", "raw_handler"})
-        label, entry = action["queue"], decode(action.get("entry"))
+        label, entry = action["queue"], in_python(action.get("entry"))
         conf = {"name": label} | self.case["queues"][label] | action.get("conf", {})
         handler = decode(action["raw_handler"]) if "raw_handler" in action else self.handlers[label]
         conf = action.get("raw_conf", conf)
@@ -269,9 +274,9 @@ class Run:
             self.bindings.pop(called_with, None)
         if called_with not in self.bindings:
             conf = table(decode(conf))
-            if isinstance(conf, dict):  # what is to be called is looked at before the parameters
-                Binding(ANY, handler, decode(handler_conf))
-            self.bindings[called_with] = Binding(QueueParameters.of(conf), handler, decode(handler_conf))
+            if is_table(conf):  # what is to be called is looked at before the parameters
+                Binding(ANY, handler, in_python(handler_conf))
+            self.bindings[called_with] = Binding(QueueParameters.of(conf), handler, in_python(handler_conf))
         return self.bindings[called_with]
 
     def do_exists(self, _index: int, action: dict[str, Any]) -> list[Any]:
@@ -320,9 +325,20 @@ class Run:
         assert total.enqueued == total.acknowledged + dropped + total.swallowed + total.queued + total.in_flight
 
 
-def key(entry: Any) -> str:
+def in_python(value: Any) -> Any:
+    """A value that is passed on; for null stands a function, which is no table and has no length either."""
+    decoded = decode(value)
+    return noop if decoded is NULL else decoded
+
+
+def key(value: Any) -> str:
     """What tells entries apart, as the recording did: their value."""
-    return json.dumps(entry, default=repr, sort_keys=True)
+    match value:
+        case dict():
+            return ", ".join(sorted(f"{key(name)}: {key(item)}" for name, item in value.items())).join("{}")
+        case list():
+            return ", ".join(map(key, value)).join("[]")
+    return repr(value)
 
 
 def outcome_of(step: dict[str, Any]) -> Outcome:
@@ -340,4 +356,6 @@ def tostring(value: Any) -> str:
             return f"{value:.14g}"
         case str() | bytes():
             return value if isinstance(value, str) else value.decode(errors="surrogateescape")
-    return "table: 0xADDR"
+    if value is NULL:
+        return "userdata: NULL"
+    return f"{'function' if callable(value) else 'table'}: 0xADDR"

@@ -3,6 +3,7 @@
 What each case expects follows from kong-semantics. It passes, and fails as soon as it expects something else.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, Final, NamedTuple
 
@@ -22,26 +23,28 @@ LIMITS: Final = {
 
 
 class QueueCase(NamedTuple):
-    """A case of the family queue, whose handlers take everything and whose queues are absent in the end.
+    """A case of the family queue, whose queues are absent in the end.
 
     Attributes:
         queues: by label, in what they differ from `LIMITS`.
         actions: what is done.
         trace: what comes of it.
         wrong: a place in the trace, and a record that is not there.
+        returns: what each call of a handler returns, the last one again and again.
     """
 
     queues: dict[str, dict[str, Any]]
     actions: list[dict[str, Any]]
     trace: list[dict[str, Any]]
     wrong: tuple[int, dict[str, Any]]
+    returns: Sequence[list[Any]] = ([True],)
 
     def case(self, trace: list[dict[str, Any]]) -> dict[str, Any]:
         """In the notation of the vectors."""
         calls = [record["queue"] for record in self.trace if record["ev"] == "call"]
         return {
             "queues": {label: LIMITS | limits for label, limits in self.queues.items()},
-            "handlers": {label: [{"returns": [True]}] for label in self.queues},
+            "handlers": {label: [{"returns": values} for values in self.returns] for label in self.queues},
             "actions": self.actions,
             "trace": trace,
             "final": {
@@ -63,6 +66,34 @@ def called(t: int, queue: str, *entries: int, n: int = 1) -> dict[str, Any]:
     return {"ev": "call", "t": t, "queue": queue, "n": n, "entries": list(entries)}
 
 
+def logged(t: int, level: str, message: str) -> dict[str, Any]:
+    return {"ev": "log", "t": t, "level": level, "msg": f"[] queue q: {message}"}
+
+
+def failed(reason: str) -> str:
+    return f"handler could not process entries: {reason}"
+
+
+def refused(argument: str) -> dict[str, Any]:
+    return acted(0, 0, err={"kind": "api", "msg": argument})
+
+
+FUNCTION: Final = {"$fn": "noop"}
+NULL: Final = {"$null": True}
+ONE_OF_MIXED_KEYS, THE_OTHER = ({"$pairs": [[2, "x"], ["a", number], [{"$hex": "ff"}, 1]]} for number in (1, 2))
+AN_ADDRESS: Final = "function: 0xADDR"
+GIVEN_UP: Final = "could not send entries due to max_retry_time exceeded. 1 queue entries were lost"
+NO_REASON: Final = (
+    failed("no error details returned by handler"),
+    "handler returned falsy value but no error information",
+    GIVEN_UP,
+)
+NON_STRING: Final = (
+    "queuing non-string entry to a queue that has queue.max_bytes set, capacity monitoring will not be correct"
+)
+NO_LENGTH: Final = "attempt to get length of local 'entry' (a userdata value)"
+NO_TABLE: Final = "arg #3 (handler_conf) must be a table or nil"
+
 QUEUE_CASES: Final = {
     "the first entry of a burst wakes a job, though a later one fills the batch": QueueCase(  # Q16
         {"q": {"max_batch_size": 3}, "z": {}},
@@ -75,6 +106,56 @@ QUEUE_CASES: Final = {
         [put(0, "q", "a"), put(0, "z", "x"), put(10, "z", "b"), put(20, "q", "c")],
         [acted(0, 0), acted(1, 0), acted(2, 10), acted(3, 20), called(1000, "z", 1, 2), called(1000, "q", 0, 3)],
         (4, called(1000, "q", 0, 3)),
+    ),
+    "entries are told apart by what they hold, whatever their keys": QueueCase(
+        {"q": {"max_batch_size": 3}},
+        [put(0, "q", ONE_OF_MIXED_KEYS), put(0, "q", THE_OTHER), put(0, "q", ONE_OF_MIXED_KEYS)],
+        [acted(0, 0), acted(1, 0), acted(2, 0), called(0, "q", 2, 1, 2)],
+        (3, called(0, "q", 2, 2, 2)),
+    ),
+    "a function as the reason of a failure is told by its kind": QueueCase(  # Q19
+        {"q": {"max_retry_time": -1}},
+        [put(0, "q", "a")],
+        [acted(0, 0), called(0, "q", 0), logged(0, "WARN", failed(AN_ADDRESS)), logged(0, "ERR", GIVEN_UP)],
+        (2, logged(0, "WARN", failed("table: 0xADDR"))),
+        returns=[[False, FUNCTION]],
+    ),
+    "null as the reason of a failure is told by its name": QueueCase(  # Q19
+        {"q": {"max_retry_time": -1}},
+        [put(0, "q", "a")],
+        [acted(0, 0), called(0, "q", 0), logged(0, "WARN", failed("userdata: NULL")), logged(0, "ERR", GIVEN_UP)],
+        (2, logged(0, "WARN", failed("nil"))),
+        returns=[[False, NULL]],
+    ),
+    "a handler that returns nothing has failed": QueueCase(  # Q19
+        {"q": {"max_retry_time": -1}},
+        [put(0, "q", "a", raw_handler=FUNCTION)],
+        [acted(0, 0), *map(logged, (0, 0, 0), ("WARN", "ERR", "ERR"), NO_REASON)],
+        (1, called(0, "q", 0)),
+    ),
+    "a list is a table without a name": QueueCase(  # Q11
+        {"q": {}},
+        [put(0, "q", "a", raw_conf=[1])],
+        [refused("arg #1 (queue_conf) must include a name")],
+        (0, refused("arg #1 (queue_conf) must be a table")),
+    ),
+    "null has no length": QueueCase(  # Q14
+        {"q": {"max_bytes": 10}},
+        [put(0, "q", NULL)],
+        [acted(0, 0, err={"kind": "runtime", "msg": NO_LENGTH}), logged(0, "ERR", NON_STRING)],
+        (0, acted(0, 0)),
+    ),
+    "null can be queued where bytes do not count": QueueCase(  # Q11
+        {"q": {}},
+        [put(0, "q", NULL)],
+        [acted(0, 0), called(0, "q", 0)],
+        (0, acted(0, 0, ret=[None, "entry must be a non-nil Lua value"])),
+    ),
+    "a function is no configuration of a handler": QueueCase(  # Q11
+        {"q": {}}, [put(0, "q", "a", handler_conf=FUNCTION)], [refused(NO_TABLE)], (0, acted(0, 0))
+    ),
+    "null is no configuration of a handler": QueueCase(  # Q11
+        {"q": {}}, [put(0, "q", "a", handler_conf=NULL)], [refused(NO_TABLE)], (0, acted(0, 0))
     ),
 }
 
