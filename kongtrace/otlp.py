@@ -36,6 +36,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from kongtrace.errors import ApiError, KongTraceError
 from kongtrace.event import Link
+from kongtrace.lua import is_given
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -174,19 +175,20 @@ def _text(value: object) -> bytes:
 
 
 def _integer(value: object) -> int:
-    """An integer of 64 bits, in two's complement, from whatever Lua would take for a number."""
+    """An integer of 64 bits, in two's complement, from a number or its decimal numeral."""
     number = _lua_number(value) if isinstance(value, (str, bytes)) else value
     if not isinstance(number, (int, float)) or isinstance(number, bool):
         raise ApiError(f"number expected, not {value!r}")
-    if not _INT64_MIN <= number <= _INT64_MAX:
+    if not _INT64_MIN <= number <= -_INT64_MIN:  # as in lua-protobuf, to which the one too many is the least
         raise ApiError("number has no integer representation")
     return int(number) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _lua_number(text: str | bytes) -> float | None:
-    """The number that a text denotes in Lua, or None; an empty one is 0 to lua-protobuf."""
+    """The number that a decimal numeral denotes in Lua, or None; an empty one is 0 to lua-protobuf."""
+    numeral = _text(text)  # Python takes digits of any script in a str, and none but ASCII's in bytes
     try:
-        return float(text or 0)
+        return None if b"_" in numeral else float(numeral or 0)
     except ValueError:
         return None
 
@@ -237,7 +239,7 @@ def _fixed64(tag: bytes, value: object) -> bytes:
 
 
 def _fixed32(tag: bytes, value: object) -> bytes:
-    return tag + _pack_fixed32(number) if value is not None and (number := _integer(value) & 0xFFFF_FFFF) else b""
+    return tag + _pack_fixed32(number & 0xFFFF_FFFF) if value is not None and (number := _integer(value)) else b""
 
 
 def _enum(tag: bytes, value: object) -> bytes:
@@ -460,7 +462,7 @@ class Encoder:
                 "span_id": span.span_id,
                 "parent_span_id": b"" if span.parent_id is None else fit_id(span.parent_id, SPAN_ID_BYTES),
                 "name": self._plain_name(span.name),
-                "kind": 0 if span.kind is None else span.kind,
+                "kind": span.kind if is_given(span.kind) else 0,
                 "start_time_unix_nano": span.start_time_ns,
                 "end_time_unix_nano": span.end_time_ns,
                 "attributes": self._plain_attributes(span.attributes, _ENTRY_ROOM),

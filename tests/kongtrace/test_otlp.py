@@ -112,23 +112,23 @@ def test_unfinished_root_has_neither_end_nor_parent():
 
 
 @pytest.mark.parametrize("rules", [KONG, SAFE])
-@pytest.mark.parametrize("time_ns", [1.7e18, 2.75, 2**63 - 1, 0, -1])
+@pytest.mark.parametrize("time_ns", [1.7e18, 2.75, 2**63 - 1, 2.0**63, 0, -1])
 def test_time_may_be_any_number_of_64_bits(rules: Rules, time_ns: float):
-    """A fraction of a ns is cut off, as lua-protobuf does."""
+    """A fraction of a ns is cut off, as lua-protobuf does, which takes 2**63 too."""
     span = written(rules, start_time_ns=time_ns)
     assert span.start_time_unix_nano == int(time_ns) % 2**64
 
 
-@pytest.mark.parametrize("time_ns", [2**63, 1e300, math.nan, -math.inf])
+@pytest.mark.parametrize("time_ns", [2**63 + 1, 1e300, math.nan, -math.inf])
 def test_time_beyond_64_bits_is_refused(time_ns: float):
     """What has no integer representation raises, in Kong's words."""
     with pytest.raises(ApiError, match=r"^number has no integer representation$"):
         Encoder(KONG).encode_span(a_span(end_time_ns=time_ns))
 
 
-@pytest.mark.parametrize("kind", [None, 0, 1, 5, 127, 300])
+@pytest.mark.parametrize("kind", [None, False, 0, 1, 5, 127, 300])
 def test_kind_is_written_whatever_its_number(kind: int | None):
-    """No kind is kind 0."""  # L2
+    """No kind is kind 0, and so is false."""  # L2
     assert written(kind=kind).kind == (kind or 0)
 
 
@@ -233,7 +233,10 @@ def test_integer_key_is_an_integer_at_any_depth_of_maps():
     assert written(attributes={"http.status_code": ""}).attributes[0].value == AnyValue(int_value=0)
 
 
-@pytest.mark.parametrize("value", ["teapot", True, print, 1e100])
+OTHER_SCRIPTS = ["\N{ARABIC-INDIC DIGIT TWO}", "\N{NO-BREAK SPACE}2"]
+
+
+@pytest.mark.parametrize("value", ["teapot", "1_0", *OTHER_SCRIPTS, True, print, 1e100])
 def test_integer_key_that_is_no_integer_is_refused_by_kong_alone(value: object):
     """Kong fails the batch, so the span is refused; profile ``safe`` writes what it is."""  # L3
     with pytest.raises(ApiError):
@@ -473,6 +476,13 @@ def test_log_records_carry_severity_trace_and_both_times():
     assert (first.trace_id, first.span_id, first.flags) == (TRACE_ID, SPAN_ID, 1)
     assert (first.body.string_value, first.attributes[0].key) == ("slow", "request.id")
     assert (second.severity_number, second.severity_text, second.body) == (0, "", AnyValue())
+
+
+def test_flags_are_their_low_32_bits():
+    """They are written unless all bits are 0, as lua-protobuf does."""  # L5
+    fields = {0: b"", 1: b"\x45\1\0\0\0", 2**32: b"\x45\0\0\0\0", 2**32 + 1: b"\x45\1\0\0\0"}
+    for flags, field in fields.items():
+        assert encode_log({"body": {}, "attributes": [], "flags": flags})[4:] == field
 
 
 def test_body_that_is_no_text():
