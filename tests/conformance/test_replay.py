@@ -8,7 +8,11 @@ from copy import deepcopy
 from typing import Any, Final, NamedTuple
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from kongtrace.otlp import KONG, Encoder
+from tests.conformance.test_otlp import NODE, read_message, replay_traces
 from tests.conformance.test_queue import compare_run
 
 LIMITS: Final = {
@@ -80,6 +84,7 @@ def refused(argument: str) -> dict[str, Any]:
 
 FUNCTION: Final = {"$fn": "noop"}
 NULL: Final = {"$null": True}
+NAN: Final = {"$num": "nan"}
 ONE_OF_MIXED_KEYS, THE_OTHER = ({"$pairs": [[2, "x"], ["a", number], [{"$hex": "ff"}, 1]]} for number in (1, 2))
 AN_ADDRESS: Final = "function: 0xADDR"
 GIVEN_UP: Final = "could not send entries due to max_retry_time exceeded. 1 queue entries were lost"
@@ -170,3 +175,88 @@ def test_the_replay_of_queues_tells_a_right_record_from_a_wrong_one(what):
     wrong[position] = record
     with pytest.raises(AssertionError, match=f"^record {position} is "):
         compare_run(case.case(wrong))
+
+
+TRACE_ID: Final = "0af7651916cd43dd8448eb211c80319c"
+NOTHING: Final[dict[str, Any]] = {}
+REFUSED: Final = None
+
+
+def otlp_case(given: dict[str, Any], written: dict[str, Any] | None) -> dict[str, Any]:
+    """A case of the family otlp: one span with these fields, and what is on the wire of it; None: it raises."""
+    expect: dict[str, Any] = {"err": {"kind": "runtime", "msg": "bad argument #2 to 'encode'"}}
+    if written is not None:
+        request = ExportTraceServiceRequest()
+        scope_spans = request.resource_spans.add().scope_spans.add()
+        scope_spans.scope.name, scope_spans.scope.version = "kong-internal", "0.1.0"
+        scope_spans.spans.append(Span(trace_id=bytes.fromhex(TRACE_ID), **written))
+        resource = Encoder(KONG).encode_resource(None, **NODE)
+        request.resource_spans[0].MergeFromString(resource)
+        payload = request.SerializeToString()
+        expect = {"payload": payload.hex(), "decoded": read_message(request.DESCRIPTOR, payload)}
+    span = {"trace_id": TRACE_ID} | given
+    return {"kind": "traces", "category": "random", "encodes": [{"spans": [span]}], "expect": [expect]}
+
+
+def status_code(value: Any) -> dict[str, Any]:
+    return {"attributes": {"http.status_code": value}}
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ({"events": True}, NOTHING),
+        ({"events": 5}, NOTHING),
+        ({"events": {"a": 1}}, NOTHING),
+        ({"events": {"$pairs": [[1, {"name": "e"}], ["a", 1]]}}, {"events": [Span.Event(name="e")]}),
+        ({"events": [[]]}, {"events": [Span.Event()]}),
+        ({"status": True}, NOTHING),
+        ({"kind": True}, REFUSED),
+    ],
+    ids=repr,
+)
+def test_the_replay_of_spans_takes_any_value_for_a_field(given, written):
+    """A table's list is what Lua walks, and what is no table has none."""  # L4
+    assert list(replay_traces(otlp_case(given, written)))
+    for wrong in (REFUSED if written is NOTHING else NOTHING, {"status": Status(code="STATUS_CODE_OK")}):
+        with pytest.raises(AssertionError):
+            list(replay_traces(otlp_case(given, wrong)))
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ({"end_time_ns": "0x10"}, {"end_time_unix_nano": 16}),
+        ({"end_time_ns": NAN}, {"end_time_unix_nano": 2**63}),
+        ({"kind": "SPAN_KIND_SERVER"}, {"kind": "SPAN_KIND_SERVER"}),
+        (status_code("nan"), NOTHING),
+        (status_code("#200"), NOTHING),
+        ({"status": {}}, NOTHING),
+        ({"status": False}, REFUSED),
+        ({"attributes": False}, REFUSED),
+        ({"events": False}, REFUSED),
+    ],
+    ids=repr,
+)
+def test_the_replay_of_spans_knows_what_one_side_refuses(given, written):
+    """Numerals that are none in Python, a table for a status; false, which is nothing here."""
+    assert list(replay_traces(otlp_case(given, written)))
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ({"end_time_ns": "16"}, REFUSED),
+        ({"end_time_ns": 1e300}, {"end_time_unix_nano": 2**63}),
+        ({"name": 5}, NOTHING),
+        (status_code(False), NOTHING),
+        ({"status": 0}, REFUSED),
+        ({"attributes": {}}, REFUSED),
+        ({"events": []}, REFUSED),
+    ],
+    ids=repr,
+)
+def test_the_replay_of_spans_lets_neither_side_refuse_anything_else(given, written):
+    """Whatever else one side refuses, the other has to."""
+    with pytest.raises(AssertionError, match=r"^raised "):
+        list(replay_traces(otlp_case(given, written)))
