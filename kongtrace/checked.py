@@ -41,6 +41,7 @@ from kongtrace.event import Event
 from kongtrace.findings import Code, Finding, FindingLog, Frame, Mode, Stack
 from kongtrace.lua import is_number, is_table, is_text, lua_type
 from kongtrace.otlp import ATTRIBUTE_ROOM
+from kongtrace.pool import PooledList
 from kongtrace.provider import TracerProvider
 from kongtrace.span import AnySpan, ReleasedSpan, Span, SpanCopy
 from kongtrace.tracer import PROPAGATION_ONLY, Tracer, is_processor
@@ -682,7 +683,7 @@ class CheckedProvider(TracerProvider):
         _renew(self.spans, used, self._new_span)
         _renew(self.storage, used, list[Span])
         _renew(self.attributes, used, dict[str, Any])
-        _renew(self.events, used, list[Event])
+        _renew(self.events, used, PooledList[Event])
 
     # Judgement.
 

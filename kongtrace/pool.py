@@ -11,7 +11,9 @@ leaves the free list by ``free.pop()``, and the number of those hits follows fro
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+
+from kongtrace.errors import ReleasedSpanError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,6 +180,94 @@ class Pool(Generic[T]):
         self.free.clear()
         self._replaced += RELEASES_MAX - self.due
         self.due = RELEASES_MAX
+
+
+class PooledList(list[T]):
+    """A list as a pool of Kong's lends it: how many items it has stands in it, and is lost when it is released (P6).
+
+    Attributes:
+        item_count: that number; None of a list that has been released.
+    """
+
+    __slots__ = ("_count",)  # of a list that is lent to two
+
+    _count: int
+
+    @property
+    def item_count(self) -> int | None:
+        """How many items there are."""
+        return len(self)
+
+
+class ReleasedList(PooledList[T]):
+    """What somebody still holds of a list that has been released: it is empty, and takes nothing until it is lent."""
+
+    __slots__ = ()
+
+    item_count = None
+
+    def append(self, item: T) -> NoReturn:  # noqa: ARG002  the same parameters
+        """Refuse the item.
+
+        Raises:
+            ReleasedSpanError: always.
+        """
+        raise ReleasedSpanError("the list has been released, and so has the span or the request that it belonged to")
+
+
+class SharedList(PooledList[T]):
+    """One that was released twice and is lent to two.
+
+    The second counts from 1 again, and so does the first from then on: their items take the places of those that are
+    there (P10).
+    """
+
+    __slots__ = ()
+
+    @property
+    def item_count(self) -> int:
+        """How many items there are, those not counted whose places will be taken."""
+        return self._count
+
+    def append(self, item: T) -> None:
+        """Put the item behind those that count."""
+        self[self._count : self._count + 1] = [item]
+        self._count += 1
+        if self._count == len(self):
+            self.__class__ = PooledList  # type: ignore[assignment]
+
+
+class ListPool(Pool[list[T]]):
+    """A pool of lists, each of which counts from 1 when it is lent, and takes nothing once it is released.
+
+    A list that was made elsewhere has no count to lose.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, tag: str) -> None:
+        super().__init__(tag, PooledList, _spend)
+
+    def fetch(self) -> list[T]:
+        """See :meth:`Pool.fetch`."""
+        lent = super().fetch()
+        if type(lent) is ReleasedList:
+            lent.__class__ = PooledList  # type: ignore[assignment]
+        elif lent and isinstance(lent, PooledList):
+            lent.__class__ = SharedList
+            lent._count = 0  # noqa: SLF001  its pool keeps it
+        return lent
+
+    def release_all(self, objs: list[list[T]]) -> None:
+        """See :meth:`Pool.release_all`."""
+        for obj in objs:
+            self.release(obj)
+
+
+def _spend(lent: list[T]) -> None:
+    lent.clear()
+    if isinstance(lent, PooledList):
+        lent.__class__ = ReleasedList
 
 
 class Unpooled(Generic[T]):

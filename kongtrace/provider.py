@@ -31,7 +31,7 @@ from kongtrace.errors import ApiError, ReleasedSpanError
 from kongtrace.ids import SPAN_ID_BYTES, TRACE_ID_BYTES, IdSupply
 from kongtrace.lua import is_given, is_number, is_table, is_text, lua_text
 from kongtrace.noop import NoopTracer
-from kongtrace.pool import Balance, Pool, Unpooled
+from kongtrace.pool import Balance, ListPool, Pool, Unpooled
 from kongtrace.profile import SAFE, Profile
 from kongtrace.span import AnySpan, ReleasedSpan, Span, clear
 from kongtrace.tracer import Tracer, check_keywords, meant
@@ -145,7 +145,7 @@ class TracerProvider:
         if profile.recycles_held_objects:
             self.storage = Pool("KONG_SPAN_STORAGE", list, list.clear)
             self.attributes = Pool("KONG_SPAN_ATTRIBUTES", dict, lambda table: table.clear())
-            self.events = Pool("KONG_SPAN_EVENTS", list, list.clear)
+            self.events = ListPool("KONG_SPAN_EVENTS")
         # Each span draws an id, so that the supply of ids counts them.
         self.spans: Pool[Span] = Pool("KONG_SPAN", self._new_span, clear, fetched=self.span_ids.used)
         self.noop_tracer = NoopTracer(self)

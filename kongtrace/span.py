@@ -196,7 +196,7 @@ class Span:
 
         Raises:
             ApiError: ``name`` is not a string, or ``attributes`` is neither None nor a mapping.
-            ReleasedSpanError: the span has been released (in profile ``safe`` that is logged).
+            ReleasedSpanError: the span has been released (in profile ``safe`` that is logged), or its events have been.
         """
         if not is_text(name):
             raise ApiError("invalid name")
@@ -251,7 +251,9 @@ class Span:
         copied = self.__copy__()
         copied.parent = copied.tracer = None
         copied.attributes = deepcopy(self.attributes, memo)
-        copied.events = deepcopy(self.events, memo)
+        events = self.events
+        # In a plain list: one of a pool's would be a copy of what its holder can do with it.
+        copied.events = deepcopy(list(events) if isinstance(events, list) else events, memo)
         return copied
 
     def _end(self, end_time_ns: float) -> bool:

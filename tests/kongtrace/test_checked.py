@@ -23,6 +23,7 @@ from kongtrace import (
     PHASES,
     SAFE,
     KongTraceError,
+    ReleasedSpanError,
     Span,
     Tracer,
     TracerProvider,
@@ -1156,6 +1157,20 @@ def test_a_span_that_a_full_pool_left_as_it_was_still_works():
         assert kept.end_time_ns == kept.start_time_ns + 1
         if mode == "count":
             assert Code.USE_AFTER_RELEASE in worker.codes()
+
+
+def test_events_that_have_been_released_take_none():
+    """As unchecked: also where their list has been lent before (P6)."""
+    for mode in ("off", "count"):
+        worker = Worker(mode)
+        worker.provider.spans.free_max = 0
+        for _ in range(2):
+            ctx = worker.begin(root=False)
+            kept = worker.tracer.start_span("work")
+            kept.add_event("before")
+            worker.end(ctx)
+            with pytest.raises(ReleasedSpanError, match="list has been released"):
+                kept.add_event("after")
 
 
 ODD = [

@@ -1,10 +1,11 @@
 """A pool recycles what was released last, within limits, and its balance tells what became of every object."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kongtrace import pool
-from kongtrace.pool import FREE_MAX, RELEASES_MAX, Balance, Pool, Unpooled
+from kongtrace import ReleasedSpanError, pool
+from kongtrace.pool import FREE_MAX, RELEASES_MAX, Balance, ListPool, Pool, Unpooled
 
 
 def lists():
@@ -85,6 +86,43 @@ def test_where_nothing_is_pooled_all_is_new_and_nothing_is_counted():
     assert objects.fetch() == []
     assert table == [1]
     assert set(objects.balance()) == {0}
+
+
+def test_a_released_list_has_no_count_and_takes_nothing():
+    """Its count stood in it; whoever kept it shares the list with whom it is lent to next."""  # P6
+    objects = ListPool("LISTS")
+    objects.release(kept := objects.fetch())
+    assert (kept, kept.item_count) == ([], None)
+    with pytest.raises(ReleasedSpanError, match="list has been released"):
+        kept.append(2)
+    assert objects.fetch() is kept
+    kept.append(3)
+    assert (kept, kept.item_count) == ([3], 1)
+
+
+def test_a_list_that_is_lent_to_two_counts_from_1_for_the_second():
+    """It was released twice; what it has is not counted, and is replaced one by one."""  # P10
+    objects = ListPool("LISTS")
+    released = objects.fetch()
+    objects.release_all([released, released])
+    first = objects.fetch()
+    first.append(1)
+    first.append(2)
+    second = objects.fetch()
+    assert second is first
+    assert (second, second.item_count) == ([1, 2], 0)
+    for item in (3, 4, 5):
+        second.append(item)
+    assert (second, second.item_count) == ([3, 4, 5], 3)
+
+
+def test_a_list_that_was_made_elsewhere_is_lent_too():
+    """It has no count to lose."""  # P14
+    objects = ListPool("LISTS")
+    objects.release(mine := [1])
+    assert objects.fetch() is mine
+    mine.append(2)
+    assert mine == [2]
 
 
 @given(steps=st.lists(st.sampled_from(["fetch", "release", "release again", "adopt", "many", "give up"]), max_size=80))

@@ -336,6 +336,42 @@ def test_one_table_on_two_spans_is_shared_by_two_later_ones_in_profile_kong():
         assert mine == {"c": 1, "d": 1}
 
 
+def overfull_request(worker):
+    """A request with one span more than the pool takes; gives that span, which keeps its fields, and its events."""
+    with request_of(worker):
+        spans = [worker.provider.global_tracer.start_span("filling") for _ in range(pools.FREE_MAX + 1)]
+        spans[-1].add_event("before")
+    return spans[-1]
+
+
+def test_released_events_take_none_until_they_are_lent_again():
+    """A span for which the pool had no room keeps the list of its events, which has lost its count."""  # P5, P6, S13
+    worker = TracedWorker(KONG)
+    stale = overfull_request(worker)
+    with request_of(worker):
+        with pytest.raises(ReleasedSpanError, match="list has been released"):
+            stale.add_event("stale")
+        span = worker.provider.global_tracer.start_span("next")
+        span.add_event("mine")
+        assert [event.name for event in span.events] == ["mine"]
+        stale.add_event("stale")
+        assert [event.name for event in span.events] == ["mine", "stale"]
+
+
+def test_events_that_are_lent_to_two_are_counted_by_the_second():
+    """Their list is in the pool twice; the second holder counts from 1 again, and takes the first's places."""  # P10
+    worker = TracedWorker(KONG)
+    overfull_request(worker).release()
+    with request_of(worker):
+        spans = [worker.provider.global_tracer.start_span(name) for name in "abc"]
+        for span, event in zip([spans[0], spans[0], spans[1], spans[2], spans[0], spans[1]], "uvwxyz", strict=True):
+            span.add_event(event)
+        assert spans[0].events is spans[1].events
+        assert [event.name for event in spans[0].events] == ["w", "y", "z"]
+        assert [event.name for event in spans[2].events] == ["x"]
+    assert live(worker) == {}
+
+
 def test_tables_are_left_alone_in_profile_safe():
     """What the caller gave, and what a shallow copy shares, keeps its content."""  # H6, H7
     worker, mine = TracedWorker(SAFE), {"a": 1}

@@ -327,6 +327,7 @@ def test_a_deep_copy_can_be_kept(profile):
     assert (copied.name, copied.trace_id, copied.span_id, copied.parent_id, copied.end_time_ns) == expected
     assert copied.attributes == {"list": [1, 2]}
     assert copied.events == [Event("seen", 5, {"n": 1})]
+    assert type(copied.events) is list
     assert copied.parent is copied.tracer is None
 
 
