@@ -37,11 +37,10 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from kongtrace.context import DEFAULT_NAMESPACE, KONG_PHASE, TRACING_CONTEXT, UNLINKED, Context, Trace, spans_key
 from kongtrace.custody import Custody, Held, description, holder
-from kongtrace.event import Event
 from kongtrace.findings import Code, Finding, FindingLog, Frame, Mode, Stack
 from kongtrace.lua import is_number, is_table, is_text, lua_type
 from kongtrace.otlp import ATTRIBUTE_ROOM
-from kongtrace.pool import PooledList
+from kongtrace.pool import LazyListPool, PooledList
 from kongtrace.provider import TracerProvider
 from kongtrace.span import AnySpan, ReleasedSpan, Span, SpanCopy
 from kongtrace.tracer import PROPAGATION_ONLY, Tracer, is_processor
@@ -629,6 +628,7 @@ class CheckedProvider(TracerProvider):
         if TRACING_CONTEXT in ctx:
             # The gateway's very last act is to empty the context (E1): what it refers to is not held.
             ctx[TRACING_CONTEXT].unlinked_spans.clear()
+        self._retire_lists(ctx)
         self._retire(lent)
         self._custody.take(lent)
         self._ended += 1
@@ -665,10 +665,21 @@ class CheckedProvider(TracerProvider):
 
     def _lists(self, ctx: Context) -> Iterator[tuple[str, list[Span]]]:
         """The span lists of a request that are not empty, with their keys."""
-        for namespace in self.execution.namespaces:
-            trace: Trace | None = ctx.get(namespace.spans_key)
-            if trace is not None and trace.spans:
-                yield namespace.spans_key, trace.spans
+        for key in self._keys_of(ctx):
+            if ctx[key].spans:
+                yield key, ctx[key].spans
+
+    def _keys_of(self, ctx: Context) -> Iterator[str]:
+        """Where a request has its traces."""
+        return (namespace.spans_key for namespace in self.execution.namespaces if namespace.spans_key in ctx)
+
+    def _retire_lists(self, ctx: Context) -> None:
+        """Put new lists in the place of those that the context of an ended request still refers to."""
+        if isinstance(self.storage, LazyListPool):
+            lists = [ctx[key].spent for key in self._keys_of(ctx)]
+            for spans in lists:
+                self.storage.look_at(spans)
+            _renew(self.storage, set(map(id, lists)), PooledList)
 
     def _retire(self, lent: list[Held[_Record]]) -> None:
         """Make the handles that were lent unusable, and put new ones in their places in the pools."""
@@ -681,9 +692,8 @@ class CheckedProvider(TracerProvider):
             if type(obj) is CheckedSpan:
                 obj.__class__ = CheckedReleasedSpan if obj.span_id is None else DiscardedSpan
         _renew(self.spans, used, self._new_span)
-        _renew(self.storage, used, list[Span])
         _renew(self.attributes, used, dict[str, Any])
-        _renew(self.events, used, PooledList[Event])
+        _renew(self.events, used, PooledList)
 
     # Judgement.
 

@@ -53,16 +53,16 @@ class Trace:
     """The spans of one namespace in one request; it can be counted, walked and indexed like their list.
 
     Attributes:
-        spans: the linked spans in the order of linking; None until there is a list.
+        spans: the linked spans in the order of linking; None until there is a list, and after the request's end.
         active: the active span, or None.
-        settled: its spans are in the balance already, though it is still there.
+        spent: the list from then on, when it has been released or given up; None before.
     """
 
-    __slots__ = ("active", "settled", "spans")
+    __slots__ = ("active", "spans", "spent")
 
     spans: list[Span] | None
     active: AnySpan | None
-    settled: bool
+    spent: list[Span] | None
 
     def __len__(self) -> int:
         """How many spans are linked; Kong's table has that at its index 0."""

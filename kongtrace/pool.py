@@ -11,7 +11,7 @@ leaves the free list by ``free.pop()``, and the number of those hits follows fro
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 from kongtrace.errors import ReleasedSpanError
 
@@ -71,7 +71,8 @@ class Pool(Generic[T]):
         free_max: objects that the free list takes.
         due: releases until the free list is thrown away; they are counted here and nowhere else.
         made: objects made anew.
-        adopted: objects that came from a caller, and will be given back like the others (P9).
+        adopted: objects that came from a caller, and will be given back like the others (P9), or that were given back
+            again.
         given_up: objects that were never released, and were left to the garbage collector.
     """
 
@@ -186,7 +187,7 @@ class PooledList(list[T]):
     """A list as a pool of Kong's lends it: how many items it has stands in it, and is lost when it is released (P6).
 
     Attributes:
-        item_count: that number; None of a list that has been released.
+        item_count: that number; None of a list that is known to have been released.
     """
 
     __slots__ = ("_count",)  # of a list that is lent to two
@@ -200,7 +201,7 @@ class PooledList(list[T]):
 
 
 class ReleasedList(PooledList[T]):
-    """What somebody still holds of a list that has been released: it is empty, and takes nothing until it is lent."""
+    """What somebody still holds of a list that has been released: it takes nothing until it is lent again."""
 
     __slots__ = ()
 
@@ -216,10 +217,10 @@ class ReleasedList(PooledList[T]):
 
 
 class SharedList(PooledList[T]):
-    """One that was released twice and is lent to two.
+    """One that was released twice and may be lent to two.
 
     The second counts from 1 again, and so does the first from then on: their items take the places of those that are
-    there (P10).
+    there (P10). Whoever releases it takes it from the other too.
     """
 
     __slots__ = ()
@@ -233,41 +234,106 @@ class SharedList(PooledList[T]):
         """Put the item behind those that count."""
         self[self._count : self._count + 1] = [item]
         self._count += 1
-        if self._count == len(self):
-            self.__class__ = PooledList  # type: ignore[assignment]
+
+    def clear(self) -> None:
+        """Be empty, and take nothing."""
+        super().clear()
+        self.__class__ = ReleasedList  # type: ignore[assignment]
 
 
 class ListPool(Pool[list[T]]):
     """A pool of lists, each of which counts from 1 when it is lent, and takes nothing once it is released.
 
-    A list that was made elsewhere has no count to lose.
+    Args:
+        tag: the name of the pool.
+        give_up: called with what a list has when it is lent to a second one, whose items take the places.
     """
 
-    __slots__ = ()
+    __slots__ = ("_give_up",)
 
-    def __init__(self, tag: str) -> None:
-        super().__init__(tag, PooledList, _spend)
+    def __init__(self, tag: str, give_up: Callable[[list[T]], None] = lambda _items: None) -> None:
+        super().__init__(tag, PooledList, list.clear)
+        self._give_up = give_up
 
     def fetch(self) -> list[T]:
         """See :meth:`Pool.fetch`."""
         lent = super().fetch()
-        if type(lent) is ReleasedList:
-            lent.__class__ = PooledList  # type: ignore[assignment]
-        elif lent and isinstance(lent, PooledList):
-            lent.__class__ = SharedList
-            lent._count = 0  # noqa: SLF001  its pool keeps it
+        if lent:
+            self._share(lent)
+        else:
+            lent.__class__ = PooledList
         return lent
+
+    def release(self, obj: list[T]) -> None:
+        """See :meth:`Pool.release`."""
+        free = len(self.free)
+        super().release(obj)
+        if len(self.free) > free:
+            obj.__class__ = ReleasedList
+
+    def release_again(self, obj: list[T]) -> None:
+        """Release what may be in the pool already, or lent to another, who then finds it released."""
+        self.adopted += 1
+        self.release(obj)
 
     def release_all(self, objs: list[list[T]]) -> None:
         """See :meth:`Pool.release_all`."""
         for obj in objs:
             self.release(obj)
 
+    def _share(self, lent: Any) -> None:
+        self._give_up(lent)
+        lent.__class__ = SharedList
+        lent._count = 0  # noqa: SLF001  see there
 
-def _spend(lent: list[T]) -> None:
-    lent.clear()
-    if isinstance(lent, PooledList):
-        lent.__class__ = ReleasedList
+
+class LazyListPool(ListPool[T]):
+    """One for lists to which nobody adds once he has released them.
+
+    Theory of operation. To change the class of a list with every release costs more than all the rest. So a list is a
+    :class:`ReleasedList` only from the moment that somebody looks at it, or releases it once more; before that it is
+    known by being in the free list. What has been one is lent as a :class:`SharedList`.
+    """
+
+    __slots__ = ()
+
+    def fetch(self) -> list[T]:
+        """See :meth:`ListPool.fetch`."""
+        if self.free:
+            lent = self.free.pop()
+            if type(lent) is not PooledList:
+                self._share(lent)
+            return lent
+        self.made += 1
+        return PooledList()
+
+    def release(self, obj: list[T]) -> None:
+        """See :meth:`ListPool.release`."""
+        self.due -= 1
+        if self.due <= 0:
+            self._replace()
+            self._refused += 1
+        elif len(self.free) < self.free_max:
+            obj.clear()
+            self.free.append(obj)
+        else:
+            self._refused += 1
+
+    def release_again(self, obj: list[T]) -> None:
+        """See :meth:`ListPool.release_again`."""
+        super().release_again(obj)
+        self.look_at(obj)
+
+    def look_at(self, obj: list[T]) -> None:
+        """Somebody has kept a list beyond its release, and wants to know what it is now."""
+        if type(obj) is PooledList and any(free is obj for free in self.free):
+            obj.__class__ = ReleasedList
+
+    def _replace(self) -> None:
+        for obj in self.free:
+            if type(obj) is PooledList:
+                obj.__class__ = ReleasedList
+        super()._replace()
 
 
 class Unpooled(Generic[T]):

@@ -25,8 +25,9 @@ class Profile:
             the default namespace.
         keeps_unlinked: spans that were created and never linked are left to the garbage collector at the end of the
             request (P13); when false they go back to the pool with the others.
-        ends_unusable: the span list stays in the context after the end of the request, spent, so that a span started
-            after it raises (E1); when false the context is as before the first span.
+        ends_unusable: the span list stays in the context after the end of the request, released, so that a span started
+            after it raises, or is listed where the list has been lent since (E1); when false the context is as before
+            the first span.
         memo_by_name: tracers are remembered by name and looked up by namespace and name, so that a tracer called
             ``NS_x`` is given for ``x`` in ``NS``, and every other call makes a new one (T2). When false a tracer is
             given again for the same name, namespace and rate.

@@ -14,7 +14,7 @@ start overwrites still in it: nobody can tell, and half of the emptying is saved
 from __future__ import annotations
 
 from sys import getrefcount
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from kongtrace.context import (
     DEFAULT_NAMESPACE,
@@ -31,7 +31,7 @@ from kongtrace.errors import ApiError, ReleasedSpanError
 from kongtrace.ids import SPAN_ID_BYTES, TRACE_ID_BYTES, IdSupply
 from kongtrace.lua import is_given, is_number, is_table, is_text, lua_text
 from kongtrace.noop import NoopTracer
-from kongtrace.pool import Balance, ListPool, Pool, Unpooled
+from kongtrace.pool import Balance, LazyListPool, ListPool, Pool, PooledList, Unpooled
 from kongtrace.profile import SAFE, Profile
 from kongtrace.span import AnySpan, ReleasedSpan, Span, clear
 from kongtrace.tracer import Tracer, check_keywords, meant
@@ -58,23 +58,6 @@ def _joinable(namespace: Any) -> str:
     return lua_text(namespace)
 
 
-class SpentList(list[Span]):
-    """Stands for the span list of a request that has ended: it is empty, and takes no span (E1)."""
-
-    def __init__(self, give_up: Callable[[Iterable[Span]], None]) -> None:
-        super().__init__()
-        self._give_up = give_up
-
-    def append(self, span: Span) -> NoReturn:
-        """Refuse the span.
-
-        Raises:
-            ReleasedSpanError: always.
-        """
-        self._give_up([span])
-        raise ReleasedSpanError("the span list of this request has been released")
-
-
 class TracerProvider:
     """Makes the tracers of one worker and keeps what they share.
 
@@ -98,7 +81,6 @@ class TracerProvider:
         "_ends_usable",
         "_memo",
         "_recycles_held",
-        "_spent",
         "attributes",
         "events",
         "execution",
@@ -139,11 +121,11 @@ class TracerProvider:
         self.log = log
         self.profile = profile
         self.sampling_rate = sampling_rate
-        self.storage: Pool[list[Span]] | Unpooled[list[Span]] = Unpooled(list)
+        self.storage: LazyListPool[Span] | Unpooled[list[Span]] = Unpooled(list)
         self.attributes: Pool[dict[str, Any]] | Unpooled[dict[str, Any]] = Unpooled(dict)
-        self.events: Pool[list[Event]] | Unpooled[list[Event]] = Unpooled(list)
+        self.events: ListPool[Event] | Unpooled[list[Event]] = Unpooled(list)
         if profile.recycles_held_objects:
-            self.storage = Pool("KONG_SPAN_STORAGE", list, list.clear)
+            self.storage = LazyListPool("KONG_SPAN_STORAGE", self.give_up)
             self.attributes = Pool("KONG_SPAN_ATTRIBUTES", dict, lambda table: table.clear())
             self.events = ListPool("KONG_SPAN_EVENTS")
         # Each span draws an id, so that the supply of ids counts them.
@@ -155,7 +137,6 @@ class TracerProvider:
         self._recycles_held = profile.recycles_held_objects
         self._ends_usable = not profile.ends_unusable
         self._memo: dict[object, Tracer] = {}
-        self._spent = SpentList(self.give_up)
 
     def new(self, name: Any = None, options: dict[str, Any] | None = None, **given: Any) -> Tracer | NoopTracer:
         """A tracer (D2).
@@ -238,14 +219,24 @@ class TracerProvider:
             elif namespace.name != DEFAULT_NAMESPACE:
                 self.settle(trace)
                 continue
-            if spans is not None and spans is not self._spent:
-                trace.spans = self._spent if self._recycles_held else None
-                self._take_back(spans)
-                if self._recycles_held:
-                    self.storage.release(spans)
-                else:
-                    # Whoever keeps the list must not see in it what its spans are used for next.
-                    spans.clear()
+            trace.spans = None
+            if spans is None:
+                self._end_again(trace)
+                continue
+            self._take_back(spans)
+            if self._recycles_held:
+                # Kong's context refers to it as before, and shows whom it is lent to next.
+                trace.spent = spans
+                self.storage.release(spans)
+            else:
+                # Whoever keeps the list must not see in it what its spans are used for next.
+                spans.clear()
+
+    def _end_again(self, trace: Trace) -> None:
+        """Take back what the released list of a trace has, since it was lent to another, and release it once more."""
+        if trace.spent is not None and isinstance(self.storage, LazyListPool):
+            self._take_back(trace.spent)
+            self.storage.release_again(trace.spent)
 
     def _end_unlinked(self, ctx: Context) -> None:
         unlinked = [span for span in ctx.pop(UNLINKED) if not span.linked]
@@ -280,10 +271,10 @@ class TracerProvider:
 
     def settle(self, trace: Trace) -> None:
         """Book the spans of a trace out, and its list: they are left to the garbage collector."""
-        if trace.spans is not None and trace.spans is not self._spent and not trace.settled:
-            trace.settled = True
+        if trace.spans is not None:
             self.give_up(trace.spans)
             self.storage.given_up += 1
+            trace.spent, trace.spans = trace.spans, None
 
     def give_up(self, spans: Iterable[AnySpan]) -> None:
         """Book spans out, and what belongs to them: they are left to the garbage collector."""
@@ -354,7 +345,7 @@ class TracerProvider:
         # Anything can be written into a field; a pool takes what it can lend.
         if isinstance(span.attributes, dict):
             self.attributes.release(span.attributes)
-        if isinstance(span.events, list):
+        if isinstance(span.events, PooledList):
             self.events.release(span.events)
         if is_held and not self._recycles_held:
             self.spans.leave(span)
@@ -416,7 +407,7 @@ class TracerProvider:
                 if type(table) is dict or isinstance(table, dict):
                     tables.append(table)
                     span.attributes = None
-                if span.events is not None and isinstance(span.events, list):
+                if span.events is not None and isinstance(span.events, PooledList):
                     events.append(span.events)
                     span.events = None
         self.attributes.release_all(tables)

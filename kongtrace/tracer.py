@@ -24,9 +24,10 @@ from kongtrace.context import (
     count,
     tracing_context,
 )
-from kongtrace.errors import ApiError
+from kongtrace.errors import ApiError, ReleasedSpanError
 from kongtrace.lua import is_given, is_number, is_table, is_text, lua_table
 from kongtrace.noop import NoopTracer
+from kongtrace.pool import LazyListPool
 from kongtrace.sampler import Decision, sample
 from kongtrace.span import (
     INTERNAL,
@@ -150,6 +151,7 @@ class Tracer:
 
         Raises:
             ApiError: an argument of the wrong type; nothing has been taken from the pool then.
+            ReleasedSpanError: the request has ended, in profile ``kong``.
         """
         trace = self.namespace.trace
         if trace is None:
@@ -217,9 +219,9 @@ class Tracer:
             self._attributes.adopted += 1
         try:
             trace.spans.append(span)  # type: ignore[union-attr]
-        except AttributeError:
-            # A span was made active before there was a list.
-            self.list_of(trace).append(span)
+        except (AttributeError, ReleasedSpanError):
+            # There is no list yet, since a span was made active first; or no longer.
+            self._list(span, trace)
         return span
 
     def create_span(self, tracer: Tracer | None = None, options: dict[str, Any] | None = None, **given: Any) -> AnySpan:
@@ -272,7 +274,7 @@ class Tracer:
                 self._lose(ctx, span)
             self._context()
             raise TypeError("link_span needs a tracer: its span list takes the span")
-        tracer.get_spans().append(span)
+        tracer._list(span, tracer.trace())  # noqa: SLF001  one of ours
         unlinked = ctx.get(UNLINKED)
         if is_linked:
             count(ctx, LISTED_AGAIN, 1)
@@ -345,8 +347,7 @@ class Tracer:
         if trace.spans:
             count(self._context(), UNLISTED, len(trace.spans))
         self._provider.settle(trace)
-        trace.spans = None
-        trace.settled = False
+        trace.spent = None
         return self.list_of(trace)
 
     def get_spans(self) -> list[Span]:
@@ -403,7 +404,7 @@ class Tracer:
         trace = Trace()
         trace.spans = spans
         trace.active = None
-        trace.settled = False
+        trace.spent = None
         namespace = self.namespace
         ctx[namespace.spans_key] = trace
         if ctx is self._execution.span_ctx:
@@ -420,10 +421,23 @@ class Tracer:
         return self._new_trace(ctx, None) if trace is None else trace
 
     def list_of(self, trace: Trace) -> list[Span]:
-        """The span list of a trace; made when there is none."""
-        if trace.spans is None:
-            trace.spans = self._storage.fetch()
+        """The span list of a trace; made when there is none. That of a request that has ended is what it was (E1)."""
+        if trace.spans is not None:
+            return trace.spans
+        if trace.spent is not None:
+            if isinstance(self._storage, LazyListPool):
+                self._storage.look_at(trace.spent)
+            return trace.spent
+        trace.spans = self._storage.fetch()
         return trace.spans
+
+    def _list(self, span: Any, trace: Trace) -> None:
+        """List a span; where the list has been released, the span is lost (E1)."""
+        try:
+            self.list_of(trace).append(span)
+        except ReleasedSpanError:
+            self._provider.give_up([span])
+            raise
 
     def _start_with(self, options: object, name: str, *given: Any) -> Span:
         """Start a span with options in a mapping; arguments go first."""
@@ -431,7 +445,7 @@ class Tracer:
         fields = _checked(options, {option: value for option, value in named if value is not None})
         span = self._create(self, fields)
         self._fill(self, span, name, fields)
-        self.list_of(self.trace()).append(span)
+        self._list(span, self.trace())
         return span
 
     def _create(self, tracer: Any, options: Mapping[str, Any]) -> Span:

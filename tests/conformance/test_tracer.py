@@ -26,7 +26,6 @@ from kongtrace import (
 )
 from kongtrace.context import KONG_PHASE, Trace, tracing_context
 from kongtrace.lua import lua_table
-from kongtrace.provider import SpentList
 from tests.conformance.vectors import as_double, cases, decode
 
 LEVELS = {"error": "ERR", "warn": "WARN"}
@@ -203,7 +202,11 @@ class Replay:
     def final(self, expected: dict[str, Any]) -> None:
         known(expected, "spans", "active", "other_spans")
         traces = {key: trace for key, trace in self.ctx.items() if isinstance(trace, Trace)}
-        lists = {key: trace.spans for key, trace in traces.items() if trace.spans is not None}
+        lists = {
+            key: spans
+            for key, trace in traces.items()
+            if (spans := trace.spent if trace.spans is None else trace.spans) is not None
+        }
         self.equal(
             "final spans", expected["spans"], {key: list(map(self.listed, spans)) for key, spans in lists.items()}
         )
@@ -367,9 +370,7 @@ class Replay:
     def list_result(self, spans: Any) -> Any:
         if spans is None:
             return None
-        result: dict[str, Any] = {"spans": [self.shown(span) for span in spans]}
-        # The list of a request that has ended has lost its count.
-        return result if isinstance(spans, SpentList) else result | {"count": len(spans)}
+        return {"spans": [self.shown(span) for span in spans], "count": spans.item_count}
 
     def op_process_span(self, tracer: str, args: Any = ()) -> None:
         return self.tracers[tracer].process_span(*args)

@@ -1127,6 +1127,30 @@ def test_a_stale_handle_never_reaches_into_a_later_span():
     assert spans["count"][0] is not spans["count"][1]
 
 
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
+@pytest.mark.parametrize("named", [["work"], []], ids=["with spans", "empty"])
+def test_the_list_of_an_ended_request_is_lent_to_nobody(named, times):
+    """Unchecked its context shows the next one's spans, and balances as much when it is ended twice (E1, P10)."""
+    shown, balances = {}, {}
+    for mode in ("off", "count"):
+        worker = Worker(mode)
+        ctx = worker.begin(root=False)
+        for name in named:
+            worker.tracer.start_span(name).finish()
+        spans = worker.tracer.get_spans()
+        for _ in range(times):
+            worker.provider.end_request(ctx)
+            with pytest.raises(ReleasedSpanError, match="list has been released"):
+                worker.tracer.start_span("late")
+        worker.begin(root=False)
+        worker.tracer.start_span("later").finish()
+        shown[mode] = [span.name for span in spans]
+        balances[mode] = worker.provider.balances()
+
+    assert shown == {"off": ["later"], "count": []}
+    assert balances["off"] == balances["count"]
+
+
 def test_the_pools_are_full_and_replaced_as_in_the_plain_build():
     """Requests of more spans than a pool holds, and more releases than it counts, balance as unchecked (P4, P5)."""
     balances = []

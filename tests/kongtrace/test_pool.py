@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kongtrace import ReleasedSpanError, pool
-from kongtrace.pool import FREE_MAX, RELEASES_MAX, Balance, ListPool, Pool, Unpooled
+from kongtrace.pool import FREE_MAX, RELEASES_MAX, Balance, LazyListPool, ListPool, Pool, PooledList, Unpooled
 
 
 def lists():
@@ -88,41 +88,109 @@ def test_where_nothing_is_pooled_all_is_new_and_nothing_is_counted():
     assert set(objects.balance()) == {0}
 
 
-def test_a_released_list_has_no_count_and_takes_nothing():
+@pytest.fixture(params=[ListPool, LazyListPool])
+def list_pool(request):
+    """Each pool of lists in turn."""
+    return request.param("LISTS")
+
+
+def look_at(list_pool, kept):
+    """What asks a list for its count looks at it first, where that is to be told."""
+    if isinstance(list_pool, LazyListPool):
+        list_pool.look_at(kept)
+
+
+def test_a_released_list_has_no_count_and_takes_nothing(list_pool):
     """Its count stood in it; whoever kept it shares the list with whom it is lent to next."""  # P6
-    objects = ListPool("LISTS")
-    objects.release(kept := objects.fetch())
+    list_pool.release(kept := list_pool.fetch())
+    look_at(list_pool, kept)
     assert (kept, kept.item_count) == ([], None)
     with pytest.raises(ReleasedSpanError, match="list has been released"):
         kept.append(2)
-    assert objects.fetch() is kept
+    assert list_pool.fetch() is kept
     kept.append(3)
+    look_at(list_pool, kept)
     assert (kept, kept.item_count) == ([3], 1)
 
 
-def test_a_list_that_is_lent_to_two_counts_from_1_for_the_second():
+def test_events_refuse_at_once():
+    """Nobody looks at a list of events before he adds to it."""  # P6
+    events = ListPool("EVENTS")
+    events.release(kept := events.fetch())
+    with pytest.raises(ReleasedSpanError, match="list has been released"):
+        kept.append(1)
+
+
+def test_a_list_that_is_lent_to_two_counts_from_1_for_the_second(list_pool):
     """It was released twice; what it has is not counted, and is replaced one by one."""  # P10
-    objects = ListPool("LISTS")
-    released = objects.fetch()
-    objects.release_all([released, released])
-    first = objects.fetch()
-    first.append(1)
-    first.append(2)
-    second = objects.fetch()
-    assert second is first
-    assert (second, second.item_count) == ([1, 2], 0)
+    list_pool.release(released := list_pool.fetch())
+    list_pool.release_again(released)
+    assert list_pool.fetch() is released
+    released.append(1)
+    released.append(2)
+    assert list_pool.fetch() is released
+    assert (released, released.item_count) == ([1, 2], 0)
     for item in (3, 4, 5):
-        second.append(item)
-    assert (second, second.item_count) == ([3, 4, 5], 3)
+        released.append(item)
+    assert (released, released.item_count) == ([3, 4, 5], 3)
+    assert list_pool.balance().live == 2
 
 
-def test_a_list_that_was_made_elsewhere_is_lent_too():
-    """It has no count to lose."""  # P14
-    objects = ListPool("LISTS")
-    objects.release(mine := [1])
-    assert objects.fetch() is mine
-    mine.append(2)
-    assert mine == [2]
+def test_what_a_list_has_is_given_up_when_it_is_lent_to_a_second():
+    """Nobody will find it there again."""  # P10
+    given_up = []
+    objects = LazyListPool("LISTS", given_up.extend)
+    objects.release(released := objects.fetch())
+    objects.release_again(released)
+    objects.fetch().append(1)
+    objects.fetch().append(2)
+    assert (released, given_up) == ([2], [1])
+
+
+def test_of_two_holders_of_a_list_the_first_to_release_it_takes_it_from_the_other(list_pool):
+    """Until it is lent again."""  # P10
+    list_pool.release(released := list_pool.fetch())
+    list_pool.release_again(released)
+    for _ in range(2):
+        list_pool.fetch()
+    list_pool.release(released)
+    with pytest.raises(ReleasedSpanError, match="list has been released"):
+        released.append(1)
+    list_pool.release(released)
+    assert list_pool.balance().live == 0
+
+
+def test_a_list_that_found_no_room_is_as_it_was(list_pool):
+    """It has kept its count."""  # P5, P7
+    list_pool.free_max = 0
+    list_pool.fetch().append(0)
+    list_pool.release(kept := list_pool.fetch())
+    look_at(list_pool, kept)
+    kept.append(1)
+    assert (kept, kept.item_count) == ([1], 1)
+
+
+def test_a_list_that_was_thrown_away_with_its_pool_stays_released(list_pool):
+    """Nobody will be lent it."""  # P4, P6
+    list_pool.release(kept := list_pool.fetch())
+    list_pool.due = 1
+    list_pool.release(last := PooledList())
+    look_at(list_pool, kept)
+    with pytest.raises(ReleasedSpanError, match="list has been released"):
+        kept.append(1)
+    last.append(1)
+    assert list_pool.fetch() is not kept
+
+
+def test_a_list_that_is_lent_stays_so_when_its_pool_is_thrown_away(list_pool):
+    """It was in it once more."""  # P4, P10
+    list_pool.release(released := list_pool.fetch())
+    list_pool.release_again(released)
+    list_pool.fetch().append(1)
+    list_pool.due = 1
+    list_pool.release(PooledList())
+    released.append(2)
+    assert released == [1, 2]
 
 
 @given(steps=st.lists(st.sampled_from(["fetch", "release", "release again", "adopt", "many", "give up"]), max_size=80))

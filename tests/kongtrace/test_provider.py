@@ -385,15 +385,104 @@ def test_tables_are_left_alone_in_profile_safe():
 
 
 def test_an_ended_context_is_spent_in_profile_kong():
-    """Its list is empty and takes no span; ending it again changes nothing."""  # E1
+    """Its list is empty and takes no span, until it is lent again."""  # E1
     worker = TracedWorker(KONG)
     ctx = worker.begin()
     tracer = worker.provider.global_tracer
     tracer.start_span("before")
+    ahead = tracer.create_span(tracer)
     worker.provider.end_request(ctx)
     assert (tracer.get_spans(), tracer.get_root_span()) == ([], None)
-    with pytest.raises(ReleasedSpanError, match="span list"):
-        tracer.start_span("after")
+    for start in (
+        lambda: tracer.start_span("after"),
+        lambda: tracer.start_span("after", {}),
+        lambda: tracer.link_span(tracer, ahead, "after"),
+    ):
+        with pytest.raises(ReleasedSpanError, match="list has been released"):
+            start()
+    assert live(worker) == {}
+
+
+def test_an_ended_context_shows_whom_its_list_is_lent_to_in_profile_kong():
+    """The context keeps the list itself, which the next one to have none is given."""  # E1, P2
+    worker = TracedWorker(KONG)
+    tracer = worker.provider.global_tracer
+    apart = worker.provider.new("apart", namespace="APART")
+    ctx = worker.begin()
+    tracer.start_span("before")
+    worker.provider.end_request(ctx)
+    spans = [apart.start_span("lent")]
+    assert tracer.get_spans() == spans
+    spans.append(tracer.start_span("after"))
+    assert apart.get_spans() == spans
+    worker.provider.abandon_request(ctx)
+    assert live(worker) == {}
+
+
+def test_the_list_of_a_request_that_is_ended_twice_is_lent_to_two():
+    """It is in the pool twice. The second holder counts from 1, and its spans take the places of the first's."""  # P10
+    worker = TracedWorker(KONG)
+    tracer = worker.provider.global_tracer
+    ctx = worker.begin()
+    tracer.start_span("before")
+    for _ in range(2):
+        worker.provider.end_request(ctx)
+    first = worker.begin()
+    tracer.start_span("lost")
+    spans = [tracer.start_span("of the first")]
+    second = worker.begin()
+    assert [span.name for span in tracer.get_spans()] == ["lost", "of the first"]
+    spans.insert(0, tracer.start_span("of the second"))
+    assert tracer.get_spans() == spans
+    for ended in (first, second, first):
+        worker.provider.end_request(ended)
+    assert (tracer.get_spans(), live(worker)) == ([], {})
+
+
+def test_a_list_that_is_lent_to_two_namespaces_ends_with_the_default_one():
+    """It was released twice; what its spans come to is in the balance once."""  # E2, P10
+    worker = TracedWorker(KONG)
+    tracer = worker.provider.global_tracer
+    apart = worker.provider.new("apart", namespace="APART")
+    ctx = worker.begin()
+    tracer.start_span("before")
+    for _ in range(2):
+        worker.provider.end_request(ctx)
+    with request_of(worker):
+        tracer.start_span("hidden", attributes={"a": 1})
+        apart.start_span("shown")
+        assert [span.name for span in tracer.get_spans()] == ["shown"]
+    assert (tracer.get_spans(), apart.get_spans(), live(worker)) == ([], [], {})
+
+
+def test_the_end_of_a_request_is_that_of_the_one_its_list_is_lent_to():
+    """Ended again, it takes the spans of another one back; that one's end finds the list released."""  # E1, P11
+    worker = TracedWorker(KONG)
+    tracer = worker.provider.global_tracer
+    ended = worker.begin()
+    tracer.start_span("before")
+    worker.provider.end_request(ended)
+    running = worker.begin()
+    span = tracer.start_span("running", attributes={"a": 1})
+    worker.provider.end_request(ended)
+    assert span.name is None
+    with pytest.raises(ReleasedSpanError, match="list has been released"):
+        tracer.start_span("more")
+    worker.provider.end_request(running)
+    assert live(worker) == {}
+
+
+def test_a_list_for_which_the_pool_has_no_room_stays_as_it_is():
+    """A span that is started after the end of its request is listed there."""  # P5, P7
+    worker = TracedWorker(KONG)
+    worker.provider.storage.free_max = 0
+    tracer = worker.provider.global_tracer
+    ctx = worker.begin()
+    spans = [tracer.start_span("before")]
+    worker.provider.end_request(ctx)
+    assert tracer.get_spans() == spans
+    spans.append(tracer.start_span("after", attributes={"a": 1}))
+    assert tracer.get_spans() == [spans[1], spans[1]]  # it was recycled
     worker.provider.end_request(ctx)
     assert live(worker) == {}
 
@@ -567,7 +656,7 @@ def test_a_span_is_in_the_balance_once_however_it_lives(lives, profile):
 
 
 @both_profiles
-@pytest.mark.parametrize("value", [False, 5, "text", (), object()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("value", [False, 5, "text", (), [1], object()], ids=lambda value: type(value).__name__)
 def test_whatever_is_written_into_a_field_a_request_ends(value, profile):
     """What is no table goes into no pool."""
     worker = TracedWorker(profile)

@@ -627,7 +627,8 @@ class Lifecycle(RuleBasedStateMachine):
                 self._release_all(spans)
                 if self.pools["storage"].release(entered.storage[namespace]) or self.profile is not KONG:
                     assert entered.storage[namespace] == [], "the list of an ended request is empty"
-        self.provider.end_request(entered.ctx)  # once more: nothing is left to take back
+        if self.profile is not KONG:
+            self.provider.end_request(entered.ctx)  # once more: nothing is left to take back
         self._replace(request, running)
 
     def _let_go(self, request: NaiveRequest, *, held: bool) -> None:
