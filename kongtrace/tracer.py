@@ -459,7 +459,7 @@ class Tracer:
         span.parent = parent
         trace_id: Any
         trace_id, sampled, inherited_id = _identity(parent)
-        if trace_id is None or trace_id is False:
+        if trace_id is None:
             trace_id = get("trace_id")
             if trace_id is None or trace_id is False:
                 trace_id = provider.trace_ids.draw()
@@ -618,20 +618,20 @@ _Identity = tuple[bytes | None, bool | None, bytes | None]
 
 
 def _identity(parent: Any) -> _Identity:
-    """Trace id, sampling flag and span id of a parent, which may be any object with fields (T11)."""
+    """Trace id, sampling flag and span id of a parent, which may be any object with fields (T11); no id is False."""
     try:
-        return parent.trace_id, parent.should_sample, parent.span_id
+        trace_id, is_sampled, span_id = parent.trace_id, parent.should_sample, parent.span_id
     except AttributeError:
         match parent:
             case None | False | str() | bytes() | list():
                 return None, None, None
             case dict():
-                trace_id, span_id = parent.get("trace_id"), parent.get("span_id")
-                is_sampled = parent.get("should_sample")
-                return None if trace_id is False else trace_id, is_sampled, None if span_id is False else span_id
+                trace_id, is_sampled, span_id = map(parent.get, ("trace_id", "should_sample", "span_id"))
             case bool() | int() | float():
                 raise TypeError(f"a parent must be a span, not {type(parent).__name__}") from None
-        raise
+            case _:
+                raise
+    return None if trace_id is False else trace_id, is_sampled, None if span_id is False else span_id
 
 
 def _plain_parent(parent: Any, active: Any) -> tuple[Any, bytes | None, bool | None, bytes | None]:

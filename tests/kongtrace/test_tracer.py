@@ -112,6 +112,21 @@ def test_false_in_a_parent_is_no_id(tracer):
     assert tracer.start_span("below", parent={"trace_id": b"", "span_id": b""}).trace_id == b""
 
 
+@pytest.mark.parametrize("make", ["start_span", "create_span"])
+def test_false_in_a_span_above_is_no_id(tracer, make):
+    """A given id takes its place, and else there is none; an empty one is one."""  # T11
+    above = tracer.start_span("above")
+    above.trace_id = above.span_id = False
+    first = "below" if make == "start_span" else tracer
+    below = getattr(tracer, make)(first, {"parent": above})
+    assert (len(below.trace_id), below.parent_id) == (16, None)
+    below = getattr(tracer, make)(first, {"parent": above, "trace_id": b"t", "parent_id": b"p"})
+    assert (below.trace_id, below.parent_id) == (b"t", b"p")
+    above.trace_id = above.span_id = b""
+    below = getattr(tracer, make)(first, {"parent": above, "trace_id": b"t", "parent_id": b"p"})
+    assert (below.trace_id, below.parent_id) == (b"", b"")
+
+
 @pytest.mark.parametrize("parent", [5, True, 1.5])
 def test_what_has_no_fields_is_no_parent(tracer, parent):
     """Nothing is listed then."""
