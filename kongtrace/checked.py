@@ -39,6 +39,7 @@ from kongtrace.context import DEFAULT_NAMESPACE, KONG_PHASE, TRACING_CONTEXT, UN
 from kongtrace.custody import Custody, Held, description, holder
 from kongtrace.findings import Code, Finding, FindingLog, Frame, Mode, Stack
 from kongtrace.lua import is_number, is_table, is_text, lua_type
+from kongtrace.noop import NoopTracer
 from kongtrace.otlp import ATTRIBUTE_ROOM
 from kongtrace.pool import LazyListPool, PooledList
 from kongtrace.provider import TracerProvider
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
 
-    from kongtrace.noop import NoopTracer
     from kongtrace.pool import Pool, Unpooled
 
 T = TypeVar("T")
@@ -460,7 +460,7 @@ class CheckedProvider(TracerProvider):
                 self._report(Code.ATTRIBUTE_SIZE, f"the span begins with {len(span.attributes)} attributes", record)
         record.own(span.attributes)
         self._check_values(record, span.attributes)
-        if record.name is not None and span.tracer is not None:
+        if record.name is not None and isinstance(span.tracer, (Tracer, NoopTracer)):
             self._check_name(record, record.name, span.tracer.name)
 
     def touched(self, span: CheckedSpan, method: str) -> bool:
@@ -544,7 +544,7 @@ class CheckedProvider(TracerProvider):
     def releasing(self, span: CheckedSpan) -> None:
         """The span is about to be released by hand."""
         record = span.record
-        trace = span.tracer.namespace.trace if span.tracer is not None else None
+        trace = span.tracer.namespace.trace if isinstance(span.tracer, Tracer) else None
         found = [
             self._finding(Code.RELEASED_NEEDED, f"release() was called on {role}", record)
             for role in _roles(span, trace)
@@ -772,7 +772,7 @@ class CheckedProvider(TracerProvider):
     def _exports(self, span: CheckedSpan, request: _Request, key: str) -> Iterator[Finding]:
         asked = {name for list_key, name in request.asked if list_key == key}
         tracer, record = span.tracer, span.record
-        if tracer is None or tracer is self.global_tracer or tracer.name in asked:
+        if not isinstance(tracer, (Tracer, NoopTracer)) or tracer is self.global_tracer or tracer.name in asked:
             return
         if _only_carries_ids(span):
             return

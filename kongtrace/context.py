@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from kongtrace.lua import is_table, lua_table
 from kongtrace.phase import PHASES, Phase
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class TracingContext:
 
     Attributes:
         raw_trace_id: the trace id as bytes, or None before it is known.
-        trace_id_formats: the id in every injected format, for the serialised log; None before any was injected.
+        trace_id_formats: the id in every injected format, for the serialised log; empty before any was injected.
         flags: the W3C or B3 flags that log records carry, or None (O15).
         unlinked_spans: spans made ahead of their time, by name (I15).
     """
@@ -152,16 +153,22 @@ class TracingContext:
 
     def __init__(self) -> None:
         self.raw_trace_id: bytes | None = None
-        self.trace_id_formats: dict[str, str] | None = None
+        self.trace_id_formats: dict[str, str] = {}
         self.flags: int | None = None
         self.unlinked_spans: dict[str, AnySpan] = {}
 
     def add_trace_id_formats(self, formats: dict[str, str]) -> dict[str, str]:
-        """Merge the ids that one plugin injected with those of the others; gives all of them (X31)."""
-        if not self.trace_id_formats:
-            self.trace_id_formats = formats
+        """Merge the ids that one plugin injected with those of the others; gives all of them (X31).
+
+        Raises:
+            TypeError: there are others, and ``formats`` is no table, or they are none.
+        """
+        if self.trace_id_formats == {}:
+            self.trace_id_formats = lua_table(formats)  # type: ignore[assignment]  # whatever it is
+        elif is_table(self.trace_id_formats) and is_table(formats):
+            self.trace_id_formats.update(lua_table(formats) or {})
         else:
-            self.trace_id_formats.update(formats)
+            raise TypeError(f"trace id formats must be mappings, not {self.trace_id_formats!r} and {formats!r}")
         return self.trace_id_formats
 
 

@@ -21,7 +21,7 @@ from opentelemetry.semconv.attributes.exception_attributes import EXCEPTION_MESS
 
 from kongtrace.errors import ApiError
 from kongtrace.event import Event
-from kongtrace.lua import is_number, is_table, is_text, lua_text, lua_type
+from kongtrace.lua import is_given, is_number, is_table, is_text, lua_text, lua_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -362,7 +362,7 @@ class RelinkedSpan(ReleasedSpan):
     def fetched(self, tracer: Tracer | NoopTracer | None) -> None:
         """Be a span again, of ``tracer`` where no tracer has linked it."""
         self.__class__ = Span  # type: ignore[assignment]
-        if self.tracer is None:
+        if not is_given(self.tracer):
             self.tracer = tracer
 
 

@@ -329,6 +329,7 @@ class Tracer:
 
         Raises:
             ApiError: the Kong phase is not log (R9), or ``processor`` cannot be called.
+            AttributeError: a span has a tracer that can have no name, in profile ``kong``.
         """
         ctx = self._execution.ctx
         self._check_phase(ctx)
@@ -338,8 +339,21 @@ class Tracer:
         process: Callable[[AnySpan], object] = (lambda span: processor(span, *extra)) if extra else processor
         for span in self.get_spans():
             tracer = span.tracer
-            if tracer is self or getattr(tracer, "name", None) == name:
+            if tracer is self or self._name_of(tracer) == name:
                 process(span)
+
+    def _name_of(self, tracer: Any) -> object:
+        """The name of what a span has for a tracer, which may be anything (D16).
+
+        Raises:
+            AttributeError: it is of a type that has no fields, in profile ``kong``.
+        """
+        match tracer:
+            case dict():
+                return tracer.get("name")
+            case None | False | str() | bytes() | list():
+                return None
+        return tracer.name if self._provider.profile.nil_raises else getattr(tracer, "name", None)
 
     def init_spans(self) -> list[Span]:
         """A new span list for the running request, in place of the one it has (D17)."""
@@ -378,6 +392,7 @@ class Tracer:
 
         Raises:
             TypeError: the root span has no attributes, in profile ``kong`` (M7).
+            AttributeError: something else than attributes was written there.
         """
         spans = self.get_spans()
         if not spans or self._is_propagation_only(spans[0]):
@@ -471,11 +486,10 @@ class Tracer:
         span.parent_id = get("parent_id") if inherited_id is None else inherited_id
         span.should_sample = sampled
         span.span_id = provider.span_ids.draw()
-        owner = tracer if has_tracer else None
         if isinstance(span, RelinkedSpan):
-            span.fetched(owner)
+            span.fetched(tracer)
         else:
-            span.tracer = owner
+            span.tracer = tracer
             span.name = span.start_time_ns = None  # type: ignore[assignment]  # until it is linked
         kind = get("span_kind")
         span.kind = INTERNAL if kind is None else kind
@@ -486,7 +500,7 @@ class Tracer:
         now = self._provider.time_ns() if start is None else start
         if not isinstance(span, Span):
             return
-        if span.tracer is None and isinstance(tracer, (Tracer, NoopTracer)):
+        if not is_given(span.tracer):
             span.tracer = tracer
         pool = self._attributes
         pool.given_up += span.attributes is not None
@@ -517,12 +531,14 @@ class Tracer:
         return ctx
 
     def _is_propagation_only(self, root: AnySpan) -> bool:
-        attributes = root.attributes
+        attributes: Any = root.attributes
         if attributes is None:
             if self._provider.profile.nil_raises:
                 raise TypeError(f"the root span {root!r} has no attributes")
             return False
-        return attributes.get(PROPAGATION_ONLY, False) is not False
+        if isinstance(attributes, (str, bytes, list)):
+            return False
+        return bool(attributes.get(PROPAGATION_ONLY, False) is not False)
 
     def _check_phase(self, ctx: dict[str, Any] | None) -> None:
         phase = ctx.get(KONG_PHASE) if ctx is not None else None

@@ -35,6 +35,26 @@ def test_formats_are_added_to_the_first_that_there_are():
     assert (none, first) == ({}, {"w3c": "aa", "b3": "bb"})
 
 
+@pytest.mark.parametrize("formats", [None, "w3c", 5, False])
+def test_formats_are_a_table(formats):
+    """Whatever comes first is taken, and nothing can be added to it; nor can it be added to others."""  # X31
+    context = tracing_context({})
+    assert context.add_trace_id_formats(formats) is formats
+    with pytest.raises(TypeError, match="trace id formats"):
+        context.add_trace_id_formats({"b3": "bb"})
+    context = tracing_context({})
+    context.add_trace_id_formats({"w3c": "aa"})
+    with pytest.raises(TypeError, match="trace id formats"):
+        context.add_trace_id_formats(formats)
+
+
+def test_a_list_of_formats_has_its_positions_as_keys():
+    """It is a table as any other."""  # X31
+    context = tracing_context({})
+    assert context.add_trace_id_formats(["x"]) == {1: "x"}
+    assert context.add_trace_id_formats(["y", "z"]) == {1: "y", 2: "z"}
+
+
 def test_a_request_without_spans_has_an_empty_list():
     """Reading the list makes none."""
     ctx = {}

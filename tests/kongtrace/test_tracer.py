@@ -275,11 +275,12 @@ def test_both_calling_styles_link(tracer):
     assert [span.name for span in tracer.get_spans()] == ["first", "second"]
 
 
-def test_a_span_created_without_a_tracer_gets_the_one_that_links_it(tracer):
+@pytest.mark.parametrize("nobody", [None, False])
+def test_a_span_created_without_a_tracer_gets_the_one_that_links_it(tracer, nobody):
     """Before, it belongs to nobody and is not sampled: there is no sampler."""  # S7, S8, T12
     tracer.set_active_span(tracer.start_span("root"))
-    span = tracer.create_span(None)
-    assert span.tracer is span.parent is None
+    span = tracer.create_span(nobody)
+    assert span.tracer is span.parent is nobody
     assert span.should_sample is False
     tracer.link_span(tracer, span, "mine")
     assert span.tracer is tracer
@@ -411,6 +412,18 @@ def test_a_list_of_attributes_does_not_hinder_the_sampling_decision(tracer, work
     tracer.start_span("root", attributes=["a"])
     tracing_context(worker.provider.execution.ctx).raw_trace_id = TRACE_ID
     assert tracer.get_sampling_decision(None, 1) is True
+
+
+@pytest.mark.parametrize("attributes", ["text", b"text", ["a"]])
+def test_attributes_that_are_no_mapping_have_no_mark_for_the_sampling_decision(tracer, worker, attributes):
+    """They were written into the field; Lua finds nothing in a string or a list, and fails at anything else."""  # M5
+    root = tracer.start_span("root")
+    root.attributes = attributes
+    tracing_context(worker.provider.execution.ctx).raw_trace_id = TRACE_ID
+    assert tracer.get_sampling_decision(None, 1) is True
+    root.attributes = 5
+    with pytest.raises(AttributeError):
+        tracer.get_sampling_decision(None, 1)
 
 
 def test_a_span_created_outside_any_request_is_left_to_its_holder():
@@ -546,14 +559,46 @@ def test_a_processor_is_called(worker, tracer, processor):
         tracer.process_span(tracer if processor == "a tracer" else processor)
 
 
-def test_a_span_whose_tracer_has_no_name_is_passed_over(worker, tracer):
-    """Kong takes any table, and text too, for a tracer when a parent is given."""  # D16, T9
+def test_a_span_is_shown_by_the_name_of_what_it_has_for_a_tracer(worker, tracer):
+    """Kong takes any table, and text too, for a tracer when a parent is given; only a table has a name."""  # D16, T9
     root = tracer.start_span("root")
-    tracer.link_span(tracer, tracer.create_span("x", {"parent": root}), "child")
+    named = {"name": tracer.name}
+    for owner in ("x", {}, [1], {"name": "other"}, named):
+        created = tracer.create_span(owner, {"parent": root})
+        assert created.tracer is owner
+        tracer.link_span(tracer, created, "child")
     worker.provider.execution.ctx[KONG_PHASE] = "log"
     seen = []
     tracer.process_span(seen.append)
+    assert [(span.name, span.tracer) for span in seen] == [("root", tracer), ("child", named)]
+
+
+@pytest.mark.parametrize("owner", [5, True, print], ids=repr)
+@both_profiles
+def test_a_span_whose_tracer_can_have_no_name_is_a_trap_of_profile_kong(profile, owner):
+    """Kong looks for the name without asking."""  # D16, T9
+    worker = TracedWorker(profile)
+    ctx = worker.begin()
+    tracer = worker.provider.global_tracer
+    root = tracer.start_span("root")
+    tracer.link_span(tracer, tracer.create_span(owner, {"parent": root}), "child")
+    ctx[KONG_PHASE] = "log"
+    seen = []
+    if profile is SAFE:
+        tracer.process_span(seen.append)
+    else:
+        with pytest.raises(AttributeError):
+            tracer.process_span(seen.append)
     assert seen == [root]
+
+
+def test_a_failed_link_leaves_a_span_with_the_table_that_was_to_link_it(tracer):
+    """The next one finds that it has a tracer."""  # S7
+    span = tracer.create_span(None)
+    table = {"name": "table"}
+    with pytest.raises(TypeError, match="needs a tracer"):
+        tracer.link_span(table, span, "mine")
+    assert tracer.link_span(tracer, span, "mine").tracer is table
 
 
 # Sampling.
