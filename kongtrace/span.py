@@ -152,8 +152,8 @@ class Span:
 
         Args:
             key: string.
-            value: string, number, boolean, list or mapping. Anything else is logged at level error and stored all the
-                same; the exporter writes it without a value.
+            value: string, number, boolean, list or mapping. Anything else is logged at level error, but for a span or a
+                tracer, and stored all the same; the exporter writes it without a value.
 
         Raises:
             ApiError: ``key`` is not a string.
@@ -274,7 +274,9 @@ class Span:
         if value is None:
             attributes.pop(key, None)
             return
-        provider.log("error", f"invalid span attribute value type: {lua_type(value)}")
+        # Kong's spans and tracers are tables.
+        if not isinstance(value, (Span, NoopSpan, provider.tracer_class, type(provider.noop_tracer))):
+            provider.log("error", f"invalid span attribute value type: {lua_type(value)}")
         attributes[key] = value
 
     def __repr__(self) -> str:
@@ -329,14 +331,23 @@ class ReleasedSpan(Span):
 
     @property
     def tracer(self) -> Tracer | NoopTracer | None:
-        """None, or the tracer that links it; the one that starts a span with it has given it an id before."""
+        """None, or what has been written there; the one that starts a span with it has given it an id before."""
         return _TRACER.__get__(self)  # type: ignore[no-any-return]
 
     @tracer.setter
     def tracer(self, tracer: Tracer | NoopTracer | None) -> None:
-        if self.span_id is not None:
-            self.__class__ = self._provider.span_class  # type: ignore[assignment]
-        _TRACER.__set__(self, tracer)
+        if self.span_id is None:
+            _TRACER.__set__(self, tracer)
+        else:
+            self.fetched(tracer)
+            # To start is to link, which takes them away (S7).
+            self.attributes = None
+
+    def fetched(self, tracer: Tracer | NoopTracer | None) -> None:
+        """Be a span again, of ``tracer`` where there is none since the release."""
+        self.__class__ = self._provider.span_class  # type: ignore[assignment]
+        if not is_given(self.tracer):
+            self.tracer = tracer
 
 
 class RelinkedSpan(ReleasedSpan):
@@ -358,12 +369,6 @@ class RelinkedSpan(ReleasedSpan):
         self.fetched(tracer)
         self._provider.attributes.given_up += self.attributes is not None
         self.attributes = None
-
-    def fetched(self, tracer: Tracer | NoopTracer | None) -> None:
-        """Be a span again, of ``tracer`` where no tracer has linked it."""
-        self.__class__ = Span  # type: ignore[assignment]
-        if not is_given(self.tracer):
-            self.tracer = tracer
 
 
 _TRACER: Any = vars(Span)["tracer"]

@@ -486,11 +486,14 @@ class Tracer:
         span.parent_id = get("parent_id") if inherited_id is None else inherited_id
         span.should_sample = sampled
         span.span_id = provider.span_ids.draw()
-        if isinstance(span, RelinkedSpan):
+        is_linked = isinstance(span, RelinkedSpan)
+        if isinstance(span, ReleasedSpan):
             span.fetched(tracer)
         else:
             span.tracer = tracer
-            span.name = span.start_time_ns = None  # type: ignore[assignment]  # until it is linked
+            span.name = None  # type: ignore[assignment]  # until it is linked
+        if not is_linked:
+            span.start_time_ns = None  # type: ignore[assignment]  # the same
         kind = get("span_kind")
         span.kind = INTERNAL if kind is None else kind
         return span

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from kongtrace import KONG, NOOP_SPAN, PROFILES, SAFE, ApiError, Event, ReleasedSpanError, Span
+from kongtrace import KONG, NOOP_SPAN, PROFILES, SAFE, ApiError, Event, ReleasedSpanError, Span, otlp
 from kongtrace.testing import EPOCH_NS, TracedWorker
 
 both_profiles = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
@@ -138,6 +138,31 @@ def test_a_value_of_another_type_is_logged_and_stored(worker, span):
         ("error", "invalid span attribute value type: function"),
         ("error", "invalid span attribute value type: set"),
     ]
+
+
+@both_profiles
+@pytest.mark.parametrize("kind", ["span", "another span", "noop span", "tracer", "noop tracer", "in a list"])
+def test_a_span_or_a_tracer_is_a_value_as_a_table_is(kind, profile):
+    """Kong's are tables: nothing is logged; it is exported without a value."""  # S11, L3
+    worker = TracedWorker(profile)
+    tracer = worker.provider.global_tracer
+    with worker.request("access"):
+        span = tracer.start_span("work")
+        value = {
+            "span": span,
+            "another span": tracer.start_span("other"),
+            "noop span": NOOP_SPAN,
+            "tracer": tracer,
+            "noop tracer": worker.provider.noop_tracer,
+            "in a list": [span, tracer],
+        }[kind]
+        span.set_attribute("key", value)
+        assert span.attributes == {"key": value}
+        for rules in (otlp.KONG, otlp.SAFE):
+            assert b"key" in otlp.Encoder(rules).encode_span(span)
+    assert worker.logged == []
+    empty = {"array_value": {"values": [{}, {}]}} if kind == "in a list" else {}
+    assert worker.exported[0]["attributes"] == [{"key": "key", "value": empty}]
 
 
 @pytest.mark.parametrize("key", [None, 1, True, ("a",), {}], ids=repr)

@@ -353,6 +353,33 @@ def test_a_creation_that_fetches_such_a_span_leaves_it_as_it_was_linked(tracer):
     assert span.attributes == {"a": 1, "b": 2}
 
 
+@pytest.mark.parametrize("options", [None, {}], ids=["without options", "with options"])
+def test_a_start_keeps_what_kong_does_not_write_in_a_released_span(worker, tracer, options):
+    """Whoever held it has written there after its release: it gets no tracer where it has one."""  # P7
+    stale = tracer.start_span("gone")
+    stale.release()
+    other = worker.provider.new("other")
+    stale.tracer, stale.status, stale.name, stale.attributes = other, 2, "written", {"a": 1}
+    span = tracer.start_span("new", options)
+    assert span is stale
+    assert (span.tracer, span.status, span.name, span.attributes) == (other, 2, "new", None)
+    span.set_attribute("b", 2)
+    assert span.attributes == {"b": 2}
+
+
+def test_a_creation_keeps_what_kong_does_not_write_in_a_released_span(worker, tracer):
+    """Name and attributes are the linking's to write."""  # P7
+    stale = tracer.start_span("gone")
+    stale.release()
+    other = worker.provider.new("other")
+    stale.tracer, stale.status, stale.name, stale.attributes = other, 2, "written", {"a": 1}
+    span = tracer.create_span(tracer)
+    assert span is stale
+    assert (span.tracer, span.status, span.name, span.attributes) == (other, 2, "written", {"a": 1})
+    span.set_attribute("b", 2)
+    assert span.attributes == {"a": 1, "b": 2}
+
+
 def test_such_a_span_can_be_linked_once_more(tracer):
     """It is listed once more."""  # P7, S7
     span = relinked(tracer, other := tracer.new("other"), attributes={"a": 1})
