@@ -7,7 +7,6 @@ else these headers are replaced. `X-Forwarded-For` is always continued, with the
 
 import ipaddress
 import re
-import socket
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -143,9 +142,9 @@ def _address_in(name: str) -> str | None:
     if match is not None and 0 < int(match[3]) <= _PORT_MAX:
         name = match[1] or match[2] or ""
     address = None if "%" in name else _address(name)
-    if address is None:
-        return None
-    return str(address) if address.version == 4 else socket.inet_ntop(socket.AF_INET6, address.packed)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return f"::ffff:{address.ipv4_mapped}"
+    return None if address is None else str(address)
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

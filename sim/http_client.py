@@ -44,10 +44,8 @@ async def exchange(
     try:
         return await waiting.answer
     finally:
-        # Whoever is cancelled leaves an exchange that is not over; from one that is, the connection may have gone on to
-        # another.
-        if connection.exchange is waiting:
-            connection.abort()
+        # Whoever is cancelled leaves an exchange that is not over.
+        connection.give_up(waiting)
 
 
 class _Exchange:

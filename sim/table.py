@@ -3,6 +3,8 @@
 from collections.abc import Mapping, MutableMapping
 from typing import Any, TypeVar
 
+from kongtrace.lua import lua_lower
+
 V = TypeVar("V")
 
 
@@ -72,4 +74,4 @@ class HeaderTable(dict[str, V]):
         """Return a name as it stands here, or would."""
         if super().__contains__(name) or not isinstance(name, str):
             return name
-        return name.lower().replace("_", "-")
+        return lua_lower(name).replace("_", "-")
