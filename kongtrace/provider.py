@@ -275,6 +275,9 @@ class TracerProvider:
             self.give_up(trace.spans)
             self.storage.given_up += 1
             trace.spent, trace.spans = trace.spans, None
+        elif trace.spent is not None:
+            # It may have been added to since.
+            self.give_up(trace.spent)
 
     def give_up(self, spans: Iterable[AnySpan]) -> None:
         """Book spans out, and what belongs to them: they are left to the garbage collector."""

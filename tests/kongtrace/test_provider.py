@@ -1,9 +1,11 @@
 """A provider makes the tracers of a worker, and takes the spans of a request back when it ends."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy, deepcopy
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kongtrace import (
     KONG,
@@ -485,6 +487,39 @@ def test_a_list_for_which_the_pool_has_no_room_stays_as_it_is():
     assert tracer.get_spans() == [spans[1], spans[1]]  # it was recycled
     worker.provider.end_request(ctx)
     assert live(worker) == {}
+
+
+CALLS = {
+    "begin": lambda worker, _: worker.begin(),
+    "enter": lambda worker, ctx: worker.enter("access", ctx),
+    "start": lambda worker, _: worker.provider.global_tracer.start_span("span", attributes={"a": 1}),
+    "start with options": lambda worker, _: worker.provider.global_tracer.start_span("span", {"attributes": {"a": 1}}),
+    "start apart": lambda worker, _: worker.provider.new("apart", namespace="APART").start_span("span"),
+    "create": lambda worker, _: worker.provider.global_tracer.create_span(),
+    "begin a list": lambda worker, _: worker.provider.global_tracer.init_spans(),
+    "end": lambda worker, ctx: worker.provider.end_request(ctx),
+    "end once more": lambda worker, ctx: worker.provider.end_request(ctx),
+}
+
+
+@given(steps=st.lists(st.tuples(st.sampled_from(list(CALLS)), st.integers(0, 7)), max_size=40))
+def test_the_balance_holds_however_often_requests_are_ended(steps):
+    """Of lists that are lent to two and spans that start after the end, nothing is live in the end."""  # E1, P10
+    limits = pools.FREE_MAX, pools.RELEASES_MAX
+    pools.FREE_MAX, pools.RELEASES_MAX = 3, 11
+    try:
+        worker = TracedWorker(KONG)
+        contexts = [worker.begin()]
+        for step, number in steps:
+            with suppress(ReleasedSpanError):
+                CALLS[step](worker, contexts[number % len(contexts)])
+            if step == "begin":
+                contexts.append(worker.provider.execution.ctx)
+        for ctx in contexts:
+            worker.provider.abandon_request(ctx)
+        assert live(worker) == {}
+    finally:
+        pools.FREE_MAX, pools.RELEASES_MAX = limits
 
 
 def test_an_ended_context_can_be_used_again_in_profile_safe():

@@ -627,8 +627,11 @@ class Lifecycle(RuleBasedStateMachine):
                 self._release_all(spans)
                 if self.pools["storage"].release(entered.storage[namespace]) or self.profile is not KONG:
                     assert entered.storage[namespace] == [], "the list of an ended request is empty"
-        if self.profile is not KONG:
-            self.provider.end_request(entered.ctx)  # once more: nothing is left to take back
+        # Nothing is left to take back, or to give up.
+        if self.profile is KONG:
+            self.provider.abandon_request(entered.ctx)
+        else:
+            self.provider.end_request(entered.ctx)
         self._replace(request, running)
 
     def _let_go(self, request: NaiveRequest, *, held: bool) -> None:

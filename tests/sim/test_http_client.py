@@ -68,6 +68,7 @@ def test_connection_that_has_been_given_back_is_left_to_whom_it_serves_by_then(p
 
     async def play():
         asking = await begin(exchange(connection, REQUEST, timeout_s=60, bodiless=False, body_bytes_max=9))
+        assert connection.transport.take() == REQUEST
         connection.data_received(RESPONSE)
         assert pool.take(PLACE) is connection
         connection.send(following, REQUEST, timeout_s=60)
