@@ -21,7 +21,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 
@@ -60,11 +60,30 @@ def number(digits: str) -> int | float:
     return as_double(int(digits)) if digits != "-0" else -0.0
 
 
+class BooleanKey(NamedTuple):
+    """A boolean as a key: in Lua `true` and 1 are two, in Python one."""
+
+    key: bool
+
+
+def text_of(key: Any) -> Any:
+    """Bytes as the text that they are; what is none as it is. In Lua both are one key."""
+    try:
+        return key.decode() if isinstance(key, bytes) else key
+    except UnicodeDecodeError:
+        return key
+
+
+def lua_key(key: Any) -> Any:
+    """A key of a table, the same for what is the same in Lua."""
+    return BooleanKey(key) if isinstance(key, bool) else text_of(key)
+
+
 NOTATION: Final[dict[str, Callable[[Any], Any]]] = {
     "$hex": bytes.fromhex,
     "$num": float,
     "$rep": lambda parts: parts[0] + parts[1] * parts[2],
-    "$pairs": lambda pairs: {decode(key): decode(item) for key, item in pairs},
+    "$pairs": lambda pairs: {lua_key(decode(key)): decode(item) for key, item in pairs},
     "$fn": lambda _name: noop,
     "$null": lambda _true: NULL,
 }
