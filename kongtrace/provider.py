@@ -228,9 +228,17 @@ class TracerProvider:
                 # Kong's context refers to it as before, and shows whom it is lent to next.
                 trace.spent = spans
                 self.storage.release(spans)
+                self._empty(spans)
             else:
                 # Whoever keeps the list must not see in it what its spans are used for next.
                 spans.clear()
+
+    def _empty(self, spans: list[Span]) -> None:
+        """Empty the spans of a list that its pool has not taken: it shows them, and they wait for their next use."""
+        for span in spans:
+            if isinstance(span, Span) and span._settled is None and type(span) is self.span_class:
+                clear(span)
+                span.__class__ = self.released_class
 
     def _end_again(self, trace: Trace) -> None:
         """Take back what the released list of a trace has, since it was lent to another, and release it once more."""

@@ -522,6 +522,21 @@ def test_the_balance_holds_however_often_requests_are_ended(steps):
         pools.FREE_MAX, pools.RELEASES_MAX = limits
 
 
+def test_spans_of_a_list_that_its_pool_refuses_are_released_all_the_same():
+    """The ended request shows them, and they wait for their next use."""  # P4, P5, P7
+    worker = TracedWorker(KONG)
+    worker.provider.storage.free_max = 0
+    ctx = worker.begin()
+    worker.provider.global_tracer.start_span("a")
+    worker.end(ctx)
+    worker.enter("access", ctx)
+    [shown] = worker.provider.global_tracer.get_spans()
+    with pytest.raises(ReleasedSpanError):
+        shown.set_attribute("leak", 1)
+    worker.provider.end_request(ctx)
+    assert live(worker) == {}
+
+
 def test_an_ended_context_can_be_used_again_in_profile_safe():
     """It is as before the first span."""
     worker = TracedWorker(SAFE)
