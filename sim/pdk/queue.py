@@ -141,17 +141,25 @@ class _Called:
 
     async def __call__(self, conf: Any, entries: list[Any]) -> Outcome:
         try:
-            answer = self.handler(conf, entries)
+            answer = self.handler(conf, list(entries))  # its own: what it takes out stays in the batch
             if isinstance(answer, Awaitable):
-                answer = await answer
+                # In a task of its own, a handler that cancels itself cancels no more than this attempt.
+                answer = await asyncio.get_running_loop().create_task(_awaited(answer))
         except asyncio.CancelledError as error:
-            # Who cancels what it waits for cancels no more than this attempt, unless the worker ends.
             task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if task is None or task.cancelling():  # the worker ends
                 raise
+            return Outcome(ok=False, reason=repr(error))
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it raises, the batch is tried again
             return Outcome(ok=False, reason=repr(error))
         ok, reason = (*answer, None, None)[:2] if isinstance(answer, tuple) else (answer, None)
         return Outcome(ok=ok is True, reason=None if reason is None else str(reason))
+
+
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    return await answer
 
 
 _DEFAULTS: Final = QueueConfig().model_dump()

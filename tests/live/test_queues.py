@@ -18,6 +18,10 @@ from sim.pdk import QueueConfig
 from tests.gateway import echo, gateway_to, live, recording_collector
 
 
+class OwnError(BaseException):
+    """What no `except Exception` sees."""
+
+
 class Queueing:
     """Puts a copy of each sampled span into a queue, whose batches it writes into the log."""
 
@@ -70,6 +74,13 @@ class Queueing:
                 task = asyncio.ensure_future(self.kong.ngx.sleep(1))
                 task.cancel()
                 await task
+            case "cancels itself":
+                asyncio.current_task().cancel()
+                await self.kong.ngx.sleep(1)
+            case "goes its own way":
+                raise OwnError
+            case "takes them out":
+                entries.clear()
             case "hangs":
                 await self.kong.ngx.sleep(60)
         return None, f"it {outcome}"
@@ -135,10 +146,13 @@ def test_what_another_exporter_has_seen_is_copied_again(tmp_path, priority):
         (["says no", "sent"], "it says no"),
         (["raises", "raises", "sent"], "ValueError: no such thing"),
         (["cancels", "sent"], "CancelledError()"),
+        (["cancels itself", "sent"], "CancelledError()"),
+        (["goes its own way", "sent"], "OwnError()"),
+        (["takes them out", "sent"], "it takes them out"),
     ],
 )
 def test_batch_is_tried_again_until_it_is_sent(tmp_path, outcomes, reason):
-    """A reason, an exception, and a task that was cancelled are failures of that attempt."""  # Q19, Q20
+    """Whatever the function does, with itself or with its list, is a failure of that attempt alone."""  # Q19, Q20
     with queueing(tmp_path, config={"outcomes": outcomes}) as gateway:
         gateway.request()
         gateway.wait_requests(1)
