@@ -81,3 +81,28 @@ def test_field_of_a_mapping_is_told_to_be_a_key(target, cure):
         print(target.x)
 
     assert described(caught.value) == f"AttributeError: {caught.value}{cure}"
+
+
+def test_place_is_the_users_own_line_and_not_that_of_a_library():
+    """Though the library raises, and is no part of this program."""
+    library, own = {"__name__": "library"}, {"__name__": "shop"}
+    exec(compile("def parse():\n    raise ValueError", "/lib/site-packages/library.py", "exec"), library)
+    exec(compile("def access():\n\n    parse()", "/srv/shop.py", "exec"), own | {"parse": library["parse"]}, own)
+    with pytest.raises(ValueError) as raised:
+        _called(own["access"], library["parse"])
+    assert place_of(raised.value) == "/srv/shop.py:3"
+
+
+def _called(access, parse):
+    access.__globals__["parse"] = parse
+    access()
+
+
+def test_exception_whose_text_cannot_be_made_is_described_all_the_same():
+    """Its text is made by the plugin's own code."""
+
+    class MuteError(Exception):
+        def __str__(self):
+            raise KeyError("text")
+
+    assert described(MuteError()) == "MuteError, whose text cannot be made"
