@@ -248,7 +248,7 @@ def uncalled(plugin: PluginClass) -> list[str]:
             )
         )
         for name in NEVER_CALLED
-        if inspect.isfunction(getattr(plugin, name, None))
+        if inspect.isfunction(getattr(plugin, name, None)) and _takes(plugin, name, _parameters(name))
     ]
 
 
@@ -278,7 +278,8 @@ def _check_spelling(plugin: Any, wrong: Callable[[str, object, str], UserError])
         if name.startswith("_") or name in _HANDLERS or name in NEVER_CALLED:
             continue
         near = get_close_matches(name, _HANDLERS, n=1, cutoff=_MISSPELT_FROM)
-        if near and _takes(plugin, name, _parameters(near[0])):
+        # Beside the handler itself it is a method that helps it.
+        if near and not hasattr(plugin, near[0]) and _takes(plugin, name, _parameters(near[0])):
             cure = f"write {near[0]}; of another method begin the name with _"
             raise wrong(f"{name} is no handler, and never called: these are {', '.join(_HANDLERS)}", method, cure)
 
@@ -290,7 +291,7 @@ def _check_parameters(plugin: Any, phase: str, wrong: Callable[[str, object, str
 
 
 def _parameters(phase: str) -> str:
-    return {"init_worker": "kong", "configure": "kong, configs"}.get(phase, "kong, conf")
+    return {"init_worker": "kong", "exit_worker": "kong", "configure": "kong, configs"}.get(phase, "kong, conf")
 
 
 def _takes(plugin: Any, name: str, given: str) -> bool:

@@ -224,7 +224,8 @@ def test_plugin_that_nothing_configures_is_told(load, tmp_path, config):
 @pytest.mark.parametrize("phase", ["certificate", "balancer", "ws_client_frame"])
 def test_handler_of_a_phase_that_does_not_exist_here_is_told(load, phase):
     """With its line, and the handlers that there are; the plugin runs."""
-    source = f"{GOOD}\n    def {phase}(self, kong, conf):\n        pass\n"
+    parameters = "self, kong" if phase == "exit_worker" else "self, kong, conf"
+    source = f"{GOOD}\n    def {phase}({parameters}):\n        pass\n"
     text = "_format_version: '3.0'\nplugins:\n  - name: greeter\n"
     Path("kong.yml").write_text(text, encoding="utf-8")
 
@@ -237,7 +238,7 @@ def test_handler_of_a_phase_that_does_not_exist_here_is_told(load, phase):
 @pytest.mark.parametrize(
     ("method", "meant"),
     [
-        ("acces(self, kong, conf)", "access"),
+        ("rewrit(self, kong, conf)", "rewrite"),
         ("header_filters(self, kong, conf)", "header_filter"),
         ("init_workers(self, kong)", "init_worker"),
         ("logs(self, kong, *conf)", "log"),
@@ -251,9 +252,11 @@ def test_handler_whose_name_is_misspelt_is_a_mistake(load, method, meant):
         load(f"{GOOD}\n    def {method}:\n        pass\n")
 
 
-@pytest.mark.parametrize("method", ["_acces(self, kong, conf)", "logs(self, line)", "respond(self, kong, conf)"])
+@pytest.mark.parametrize(
+    "method", ["_rewrit(self, kong, conf)", "logs(self, line)", "respond(self, kong, conf)", "acces(self, kong, conf)"]
+)
 def test_method_that_is_no_handler_may_have_any_other_name(load, method):
-    """A private one, one that cannot be called as a handler is, and one whose name is not that near."""
+    """A private one, one that cannot be called as a handler is, one whose name is not that near, a handler's helper."""
     assert "greeter" in load(f"{GOOD}\n    def {method}:\n        pass\n")
 
 
