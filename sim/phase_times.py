@@ -50,8 +50,9 @@ _OF_OWN: Final = ((RESPONSE_LATENCY, "KONG_RESPONSE_LATENCY"),)
 
 _VIA: Final = b"via"
 _SERVER: Final = b"server"
-_REPLACED_OF_PROXIED: Final = frozenset({UPSTREAM_LATENCY.lower(), PROXY_LATENCY.lower(), _VIA})
-_REPLACED_OF_OWN: Final = frozenset({RESPONSE_LATENCY.lower(), _SERVER})
+_REQUEST_ID: Final = b"x-kong-request-id"
+_REPLACED_OF_PROXIED: Final = frozenset({UPSTREAM_LATENCY.lower(), PROXY_LATENCY.lower(), _VIA, _REQUEST_ID})
+_REPLACED_OF_OWN: Final = frozenset({RESPONSE_LATENCY.lower(), _SERVER, _REQUEST_ID})
 
 
 class TimedRunloop(Runloop):

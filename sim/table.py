@@ -30,6 +30,13 @@ class Table(dict[str, Any]):
     def __delattr__(self, name: str) -> None:
         self.pop(name, None)
 
+    def copy(self) -> "Table":
+        """Return another table with the same keys."""
+        return Table(self)
+
+    def __or__(self, other: Any) -> Any:
+        return Table(super().__or__(other))
+
 
 def tables(value: Any) -> Any:
     """Return a value with a `Table` in the place of each mapping in it; a list without any stays the same."""
@@ -69,6 +76,15 @@ class HeaderTable(dict[str, V]):
     def copy(self) -> "HeaderTable[V]":
         """Return the same headers, as another table."""
         return HeaderTable(self)
+
+    def __or__(self, other: Any) -> Any:
+        made = self.copy()
+        made.update(other)
+        return made
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self
 
     def _found(self, name: Any) -> Any:
         """Return a name as it stands here, or would."""

@@ -67,7 +67,7 @@ class Serializer(Part):
         """
         if not isinstance(key, str):
             raise ApiError("key must be a string")
-        mode = (options or {}).get("mode", "set")
+        mode = (options or {}).get("mode") or "set"
         if mode not in MODES:
             raise ApiError("mode must be 'set', 'add' or 'replace'")
         note(self._request.ctx, key, value, mode)

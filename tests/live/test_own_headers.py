@@ -23,7 +23,7 @@ class Meddles(Base):
 
     def access(self, kong, _conf):
         """Say it before, and answer in the service's place when told so."""
-        kong.response.set_headers(dict.fromkeys((*OF_PROXIED, *OF_OWN), "early"))
+        kong.response.set_headers(dict.fromkeys((*OF_PROXIED, *OF_OWN, "X-Kong-Request-Id"), "early"))
         if kong.request.get_path() == "/own":
             kong.response.exit(200, "own", {"Server": "mine"})
 
@@ -56,6 +56,8 @@ def test_what_the_gateway_says_of_itself_is_written_after_the_plugins(tmp_path, 
         assert len(answer.headers.get_all(name)) == 1
     for name in {*OF_PROXIED, *OF_OWN}.difference(names):
         assert answer.headers.get_all(name) == ["late"]
+    [request_id] = answer.headers.get_all("X-Kong-Request-Id")
+    assert request_id != "early"
 
 
 class Reads(Base):

@@ -86,3 +86,11 @@ def test_header_is_replaced_and_removed_however_its_name_is_written():
     del headers["X-Mine"]
     assert headers.pop("X-New") == "3"
     assert dict(headers) == {**headers} == {"x-other": "4"}
+
+
+def test_tables_joined_are_tables():
+    """What is copied, or joined with a mapping, has fields as before, and headers in any case."""
+    assert (Table(a=1) | {"b": 2}).b == Table(b=2).copy().b == 2
+    headers = HeaderTable({"x-mine": "1"}) | {"X_Yours": "2"}
+    headers |= {"X-New": "3"}
+    assert (headers["X-Yours"], headers["x_new"], len(headers)) == ("2", "3", 3)
