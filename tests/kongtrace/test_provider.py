@@ -405,14 +405,21 @@ def test_an_ended_context_is_spent_in_profile_kong():
     assert live(worker) == {}
 
 
-def test_an_ended_context_shows_whom_its_list_is_lent_to_in_profile_kong():
-    """The context keeps the list itself, which the next one to have none is given."""  # E1, P2
+def with_an_ended_request(times=1):
+    """A worker, its tracer, and the context of a request of one span that has been ended so often."""
     worker = TracedWorker(KONG)
     tracer = worker.provider.global_tracer
-    apart = worker.provider.new("apart", namespace="APART")
     ctx = worker.begin()
     tracer.start_span("before")
-    worker.provider.end_request(ctx)
+    for _ in range(times):
+        worker.provider.end_request(ctx)
+    return worker, tracer, ctx
+
+
+def test_an_ended_context_shows_whom_its_list_is_lent_to_in_profile_kong():
+    """The context keeps the list itself, which the next one to have none is given."""  # E1, P2
+    worker, tracer, ctx = with_an_ended_request()
+    apart = worker.provider.new("apart", namespace="APART")
     spans = [apart.start_span("lent")]
     assert tracer.get_spans() == spans
     spans.append(tracer.start_span("after"))
@@ -423,12 +430,7 @@ def test_an_ended_context_shows_whom_its_list_is_lent_to_in_profile_kong():
 
 def test_the_list_of_a_request_that_is_ended_twice_is_lent_to_two():
     """It is in the pool twice. The second holder counts from 1, and its spans take the places of the first's."""  # P10
-    worker = TracedWorker(KONG)
-    tracer = worker.provider.global_tracer
-    ctx = worker.begin()
-    tracer.start_span("before")
-    for _ in range(2):
-        worker.provider.end_request(ctx)
+    worker, tracer, _ = with_an_ended_request(times=2)
     first = worker.begin()
     tracer.start_span("lost")
     spans = [tracer.start_span("of the first")]
@@ -443,13 +445,8 @@ def test_the_list_of_a_request_that_is_ended_twice_is_lent_to_two():
 
 def test_a_list_that_is_lent_to_two_namespaces_ends_with_the_default_one():
     """It was released twice; what its spans come to is in the balance once."""  # E2, P10
-    worker = TracedWorker(KONG)
-    tracer = worker.provider.global_tracer
+    worker, tracer, _ = with_an_ended_request(times=2)
     apart = worker.provider.new("apart", namespace="APART")
-    ctx = worker.begin()
-    tracer.start_span("before")
-    for _ in range(2):
-        worker.provider.end_request(ctx)
     with request_of(worker):
         tracer.start_span("hidden", attributes={"a": 1})
         apart.start_span("shown")
