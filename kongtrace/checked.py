@@ -41,7 +41,7 @@ from kongtrace.findings import Code, Finding, FindingLog, Frame, Mode, Stack
 from kongtrace.lua import is_number, is_table, is_text, lua_type
 from kongtrace.noop import NoopTracer
 from kongtrace.otlp import ATTRIBUTE_ROOM
-from kongtrace.pool import LazyListPool, PooledList
+from kongtrace.pool import ListPool, PooledList
 from kongtrace.provider import TracerProvider
 from kongtrace.span import AnySpan, ReleasedSpan, Span, SpanCopy
 from kongtrace.tracer import PROPAGATION_ONLY, Tracer, is_processor
@@ -675,7 +675,7 @@ class CheckedProvider(TracerProvider):
 
     def _retire_lists(self, ctx: Context) -> None:
         """Put new lists in the place of those that the context of an ended request still refers to."""
-        if isinstance(self.storage, LazyListPool):
+        if isinstance(self.storage, ListPool):
             lists = [ctx[key].spent for key in self._keys_of(ctx)]
             for spans in lists:
                 self.storage.look_at(spans)

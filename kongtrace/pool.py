@@ -244,6 +244,11 @@ class SharedList(PooledList[T]):
 class ListPool(Pool[list[T]]):
     """A pool of lists, each of which counts from 1 when it is lent, and takes nothing once it is released.
 
+    Theory of operation. To change the class of a list with every release costs more than all the rest, and hardly
+    anybody adds to a list that has been released. So it is a :class:`ReleasedList` only from the moment that somebody
+    looks at it who might, or that it is released once more; before that it is known by being in the free list. What has
+    been one is lent as a :class:`SharedList`.
+
     Args:
         tag: the name of the pool.
         give_up: called with what a list has when it is lent to a second one, whose items take the places.
@@ -257,48 +262,6 @@ class ListPool(Pool[list[T]]):
 
     def fetch(self) -> list[T]:
         """See :meth:`Pool.fetch`."""
-        lent = super().fetch()
-        if lent:
-            self._share(lent)
-        else:
-            lent.__class__ = PooledList
-        return lent
-
-    def release(self, obj: list[T]) -> None:
-        """See :meth:`Pool.release`."""
-        free = len(self.free)
-        super().release(obj)
-        if len(self.free) > free:
-            obj.__class__ = ReleasedList
-
-    def release_again(self, obj: list[T]) -> None:
-        """Release what may be in the pool already, or lent to another, who then finds it released."""
-        self.adopted += 1
-        self.release(obj)
-
-    def release_all(self, objs: list[list[T]]) -> None:
-        """See :meth:`Pool.release_all`."""
-        for obj in objs:
-            self.release(obj)
-
-    def _share(self, lent: Any) -> None:
-        self._give_up(lent)
-        lent.__class__ = SharedList
-        lent._count = 0  # noqa: SLF001  see there
-
-
-class LazyListPool(ListPool[T]):
-    """One for lists to which nobody adds once he has released them.
-
-    Theory of operation. To change the class of a list with every release costs more than all the rest. So a list is a
-    :class:`ReleasedList` only from the moment that somebody looks at it, or releases it once more; before that it is
-    known by being in the free list. What has been one is lent as a :class:`SharedList`.
-    """
-
-    __slots__ = ()
-
-    def fetch(self) -> list[T]:
-        """See :meth:`ListPool.fetch`."""
         if self.free:
             lent = self.free.pop()
             if type(lent) is not PooledList:
@@ -308,7 +271,7 @@ class LazyListPool(ListPool[T]):
         return PooledList()
 
     def release(self, obj: list[T]) -> None:
-        """See :meth:`ListPool.release`."""
+        """See :meth:`Pool.release`."""
         self.due -= 1
         if self.due <= 0:
             self._replace()
@@ -320,14 +283,20 @@ class LazyListPool(ListPool[T]):
             self._refused += 1
 
     def release_again(self, obj: list[T]) -> None:
-        """See :meth:`ListPool.release_again`."""
-        super().release_again(obj)
+        """Release what may be in the pool already, or lent to another, who then finds it released."""
+        self.adopted += 1
+        self.release(obj)
         self.look_at(obj)
 
-    def look_at(self, obj: list[T]) -> None:
-        """Somebody has kept a list beyond its release, and wants to know what it is now."""
+    def look_at(self, obj: object) -> None:
+        """Somebody has kept a list beyond its release, and may add to it."""
         if type(obj) is PooledList and any(free is obj for free in self.free):
             obj.__class__ = ReleasedList
+
+    def _share(self, lent: Any) -> None:
+        self._give_up(lent)
+        lent.__class__ = SharedList
+        lent._count = 0  # noqa: SLF001  see there
 
     def _replace(self) -> None:
         for obj in self.free:
@@ -359,6 +328,9 @@ class Unpooled(Generic[T]):
 
     def release_all(self, objs: list[T]) -> None:
         """Leave each of ``objs`` to whoever holds it."""
+
+    def look_at(self, obj: object) -> None:
+        """It is what it was."""
 
     def balance(self) -> Balance:
         """Nothing was pooled."""

@@ -31,7 +31,7 @@ from kongtrace.errors import ApiError, ReleasedSpanError
 from kongtrace.ids import SPAN_ID_BYTES, TRACE_ID_BYTES, IdSupply
 from kongtrace.lua import is_given, is_number, is_table, is_text, lua_text
 from kongtrace.noop import NoopTracer
-from kongtrace.pool import Balance, LazyListPool, ListPool, Pool, PooledList, Unpooled
+from kongtrace.pool import Balance, ListPool, Pool, PooledList, Unpooled
 from kongtrace.profile import SAFE, Profile
 from kongtrace.span import AnySpan, ReleasedSpan, Span, clear
 from kongtrace.tracer import Tracer, check_keywords, meant
@@ -121,11 +121,11 @@ class TracerProvider:
         self.log = log
         self.profile = profile
         self.sampling_rate = sampling_rate
-        self.storage: LazyListPool[Span] | Unpooled[list[Span]] = Unpooled(list)
+        self.storage: ListPool[Span] | Unpooled[list[Span]] = Unpooled(list)
         self.attributes: Pool[dict[str, Any]] | Unpooled[dict[str, Any]] = Unpooled(dict)
         self.events: ListPool[Event] | Unpooled[list[Event]] = Unpooled(list)
         if profile.recycles_held_objects:
-            self.storage = LazyListPool("KONG_SPAN_STORAGE", self.give_up)
+            self.storage = ListPool("KONG_SPAN_STORAGE", self.give_up)
             self.attributes = Pool("KONG_SPAN_ATTRIBUTES", dict, lambda table: table.clear())
             self.events = ListPool("KONG_SPAN_EVENTS")
         # Each span draws an id, so that the supply of ids counts them.
@@ -228,7 +228,8 @@ class TracerProvider:
                 # Kong's context refers to it as before, and shows whom it is lent to next.
                 trace.spent = spans
                 self.storage.release(spans)
-                self._empty(spans)
+                if spans:
+                    self._empty(spans)
             else:
                 # Whoever keeps the list must not see in it what its spans are used for next.
                 spans.clear()
@@ -242,7 +243,7 @@ class TracerProvider:
 
     def _end_again(self, trace: Trace) -> None:
         """Take back what the released list of a trace has, since it was lent to another, and release it once more."""
-        if trace.spent is not None and isinstance(self.storage, LazyListPool):
+        if trace.spent is not None and isinstance(self.storage, ListPool):
             self._take_back(trace.spent)
             self.storage.release_again(trace.spent)
 
@@ -365,6 +366,7 @@ class TracerProvider:
         if span.span_id is not None:
             # The pool is full, and has left it as it was.
             span._settled = (span.attributes is not None, span.events is not None)
+            self.events.look_at(span.events)
         elif is_held:
             span.__class__ = self.released_class
 

@@ -391,6 +391,7 @@ class SpanCopy(Span):
         """See :meth:`Span.add_event`."""
         if self.events is None:
             self.events = []
+        self._provider.events.look_at(self.events)
         super().add_event(name, attributes, time_ns)
 
     def release(self) -> None:

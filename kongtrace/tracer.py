@@ -27,7 +27,6 @@ from kongtrace.context import (
 from kongtrace.errors import ApiError, ReleasedSpanError
 from kongtrace.lua import is_given, is_number, is_table, is_text, lua_table
 from kongtrace.noop import NoopTracer
-from kongtrace.pool import LazyListPool
 from kongtrace.sampler import Decision, sample
 from kongtrace.span import (
     INTERNAL,
@@ -440,8 +439,7 @@ class Tracer:
         if trace.spans is not None:
             return trace.spans
         if trace.spent is not None:
-            if isinstance(self._storage, LazyListPool):
-                self._storage.look_at(trace.spent)
+            self._storage.look_at(trace.spent)
             return trace.spent
         trace.spans = self._storage.fetch()
         return trace.spans

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kongtrace import ReleasedSpanError, pool
-from kongtrace.pool import FREE_MAX, RELEASES_MAX, Balance, LazyListPool, ListPool, Pool, PooledList, Unpooled
+from kongtrace.pool import FREE_MAX, RELEASES_MAX, Balance, ListPool, Pool, PooledList, Unpooled
 
 
 def lists():
@@ -88,37 +88,23 @@ def test_where_nothing_is_pooled_all_is_new_and_nothing_is_counted():
     assert set(objects.balance()) == {0}
 
 
-@pytest.fixture(params=[ListPool, LazyListPool])
-def list_pool(request):
-    """Each pool of lists in turn."""
-    return request.param("LISTS")
-
-
-def look_at(list_pool, kept):
-    """What asks a list for its count looks at it first, where that is to be told."""
-    if isinstance(list_pool, LazyListPool):
-        list_pool.look_at(kept)
+@pytest.fixture
+def list_pool():
+    """One that is empty."""
+    return ListPool("LISTS")
 
 
 def test_a_released_list_has_no_count_and_takes_nothing(list_pool):
     """Its count stood in it; whoever kept it shares the list with whom it is lent to next."""  # P6
     list_pool.release(kept := list_pool.fetch())
-    look_at(list_pool, kept)
+    list_pool.look_at(kept)
     assert (kept, kept.item_count) == ([], None)
     with pytest.raises(ReleasedSpanError, match="list has been released"):
         kept.append(2)
     assert list_pool.fetch() is kept
     kept.append(3)
-    look_at(list_pool, kept)
+    list_pool.look_at(kept)
     assert (kept, kept.item_count) == ([3], 1)
-
-
-def test_events_refuse_at_once():
-    """Nobody looks at a list of events before he adds to it."""  # P6
-    events = ListPool("EVENTS")
-    events.release(kept := events.fetch())
-    with pytest.raises(ReleasedSpanError, match="list has been released"):
-        kept.append(1)
 
 
 def test_a_list_that_is_lent_to_two_counts_from_1_for_the_second(list_pool):
@@ -139,7 +125,7 @@ def test_a_list_that_is_lent_to_two_counts_from_1_for_the_second(list_pool):
 def test_what_a_list_has_is_given_up_when_it_is_lent_to_a_second():
     """Nobody will find it there again."""  # P10
     given_up = []
-    objects = LazyListPool("LISTS", given_up.extend)
+    objects = ListPool("LISTS", given_up.extend)
     objects.release(released := objects.fetch())
     objects.release_again(released)
     objects.fetch().append(1)
@@ -165,7 +151,7 @@ def test_a_list_that_found_no_room_is_as_it_was(list_pool):
     list_pool.free_max = 0
     list_pool.fetch().append(0)
     list_pool.release(kept := list_pool.fetch())
-    look_at(list_pool, kept)
+    list_pool.look_at(kept)
     kept.append(1)
     assert (kept, kept.item_count) == ([1], 1)
 
@@ -175,7 +161,7 @@ def test_a_list_that_was_thrown_away_with_its_pool_stays_released(list_pool):
     list_pool.release(kept := list_pool.fetch())
     list_pool.due = 1
     list_pool.release(last := PooledList())
-    look_at(list_pool, kept)
+    list_pool.look_at(kept)
     with pytest.raises(ReleasedSpanError, match="list has been released"):
         kept.append(1)
     last.append(1)

@@ -360,6 +360,26 @@ def test_released_events_take_none_until_they_are_lent_again():
         assert [event.name for event in span.events] == ["mine", "stale"]
 
 
+def test_a_shallow_copy_adds_no_event_to_a_list_that_has_been_released():
+    """It shares the list, which is for the next span."""  # C12, H6
+    worker = TracedWorker(KONG)
+    with request_of(worker):
+        span = worker.provider.global_tracer.start_span("copied")
+        span.add_event("before")
+        copied = copy(span)
+        copied.add_event("shared")
+        assert [event.name for event in span.events] == ["before", "shared"]
+        del span
+    with request_of(worker):
+        with pytest.raises(ReleasedSpanError, match="list has been released"):
+            copied.add_event("stale")
+        span = worker.provider.global_tracer.start_span("next")
+        span.add_event("mine")
+        assert [event.name for event in span.events] == ["mine"]
+        del span
+    assert live(worker) == {}
+
+
 def test_events_that_are_lent_to_two_are_counted_by_the_second():
     """Their list is in the pool twice; the second holder counts from 1 again, and takes the first's places."""  # P10
     worker = TracedWorker(KONG)
