@@ -170,8 +170,9 @@ RULES: dict[str, Rule] = {
         lambda step: (
             _is_of_a_tracer(step, "start_span", "create_span") and isinstance(step.within_options("parent"), _TRACERS)
         ),
-        *(RETURNS, FAILS),
+        *(f"{RETURNS} or {FAILS}", FAILS),
         parts=True,
+        always_parts=True,
     ),
     "a tracer cannot be active": Rule(
         lambda step: _is_of_a_tracer(step, "set_active_span") and isinstance(step.arg(0), _TRACERS),
@@ -198,6 +199,11 @@ RULES: dict[str, Rule] = {
             _is_of_a_tracer(step, "start_span", "create_span") and isinstance(step.within_options("trace_id"), list)
         ),
         *(FAILS, RETURNS),
+        parts=True,
+    ),
+    "a span or a tracer is no trace id": Rule(
+        lambda step: isinstance(step.arg(0) if step.op == "sampler" else step.within_options("trace_id"), _OBJECTS),
+        *(RETURNS, FAILS),
         parts=True,
     ),
     "any name can be logged": Rule(

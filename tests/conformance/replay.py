@@ -283,7 +283,8 @@ class Replay:
             case dict() if not any(name.startswith("$") for name in recorded):
                 return {name: self.value(item, name) for name, item in recorded.items() if item is not None}
             case list():
-                return [self.value(item) for item in recorded]
+                items = [self.value(item) for item in recorded]
+                return lua_table(items) if key == "parent" else items
         return decode(recorded)
 
     def collect(self, span: Any, *extra: Any) -> None:

@@ -291,8 +291,12 @@ CASES = {
             dump(attributes={"$pairs": [[1, "x"], ["a", 1]]}, events=[]),
             use("set_active_span", ["z"]),
             use("active_span", ret={"$pairs": [[1, "z"], ["active", True]]}),
+            start("c", {"parent": ["p"]}),
+            use("set_active_span", {"$span": "c"}),
+            call("finish", on="c"),
+            use("active_span", ret={"$pairs": [[1, "p"], ["active", True]]}),
         ],
-        clock_calls=2,
+        *(2, 2, 4),
     ),
     "whatever a span has for a tracer is shown": Case(
         [
@@ -356,7 +360,13 @@ CASES = {
     ),
 }
 
+TOO_SHORT = "sampler failure: sampling needs trace ID to be longer than 8 bytes to work"
 NO_TRACER = {"tracer": {"$tracer": "noop", "name": "noop"}, "name": "noop", "spans_key": "noop"}
+SHORT = op(
+    "start_span",
+    expect={"ret": {"span": {"$span": "s"}}, "logs": [{"level": "ERR", "msg": TOO_SHORT}]},
+    **{"tracer": "t", "args": ["s", {"trace_id": NOOP}], "as": "s"},
+)
 TABLE = {"name": "n", "linked": True, "start_time_ns": 1000, "tracer": GLOBAL}
 ACTIVE = [make(), start(), use("set_active_span", {"$span": "s"})]
 LAST = {
@@ -370,6 +380,7 @@ LAST = {
     "a span is no attributes": [make(), (*start("s", {"attributes": NOOP}), PARTS)],
     "a span is no attributes of an event": [make(), start(), call("add_event", "e", {"$span": "s"}, differs=(PARTS,))],
     "a tracer is no parent": [make(), (*start("s", {"parent": {"$tracer": "noop"}}), PARTS)],
+    "a span is no trace id": [make("t", {"sampling_rate": 0.5}), (*SHORT, PARTS)],
     "a tracer cannot be active": [make(), use("set_active_span", {"$tracer": "t"}, differs=(PARTS,))],
     "a function can be active": [make(), use("set_active_span", NOTHING, differs=(PARTS,), **RUNTIME_ERROR)],
     "false is inherited": [*ACTIVE, write("span_id", False), (*start("u"), PARTS)],
