@@ -28,7 +28,7 @@ ARGS_SEEN_MAX: Final = 1_000
 
 PORT_MAX: Final = 65_535
 
-_MS_PER_NS: Final = 1e-6
+_NS_PER_MS: Final = 1_000_000
 _HOST_AND_PORT: Final = re.compile(r"(?:.*@)?(\[[^\]]*\]|[^:]*):?(.*)", re.DOTALL)
 
 Args = dict[str, str | bool | list[str | bool]]
@@ -146,7 +146,7 @@ class ClientRequest(Part):
     @permitted(*IN_REQUEST)
     def get_start_time(self) -> int:
         """Return when the request began, ms since the epoch."""
-        return int(self._request.started_ns * _MS_PER_NS)
+        return self._request.started_ns // _NS_PER_MS
 
     @permitted(*IN_REQUEST)
     def get_uri_captures(self) -> dict[str, Any]:

@@ -245,7 +245,9 @@ def test_serialized_log_is_what_kongs_logging_plugins_write(tmp_path):
     ]
     assert (entry["upstream_uri"], entry["upstream_status"], entry["source"]) == ("/a?b=1", "200", "upstream")
     assert (entry["route"]["name"], entry["service"]["id"]) == ("all", entry["route"]["service"]["id"])
-    assert entry["started_at"] == entry["tries"][0]["balancer_start_ns"] // 10**6 - entry["latencies"]["kong"]
+    tried = entry["tries"][0]
+    chosen_ms = (tried["balancer_start_ns"] + tried["balancer_latency_ns"]) // 10**6
+    assert entry["started_at"] == chosen_ms - entry["latencies"]["kong"]
     assert (entry["client_ip"], entry["workspace_name"]) == ("127.0.0.1", "default")
 
 
