@@ -3,8 +3,7 @@
 `docs/plugins.md`, *Not simulated*, lists the same.
 """
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, NoReturn
+from typing import ClassVar, Final, NamedTuple
 
 from sim.errors import meant
 
@@ -79,15 +78,17 @@ class Incomplete:
 
     _path: ClassVar[str]
 
-    if not TYPE_CHECKING:  # to a checker of types every name would be there
 
-        def __getattr__(self, name: str) -> NoReturn:
-            raise AttributeError(_told(self._path, name, dir(self)))
+def missing(error: BaseException) -> str | None:
+    """Return what is to be said of an error that comes from asking a part for what it has not; None: of another.
 
-
-def _told(path: str, name: str, known: Iterable[str]) -> str:
+    A part with a `__getattr__` would say it itself, and each use of what is there would take a fifth longer.
+    """
+    if not isinstance(error, AttributeError) or not isinstance(error.obj, Incomplete):
+        return None
+    path, name = error.obj._path, error.name  # noqa: SLF001 - of its own class
     for absent in ABSENT:
         if absent.path == path and (name in absent.names or not absent.names):
             return f"{path}.{name} is not simulated: {absent.instead.replace('`', '')} ({PAGE})"
-    cure = meant(name, (other for other in known if not other.startswith("_")))
+    cure = meant(name, (other for other in dir(error.obj) if not other.startswith("_")))
     return f"{path} has no {name}" + (f": {cure}" if cure else f" ({PAGE})")

@@ -4,26 +4,14 @@ The command line prints ``str(error)`` and exits with code 2; no traceback, noth
 itself is never a :class:`UserError`.
 """
 
-import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
-from traceback import walk_tb
 
 SHOWN_MAX = 60
 """Characters of a value that a message shows at most."""
 
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
-
-_FIELD_OF_MAPPING = re.compile(r"AttributeError: 'dict' object has no attribute '(\w+)'")
-
-_NOT_THE_USERS = frozenset({"sim", "kongtrace", "uvloop", "httptools", "_pytest"}) | sys.stdlib_module_names
-"""The packages whose code runs for a plugin and is none of its own; pytest has a hand in importing."""
-
-_LIBRARIES = frozenset({"site-packages", "dist-packages"})
-"""Folders of what is installed; a plugin may be, too, but what it has called is more often."""
 
 
 class UserError(Exception):
@@ -119,35 +107,3 @@ def nearest(word: object, known: Iterable[str]) -> str | None:
     """Return the cure for a misspelt word: the known word it was probably meant to be, else all of them."""
     words = list(known)
     return meant(word, words) or (f"known here: {', '.join(words)}" if words else None)
-
-
-def users_place(error: BaseException) -> tuple[str, int] | None:
-    """Return file and line where the user's program failed: what it has called, such as the PDK, it cannot mend."""
-    places = [
-        (frame.f_code.co_filename, line)
-        for frame, line in walk_tb(error.__traceback__)
-        if _is_users(frame.f_globals.get("__name__", ""))
-    ]
-    own = [place for place in places if _LIBRARIES.isdisjoint(Path(place[0]).parts)]
-    return next(reversed(own or places), None)
-
-
-def _is_users(module: str) -> bool:
-    return module.startswith("sim.plugins.") or module.partition(".")[0] not in _NOT_THE_USERS
-
-
-def place_of(error: BaseException) -> str:
-    """Return `FILE:LINE`: the user's, or where it was raised when no code of the user's had to do with it."""
-    raised = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
-    place = users_place(error) or (raised[-1] if raised else None)
-    return f"{place[0]}:{place[1]}" if place is not None else "?"
-
-
-def described(error: BaseException) -> str:
-    """Return what a line of the log says of an exception; where a mapping was taken for a Lua table, what to write."""
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - its text is the plugin's code, too
-        text = f"{type(error).__name__}, whose text cannot be made"
-    field = _FIELD_OF_MAPPING.match(text)
-    return f'{text}; write ["{field[1]}"]' if field else text

@@ -17,7 +17,6 @@ from kongtrace.context import KONG_PHASE, Execution
 from sim.config import Gateway
 from sim.connection import ClientConnection
 from sim.connection_table import ConnectionTable
-from sim.errors import described, place_of, users_place
 from sim.exporter import Exporter
 from sim.health_check import HealthChecks
 from sim.instrumentation import Instrumentation
@@ -25,6 +24,7 @@ from sim.ngx import Network, Ngx
 from sim.pdk import Kong
 from sim.phase_times import TimedRunloop
 from sim.plugin import Plans, PluginClass
+from sim.plugin_error import described, place_of, users_place
 from sim.plugins import BUNDLED
 from sim.plugins.opentelemetry import node_id
 from sim.plugins.prometheus import subjects

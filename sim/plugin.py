@@ -28,8 +28,9 @@ from pydantic import BaseModel
 
 from sim.config import Gateway
 from sim.entity import Plugin
-from sim.errors import UserError, described, nearest, place_of, shown, users_place
+from sim.errors import UserError, nearest, shown
 from sim.plan import Handler, Plan
+from sim.plugin_error import described, place_of, users_place
 from sim.table import tables
 
 T = TypeVar("T")

@@ -30,7 +30,6 @@ from kongtrace.ids import IdSupply
 from kongtrace.span import STATUS_ERROR
 from sim.balancer import Address, Balancer
 from sim.config import Gateway, Nginx
-from sim.errors import described, place_of
 from sim.forwarding import Forwarding
 from sim.framing import BODILESS, LENGTHLESS, HeaderLines, Refusal, has_line, level_of_refusal
 from sim.instrumentation import Instrumentation
@@ -41,6 +40,7 @@ from sim.phases import AGAIN, DONE, Handler, PhaseEngine
 from sim.plan import Handler as PluginHandler
 from sim.plan import Plan
 from sim.plugin import Plans
+from sim.plugin_error import described, place_of
 from sim.proxy import SERVER, VIA, BufferedExchange, ProxiedExchange, lacks_body
 from sim.request import ARG, BODY_BYTES_HELD_MAX, EXITED, SERVICE_BODY, Part, RefusedRequest, Request, without
 from sim.resolver import Resolver, is_address

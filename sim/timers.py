@@ -20,8 +20,8 @@ from typing import Any, Final
 from kongtrace import PHASES, ApiError, Execution
 from sim.absence import Incomplete
 from sim.connection_table import unlimited
-from sim.errors import described, place_of
 from sim.light_thread import LightThread
+from sim.plugin_error import described, place_of
 from sim.runtime import Cancelable, Runtime
 
 TIMER = PHASES["timer"]

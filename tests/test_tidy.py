@@ -142,7 +142,7 @@ LAYERS = {
         "phases | request | resolver | config entity | faults",
         "runtime | scoreboard | field document | threshold | access_log | connection_table | arguments | table",
         "units | ledger | light_thread | error_log | process | timerfd | wall_clock | framing | tally",
-        "shared_row | cjson",
+        "shared_row | cjson | plugin_error",
         "absence",
         "errors | outline | plan | interruption",
         "memo",

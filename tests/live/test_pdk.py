@@ -6,6 +6,7 @@ from inspect import getsourcelines
 from operator import attrgetter
 
 from kongtrace import ApiError
+from sim.plugin_error import described
 from tests.gateway import Base, echo, served
 
 
@@ -373,7 +374,7 @@ class Seeks(Base):
             try:
                 attrgetter(path)(kong)
             except AttributeError as error:
-                told.append(str(error))
+                told.append(described(error))
         assert not hasattr(kong, "vault")
         kong.response.exit(200, told)
 
@@ -385,11 +386,14 @@ def test_whoever_asks_for_what_is_not_simulated_is_told_what_takes_its_place(tmp
         told = json.loads(gateway.request().content)
 
     assert told == [
-        f"kong.cache is not simulated: self, which is the worker's, holds what is looked up {page}",
-        f"kong.client.authenticate is not simulated: there are no consumers: nobody is authenticated {page}",
-        f"kong.ngx.var is not simulated: kong.request, kong.client and kong.service.request {page}",
-        f"kong.db.consumers is not simulated: kong.db.query; there are no entities in it {page}",
-        f"kong.timer.named_at is not simulated: kong.timer.at and every: timers have no names {page}",
-        "kong has no requst: did you mean request?",
-        "kong.log has no warning: did you mean warn?",
+        f"AttributeError: {what}"
+        for what in (
+            f"kong.cache is not simulated: self, which is the worker's, holds what is looked up {page}",
+            f"kong.client.authenticate is not simulated: there are no consumers: nobody is authenticated {page}",
+            f"kong.ngx.var is not simulated: kong.request, kong.client and kong.service.request {page}",
+            f"kong.db.consumers is not simulated: kong.db.query; there are no entities in it {page}",
+            f"kong.timer.named_at is not simulated: kong.timer.at and every: timers have no names {page}",
+            "kong has no requst: did you mean request?",
+            "kong.log has no warning: did you mean warn?",
+        )
     ]
