@@ -35,12 +35,18 @@ class LightThread(Coroutine[Any, Any, Any]):
     def send(self, value: Any) -> Any:
         """Go on."""
         self._execution.enter(self._phase, self._ctx)
-        return self._steps.send(value)
+        try:
+            return self._steps.send(value)
+        except SystemExit as error:
+            raise _failed(error) from error
 
     def throw(self, *error: Any) -> Any:
         """Go on with an exception."""
         self._execution.enter(self._phase, self._ctx)
-        return self._steps.throw(*error)
+        try:
+            return self._steps.throw(*error)
+        except SystemExit as left:
+            raise _failed(left) from left
 
     def close(self) -> None:
         """Give it up."""
@@ -70,6 +76,11 @@ class LightThread(Coroutine[Any, Any, Any]):
 
     def __next__(self) -> Any:
         return self.send(None)
+
+
+def _failed(error: SystemExit) -> RuntimeError:
+    """Return what a light thread fails of that calls `sys.exit`: asyncio would end the worker, with all requests."""
+    return RuntimeError(f"SystemExit: {error}").with_traceback(error.__traceback__)
 
 
 def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":

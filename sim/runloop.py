@@ -460,7 +460,7 @@ class Runloop:
             call = handler.call
             try:
                 call(kong, handler.conf)
-            except _ENDS_WORKER:
+            except KeyboardInterrupt:
                 raise
             except BaseException as error:  # noqa: BLE001 - a handler may raise anything, and the request goes on (R6)
                 return self._answered(request, self._interrupted(request, span, error))
@@ -479,7 +479,7 @@ class Runloop:
                 given = call(kong, handler.conf)
                 if handler.awaits:
                     await given
-            except (*_ENDS_WORKER, GeneratorExit):
+            except (KeyboardInterrupt, GeneratorExit):
                 raise
             except BaseException as error:
                 if request.done:
@@ -528,7 +528,7 @@ class Runloop:
             if request.done:
                 # The worker was terminated.
                 return
-            if isinstance(error, _ENDS_WORKER):
+            if isinstance(error, KeyboardInterrupt):
                 raise error
             self.execution.enter(phase, request.ctx)
             if not answer:
@@ -793,7 +793,7 @@ class Runloop:
                 span.finish()
                 self._replace_answer(request, answer)
                 return True
-            except _ENDS_WORKER:
+            except KeyboardInterrupt:
                 raise
             except BaseException as error:  # noqa: BLE001 - the connection is closed
                 # The span stays open, as Kong leaves it (R6).
@@ -841,7 +841,7 @@ class Runloop:
             call = handler.call
             try:
                 call(kong, handler.conf)
-            except _ENDS_WORKER:
+            except KeyboardInterrupt:
                 raise
             except BaseException as error:  # noqa: BLE001 - the same
                 self._filter_failed(request, error, "body_filter")
@@ -918,7 +918,7 @@ class Runloop:
                 request.handler = handler
                 call = handler.call
                 call(kong, handler.conf)
-        except _ENDS_WORKER:
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything, and the request ends (E4)
             self._report(request, error, "log")
@@ -946,9 +946,6 @@ class Runloop:
         how = "lua entry thread aborted: runtime error" if waits else f"failed to run {phase}_by_lua*"
         self.log_line("error", f"{how}: {what}")
 
-
-_ENDS_WORKER: Final = (KeyboardInterrupt, SystemExit)
-"""What a handler may raise and ends the worker, as in any program."""
 
 _DATE: Final = b"date"
 _LENGTH: Final = b"content-length"

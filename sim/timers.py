@@ -203,7 +203,7 @@ class Timers(Incomplete):
         self._execution.enter(TIMER, ctx)
         try:
             awaited = callback(premature, *timer.arguments)
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever a callback raises is logged, nobody is told (N9)
             self._ended(ctx, error)

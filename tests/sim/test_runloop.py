@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sys
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -423,6 +424,13 @@ async def cancel_itself(kong):
     await kong.ngx.sleep(1)
 
 
+async def exit_in_a_task(_kong):
+    async def leave():
+        sys.exit("boom")
+
+    await asyncio.gather(leave())
+
+
 def raising(error):
     """A coroutine function that raises it."""
 
@@ -435,8 +443,10 @@ def raising(error):
 ODDITIES = {
     "raises an exception of its own": raising(Odd("boom")),
     "raises GeneratorExit": raising(GeneratorExit("boom")),
+    "raises SystemExit": raising(SystemExit("boom")),
     "raises CancelledError": raising(asyncio.CancelledError("boom")),
     "cancels itself": cancel_itself,
+    "exits in a task": exit_in_a_task,
 }
 
 
@@ -459,14 +469,14 @@ def test_handler_that_waits_may_raise_anything_and_the_client_gets_500(doing, ph
     assert played(play, in_phase(phase, handler), traced=traced) == (500, 1, [200, 500])
 
 
-@pytest.mark.parametrize("error", [Odd("boom"), GeneratorExit("boom"), asyncio.CancelledError("boom")], ids=repr)
+@pytest.mark.parametrize("kind", [Odd, GeneratorExit, SystemExit, asyncio.CancelledError])
 @pytest.mark.parametrize("phase", ["rewrite", "access", "header_filter", "body_filter", "log"])
-def test_handler_that_does_not_wait_may_raise_anything_and_its_request_ends(phase, error):
+def test_handler_that_does_not_wait_may_raise_anything_and_its_request_ends(phase, kind):
     """500, in a filter the end of the connection, in log nothing of it: as with any other exception."""  # R6, E4
 
     def handler(kong, _conf):
         if kong.request.get_method() == "PUT":
-            raise error
+            raise kind("boom")
 
     async def play(scene):
         scene.send("", method="PUT")
