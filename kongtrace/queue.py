@@ -66,6 +66,9 @@ COALESCE_MIN_S: Final = 0.05
 LEGACY_WARNING_INTERVAL_S: Final = 60.0
 """A legacy parameter is warned about at most once in this time (Q27)."""
 
+QUEUES_KEPT: Final = 32
+"""Queues that are kept while they are absent; of more names those that have no work are forgotten."""
+
 SIZED_ENTRIES_MAX: Final = 10_000
 """Entries whose bytes are added up; of a longer queue the oldest so many stand for the others. Some 100 us."""
 
@@ -124,7 +127,7 @@ ACCEPTED: Final[Result] = (True, None)
 
 
 class Queue:
-    """One queue of one worker, absent or not, and its accounts, which outlive its absences.
+    """One queue of one worker, absent or not, and its accounts.
 
     Args:
         key: the queue's identity, workspace and name joined by a dot (Q10).
@@ -247,6 +250,10 @@ class Queue:
     def is_full(self) -> bool:
         """Whether nothing more fits without a drop; an absent queue is never full (Q24)."""
         return self.exists and self._is_full()
+
+    def is_idle(self) -> bool:
+        """Whether it is absent, and nothing is to be remembered of it but its accounts."""
+        return not (self.exists or self.in_flight or self.held_until > -inf)
 
     def can_enqueue(self, entry: object) -> bool:
         """Whether ``entry`` fits without a drop; into an absent queue everything does (Q24)."""
@@ -726,17 +733,29 @@ class Queues:
         self._schedule = schedule
         self._exited_at: float | None = None
         self._queues: dict[str, Queue] = {}
+        self._swept_at = QUEUES_KEPT
+        self._forgotten: Counters | None = None  # the accounts of all that were
         self._warned: dict[tuple[str, str], float] = {}
 
     def queue(self, name: str, workspace: str = "") -> Queue:
-        """The queue of that name, for good: it may be absent now, but stays the same object."""
+        """The queue of that name, absent or not; one that is absent may soon be another object (Q10)."""
         key = f"{workspace}.{name}"
         queue = self._queues.get(key)
         if queue is None:
+            if len(self._queues) >= self._swept_at:
+                self._forget_absent()
             queue = self._queues[key] = Queue(key, self.profile, self._log, self._random, self._schedule)
             if self._exited_at is not None:
                 queue.exit(self._exited_at)
         return queue
+
+    def _forget_absent(self) -> None:
+        """Keep nothing of absent queues but their accounts: who names queues by tenant would fill the memory."""
+        absent = [queue for queue in self._queues.values() if queue.is_idle()]
+        self._forgotten = Counters(*_sum(self._forgotten or Counters(), *map(Queue.figures, absent)))
+        for queue in absent:
+            del self._queues[queue.key]
+        self._swept_at = max(QUEUES_KEPT, 2 * len(self._queues))
 
     def exit(self, now: float) -> None:
         """The worker is leaving (:meth:`Queue.exit`)."""
@@ -766,9 +785,9 @@ class Queues:
     def figures(self) -> tuple[int, ...]:
         """The same as a plain tuple (:meth:`Queue.figures`)."""
         queues = self._queues
-        if len(queues) == 1:
+        if len(queues) == 1 and self._forgotten is None:
             return next(iter(queues.values())).figures()
-        return tuple(map(sum, zip(*map(Queue.figures, queues.values()), strict=True))) or tuple(Counters())
+        return _sum(self._forgotten or Counters(), *map(Queue.figures, queues.values()))
 
     def backlog_bytes(self) -> int:
         """Bytes that wait in all queues (:meth:`Queue.backlog_bytes`)."""
@@ -843,6 +862,10 @@ _NON_STRING: Final = (
 
 def _nobody() -> None:
     """Nobody is there to be woken, or to send."""
+
+
+def _sum(*figures: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*figures, strict=True)))
 
 
 def _string_size(entry: object) -> int | None:

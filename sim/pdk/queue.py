@@ -27,6 +27,7 @@ from sim.request import REQUEST
 
 _LOG: Final = PHASES["log"]
 _NS_PER_S: Final = 1_000_000_000
+_BINDINGS_KEPT: Final = 1_000
 
 Handler = Callable[[Any, list[Any]], Any]
 """Sends `(handler_conf, entries)`, and says True; or None and the reason why not, or raises. May be awaited."""
@@ -122,6 +123,8 @@ class Queue(Part):
             and known.parameters == parameters
         ):
             return known
+        if len(self._bindings) >= _BINDINGS_KEPT:
+            self._bindings.clear()  # an entry gets another one like it
         binding = self._bindings[parameters.name] = Binding(parameters, called, handler_conf)
         return binding
 
@@ -150,7 +153,7 @@ class _Called:
             if task is None or task.cancelling():  # the worker ends
                 raise
             return Outcome(ok=False, reason=repr(error))
-        except (Exception, KeyboardInterrupt, SystemExit):
+        except (Exception, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it raises, the batch is tried again
             return Outcome(ok=False, reason=repr(error))

@@ -192,10 +192,8 @@ class _Entity:
         # To Kong's queue an entry is a table, whose size it does not know (Q4, H27).
         self._sizeless = self._exporter.queues.profile.enforces_bytes is False and config.queue.max_bytes is not None
         if config.traces_endpoint is not None:
-            self._spans = self._exporter.queues.queue(f"{entity_id}:{SPANS_QUEUE}")
             self._spans_binding = self._bind(config.traces_endpoint, SPANS_QUEUE, config.resource_attributes)
         if config.logs_endpoint is not None:
-            self._logs = self._exporter.other_queues.queue(f"{entity_id}:{LOGS_QUEUE}")
             self._logs_binding = self._bind(config.logs_endpoint, LOGS_QUEUE, config.resource_attributes)
             kong.records.wanted = True
 
@@ -278,7 +276,7 @@ class _Entity:
             self._counts.unsampled += len(spans) - len(sampled)
             self._counts.rejected += len(rejected)
             self._tell_refused(kong, "span", rejected)
-        queue = self._spans
+        queue = self._exporter.queues.queue(self._spans_binding.parameters.name)
         before = queue.enqueued + queue.rejected
         try:
             if encoded:
@@ -315,7 +313,7 @@ class _Entity:
             *self._encode_logs(kong, of_request, tracing.raw_trace_id, tracing.flags),
             *self._encode_logs(kong, of_worker, None, None),
         ]
-        queue = self._logs
+        queue = self._exporter.other_queues.queue(self._logs_binding.parameters.name)
         dropped = 0
         for entry in encoded:
             if queue.can_enqueue(entry):

@@ -2,12 +2,13 @@ from dataclasses import fields
 from math import inf
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
 from kongtrace.delivery import Delivery, Job, Send, Wait
 from kongtrace.errors import ApiError, BookkeepingError
-from kongtrace.queue import ACCEPTED, SIZED_ENTRIES_MAX, Counters, Queues
+from kongtrace.queue import ACCEPTED, QUEUES_KEPT, SIZED_ENTRIES_MAX, Counters, Queues
 from kongtrace.queue_parameters import Binding, QueueParameters
 from kongtrace.queue_profile import KONG, SAFE, Outcome, QueueProfile
 
@@ -139,6 +140,27 @@ def test_queues_of_two_workspaces_are_two():
     worker = Worker(KONG)  # Q10
     assert worker.queues.queue("q", "a") is worker.queues.queue("q", "a")
     assert worker.queues.queue("q", "a") is not worker.queues.queue("q", "b")
+
+
+@both_profiles
+def test_queues_without_work_are_forgotten_and_their_accounts_are_not(profile):
+    """However many names there are: a queue is there while it has work, and few beyond that."""
+    worker = Worker(profile)  # Q10
+    queues, names = worker.queues, [f"tenant {number}" for number in range(50 * QUEUES_KEPT)]
+    alive = WeakSet()
+    for name in names:
+        worker.queue = queue = queues.queue(name)
+        worker.binding = Binding(QueueParameters(name), send)
+        worker.put("a")
+        alive.add(queue)
+        if name != names[0]:
+            worker.jobs.remove(queue)
+            worker.drain(0)
+
+    assert queues.queue(names[0]).exists
+    assert len(alive) <= QUEUES_KEPT + 1
+    accounts = queues.counters()
+    assert (accounts.enqueued, accounts.acknowledged, accounts.queued) == (len(names), len(names) - 1, 1)
 
 
 # Its arguments.

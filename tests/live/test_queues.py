@@ -4,6 +4,7 @@ import asyncio
 import copy
 import json
 import os
+import sys
 from contextlib import contextmanager
 from signal import SIGKILL, SIGQUIT, SIGTERM
 from typing import ClassVar
@@ -79,6 +80,8 @@ class Queueing:
                 await self.kong.ngx.sleep(1)
             case "goes its own way":
                 raise OwnError
+            case "exits":
+                sys.exit("for good")
             case "takes them out":
                 entries.clear()
             case "hangs":
@@ -126,6 +129,27 @@ def test_copies_of_spans_come_in_a_batch_and_stand_in_the_ledger(tmp_path):
     assert (ledger.unprocessed, ledger.copied_again, ledger.lost) == (0, 0, 0)
 
 
+class QueueingByRequest(Queueing):
+    """Has a queue for each request."""
+
+    def put(self, kong, conf, entry):
+        """Enqueue."""
+        queue_conf = kong.queue.get_plugin_params("queueing", conf, kong.request.get_header("x-tenant"))
+        kong.queue.enqueue(queue_conf, self.send, conf, entry)
+
+
+def test_accounts_of_many_queues_outlive_their_queues(tmp_path):
+    """A queue for each of many names, which is forgotten when it has no more work."""
+    count = 100
+    with queueing(tmp_path, QueueingByRequest, {"queue": {"max_batch_size": len(ALL)}}) as gateway:
+        for number in range(count):
+            gateway.request(headers={"X-Tenant": f"tenant {number}"})
+        gateway.wait_requests(count)
+        ledger = books(gateway)
+
+    assert ledger.enqueued == ledger.acknowledged == count * len(ALL)
+
+
 @pytest.mark.parametrize("priority", [1001, 1])
 def test_what_another_exporter_has_seen_is_copied_again(tmp_path, priority):
     """Whichever of the two comes first."""
@@ -148,6 +172,7 @@ def test_what_another_exporter_has_seen_is_copied_again(tmp_path, priority):
         (["cancels", "sent"], "CancelledError()"),
         (["cancels itself", "sent"], "CancelledError()"),
         (["goes its own way", "sent"], "OwnError()"),
+        (["exits", "sent"], "RuntimeError: SystemExit: for good"),
         (["takes them out", "sent"], "it takes them out"),
     ],
 )
@@ -162,6 +187,23 @@ def test_batch_is_tried_again_until_it_is_sent(tmp_path, outcomes, reason):
     tag = f"[queueing plugin {Plugin(name='queueing').id} (mine)] queue {Plugin(name='queueing').id}: "
     assert log.count(f"{tag}handler could not process entries: {reason}") == len(outcomes) - 1
     assert (ledger.acknowledged, ledger.lost) == (len(ALL), 0)
+
+
+class QueueingPlainly(Queueing):
+    """Has a plain function, which wants to end the program at first."""
+
+    def send(self, _conf, _entries):
+        """See there."""
+        self.attempts += 1
+        return True if self.attempts > 1 else sys.exit("for good")
+
+
+def test_plain_function_that_exits_fails_too(tmp_path):
+    """The worker goes on, and so does the batch."""
+    with queueing(tmp_path, QueueingPlainly) as gateway:
+        gateway.request()
+        gateway.wait_logged("handler could not process entries: SystemExit('for good')")
+        assert books(gateway).acknowledged == len(ALL)
 
 
 @pytest.mark.parametrize(
