@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from kongtrace.lua import lua_lower
 from sim.entity import Route, Service, path_pattern
 from sim.resolver import is_address
 
@@ -375,7 +376,7 @@ def _port_of(authority: bytes) -> str:
 
 
 def _header_test(values: tuple[str, ...]) -> Callable[[str], object]:
-    wanted = frozenset(value.lower() for value in values)
+    wanted = frozenset(map(lua_lower, values))
     if len(values) == 1 and values[0].startswith("~*"):
         pattern = path_pattern(values[0][2:])
         return lambda value: value in wanted or pattern.search(value)
@@ -383,4 +384,5 @@ def _header_test(values: tuple[str, ...]) -> Callable[[str], object]:
 
 
 def _has_header(name: bytes, is_wanted: Callable[[str], object], lines: "HeaderLines") -> bool:
-    return any(is_wanted(value.decode("latin-1").lower()) for other, value in lines if other.lower() == name)
+    given = (value.lower().decode("utf-8", "surrogateescape") for other, value in lines if other.lower() == name)
+    return any(map(is_wanted, given))

@@ -30,7 +30,11 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import TypeAdapter, ValidationError
+
+from sim.document import explain
 from sim.errors import UserError, shown
+from sim.field import HeaderName, HeaderValue
 from sim.http_server import HttpConnection, HttpServer, response
 from sim.runtime.virtual import VirtualRuntime, VirtualWorld
 from sim.verify.program import Visit
@@ -55,6 +59,7 @@ _LABEL: Final = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?")
 _JSON: Final = {"content-type": "application/json"}
 _FRAMING: Final = frozenset({"content-length", "transfer-encoding", "connection"})
+_HEADERS: Final = TypeAdapter(dict[HeaderName, HeaderValue])
 _FIELDS: Final = ("status", "headers", "body")
 SAMPLE: Final = """write '{"quota.internal": {"status": 200, "body": {"limit": 3}}}'"""
 
@@ -109,7 +114,11 @@ def _answer(host: str, told: Any) -> Answer:
     headers = {} if headers is None else headers
     if not isinstance(headers, Mapping):
         raise UserError(f"{host}: headers cannot be {shown(headers)}", cure="write a mapping by name")
-    named = {str(name).lower(): str(value) for name, value in headers.items()}
+    try:
+        named = _HEADERS.validate_python({str(name).lower(): str(value) for name, value in headers.items()})
+    except ValidationError as error:
+        message, cure, _below = explain(details := error.errors()[0])
+        raise UserError(f"{host}: headers.{details['loc'][0]}: {message}", cure=cure) from None
     for name in _FRAMING & named.keys():
         raise UserError(f"{host}: the header {name} is that of the body and the connection", cure="leave it out")
     if body is None or isinstance(body, str | bytes):

@@ -110,10 +110,13 @@ def test_path_matches_as_a_prefix_or_by_its_regular_expression(path, asked_path,
         ({"x-team": ["a"], "x-more": ["1"]}, [("x-more", "1"), ("x-team", "a")], True),
         ({"x-version": ["~*^v[12]$"]}, [("x-version", "V2")], True),
         ({"x-version": ["~*^v[12]$"]}, [("x-version", "v3")], False),
+        ({"x-team": ["Köln"]}, [("x-team", "kÖln")], False),
+        ({"x-team": ["Köln"]}, [("x-team", "KöLN")], True),
+        ({"x-team": ["~*^k.ln$"]}, [("x-team", "KöLN")], True),
     ],
 )
 def test_each_header_has_to_be_there_with_one_of_its_values(wanted, given, matches):
-    """Names and values are compared without case; `~*` begins a regular expression."""
+    """Names and values are compared without the case of A to Z; `~*` begins a regular expression."""
     assert (match([route("r", headers=wanted)], headers=given) == "r") is matches
 
 

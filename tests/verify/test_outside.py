@@ -292,6 +292,11 @@ def test_trial_with_calls_is_the_same_each_time(shop):
         ({"a": {"stats": 3}}, "a: it has the unknown field stats; known here: status, headers, body"),
         ({"a": {"status": 100}}, "a: status cannot be 100; write a number from 200 to 599"),
         ({"a": {"headers": []}}, "a: headers cannot be an empty list"),
+        (
+            {"a": {"headers": {"X-A": "1\r\nX-B: 2"}}},
+            "a: headers.x-a: expected a header value",
+        ),
+        ({"a": {"headers": {"X A": 1}}}, "a: headers.x a: expected the name of a header, not 'x a'"),
         ({"a": {"headers": {"Content-Length": 3}}}, "a: the header content-length is that of the body"),
     ],
 )
