@@ -99,7 +99,7 @@ def _entry(kong: "Kong", request: Request) -> dict[str, Any]:
             "size": request.connection.sent_bytes,
         },
         "latencies": {
-            "request": (kong.ngx.time_ns() - request.started_ns) // _NS_PER_MS,
+            "request": kong.ngx.time_ns() // _NS_PER_MS - request.started_ns // _NS_PER_MS,
             "kong": ctx.get("KONG_PROXY_LATENCY", ctx.get("KONG_RESPONSE_LATENCY", 0)),
             "proxy": ctx.get("KONG_WAITING_TIME", -1),
             "receive": ctx.get("KONG_RECEIVE_TIME", 0),
