@@ -734,7 +734,7 @@ class Queues:
         self._exited_at: float | None = None
         self._queues: dict[str, Queue] = {}
         self._swept_at = QUEUES_KEPT
-        self._forgotten: Counters | None = None  # the accounts of all that were
+        self._forgotten = _NONE  # the accounts of all that were
         self._warned: dict[tuple[str, str], float] = {}
 
     def queue(self, name: str, workspace: str = "") -> Queue:
@@ -752,7 +752,7 @@ class Queues:
     def _forget_absent(self) -> None:
         """Keep nothing of absent queues but their accounts: who names queues by tenant would fill the memory."""
         absent = [queue for queue in self._queues.values() if queue.is_idle()]
-        self._forgotten = Counters(*_sum(self._forgotten or Counters(), *map(Queue.figures, absent)))
+        self._forgotten = _sum([self._forgotten, *map(Queue.figures, absent)])
         for queue in absent:
             del self._queues[queue.key]
         self._swept_at = max(QUEUES_KEPT, 2 * len(self._queues))
@@ -784,10 +784,10 @@ class Queues:
 
     def figures(self) -> tuple[int, ...]:
         """The same as a plain tuple (:meth:`Queue.figures`)."""
-        queues = self._queues
-        if len(queues) == 1 and self._forgotten is None:
-            return next(iter(queues.values())).figures()
-        return _sum(self._forgotten or Counters(), *map(Queue.figures, queues.values()))
+        figures = [queue.figures() for queue in self._queues.values()]
+        if self._forgotten is not _NONE or not figures:
+            figures.append(self._forgotten)
+        return figures[0] if len(figures) == 1 else _sum(figures)
 
     def backlog_bytes(self) -> int:
         """Bytes that wait in all queues (:meth:`Queue.backlog_bytes`)."""
@@ -864,7 +864,7 @@ def _nobody() -> None:
     """Nobody is there to be woken, or to send."""
 
 
-def _sum(*figures: tuple[int, ...]) -> tuple[int, ...]:
+def _sum(figures: list[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(map(sum, zip(*figures, strict=True)))
 
 
@@ -889,6 +889,9 @@ def _within(entries: deque[Any], count: int, bytes_max: int) -> int:
     sizes = accumulate(_string_size(entry) or 0 for entry in islice(entries, count))
     return max(1, sum(1 for size in sizes if size <= bytes_max))
 
+
+_NONE: Final[tuple[int, ...]] = tuple(Counters())
+"""The accounts of no queue."""
 
 _UNBOUND: Final = Binding(QueueParameters(""), _nobody)
 """What an absent queue is bound to."""
