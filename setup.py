@@ -13,6 +13,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
 COMPILED: Final = (
+    "cached_clock",
     "connection",
     "forwarding",
     "framing",

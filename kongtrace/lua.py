@@ -14,6 +14,7 @@ from typing import Any, Final
 from kongtrace.errors import BookkeepingError
 
 _NUMBER = Context(prec=14, rounding=ROUND_HALF_UP)
+_WHOLE_MAX: Final = 10**14
 _LOWER: Final = str.maketrans(ascii_uppercase, ascii_lowercase)
 _DIRECTIVE: Final = re.compile(r"%([-+ #0]*\d{0,2}(?:\.\d{0,2})?)(.?)", re.DOTALL)
 
@@ -49,6 +50,8 @@ def lua_text(value: object) -> str:
         return "nil"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int) and abs(value) < _WHOLE_MAX:
+        return str(value)
     if isinstance(value, (int, float)):
         # Of two texts that are equally near, Python takes the even one and LuaJIT the one away from zero.
         return f"{float(_NUMBER.create_decimal(value)):.14g}"

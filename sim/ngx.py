@@ -4,8 +4,7 @@ What waits is awaited. It is refused, when it is called and not only when it is 
 with nginx's message (kong-semantics R2, reference-figures D). Where nginx's functions give nil and a reason, these give
 None and a reason: `size, error = await sock.send(data)`.
 
-`now` is nginx's cached clock (R8): ms, the same until the event loop turns or `update_time` is called. Here the first
-reading in a turn is the moment of that reading, where nginx takes the moment at which the turn began.
+`now` is nginx's cached clock (R8).
 """
 
 import asyncio
@@ -23,6 +22,7 @@ from kongtrace.lua import lua_lower, lua_text
 from sim import http_client
 from sim.absence import Incomplete
 from sim.arguments import checked_args, encoded_args
+from sim.cached_clock import CachedClock
 from sim.config import SYSTEM, trusting
 from sim.field import host_of
 from sim.framing import octets
@@ -101,6 +101,7 @@ class Ngx(Incomplete):
         socket: `ngx.socket`.
         http: `resty.http`.
         db: a database of the worker.
+        clock: the cached one; no part of nginx's API.
         null: what stands for null in JSON and configurations.
     """
 
@@ -119,8 +120,7 @@ class Ngx(Incomplete):
     ) -> None:
         self._runtime = runtime
         self._execution = execution
-        self._cached_ms: int | None = None
-        self._refreshing = False
+        self.clock = CachedClock(runtime.time_ns, runtime.call_soon)
         self.random = runtime.random
         self.random_bytes = runtime.random_bytes
         self.time_ns = runtime.time_ns
@@ -132,9 +132,7 @@ class Ngx(Incomplete):
 
     def now(self) -> float:
         """Return the cached time, s since the epoch, to the ms (R8)."""
-        if self._cached_ms is None:
-            self.update_time()
-        return cast("int", self._cached_ms) / 1000
+        return self.clock.now_ms() / 1000
 
     def time(self) -> int:
         """Return the cached time in whole s since the epoch (R8)."""
@@ -142,10 +140,7 @@ class Ngx(Incomplete):
 
     def update_time(self) -> None:
         """Read the clock again."""
-        self._cached_ms = self._runtime.time_ns() // _NS_PER_MS
-        if not self._refreshing:
-            self._refreshing = True
-            self._runtime.call_soon(self._turn)
+        self.clock.updated_ms()
 
     def get_phase(self) -> str:
         """Return nginx's name of the phase that runs."""
@@ -185,10 +180,6 @@ class Ngx(Incomplete):
     def spend_cpu(self, seconds: float) -> None:
         """Compute for that many s of the process's CPU time: a load of known size; no part of nginx."""
         self._runtime.spend_cpu(seconds)
-
-    def _turn(self) -> None:
-        self._cached_ms = None
-        self._refreshing = False
 
 
 class Worker(Incomplete):

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from kongtrace import Phase
 from kongtrace.lua import is_number, lua_text
+from sim.cached_clock import CachedClock
 from sim.framing import has_line
 from sim.phases import Handler
 from sim.request import Request
@@ -38,11 +39,26 @@ from sim.runloop import (
     UPSTREAM_LATENCY,
     VIA_LINE,
     Runloop,
+    written_ms,
 )
 
 _NS_PER_MS: Final = 1_000_000
-_ENDING: Final = ("REWRITE", "ACCESS", "RESPONSE", "HEADER_FILTER", "BODY_FILTER")
-"""Phases that have an end, in order."""
+Keys = tuple[str, str, str]
+"""Of a phase's start, its end, and the time between."""
+
+
+def _keys(phase: str) -> Keys:
+    return f"KONG_{phase}_START", f"KONG_{phase}_ENDED_AT", f"KONG_{phase}_TIME"
+
+
+_REWRITE: Final = _keys("REWRITE")
+_ACCESS: Final = _keys("ACCESS")
+_BALANCER: Final = _keys("BALANCER")
+_RESPONSE: Final = _keys("RESPONSE")
+_HEADER_FILTER: Final = _keys("HEADER_FILTER")
+_BODY_FILTER: Final = _keys("BODY_FILTER")
+_ENDING: Final = (_REWRITE, _ACCESS, _RESPONSE, _HEADER_FILTER, _BODY_FILTER)
+"""Phases that end with the next at the latest, in order."""
 
 _OF_PROXIED: Final = ((UPSTREAM_LATENCY, "KONG_WAITING_TIME"), (PROXY_LATENCY, "KONG_PROXY_LATENCY"))
 _OF_OWN: Final = ((RESPONSE_LATENCY, "KONG_RESPONSE_LATENCY"),)
@@ -58,10 +74,13 @@ _REPLACED_OF_OWN: Final = frozenset({RESPONSE_LATENCY.lower(), _SERVER, _REQUEST
 class TimedRunloop(Runloop):
     """A runloop that writes down when phases begin and end."""
 
+    _clock: CachedClock
+
     def _walked(self, handlers: list[tuple[Phase, Handler]]) -> tuple[tuple[Phase, Handler], ...]:
+        self._clock = self._kong.ngx.clock
         begins: dict[Phase, Handler] = {
             REWRITE: self._begin_rewrite,
-            ACCESS: partial(self._begin, "ACCESS"),
+            ACCESS: partial(self._begin, _ACCESS),
             CONTENT: self._begin_content,
         }
         timed: list[tuple[Phase, Handler]] = []
@@ -74,7 +93,7 @@ class TimedRunloop(Runloop):
     def _begin_rewrite(self, request: Request) -> None:
         request.ctx["KONG_PROCESSING_START"] = request.started_ns // _NS_PER_MS
         self._woken()
-        self._begin("REWRITE", request)
+        self._begin(_REWRITE, request)
 
     def _begin_content(self, request: Request) -> None:
         self._end_open(request.ctx)
@@ -83,7 +102,7 @@ class TimedRunloop(Runloop):
     def respond_buffered(self, request: Request, body: bytes) -> None:
         """Note the start of the response phase."""
         self._woken()
-        self._begin("RESPONSE", request)
+        self._begin(_RESPONSE, request)
         super().respond_buffered(request, body)
 
     def header_filter(self, request: Request) -> bool:
@@ -91,30 +110,30 @@ class TimedRunloop(Runloop):
         ctx = request.ctx
         if request.tries:
             self._woken()
-        self._begin("HEADER_FILTER", request)
+        self._begin(_HEADER_FILTER, request)
         start_ms, began_ms = ctx["KONG_HEADER_FILTER_START"], request.started_ns // _NS_PER_MS
         if request.tries:
             last = request.tries[-1]
             chosen_ms = (last.start_ns + last.latency_ns) // _NS_PER_MS
             ctx["KONG_BALANCER_START"] = last.start_ns // _NS_PER_MS
-            _end(ctx, "BALANCER", chosen_ms)
+            _end(ctx, _BALANCER, chosen_ms)
             ctx["KONG_PROXY_LATENCY"] = chosen_ms - began_ms
             ctx["KONG_WAITING_TIME"] = ctx.get("KONG_RESPONSE_START", start_ms) - chosen_ms
         else:
             ctx["KONG_RESPONSE_LATENCY"] = start_ms - began_ms
         completed = super().header_filter(request)
         if completed:
-            _end(ctx, "HEADER_FILTER", self._updated_ms())
+            _end(ctx, _HEADER_FILTER, self._clock.updated_ms())
         return completed
 
     def body_filter(self, request: Request, data: bytes, *, last: bool) -> bytes | None:
         """Note start and end of the phase."""
         ctx = request.ctx
         if "KONG_BODY_FILTER_START" not in ctx:
-            self._begin("BODY_FILTER", request)
+            self._begin(_BODY_FILTER, request)
         filtered = super().body_filter(request, data, last=last)
-        if request.body_ended_ns and filtered is not None and _is_open(ctx, "BODY_FILTER"):
-            self._end_body(ctx, self._updated_ms(), request.body_ended_ns)
+        if request.body_ended_ns and filtered is not None and _is_open(ctx, _BODY_FILTER):
+            self._end_body(ctx, self._clock.updated_ms(), request.body_ended_ns)
         return filtered
 
     def _sign(self, request: Request) -> None:
@@ -123,7 +142,10 @@ class TimedRunloop(Runloop):
         latencies = _OF_PROXIED if request.tries else _OF_OWN
         replaced = _REPLACED_OF_PROXIED if request.tries else _REPLACED_OF_OWN
         lines = [line for line in request.response_lines if line[0].lower() not in replaced]
-        lines += [(name, lua_text(ctx[key]).encode()) for name, key in latencies if is_number(ctx.get(key))]
+        for name, key in latencies:
+            latency: Any = ctx.get(key)
+            if is_number(latency):
+                lines.append((name, written_ms.get(latency) or lua_text(latency).encode()))
         if request.tries:
             theirs = answer[1] if answer is not None else []
             lines += [line for line in theirs if line[0].lower() == _VIA]
@@ -135,42 +157,39 @@ class TimedRunloop(Runloop):
     def _log(self, request: Request) -> bool:
         ctx = request.ctx
         now_ns = ctx["KONG_LOG_START_NS"] = self.time_ns()
-        now_ms = ctx["KONG_LOG_START"] = self._updated_ms()
-        if _is_open(ctx, "BODY_FILTER"):
+        now_ms = ctx["KONG_LOG_START"] = self._clock.updated_ms()
+        if _is_open(ctx, _BODY_FILTER):
             self._end_body(ctx, now_ms, now_ns)
         self._end_open(ctx, now_ms)
         return super()._log(request)
 
-    def _begin(self, phase: str, request: Request) -> None:
+    def _begin(self, phase: Keys, request: Request) -> None:
         self._end_open(request.ctx)
-        request.ctx[f"KONG_{phase}_START"] = round(self._kong.ngx.now() * 1000)
+        request.ctx[phase[0]] = self._clock.now_ms()
 
     def _woken(self) -> None:
         """Something has come in: nginx has read the clock then, whatever this turn of the event loop has read (R8)."""
-        self._kong.ngx.update_time()
+        self._clock.updated_ms()
 
     def _end_open(self, ctx: dict[str, Any], at_ms: int | None = None) -> None:
         for phase in _ENDING:
             if _is_open(ctx, phase):
-                _end(ctx, phase, self._updated_ms() if at_ms is None else at_ms)
+                _end(ctx, phase, self._clock.updated_ms() if at_ms is None else at_ms)
 
     def _end_body(self, ctx: dict[str, Any], at_ms: int, at_ns: int) -> None:
-        _end(ctx, "BODY_FILTER", at_ms)
+        _end(ctx, _BODY_FILTER, at_ms)
         ctx["KONG_BODY_FILTER_ENDED_AT_NS"] = at_ns
         if "KONG_PROXIED" in ctx:
             head_ms = ctx.get("KONG_HEADER_FILTER_START", at_ms)
             ctx["KONG_RECEIVE_TIME"] = at_ms - ctx.get("KONG_RESPONSE_START", head_ms)
 
-    def _updated_ms(self) -> int:
-        ngx = self._kong.ngx
-        ngx.update_time()
-        return round(ngx.now() * 1000)
+
+def _is_open(ctx: dict[str, Any], phase: Keys) -> bool:
+    start, ended_at, _time = phase
+    return start in ctx and ended_at not in ctx
 
 
-def _is_open(ctx: dict[str, Any], phase: str) -> bool:
-    return f"KONG_{phase}_START" in ctx and f"KONG_{phase}_ENDED_AT" not in ctx
-
-
-def _end(ctx: dict[str, Any], phase: str, at_ms: int) -> None:
-    ctx[f"KONG_{phase}_ENDED_AT"] = at_ms
-    ctx[f"KONG_{phase}_TIME"] = at_ms - ctx.get(f"KONG_{phase}_START", at_ms)
+def _end(ctx: dict[str, Any], phase: Keys, at_ms: int) -> None:
+    start, ended_at, time = phase
+    ctx[ended_at] = at_ms
+    ctx[time] = at_ms - ctx.get(start, at_ms)

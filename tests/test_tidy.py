@@ -141,7 +141,7 @@ LAYERS = {
         "timers | upstream http_client | forwarding",
         "phases | request | resolver | config entity | faults",
         "runtime | scoreboard | field document | threshold | access_log | connection_table | arguments | table",
-        "units | ledger | light_thread | error_log | process | timerfd | wall_clock | framing | tally",
+        "units | cached_clock | ledger | light_thread | error_log | process | timerfd | wall_clock | framing | tally",
         "shared_row | cjson | plugin_error",
         "absence",
         "errors | outline | plan | interruption",
