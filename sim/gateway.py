@@ -55,6 +55,7 @@ class WorkerGateway:
         make_exporter: makes the exporter, such as one that only counts.
         make_timers: makes the timers, such as watched ones (`sim.verify`).
         on_logged: called with each request after its log phase, and each that was refused, such as the access log.
+        keeps_times: the times of phases are kept even where no plugin may read them.
 
     Attributes:
         configuration: as given.
@@ -92,6 +93,7 @@ class WorkerGateway:
         make_exporter: Callable[..., Exporter] = Exporter,
         make_timers: Callable[..., Timers] = Timers,
         on_logged: Callable[[Request | RefusedRequest], None] | None = None,
+        keeps_times: bool = False,
     ) -> None:
         self.configuration = gateway
         self.tally = tally or Tally.alone(subjects(gateway))
@@ -161,8 +163,7 @@ class WorkerGateway:
         )
         self.plans = Plans(gateway, {**classes, **gateway.plugin_classes})
         self.plans.start(self.kong)
-        has_foreign = any(plugin.name not in BUNDLED for plugin in gateway.plugins)
-        self.runloop = (TimedRunloop if has_foreign else Runloop)(
+        self.runloop = (TimedRunloop if keeps_times or may_read_times(gateway) else Runloop)(
             gateway,
             self.provider,
             runtime,
@@ -279,6 +280,11 @@ class WorkerGateway:
 
     def _end_timer(self, ctx: dict[str, object]) -> None:
         self.runloop.end_timer(ctx)
+
+
+def may_read_times(gateway: Gateway) -> bool:
+    """Return whether a plugin may read the times of phases: one that does not come with the program."""
+    return any(plugin.name not in BUNDLED for plugin in gateway.plugins)
 
 
 def _log_of_request(log: Callable[[str, str], None], execution: Execution, level: str, message: str) -> None:

@@ -30,8 +30,9 @@ from typing import Any, Final, TextIO
 import uvloop
 
 from kongtrace import tracing
+from sim.config import Gateway
 from sim.errors import UserError
-from sim.gateway import WorkerGateway
+from sim.gateway import WorkerGateway, may_read_times
 from sim.overhead.arms import Arm, TimedProvider
 from sim.runtime.live import LiveRuntime
 from sim.scenario import Scenario, load
@@ -89,7 +90,23 @@ class Worker:
         gc.callbacks.append(self._collecting)
         scenario = load(told["scenario"])
         self._servers = {name: (host, port) for name, (host, port) in told["hosts"].items()}
-        self._gateways = [self._gateway(scenario, Arm(**fields)) for fields in told["arms"]]
+        arms = [Arm(**fields) for fields in told["arms"]]
+        configured = [self._configured(scenario, arm) for arm in arms]
+        # What a worker does for plugins that may read the times of phases is no cost of the one that is measured.
+        keeps_times = any(map(may_read_times, configured))
+        self._gateways = [
+            WorkerGateway(
+                gateway,
+                self._runtime,
+                _log,
+                on_change=self._changed,
+                on_rest=_nothing,
+                make_provider=arm.make_provider,
+                make_exporter=arm.make_exporter,
+                keeps_times=keeps_times,
+            )
+            for arm, gateway in zip(arms, configured, strict=True)
+        ]
 
     async def listen(self) -> list[int]:
         """Open the ports of all arms."""
@@ -114,18 +131,10 @@ class Worker:
             gateway.exporter.queues.abandon()
             await gateway.close()
 
-    def _gateway(self, scenario: Scenario, arm: Arm) -> WorkerGateway:
+    def _configured(self, scenario: Scenario, arm: Arm) -> Gateway:
         its = load(arm.base) if arm.is_file else scenario
         given = arm.gateway(its.gateway, self._traces_endpoint)
-        return WorkerGateway(
-            given.model_copy(update={"hosts": given.hosts | its.addresses(self._servers)}),
-            self._runtime,
-            _log,
-            on_change=self._changed,
-            on_rest=_nothing,
-            make_provider=arm.make_provider,
-            make_exporter=arm.make_exporter,
-        )
+        return given.model_copy(update={"hosts": given.hosts | its.addresses(self._servers)})
 
     def _begin(self, gateway: WorkerGateway) -> dict[str, Any]:
         tracing.use(gateway.provider)

@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import errno
+import gc
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -42,7 +43,10 @@ from sim.overhead.blocks import Block, Load, Reading
 from sim.overhead.measurement import Measurement, divided, parts_of, with_again
 from sim.overhead.outcome import Outcome, outcome
 from sim.overhead.statistics import VALUES_MIN, Interval, interval, mean_interval, paired, warm_up
+from sim.overhead.worker import Worker
+from sim.phase_times import TimedRunloop
 from sim.process import pipe
+from sim.runloop import Runloop
 from sim.runtime.virtual import VirtualWorld
 from sim.scenario import load
 
@@ -445,6 +449,23 @@ def test_plugin_more_is_an_arm(scenario_file, tmp_path, monkeypatch):
 
     plain, more = (blocks[arm.name].spans / blocks[arm.name].requests for arm in arms)
     assert more == plain + 2  # the plugin's own, and that of its handler
+
+
+@pytest.mark.parametrize(("plugins", "runloop"), [((), Runloop), (("spanning.py",), TimedRunloop)])
+def test_times_of_phases_that_a_plugin_may_read_are_no_cost_of_its_own(scenario_file, tmp_path, plugins, runloop):
+    """Where a plugin of one arm may read them, the others keep them too."""
+    (tmp_path / "spanning.py").write_text(SPANNING)
+    arms = [Arm.parse("off"), Arm("1.0", "1.0", plugins=tuple(str(tmp_path / plugin) for plugin in plugins))]
+
+    async def runloops():
+        nobody = ("127.0.0.1", 9)
+        told = {"scenario": str(scenario_file), "arms": list(map(asdict, arms)), "seed": 0}
+        hosts = {"default": nobody, "collector": nobody}
+        worker = Worker(told | {"hosts": hosts, "traces_endpoint": "http://127.0.0.1:9"})
+        gc.callbacks.remove(worker._collecting)
+        return {type(gateway.runloop) for gateway in worker._gateways}
+
+    assert asyncio.run(runloops()) == {runloop}
 
 
 def test_measured_worker_finds_the_modules_that_the_scenario_names(tmp_path, monkeypatch):
