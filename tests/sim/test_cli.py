@@ -567,7 +567,9 @@ def test_run_without_the_extra_says_which_files_it_did_not_write(kongsim, files,
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
     code, out, err = kongsim("run", "short.yaml", "--json", "--out", "out")
 
-    assert (code, json.loads(out)["verdict"]) == (0, "passed")
+    verdict = json.loads(out)["verdict"]
+    assert verdict in {"passed", "invalid"}  # a busy machine may make it late
+    assert code == EXIT_CODES[verdict]
     (told,) = err.splitlines()[1:]
     assert told == (
         "kongsim: report.html, spans.parquet, workers.parquet not written: pyarrow is missing; "
