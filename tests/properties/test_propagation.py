@@ -180,10 +180,11 @@ def test_propagation_never_loses_the_request(headers, params, outgoing):
         return extracted if outgoing is None else outgoing
 
     propagate(params, request, callback, plugin={}, tracing=TracingContext(), log=silent, profile=SAFE)
-    remaining = dict(request.items())
-    assert (remaining["host"], remaining["x-other"]) == ("example.org", ["1", "2"])
+    remaining = list(request.lines())  # those that nobody has seen, behind so many others, pass too
+    others = [line for line in remaining if line[0] in {"host", "x-other"}]
+    assert others == [("host", "example.org"), ("x-other", "1"), ("x-other", "2")]
     removed = set(params.get("clear") or ())
-    assert headers.keys() - removed <= remaining.keys()
+    assert headers.keys() - removed <= {name for name, _ in remaining}
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
