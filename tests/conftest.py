@@ -1,4 +1,4 @@
-"""What every test gets: hypothesis' profiles, and the certainty that it leaves no process behind.
+"""What every test gets: hypothesis' profiles, an environment without the user's wishes, and no process left behind.
 
 `HYPOTHESIS_PROFILE` chooses how long properties are searched: `dev` (the default), `ci` (the same examples each time)
 or `soak` (for hours off).
@@ -21,6 +21,12 @@ settings.register_profile("dev", max_examples=50, deadline=None, suppress_health
 settings.register_profile("ci", settings.get_profile("dev"), max_examples=100, derandomize=True, print_blob=True)
 settings.register_profile("soak", settings.get_profile("dev"), max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+# What this terminal is like, and what this user has set for Kong and OpenTelemetry, would be told in what is tested.
+_OF_A_TERMINAL = {"COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+for _name in [*os.environ]:
+    if _name in _OF_A_TERMINAL or (_name.startswith(("KONG_", "OTEL_")) and _name != "KONG_VECTORS"):
+        del os.environ[_name]
 
 GRACE_S = 10.0  # what the kernel and a busy machine may take to end a process that has been killed
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>

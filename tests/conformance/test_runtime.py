@@ -266,7 +266,7 @@ def test_silent_upstream_is_given_up_after_60_seconds(prompt):
 
     took_s, tries = prompt.run(play)
     assert tries == [(1, 504), (2, 504)]
-    assert took_s >= 2 * timeout_s
+    assert took_s >= 2 * timeout_s - ROUNDING_S
     if prompt.name == "virtual":
         assert took_s <= 2 * timeout_s + 0.1  # deadlines are looked at each 50 ms
 
@@ -597,10 +597,9 @@ class Waits:
         assert await sock.connect("127.0.0.1", conf["port"]) == (1, None)
         assert (await sock.send("GET / HTTP/1.1\r\nHost: o\r\nConnection: close\r\n\r\n"))[1] is None
         assert (await sock.receive())[0] == b"HTTP/1.1 200 OK"
-        sock.settimeout(conf["timeout_s"] * 1000)
         silent = ngx.socket.tcp()
-        silent.settimeout(conf["timeout_s"] * 1000)
         assert await silent.connect("127.0.0.1", conf["port"]) == (1, None)
+        silent.settimeout(conf["timeout_s"] * 1000)
         lap()
         assert await silent.receive(1) == (None, "timeout", b"")
         lap()
@@ -648,8 +647,9 @@ class Listens:
         heard = []
         for what in (100, "*l", "*a"):
             sock = kong.ngx.socket.tcp()
-            sock.settimeout(conf["timeout_s"] * 1000)
             assert await sock.connect("127.0.0.1", conf["port"]) == (1, None)
+            assert (await sock.receive(1))[0] == b"h"  # so that the rest is there too, however busy the machine
+            sock.settimeout(conf["timeout_s"] * 1000)
             for _ in range(2):
                 data, error, partial = await sock.receive(what)
                 heard.append([data, error, partial.decode()])
@@ -671,7 +671,7 @@ def test_what_had_come_when_the_time_ran_out_is_told_once(prompt):
         listener.close()
         return json.loads(client.whole.rpartition(b"\r\n\r\n")[2])
 
-    assert prompt.run(play) == 3 * [[None, "timeout", "half"], [None, "timeout", ""]]
+    assert prompt.run(play) == 3 * [[None, "timeout", "alf"], [None, "timeout", ""]]
 
 
 OWNER = ContextVar("OWNER", default=None)
@@ -968,8 +968,9 @@ def test_connect_is_refused_where_nobody_listens(arm):
 @pytest.mark.parametrize(
     "name", ["nowhere.invalid", "a..b", ".a", pytest.param(64 * "a", id="a label of 64"), "a\ud800"]
 )
-def test_unknown_host_is_a_resolver_error(arm, name):
+def test_unknown_host_is_a_resolver_error(arm, name, monkeypatch):
     """A name of the reserved domain has no address, nor has what is no name."""  # RFC 6761 6.4, RFC 1035 2.3.4
+    monkeypatch.setenv("RES_OPTIONS", "timeout:1 attempts:1")  # a name server that is silent would outlast the play
 
     async def play(stage):
         with pytest.raises(OSError):

@@ -12,7 +12,7 @@ from kongtrace.testing import FakeClock, FakeEntropy, trace_ids
 from tests.properties.lifecycle import machine
 
 IDS = 4_000
-SIGMAS = 6  # of the binomial distribution: one search in half a billion strays further
+STRAY_MAX = 20  # one search in 200 million strays further: 2 / e**20
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
@@ -27,7 +27,15 @@ def test_the_share_of_sampled_traces_is_the_rate(seed, rate):
     tracer = provider().new("sampler", {"sampling_rate": rate})
     block = FakeEntropy(seed)(16 * IDS)
     sampled = sum(tracer.sampler(block[at : at + 16]).sampled for at in range(0, len(block), 16))
-    assert abs(sampled - IDS * rate) <= SIGMAS * math.sqrt(IDS * rate * (1 - rate)) + 1
+    assert IDS * divergence(sampled / IDS, rate) <= STRAY_MAX
+
+
+def divergence(share, rate):
+    """How far a share strays from its rate, by the bound of Chernoff: it is as good for the rarest as for any other."""
+    if not 0 < rate < 1:
+        return 0 if share == rate else math.inf
+    parts = ((share, rate), (1 - share, 1 - rate))
+    return sum(part * math.log(part / expected) for part, expected in parts if part)
 
 
 @given(trace_id=trace_ids(), rate=st.floats(0, 1), other=st.floats(0, 1))

@@ -277,14 +277,19 @@ def abandon_forgets_the_spans(patch: Patch) -> None:
 
 
 def events_are_shared(patch: Patch) -> None:
-    add_event = Span.add_event
+    init, add_event = TracerProvider.__init__, Span.add_event
     shared = []
+
+    def begin(self, **options):
+        init(self, **options)
+        shared.clear()  # an example that depended on those before it would not be the same again
 
     def share(self, *arguments, **options):
         if self.events is None:
             self.events = shared
         add_event(self, *arguments, **options)
 
+    patch.setattr(TracerProvider, "__init__", begin)
     patch.setattr(Span, "add_event", share)
 
 

@@ -59,15 +59,16 @@ class Carries:
     undecided: bool | None  # what "no decision" becomes
     parent: bool = False
     baggage: bool = False
+    zeros: bool = True  # whether a trace id of zeros is taken for one
 
 
 FORMATS = {
     "w3c": Carries((16,), undecided=False),
     "b3": Carries((16, 8), undecided=False, parent=True),
     "b3-single": Carries((16, 8), undecided=None, parent=True),
-    "jaeger": Carries((16, 8), undecided=False, parent=True, baggage=True),
+    "jaeger": Carries((16, 8), undecided=False, parent=True, baggage=True, zeros=False),
     "ot": Carries((8, 16), undecided=None, baggage=True),
-    "datadog": Carries((8,), undecided=None),
+    "datadog": Carries((8,), undecided=None, zeros=False),
     "aws": Carries((16,), undecided=False),
     "gcp": Carries((16,), undecided=False),
     "instana": Carries((16, 8), undecided=False),
@@ -129,10 +130,12 @@ def test_what_is_injected_is_extracted(name, sent):
     carries = FORMATS[name]
     # A parent right after the span id looks like a decision when it begins with one (X5).
     assume(name != "b3-single" or sent.should_sample is not None or (sent.parent_id or b"\xff").hex()[0] not in "01d")
+    size = sent.trace_id_original_size if sent.trace_id_original_size in carries.sizes else carries.sizes[0]
+    # Where a trace id of zeros is none, the half that is sent must not be all zero.
+    assume(carries.zeros or any(sent.trace_id[-size:]))
     headers = Headers()
     inject({"inject": [name]}, sent, headers, plugin={}, tracing=TracingContext(), log=silent, profile=KONG)
     received = extract_format(name.removesuffix("-single"), Headers(headers.lines()), silent)
-    size = sent.trace_id_original_size if sent.trace_id_original_size in carries.sizes else carries.sizes[0]
     assert received.trace_id == sent.trace_id[-size:].rjust(16, b"\0")
     assert received.span_id == sent.span_id
     assert received.should_sample == (carries.undecided if sent.should_sample is None else sent.should_sample)
@@ -177,10 +180,11 @@ def test_propagation_never_loses_the_request(headers, params, outgoing):
         return extracted if outgoing is None else outgoing
 
     propagate(params, request, callback, plugin={}, tracing=TracingContext(), log=silent, profile=SAFE)
-    remaining = dict(request.items())
-    assert (remaining["host"], remaining["x-other"]) == ("example.org", ["1", "2"])
+    remaining = list(request.lines())  # those that nobody has seen, behind so many others, pass too
+    others = [line for line in remaining if line[0] in {"host", "x-other"}]
+    assert others == [("host", "example.org"), ("x-other", "1"), ("x-other", "2")]
     removed = set(params.get("clear") or ())
-    assert headers.keys() - removed <= remaining.keys()
+    assert headers.keys() - removed <= {name for name, _ in remaining}
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)

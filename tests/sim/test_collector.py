@@ -383,7 +383,7 @@ def test_foreground_does_not_show_more_traces_than_senders_can_wait_for():
 
 def test_foreground_carries_faults_out_at_their_times():
     """They are told as they begin and end."""
-    fault = parse_option("{at: 0s, for: 200ms, kind: status, status: 503}", "collector")
+    fault = parse_option("{at: 0s, for: 2s, kind: status, status: 503}", "collector")  # long enough to be felt
     with _foreground(faults=[fault]) as (child, output, port):
         assert output.readline() == "fault status begins\n"
         assert _post(port, ONE_SPAN)[0].status == 503
@@ -407,7 +407,8 @@ def test_foreground_repeats_a_fault():
 
 def test_foreground_may_begin_unreachable():
     """A fault at the very start is no different."""
-    with _foreground(faults=[parse_option("{at: 0s, for: 200ms, kind: refuse}", "collector")]) as (child, output, port):
+    fault = parse_option("{at: 0s, for: 2s, kind: refuse}", "collector")  # long enough to be felt
+    with _foreground(faults=[fault]) as (child, output, port):
         assert output.readline() == "fault refuse begins\n"
         with pytest.raises(ConnectionRefusedError):
             _post(port, ONE_SPAN)
@@ -523,15 +524,15 @@ def test_span_that_comes_again_after_its_answer_is_needless(collector):
 
 def test_span_whose_sender_has_left_is_unanswered(collector):
     """It was taken in, and the answer found nobody."""
-    _begin(collector, kind="slow", latency="50ms")
+    _begin(collector, kind="slow", latency="1s")  # long enough to leave in it
     with contextlib.closing(socket.create_connection(("127.0.0.1", collector.port), TIMEOUT_S)) as client:
         head = f"POST /v1/traces HTTP/1.1\r\nContent-Type: {PROTOBUF}\r\nContent-Length: {len(ONE_SPAN)}\r\n\r\n"
         client.sendall(head.encode() + ONE_SPAN)
         while not collector.report()["received"]:
             process.wait([collector.child.sentinel], 0.001)
-    process.wait([collector.child.sentinel], 0.1)  # twice the time in which the answer is due
+    _post(collector.port, _request((b"b" * 8, b"")))  # its answer comes after that one was due
 
-    assert _counts(collector.stop(), "received_unique", "unanswered") == (1, 1)
+    assert _counts(collector.stop(), "received_unique", "unanswered") == (2, 1)
 
 
 def test_rate_is_that_from_the_first_request_to_the_last(collector):

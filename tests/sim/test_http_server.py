@@ -299,13 +299,14 @@ def test_body_does_not_count_as_head(client):
 
 def test_client_that_leaves_during_a_delay_is_forgotten(server, client):
     """An answer that nobody waits for is dropped."""
+    _begin(server, _fault("slow", latency="1s"))  # long enough to leave in it
     client.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
     client.close()
     with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as other:
         other.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
         assert _read(other, b"/slow").startswith(b"HTTP/1.1 200 OK\r\n")
 
-        assert server.report() == {"accepted": 2, "open": 1, "faults": [], "busy": 0, "waiting": 0, "sent": 1}
+        assert server.report() == {"accepted": 2, "open": 1, "faults": ["slow"], "busy": 0, "waiting": 0, "sent": 1}
 
 
 def test_stopped_server_closes_its_connections(server, client):
@@ -391,10 +392,10 @@ def test_unreachable_server_refuses_connections_until_the_fault_ends(server, kin
 
 def test_refusing_server_closes_idle_connections_and_finishes_the_others(server, client):
     """As one does that is taken out of service."""
-    _begin(server, _fault("slow", latency="100ms"))
+    client.sendall(b"GET /a HTTP/1.1\r\n\r\n")
+    assert _bodies(client, 1) == [b"GET /a"]
+    _begin(server, _fault("slow", latency="1s"))  # long enough to be seen at it
     with _connect(server) as busy:
-        client.sendall(b"GET /a HTTP/1.1\r\n\r\n")
-        assert _bodies(client, 1) == [b"GET /a"]
         busy.sendall(b"GET /b HTTP/1.1\r\n\r\n")
         while not server.report()["busy"]:
             process.wait([server.child.sentinel], 0.001)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hdrh.histogram import HdrHistogram
 
+from sim import process
 from sim.load.driver import LAG_MS_NEGLIGIBLE, ConstantArrivalRate, RampingArrivalRate, drive, invalid_reason
 from sim.load.latency import LATENCY_US_MAX, Latencies
 from sim.load.pool import Pool
@@ -73,6 +74,20 @@ class _ClosesUnanswered(_Server):
         self.transport.close()
 
 
+def _together(count):
+    """Give the port of a server that answers nobody before so many requests have come, and then all."""
+    asked = []
+
+    class Together(_Server):
+        def answer(self):
+            asked.append(self.transport)
+            if len(asked) == count:
+                for transport in asked:
+                    transport.write(OK)
+
+    return serving(Together)
+
+
 class _ClosesAtTheSecond(_Server):
     """Answers one request on each connection and closes at the next, as a server does whose keep-alive ran out."""
 
@@ -95,6 +110,18 @@ class _AnswersPartly(_Server):
 def _balance(report):
     requests = report["requests"]
     return requests["offered"] - requests["completed"] - requests["failed"] - requests["unsent"]
+
+
+def _reported(driver, condition):
+    """Ask for reports until one fulfils the condition; return it."""
+    while not condition(report := driver.report()):
+        process.wait([driver.child.sentinel], 0.01)
+    return report
+
+
+def _keeps_pace(report):
+    """Whether what a busy machine has delayed the generator by is little beside the time that has passed."""
+    return report["lag_ms"]["max"] <= report["elapsed_s"] * 1000 / 20
 
 
 # The request.
@@ -289,8 +316,8 @@ def test_connections_are_used_again():
 
 def test_pool_grows_so_that_slow_answers_delay_nobody():
     """While answers are outstanding, further requests get connections of their own."""
-    with listening(serve_origin, Origin(latency_p50_ms=600, latency_p99_ms=600)) as origin:
-        report = _driven(origin.port, rate_per_s=100, duration_s=0.1)
+    with _together(10) as port:
+        report = _driven(port, rate_per_s=100, duration_s=0.1)
 
     assert report["connections"] == {"opened": 10, "peak": 10}
     assert report["requests"]["waited"] == 0
@@ -299,7 +326,11 @@ def test_pool_grows_so_that_slow_answers_delay_nobody():
 def test_latency_counts_from_the_intended_start():
     """A request that had to wait for a connection took longer by that, although the server answered it as quickly."""
     with listening(serve_origin, Origin(latency_p50_ms=50, latency_p99_ms=50)) as origin:
-        report = _driven(origin.port, rate_per_s=100, duration_s=0.2, connections_max=1)
+        origin.signal(signal.SIGSTOP)
+        with _driving(origin.port, rate_per_s=100, duration_s=0.2, connections_max=1) as driver:
+            _reported(driver, lambda report: report["requests"]["offered"] == 20 and _keeps_pace(report))
+            origin.signal(signal.SIGCONT)
+            report = driver.end()
 
     # 20 requests, 10 ms apart, each 50 ms behind the one before.
     assert report["requests"]["completed"] == 20
@@ -311,29 +342,29 @@ def test_latency_counts_from_the_intended_start():
 def test_stalled_server_cannot_hide():
     """All requests of a stall show its remainder, not only the one that hit it; the generator is not to blame."""
     stall_s = 0.5
-    with listening(serve_origin, Origin()) as origin, _driving(origin.port, duration_s=1) as driver:
-        driver.report()  # it runs
+    with listening(serve_origin, Origin()) as origin:
         origin.signal(signal.SIGSTOP)
-        time.sleep(stall_s)  # the stall itself, not a wait for something
-        origin.signal(signal.SIGCONT)
-        report = driver.end()
+        with _driving(origin.port, duration_s=3600) as driver:
+            _reported(driver, lambda report: report["elapsed_s"] >= stall_s and _keeps_pace(report))
+            origin.signal(signal.SIGCONT)
+            report = driver.stop()
 
-    assert report["requests"]["completed"] == 200
+    assert report["requests"]["completed"] == report["requests"]["sent"] > 0
     assert report["latency_ms"]["max"] >= stall_s * 1000 * 0.9
     assert report["latency_ms"]["p90"] >= stall_s * 1000 * 0.5
-    assert report["lag_ms"]["p50"] < stall_s * 1000 * 0.1
+    assert report["lag_ms"]["p50"] < report["latency_ms"]["max"] * 0.1
 
 
 def test_stalled_generator_is_not_valid():
     """When the generator itself stood still, its lag shows it and the figures do not count."""
-    with listening(serve_origin, Origin()) as origin, _driving(origin.port, duration_s=1) as driver:
-        driver.report()
+    with listening(serve_origin, Origin()) as origin, _driving(origin.port, duration_s=3600) as driver:
+        _reported(driver, lambda report: report["requests"]["completed"])
         driver.signal(signal.SIGSTOP)
         time.sleep(0.5)  # the stall itself
         driver.signal(signal.SIGCONT)
-        report = driver.end()
+        report = driver.stop()
 
-    assert report["requests"]["completed"] == 200
+    assert (report["requests"]["failed"], _balance(report)) == (0, 0)
     assert report["lag_ms"]["max"] >= 400
     assert not report["valid"]
     assert "fell behind" in report["invalid_reason"]
@@ -457,8 +488,7 @@ def test_last_requests_are_waited_for_as_long_as_any():
 def test_stopped_load_waits_no_longer_than_its_limit():
     """What is unanswered then has failed, also what waits for a connection."""
     with serving(_Silent) as port, _driving(port, duration_s=0.05, connections_max=2, stop_timeout_s=0.2) as driver:
-        while driver.report()["state"] != "draining":
-            pass
+        _reported(driver, lambda report: report["state"] == "draining" and report["requests"]["sent"] == 2)
         report = driver.stop()
 
     assert report["failed_by_reason"] == {"timeout": 10}
@@ -469,7 +499,7 @@ def test_stopped_load_waits_no_longer_than_its_limit():
 def test_request_on_a_connection_that_the_server_closed_is_sent_again():
     """A server may close an idle connection just as a request is sent on it (RFC 9112 9.3.1): no failure."""
     with serving(_ClosesAtTheSecond) as port:
-        report = _driven(port)
+        report = _driven(port, connections_max=2)
 
     assert report["requests"]["completed"] == report["requests"]["sent"] == 50
     assert report["requests"]["resent"] > 0
@@ -479,7 +509,7 @@ def test_request_on_a_connection_that_the_server_closed_is_sent_again():
 def test_request_that_is_not_idempotent_is_never_sent_again():
     """POST may have been carried out (RFC 9110 9.2.2): it fails."""
     with serving(_ClosesAtTheSecond) as port:
-        report = _driven(port, method="POST")
+        report = _driven(port, method="POST", connections_max=2)
 
     assert report["requests"]["resent"] == 0
     assert report["failed_by_reason"]["reset"] == 50 - report["requests"]["completed"] > 0
@@ -497,7 +527,7 @@ def test_request_on_a_fresh_connection_is_never_sent_again():
 def test_request_whose_answer_began_is_never_sent_again():
     """Once a byte of the answer has come, the request was carried out."""
     with serving(_AnswersPartly) as port:
-        report = _driven(port)
+        report = _driven(port, connections_max=2)
 
     assert report["requests"]["resent"] == 0
     assert report["failed_by_reason"]["reset"] == 50 - report["requests"]["completed"] > 0
@@ -509,8 +539,7 @@ def test_stopped_load_awaits_what_is_under_way():
         listening(serve_origin, Origin(latency_p50_ms=100, latency_p99_ms=100)) as origin,
         _driving(origin.port, duration_s=366 * 86_400) as driver,
     ):
-        while not driver.report()["requests"]["completed"]:
-            pass
+        _reported(driver, lambda report: report["requests"]["completed"])
         report = driver.stop()
 
     requests = report["requests"]
@@ -534,29 +563,31 @@ def test_progress_is_told_at_any_time():
 
 
 @pytest.mark.parametrize(
-    "load",
+    "lasting",
     [
-        ConstantArrivalRate(rate_per_s=1, duration_s=0.5),
-        ConstantArrivalRate(rate_per_s=100, duration_s=0.5, pauses=((0.1, 0.5),)),
-        RampingArrivalRate(stages=((0.1, 100.0, 0.0), (0.4, 0.0, 0.0))),
+        lambda length_s: ConstantArrivalRate(rate_per_s=0.5 / length_s, duration_s=length_s),
+        lambda length_s: ConstantArrivalRate(rate_per_s=100, duration_s=length_s, pauses=((0.1, length_s),)),
+        lambda length_s: RampingArrivalRate(stages=((0.1, 100.0, 0.0), (length_s - 0.1, 0.0, 0.0))),
     ],
+    ids=["constant", "paused", "ramping"],
 )
-def test_load_lasts_its_whole_duration(load):
+def test_load_lasts_its_whole_duration(lasting):
     """However early its last request arrives: what is to happen later still does, as in k6."""
-    with serving(_Server) as port, started(drive, load, Request(host="127.0.0.1", port=port)) as driver:
-        while not driver.report()["requests"]["completed"]:
-            pass
-        assert driver.report()["state"] == "running"
-        report = driver.end()
-
-    assert report["elapsed_s"] >= 0.5
+    with serving(_Server) as port:
+        request = Request(host="127.0.0.1", port=port)
+        with started(drive, lasting(0.5), request) as driver:
+            assert driver.end()["elapsed_s"] >= 0.5
+        with started(drive, lasting(60.0), request) as driver:
+            count = len(list(lasting(60.0).schedule()))
+            report = _reported(driver, lambda report: report["requests"]["completed"] == count)
+            assert report["state"] == "running"
+            driver.stop()
 
 
 def test_load_that_waits_for_its_end_can_be_stopped():
     """Nothing arrives any more, and nobody has to wait for that."""
     with serving(_Server) as port, _driving(port, rate_per_s=1 / 3600, duration_s=3600) as driver:
-        while not driver.report()["requests"]["completed"]:
-            pass
+        _reported(driver, lambda report: report["requests"]["completed"])
         report = driver.stop()
 
     assert report["requests"]["offered"] == report["requests"]["completed"] == 1
@@ -585,17 +616,15 @@ def test_more_connections_than_descriptors_were_allowed():
         drive(control, *args)
 
     with (
-        listening(serve_origin, Origin(latency_p50_ms=600, latency_p99_ms=600)) as origin,
+        _together(200) as port,
         started(
-            drive_with_few_descriptors,
-            _load(rate_per_s=1000, duration_s=0.2),
-            Request(host="127.0.0.1", port=origin.port),
+            drive_with_few_descriptors, _load(rate_per_s=1000, duration_s=0.2), Request(host="127.0.0.1", port=port)
         ) as driver,
     ):
         report = driver.end()
 
     assert report["requests"]["completed"] == 200
-    assert report["connections"]["peak"] > 100
+    assert report["connections"]["peak"] == 200
 
 
 def test_paused_load_sends_nothing_meanwhile():
@@ -636,11 +665,13 @@ def test_latencies_of_requests_that_start_in_a_window_are_told_apart():
 
 def test_latest_latencies_are_those_since_the_report_before():
     """Each request is in one report: together they are all of them, and after the last there is none."""
-    with serving(_Server) as port, _driving(port, rate_per_s=100, duration_s=0.3) as driver:
-        latest = [driver.report()["latest"] for _ in range(3)]
-        final = driver.end()
+    latest = []
+    with serving(_Server) as port, _driving(port, rate_per_s=100, duration_s=3600) as driver:
+        while sum(each["requests"] > 0 for each in latest) < 3:
+            latest.append(driver.report()["latest"])
+        final = driver.stop()
 
-    assert sum(each["requests"] for each in (*latest, final["latest"])) == final["requests"]["completed"] == 30
+    assert sum(each["requests"] for each in (*latest, final["latest"])) == final["requests"]["completed"]
     assert final["latest"]["latency_ms"]["max"] <= final["latency_ms"]["max"]
 
 

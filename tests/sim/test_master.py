@@ -12,6 +12,7 @@ from sim.error_log import ErrorLog
 from sim.errors import UserError
 from sim.master import Master, listen, url_of
 from sim.scoreboard import Scoreboard
+from tests.peers import free_port
 
 
 def test_port_0_is_any_free_port():
@@ -64,7 +65,7 @@ def test_port_is_bound_when_the_master_is_made():
 
 def test_closing_a_master_that_runs_elsewhere_frees_the_port():
     """A master that nobody runs holds no port after `close`."""
-    master = Master(Gateway(), Scoreboard(1), error_log=ErrorLog())
+    master = Master(Gateway(listen=f"127.0.0.1:{free_port()}"), Scoreboard(1), error_log=ErrorLog())
     address = master.listeners[0].getsockname()
 
     master.close()

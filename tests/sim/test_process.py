@@ -1,6 +1,7 @@
 """Children that never outlive their parent, and signals that come as messages."""
 
 import functools
+import gc
 import os
 import resource
 import signal
@@ -15,6 +16,7 @@ import pytest
 from sim import process
 from sim.errors import UserError
 from sim.interruption import INTERRUPTS, leave_when_interrupted
+from tests.peers import free_port
 
 TIMEOUT_S = 20.0
 
@@ -127,7 +129,7 @@ def test_child_sees_the_end_of_its_pipe():
 
 def test_child_does_not_keep_a_port_open_that_is_not_its_own():
     """A listening socket handed over in `closing` refuses connections as soon as its owner closes it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", free_port())) as listener:
         address = listener.getsockname()
         ours, theirs = process.pipe()
         child = process.start(_tell_and_wait, theirs, name="child", closing=[ours, listener])
@@ -168,7 +170,7 @@ def test_killing_the_parent_kills_a_child_that_is_stuck(ended):
 def test_child_whose_parent_died_before_it_could_ask_for_its_death_ends_itself():
     """A child that finds itself adopted already exits without running its target."""
     ours, theirs = process.pipe()
-    stranger = 1
+    stranger = os.getppid()
     child = process._fork.Process(
         target=process._run_child, args=(stranger, (), (), lambda control: control.send("ran"), (theirs,))
     )
@@ -212,7 +214,7 @@ def test_send_signal_spares_a_stranger():
     child, control = _started(_tell_and_wait)
     control.recv()
 
-    assert process.send_signal(child.pid, signal.SIGKILL, parent_pid=1) is False
+    assert process.send_signal(child.pid, signal.SIGKILL, parent_pid=os.getppid()) is False
 
     control.close()
     assert process.reap(child, TIMEOUT_S) == 0
@@ -350,6 +352,7 @@ def test_pid_file_in_a_missing_folder_is_a_mistake_of_the_user(tmp_path):
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
 def test_device_is_no_pid_file(device):
     """It is refused in one line, stays where it is, and nothing is left open."""
+    gc.collect()  # what an earlier test has left in a cycle would close its descriptors at any time
     opened = [*map(str, Path("/proc/self/fd").iterdir())]
 
     with pytest.raises(UserError, match=f"^pid: cannot write {device}: Invalid argument; write the path of a file"):
