@@ -238,10 +238,11 @@ class Master:
             deadline_ns = self._cycle.deadline_ns
             timeout_s = None if deadline_ns is None else max(0, deadline_ns - time.monotonic_ns()) / _NS_PER_S
             wait([signals, self._ready], timeout_s)
-            received = signals.take()
-            actions = self._cycle.turn(
-                time.monotonic_ns(), signals=received, exits=self._reap(), ready=self._take_ready()
-            )
+            received, exits = signals.take(), self._reap()
+            while late := signals.take():  # of whoever has ended meanwhile: it was reaped, and its signal is told first
+                received += late
+                exits += self._reap()
+            actions = self._cycle.turn(time.monotonic_ns(), signals=received, exits=exits, ready=self._take_ready())
 
     def _do(self, action: Action) -> None:
         match action:

@@ -63,7 +63,7 @@ class LiveGateway:
     def wait_written(self, path, text):
         """Wait for a line of a file that holds a text; return the line."""
         for _ in range(int(TIMEOUT_S * 100)):
-            for line in path.read_text().splitlines():
+            for line in path.read_text().rpartition("\n")[0].splitlines():  # the last one may not be whole yet
                 if text in line:
                     return line
             process.wait([self.process.sentinel], 0.01)

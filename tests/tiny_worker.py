@@ -63,6 +63,16 @@ def stubborn(args):
         time.sleep(1)
 
 
+def defiant(args):
+    """Serve nobody, and say which signals it does not obey."""
+    with Signals(*SERVED) as signals:
+        args.ready.send(os.getpid())
+        while True:
+            wait([signals], None)
+            for signum, _sender in signals.take():
+                args.error_log("notice", f"heard {signum.name}")
+
+
 def fatal(args):
     """Refuse to start, for a reason that another try does not remove."""
     sys.exit(2)

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from tests.faults import run
+from tests.faults import IMPATIENT, run
 
 RUNS = 5
 SECONDS = 10
@@ -22,9 +22,8 @@ def ratios():
     windows = []
     for _ in range(RUNS):
         with TemporaryDirectory() as directory:
-            summary = run(
-                Path(directory), "kong", f"[{', '.join(hangs)}]", rate=RATE, duration=f"{SECONDS}s", queue=QUEUE
-            )
+            fields = {"rate": RATE, "duration": f"{SECONDS}s", "queue": QUEUE, "read_timeout": IMPATIENT}
+            summary = run(Path(directory), "kong", f"[{', '.join(hangs)}]", **fields)
         windows.append((summary.fault_window.latency_ms, summary.fault_window.outside_latency_ms))
     return [
         _row("request latency, p99, collector hanging", [hung.p99 / healthy.p99 for hung, healthy in windows]),

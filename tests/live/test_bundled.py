@@ -178,7 +178,7 @@ def test_synthetic_makes_the_spans_that_it_is_told_to(tmp_path):
 
 def test_synthetic_uses_the_cpu_time_and_waits_as_long_as_it_is_told(tmp_path):
     """CPU time is the process's own, whoever else computes; waiting costs none."""
-    requests, cpu_ms, wait_ms = 10, 20, 30
+    requests, cpu_ms, wait_ms = 3, 20, 200
     config = {"access": {"cpu": f"{cpu_ms}ms", "wait": f"{wait_ms}ms", "spans": {"count": 1, "name": "work"}}}
     with traced_gateway(tmp_path, plugins=(Plugin(name="synthetic", config=config),)) as (gateway, collector):
         cpu_before_ns = gateway.wait_requests(0).sum("cpu_ns")

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sim import run as runs
-from tests.faults import ALONE, BATCH, CASES, FULL, losses, run, schedules, unexplained
+from tests.faults import ALONE, BATCH, CASES, FULL, IMPATIENT, losses, run, schedules, unexplained
 
 SCHEDULES = 200 if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else 8
 """Schedules of faults that are tried: each is a run of a second or two."""
@@ -42,7 +42,8 @@ def test_every_span_is_accounted_for_in(tmp_path, name, profile):
 def test_every_span_is_accounted_for_in_any_schedule_of_faults(faults, profile, queue, limits):
     """Faults of all kinds, at any time, over one another, in workers that may run short of timers and connections."""
     with TemporaryDirectory() as directory:
-        summary = run(Path(directory), profile, faults, queue=queue, workers="2", rate="200/s", shutdown_timeout=limits)
+        options = {"queue": queue, "read_timeout": IMPATIENT, "workers": "2", "shutdown_timeout": limits}
+        summary = run(Path(directory), profile, faults, rate="200/s", **options)
 
     # Without a queue any number may be on its way when a sender loses its patience.
     in_doubt = BATCH if queue is FULL else summary.ledger["created"]
@@ -74,7 +75,7 @@ def test_outage_that_outlasts_the_load_ends_while_the_queues_drain(tmp_path):
 
 def test_memory_limit_kills_the_worker_that_exceeds_it_and_its_successors(tmp_path):
     """As long as it lasts; the summary names them."""
-    summary = run(tmp_path, "kong", "[{at: 200ms, for: 400ms, target: worker, kind: memory, limit: 1MiB}]")
+    summary = run(tmp_path, "kong", "[{at: 100ms, for: 600ms, target: worker, kind: memory, limit: 1MiB}]")
 
     killed = summary.faults[0]["killed"]
     assert len(killed) > 1
@@ -91,7 +92,7 @@ def test_worker_within_its_memory_limit_lives(tmp_path):
 
 def test_stopped_worker_stands_still_and_loses_nothing(tmp_path):
     """Its clients wait that long, no longer."""
-    summary = run(tmp_path, "safe", "[{at: 200ms, for: 400ms, target: worker, kind: stop}]", read_timeout="5000")
+    summary = run(tmp_path, "safe", "[{at: 200ms, for: 400ms, target: worker, kind: stop}]")
 
     assert (summary.totals.deaths, summary.requests.failed, losses(summary)) == (0, 0, {})
     assert summary.latency_ms.max >= 300
@@ -142,19 +143,19 @@ def test_fault_hits_the_requests_of_its_time_however_late_the_load_begins(tmp_pa
     drive = runs.driver.drive
 
     def begin_late(*args, **options):
-        ready_s = time.monotonic() + 0.3
+        ready_s = time.monotonic() + 0.5
         while time.monotonic() < ready_s:
             pass
         drive(*args, **options)
 
     monkeypatch.setattr(runs.driver, "drive", begin_late)
-    fault = "[{at: 400ms, for: 500ms, target: upstream, kind: slow, latency: 300ms}]"
+    fault = "[{at: 600ms, for: 500ms, target: upstream, kind: slow, latency: 300ms}]"
 
     window = run(tmp_path, "kong", fault, rate="200/s", duration="1400ms").fault_window
 
     assert window.latency_ms.p50 >= 300
-    # Not p99: a request that a busy machine sends a moment after its time is hit as well.
-    assert window.outside_latency_ms.p90 < 300
+    # Of those outside more than half would have been hit; a few are that a busy machine sends after their time.
+    assert window.outside_latency_ms.p50 < 300
 
 
 def test_reload_makes_a_generation_and_is_told(tmp_path):
@@ -185,7 +186,7 @@ def test_fault_that_has_to_wait_for_a_worker_lasts_as_long_all_the_same(tmp_path
 
 def test_worker_that_was_stopped_twice_stands_still_until_both_have_ended(tmp_path):
     """The end of the shorter stop does not end the longer one."""
-    times = (("100ms", "600ms"), ("200ms", "100ms"))
+    times = (("100ms", "1s"), ("200ms", "100ms"))
     stops = [f"{{at: {at}, for: {lasts}, target: worker, kind: stop}}" for at, lasts in times]
 
     summary = run(tmp_path, "kong", f"[{', '.join(stops)}]")

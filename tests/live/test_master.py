@@ -4,18 +4,18 @@ import os
 import re
 import socket
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH
 
 import pytest
 
-from sim import process
+from sim import cycle, process
 from sim.config import Gateway, parse_address
-from sim.cycle import ALARM_S_FIRST
 from sim.error_log import ErrorLog
 from sim.errors import UserError
 from sim.master import Master, serve
+from sim.process import Signals
 from sim.scoreboard import Scoreboard, State
 from tests import peers, tiny_worker
 
@@ -75,10 +75,10 @@ class Running:
         reading = self.wait_until(lambda reading: reading.alive and all(w.pid for w in reading.alive))
         return {worker.pid for worker in reading.alive}
 
-    def wait_logged(self, text):
-        """Wait for a line of the log that begins so."""
+    def wait_logged(self, text, times=1):
+        """Wait until so many lines of the log begin so."""
         for _ in range(int(TIMEOUT_S * 100)):
-            if any(line.startswith(text) for line in self.logged()):
+            if sum(line.startswith(text) for line in self.logged()) >= times:
                 return
             process.wait([self.process.sentinel], 0.01)
         raise AssertionError(f"it is not in the log: {self.logged()}")
@@ -88,7 +88,18 @@ class Running:
         return [line.split("] ")[0].split("[")[1] + ": " + line.split(": ", 1)[1] for line in self.lines()]
 
     def lines(self):
-        return self.log.read_text().splitlines()
+        return self.log.read_text().rpartition("\n")[0].splitlines()  # the last one may not be whole yet
+
+    def wait_refused(self, address=None):
+        """Wait until nobody listens on an address."""
+        place = parse_address(address) if address else self.address
+        for _ in range(int(TIMEOUT_S * 100)):
+            try:
+                socket.create_connection(place, TIMEOUT_S).close()
+            except ConnectionRefusedError:
+                return
+            process.wait([], 0.01)
+        raise AssertionError(f"connections to {place} are accepted")
 
 
 def _cycle(master, control, *, daemon):
@@ -156,8 +167,9 @@ def test_killed_worker_is_respawned_and_its_count_stays(tmp_path):
         assert master.connect() == fresh.pid != pid
         reading = master.wait_until(lambda reading: reading.sum("requests") == 4)
         assert (reading.ledger.lost_in_request, reading.ledger.open, reading.ledger.unaccounted) == (3, 1, 0)
+        # A worker may serve before the master has said that it has started it.
+        master.wait_logged(f"notice: start worker process {fresh.pid}")
         assert f"alert: worker process {pid} exited on signal 9" in master.logged()
-        assert f"notice: start worker process {fresh.pid}" in master.logged()
 
 
 def test_no_connection_is_refused_while_the_only_worker_is_dead(tmp_path):
@@ -173,7 +185,7 @@ def test_no_connection_is_refused_while_the_only_worker_is_dead(tmp_path):
 @pytest.mark.parametrize("signum", [SIGTERM, SIGINT, SIGQUIT])
 def test_master_leaves_with_all_its_workers(tmp_path, ended, signum):
     """After TERM, INT or QUIT no process is left, every worker has exited with 0, and the port is closed."""  # W1, W2
-    with running(tmp_path) as master:
+    with running(tmp_path, gateway=Gateway(workers=2, listen=free_address())) as master:
         workers = [os.pidfd_open(pid) for pid in master.alive()]
 
         master.signal(signum)
@@ -205,9 +217,39 @@ def test_log_tells_the_story_in_the_words_of_nginx(tmp_path):
         assert all(re.fullmatch(rf"{stamp} \[notice\] {writer}: .+", line) for line in master.lines())
 
 
+def test_end_of_a_worker_is_told_after_its_signal_whenever_it_comes(tmp_path, monkeypatch):
+    """Also when it comes between the two looks at what has happened: SIGCHLD was told later, or never."""
+    may_leave, reap = tmp_path / "may leave", Master._reap
+
+    def reluctant(args):
+        with Signals(SIGTERM) as signals:
+            args.ready.send(os.getpid())
+            process.wait([signals], None)
+            while not may_leave.exists():
+                process.wait([], 0.01)
+
+    def reap_late(master):
+        if master._children and master._cycle.deadline_ns is not None:  # they were told to leave
+            may_leave.touch()
+            process.wait([child.sentinel for child, _record in master._children.values()], TIMEOUT_S)
+        return reap(master)
+
+    monkeypatch.setattr(Master, "_reap", reap_late)
+    with running(tmp_path, reluctant, workers=1) as master:
+        (pid,) = master.alive()
+        master.signal(SIGTERM)
+        assert master.exit_code() == 0
+
+        assert master.logged()[-3:] == [
+            f"notice: signal 17 (SIGCHLD) received from {pid}",
+            f"notice: worker process {pid} exited with code 0",
+            "notice: exit",
+        ]
+
+
 def test_killing_the_master_leaves_nothing(tmp_path, ended):
     """Workers do not outlive a master that is killed with -9, and the port is free."""
-    with running(tmp_path) as master:
+    with running(tmp_path, gateway=Gateway(workers=2, listen=free_address())) as master:
         workers = [os.pidfd_open(pid) for pid in master.alive()]
 
         master.signal(SIGKILL)
@@ -227,17 +269,17 @@ def test_workers_that_ignore_terminate_are_killed(tmp_path):
         assert [w.exit_code for w in master.scoreboard.read().workers] == [-SIGKILL] * 2
 
 
-def test_interrupting_twice_does_not_wait(tmp_path):
-    """A second Ctrl-C kills workers that do not leave; nothing is left behind."""
-    with running(tmp_path, tiny_worker.stubborn) as master:
+def test_interrupting_twice_does_not_wait(tmp_path, monkeypatch):
+    """A second Ctrl-C kills workers that do not leave; nothing is left behind."""  # W9
+    monkeypatch.setattr(cycle, "ALARM_S_PATIENCE", 3600.0)  # the escalation would take that long to kill them
+    with running(tmp_path, tiny_worker.defiant, workers=1) as master:
         master.signal(SIGINT)
-        master.wait_logged("notice: signal 2 (SIGINT) received from")
-        process.wait([master.process.sentinel], 2 * ALARM_S_FIRST)
+        master.wait_logged("notice: heard SIGTERM", times=2)
         master.signal(SIGINT)
 
         assert master.exit_code() == 0
         assert sum("SIGINT" in line for line in master.logged()) == 2
-        assert [w.exit_code for w in master.scoreboard.read().workers] == [-SIGKILL] * 2
+        assert [w.exit_code for w in master.scoreboard.read().workers] == [-SIGKILL]
 
 
 def test_terminate_while_workers_are_still_starting_leaves_nothing(tmp_path):
@@ -378,8 +420,7 @@ def test_reload_with_which_no_worker_can_start_leaves_all_as_it_was(tmp_path):
 
         assert master.logged().count("emerg: plugins[0]: the plugin cannot be loaded") == 4
         assert master.alive() == old
-        with pytest.raises(ConnectionRefusedError):
-            master.connect(added)
+        master.wait_refused(added)  # it is closed when the log has said so
         os.kill(killed := master.connect(removed), SIGKILL)
         reading = master.wait_until(lambda r: killed not in {w.pid for w in r.alive} and serving(2, generation=1)(r))
         assert master.connect(removed) in {worker.pid for worker in reading.alive}
@@ -491,19 +532,26 @@ def test_workers_draw_from_seeds_of_their_own(tmp_path):
     assert len({line.split("seed ")[1] for line in seen[0]}) == 3
 
 
-def test_serving_in_the_foreground_prints_where_and_logs_to_the_terminal(capfd):
+def test_serving_in_the_foreground_prints_where_and_logs_to_the_terminal():
     """`serve` prints its address once it serves, and INT ends it with 0 and without a traceback."""
-    server = process.start(lambda: sys.exit(serve(Gateway(workers=1))), name="serve")
-    out, err = "", ""
-    while "listening" not in out:
-        assert not process.wait([server.sentinel], 0.01)
-        told = capfd.readouterr()
-        out, err = out + told.out, err + told.err
-    process.kill(server, SIGINT)
-    server.join(TIMEOUT_S)
-    err += capfd.readouterr().err
+    pipes = [os.pipe(), os.pipe()]
 
-    assert server.exitcode == 0
+    def run():
+        for number, (_read, write) in enumerate(pipes, 1):
+            os.dup2(write, number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.exit(serve(Gateway(workers=1)))
+
+    server = process.start(run, name="serve")
+    with ExitStack() as stack:
+        for _read, write in pipes:
+            os.close(write)
+        printed, logged = (stack.enter_context(os.fdopen(read)) for read, _write in pipes)
+        out = printed.readline()
+        process.kill(server, SIGINT)
+        assert process.reap(server, TIMEOUT_S) == 0
+        out, err = out + printed.read(), logged.read()
+
     assert re.fullmatch(rf"listening on http://127\.0\.0\.1:\d+, workers: 1, profile: kong, pid: {server.pid}\n", out)
     assert re.search(r"\[notice\] \d+#\d+: signal 2 \(SIGINT\) received from \d+, exiting\n", err)
     assert "Traceback" not in err

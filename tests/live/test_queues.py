@@ -115,7 +115,8 @@ ALL = ["kong", "kong.balancer", "kong.dns", "kong.router"]
 
 def test_copies_of_spans_come_in_a_batch_and_stand_in_the_ledger(tmp_path):
     """A span that nobody else exports is enqueued and acknowledged as any other."""
-    with queueing(tmp_path) as gateway:
+    config = {"queue": {"max_batch_size": 2 * len(ALL), "max_coalescing_delay": 600}}
+    with queueing(tmp_path, config=config) as gateway:
         gateway.request()
         gateway.request()
         gateway.wait_requests(2)

@@ -12,7 +12,7 @@ from tests.faults import BATCH, Unseen, unexplained
 
 SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").glob("*.yaml"))
 
-OF_SPEED = ("latency.", "fault_window.")
+OF_SPEED = ("latency.", "fault_window.", "collector.received_per_s >")
 """Metrics that a busy machine decides about."""
 
 

@@ -53,8 +53,9 @@ SOCKET = (
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """The programs in which one thing is unusual, of few requests."""
+    """The programs in which one thing is unusual, all of them, of few requests."""
     monkeypatch.setattr("sim.verify.search.PROGRAMS", 1)
+    monkeypatch.setattr("sim.verify.search.SEARCH_S", 300.0)
     monkeypatch.setattr("sim.verify.program.TIMES", (1, 2, 5))
 
 

@@ -53,10 +53,12 @@ class Shop:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Few programs are drawn, of few requests, whatever terminal the tests are run in."""
+    """Few programs are drawn, of few requests, whatever terminal the tests are run in, and however busy the machine."""
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(search, "PROGRAMS", 10)
+    monkeypatch.setattr(search, "SEARCH_S", 300.0)
+    monkeypatch.setattr(search, "SHRINK_S", 60.0)
     monkeypatch.setattr(programs_of_all_kinds, "TIMES", (1, 1, 1, 2, 5))
 
 
