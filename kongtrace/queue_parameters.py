@@ -63,11 +63,11 @@ class QueueParameters:
             conf = {}  # it has no names
         if not isinstance(conf, Mapping):
             raise ApiError("arg #1 (queue_conf) must be a table")
-        given: dict[str, Any] = {
-            parameter.name: conf.get(parameter.name) for parameter in fields(cls) if parameter.init
-        }
-        return cls(**given)
+        given: list[Any] = [conf.get(name) for name in _GIVEN]
+        return cls(*given)
 
+
+_GIVEN: Final = tuple(parameter.name for parameter in fields(QueueParameters) if parameter.init)
 
 _NUMBERS: Final = (
     "max_batch_size",

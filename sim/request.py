@@ -344,8 +344,9 @@ class Request:
     def headers(self) -> Headers:
         """The headers as plugins see and change them; what they leave is what the upstream gets."""
         if self.text_headers is None:
+            lines = self.lines
             self.text_headers = Headers(
-                [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in self.lines]
+                [(name.lower().decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in lines]
             )
         return self.text_headers
 

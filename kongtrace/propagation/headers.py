@@ -59,8 +59,13 @@ class Headers:
         self._repeats = False  # some header has had several lines
         if not isinstance(lines, list):
             lines = list(_lines(lines.items()) if isinstance(lines, Mapping) else lines)
+        seen = self._seen
         for name, value in lines[:seen_max]:
-            self.add(name, value)
+            lowered = name if name.islower() else lua_lower(name)
+            if lowered in seen:
+                self.add(lowered, value)
+            else:
+                seen[lowered] = value
         for name, value in lines[seen_max:]:
             self._unseen.append((lua_lower(name), value))
 

@@ -26,6 +26,7 @@ MODES: Final = ("set", "add", "replace")
 
 _REDACTED: Final = ("authorization", "proxy-authorization")
 _SOURCES: Final = {"service": "upstream", "exit": "kong", "error": "kong"}
+_SCALAR: Final = (str, int, float)
 _NS_PER_MS: Final = 1_000_000
 _SETTING: Final = tuple(phase for phase in IN_REQUEST if phase not in ("error", "admin_api"))
 
@@ -160,18 +161,28 @@ def _plain(value: Any, above: tuple[int, ...] = ()) -> Any:
     Raises:
         ApiError: it cannot hold it.
     """
-    if value is None or isinstance(value, str | int | float):
+    if value is None or isinstance(value, _SCALAR):
         return value
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if id(value) not in above:
         above = (*above, id(value))
-        if isinstance(value, list | tuple):
+        if isinstance(value, (list, tuple)):
             return [_plain(inner, above) for inner in value]
-        if isinstance(value, Mapping) and all(isinstance(key, str | int | float) for key in value):
-            return Table({key: _plain(inner, above) for key, inner in value.items()})
+        if isinstance(value, (dict, Mapping)) and all(map(_is_key, value)):
+            # Most are text or numbers, and need no copy.
+            return Table(
+                {
+                    key: inner if inner is None or isinstance(inner, _SCALAR) else _plain(inner, above)
+                    for key, inner in value.items()
+                }
+            )
     allowed = "a non-self-referencial table containing numbers, string and booleans"
     raise ApiError(f"value must be nil, a number, string, boolean or {allowed}")
+
+
+def _is_key(key: object) -> bool:
+    return isinstance(key, _SCALAR)
 
 
 def _set(entry: Table, key: str, value: Any, mode: str) -> None:
