@@ -784,7 +784,7 @@ class Queues:
 
     def figures(self) -> tuple[int, ...]:
         """The same as a plain tuple (:meth:`Queue.figures`)."""
-        figures = [queue.figures() for queue in self._queues.values()]
+        figures = list(map(Queue.figures, self._queues.values()))
         if self._forgotten is not _NONE or not figures:
             figures.append(self._forgotten)
         return figures[0] if len(figures) == 1 else _sum(figures)

@@ -8,6 +8,7 @@ from pydantic import Field
 from sim import __version__
 from sim.document import Model
 from sim.pdk import Kong
+from sim.pdk.serializer import note
 
 _ID: str = "correlation_id"
 
@@ -50,7 +51,7 @@ class CorrelationId:
             correlation_id = self._next(kong, conf.generator)
             kong.service.request.set_header(conf.header_name, correlation_id)
         kong.ctx.plugin[_ID] = correlation_id
-        kong.log.set_serialize_value("correlation_id", correlation_id)
+        note(kong.ngx.ctx, _ID, correlation_id)
 
     def header_filter(self, kong: Kong, conf: CorrelationIdConfig) -> None:
         """Tell the client, also where the request came no further."""
