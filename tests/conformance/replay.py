@@ -92,6 +92,16 @@ def plain(value: Any) -> Any:
     return value if not callable(value) else {"$fn": "function"}
 
 
+def of_tracer(method: str) -> Callable[..., Any]:
+    """The operation that is a tracer's method of that name."""
+    return lambda self, tracer, args=(): getattr(self.tracers[tracer], method)(*args)
+
+
+def of_span(method: str) -> Callable[..., Any]:
+    """The operation that is a span's."""
+    return lambda self, span, args=(): getattr(self.spans[span], method)(*args)
+
+
 class Replay:
     """One case: a fresh process, played from its first step to its last."""
 
@@ -438,32 +448,19 @@ class Replay:
             return None
         return {"spans": [self.shown(span) for span in spans], "count": spans.item_count}
 
-    def op_process_span(self, tracer: str, args: Any = ()) -> None:
-        return self.tracers[tracer].process_span(*args)
-
-    def op_set_should_sample(self, tracer: str, args: Any = ()) -> None:
-        return self.tracers[tracer].set_should_sample(*args)
-
-    def op_get_sampling_decision(self, tracer: str, args: Any = ()) -> Any:
-        return self.tracers[tracer].get_sampling_decision(*args)
+    op_process_span = of_tracer("process_span")
+    op_set_should_sample = of_tracer("set_should_sample")
+    op_get_sampling_decision = of_tracer("get_sampling_decision")
+    op_add_event = of_span("add_event")
+    op_record_error = of_span("record_error")
+    op_set_status = of_span("set_status")
+    op_finish = of_span("finish")
 
     def op_sampler(self, tracer: str, args: Any = ()) -> Any:
         return list(self.tracers[tracer].sampler(*map(as_id, args[:1]), *args[1:]))
 
     def op_set_attribute(self, span: str, args: Any = ()) -> None:
         return self.spans[span].set_attribute(*map(text_of, args[:1]), *args[1:])
-
-    def op_add_event(self, span: str, args: Any = ()) -> None:
-        return self.spans[span].add_event(*args)
-
-    def op_record_error(self, span: str, args: Any = ()) -> None:
-        return self.spans[span].record_error(*args)
-
-    def op_set_status(self, span: str, args: Any = ()) -> None:
-        return self.spans[span].set_status(*args)
-
-    def op_finish(self, span: str, args: Any = ()) -> None:
-        return self.spans[span].finish(*args)
 
     def op_release(self, span: str) -> None:
         self.spans[span].release()

@@ -346,16 +346,22 @@ def overfull_request(worker):
     return spans[-1]
 
 
+def span_that_is_lent_the_events_of(holder, worker):
+    """The next span, with an event of its own; until it is lent the list, whoever kept that can add none."""
+    with pytest.raises(ReleasedSpanError, match="list has been released"):
+        holder.add_event("stale")
+    span = worker.provider.global_tracer.start_span("next")
+    span.add_event("mine")
+    assert [event.name for event in span.events] == ["mine"]
+    return span
+
+
 def test_released_events_take_none_until_they_are_lent_again():
     """A span for which the pool had no room keeps the list of its events, which has lost its count."""  # P5, P6, S13
     worker = TracedWorker(KONG)
     stale = overfull_request(worker)
     with request_of(worker):
-        with pytest.raises(ReleasedSpanError, match="list has been released"):
-            stale.add_event("stale")
-        span = worker.provider.global_tracer.start_span("next")
-        span.add_event("mine")
-        assert [event.name for event in span.events] == ["mine"]
+        span = span_that_is_lent_the_events_of(stale, worker)
         stale.add_event("stale")
         assert [event.name for event in span.events] == ["mine", "stale"]
 
@@ -371,12 +377,7 @@ def test_a_shallow_copy_adds_no_event_to_a_list_that_has_been_released():
         assert [event.name for event in span.events] == ["before", "shared"]
         del span
     with request_of(worker):
-        with pytest.raises(ReleasedSpanError, match="list has been released"):
-            copied.add_event("stale")
-        span = worker.provider.global_tracer.start_span("next")
-        span.add_event("mine")
-        assert [event.name for event in span.events] == ["mine"]
-        del span
+        span_that_is_lent_the_events_of(copied, worker)
     assert live(worker) == {}
 
 
