@@ -1,6 +1,6 @@
 # `make run` and `make test` are all the set-up there is: each makes .venv once, from requirements.lock.
 
-PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14,$(shell command -v python$(v) 2>/dev/null)) python3)
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13 3.14 3.15,$(shell command -v python$(v) 2>/dev/null)) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 LOCKED := $(VENV)/.locked

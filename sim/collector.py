@@ -423,7 +423,7 @@ def _hex_to_base64(message: dict[str, Any]) -> dict[str, Any]:
     """Turn OTLP's hex ids into what protobuf's JSON has for bytes; no other message has fields of these names."""
     for name in _ID_FIELDS:
         if isinstance(message.get(name), str):
-            message[name] = base64.b64encode(bytes.fromhex(message[name])).decode()
+            message[name] = base64.urlsafe_b64encode(bytes.fromhex(message[name])).decode()
     return message
 
 

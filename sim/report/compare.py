@@ -262,17 +262,26 @@ def _require_run(folder: str) -> None:
     path = Path(folder)
     if not folder:
         raise UserError("expected the folder of a run, not an empty name", cure="name two that kongsim run has written")
+    if not _is_there(path):
+        raise UserError("no such folder", file=folder, cure=_near(path) or "name one that kongsim run has written")
     if path.is_file():
         raise UserError("is a file, expected the folder of a run", file=folder, cure=f"name {path.parent}")
-    if not path.exists():
-        raise UserError("no such folder", file=folder, cure=_near(path) or "name one that kongsim run has written")
-    if (path / FILE_NAME).exists():
+    if _is_there(path / FILE_NAME):
         return
-    if (path / "overhead.json").exists():
+    if _is_there(path / "overhead.json"):
         cure = "name what you compare in --arms of kongsim overhead"
         raise UserError("holds a measurement of overhead, no run", file=folder, cure=cure)
     cure = "name the folder of a run that came to its end"
     raise UserError(f"has no {FILE_NAME}", file=folder, cure=cure)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; raises OSError where that cannot be looked at, of which Path.exists may say no."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _near(path: Path) -> str | None:

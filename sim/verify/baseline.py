@@ -29,17 +29,25 @@ def entry(mistake: Mistake) -> Entry:
 
 
 def require_place(file: str) -> None:
-    """Refuse a file that holds anything but a baseline, of whatever version.
+    """Refuse what no baseline can be written to, and a file that holds anything but a baseline, of whatever version.
 
     Raises:
-        UserError: what it holds would be lost.
+        UserError: what it holds would be lost, or it cannot be a file.
     """
+    if not file:
+        raise UserError("expected a file, not an empty name", file="--write-baseline")
     path = Path(file)
-    if not path.is_file() or not path.stat().st_size:
-        return
     try:
+        if path.is_dir():
+            raise UserError("is a folder, expected a file", file=file, cure=f"name {path / 'baseline.json'}")
+        if not path.exists() and not path.parent.is_dir():
+            raise UserError(f"there is no folder {path.parent}", file=file, cure="make it first")
+        if not path.is_file() or not path.stat().st_size:
+            return
         is_baseline = str(parse_json(path.read_text(encoding="utf-8"))["schema"]).startswith(_KIND)
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", file=file, cure="name another file") from None
+    except (ValueError, KeyError, TypeError):
         is_baseline = False
     if not is_baseline:
         raise UserError("is no baseline, and would be overwritten", file=file, cure="name another file")

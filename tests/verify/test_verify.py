@@ -278,7 +278,7 @@ def test_baseline_keeps_old_mistakes_quiet(shop, verify):
     assert [mistake["code"] for mistake in json.loads(out)["mistakes"]] == ["KT016"]
 
 
-DEEP = 50_000 * "["
+DEEP = 1_000_000 * "["
 
 
 @pytest.mark.parametrize("text", [RIGHT, "{}", "[]", '{"schema": 1}', "\N{LATIN SMALL LETTER E WITH ACUTE}", DEEP])
@@ -290,6 +290,25 @@ def test_baseline_takes_the_place_of_nothing_else(shop, verify, text):
         verify(shop(RIGHT), "--write-baseline", other)
 
     assert Path(other).read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("", "--write-baseline: expected a file, not an empty name"),
+        ("folder", "folder: is a folder, expected a file; name folder/baseline.json"),
+        ("none/known.json", "none/known.json: there is no folder none; make it first"),
+        # Which of them fails depends on the version of Python.
+        (300 * "a", f"{300 * 'a'}: cannot be (read|written): File name too long"),
+        ("shop.py/known.json", "shop.py/known.json: there is no folder shop.py; make it first"),
+    ],
+)
+def test_baseline_needs_a_place(shop, verify, place, line):
+    """What cannot be written is one line."""
+    Path("folder").mkdir()
+
+    with pytest.raises(UserError, match=f"^{line}"):
+        verify(shop(RIGHT), "--write-baseline", place, "--replay", '{"steps":[{}]}')
 
 
 @pytest.mark.parametrize("text", ["", '{"schema": "kongsim-verify-baseline/0"}'])
