@@ -1,7 +1,7 @@
 """`kongsim overhead`: what the options ask for, the measurement with its progress, and the files that come of it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
@@ -99,16 +99,33 @@ def measured(asked: Asked, out_dir: Path, console: Console) -> Outcome:
         KeyboardInterrupt: the measurement was interrupted.
     """
     plan = Plan(asked.scenario, asked.arms, asked.rate_per_s, asked.scenario.seed, out_dir, asked.others)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    bars_shown = console.is_terminal  # elsewhere an empty line would be left of them
-    with Progress(*columns, console=console, transient=True, disable=not bars_shown) as progress:
-        bars = {stage: progress.add_task(stage, total=1.0, start=False) for stage in STAGES}
-
-        def told(stage: str, share: float) -> None:
-            progress.start_task(bars[stage])
-            progress.update(bars[stage], completed=share)
-
+    with shown_on(console) as told:
         return outcome(measure(plan, time_s=asked.time_s, precision=asked.precision, told=told))
+
+
+@contextmanager
+def shown_on(console: Console) -> Iterator[Callable[[str, float], None]]:
+    """Show on a terminal how far each stage is; gives what is told of that, as :func:`measure` does.
+
+    Drawn when something is told: a thread that draws would take time from what is measured, and processes are forked.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    # Elsewhere an empty line would be left of them.
+    bars = Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
+    bar_of = {stage: bars.add_task(stage, total=1.0, start=False) for stage in STAGES}
+
+    def told(stage: str, share: float) -> None:
+        with suppress(OSError):  # a terminal that is gone stops the view and not the measurement
+            bars.start_task(bar_of[stage])
+            bars.update(bar_of[stage], completed=share, refresh=True)
+
+    with suppress(OSError):
+        bars.start()
+    try:
+        yield told
+    finally:
+        with suppress(OSError):
+            bars.stop()
 
 
 def writers(outcome: Outcome) -> dict[str, Callable[[Path], None]]:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -772,6 +773,29 @@ def test_a_measurement_that_is_over_is_told_whatever_interrupts_it(scenario_file
     assert (ended.value.code, told.err) == (0, "")
     assert (tmp_path / "overhead.json").read_text() == told.out
     assert {"overhead.html", "blocks.csv"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_progress_is_drawn_without_a_thread():
+    """Where processes are forked, and CPU time is measured, there is one thread (docs.python.org, os.fork)."""
+    drawn = io.StringIO()
+
+    with overhead_command.shown_on(Console(file=drawn, force_terminal=True, width=60)) as told:
+        told("paced", 0.5)
+        assert threading.active_count() == 1
+        told("paced", 1.0)
+
+    assert [stage for stage in measurement.STAGES if stage not in drawn.getvalue()] == []
+    assert "━" in drawn.getvalue()
+
+
+def test_a_terminal_that_is_gone_ends_no_measurement():
+    """Nothing can be drawn there."""
+    ours, theirs = os.openpty()
+    os.close(ours)
+    with io.FileIO(theirs, "w") as descriptor:
+        terminal = io.TextIOWrapper(descriptor, write_through=True)
+        with overhead_command.shown_on(Console(file=terminal, force_terminal=True)) as told:
+            told("paced", 0.5)
 
 
 def test_a_file_that_cannot_be_written_costs_no_figures(scenario_file, tmp_path, monkeypatch, capsys):
