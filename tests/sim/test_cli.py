@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -320,7 +321,7 @@ def test_standard_files_may_be_closed(files):
         encoding="utf-8",
     )
     for arguments in ("check short.yaml", """verify idle.py --replay '{"steps": []}'"""):
-        command = ["sh", "-c", f"exec {sys.executable} -m sim {arguments} <&- >&- 2>&-"]
+        command = ["sh", "-c", f"exec {shlex.quote(sys.executable)} -m sim {arguments} <&- >&- 2>&-"]
         done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
         assert done.returncode == 0
 
@@ -492,7 +493,8 @@ def test_a_hangup_that_is_ignored_goes_on_to_be(files):
         "class Own:\n    PRIORITY = 1\n    VERSION = '1'\n\n    def log(self, kong, conf):\n        pass\n",
         encoding="utf-8",
     )
-    command = ["sh", "-c", f"""trap '' HUP; exec {sys.executable} -m sim verify own.py --replay '{{"steps": []}}'"""]
+    python = shlex.quote(sys.executable)
+    command = ["sh", "-c", f"""trap '' HUP; exec {python} -m sim verify own.py --replay '{{"steps": []}}'"""]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
 
     assert done.returncode == 0

@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,8 @@ from sim.process import pipe
 from sim.runloop import Runloop
 from sim.runtime.virtual import VirtualWorld
 from sim.scenario import load
+
+ROOT = Path(__file__).parents[2]
 
 SCENARIO = """
 name: small
@@ -629,9 +632,8 @@ def test_revision_needs_a_working_copy(scenario_file, tmp_path, monkeypatch):
 def test_revision_without_the_command_is_told(scenario_file, tmp_path, monkeypatch):
     """The first commit knew nothing of this; the checkout is gone again."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # others may have checkouts at the same time
-    root = Path(__file__).parents[2]
-    git = partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
-    if not (root / ".git").exists():
+    git = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
+    if not (ROOT / ".git").exists():
         pytest.skip("this is no checkout")
     first = git(["git", "rev-list", "--max-parents=0", "HEAD"]).stdout.split()[0]
     arms = (Arm.parse("off"), Arm.parse(f"off@{first}"))
@@ -674,18 +676,17 @@ def test_errors_that_the_scenario_asks_for_are_no_failures(tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_measurement_that_is_ended_leaves_no_checkout(scenario_file, tmp_path, signum):
     """As after Ctrl-C: the repository does not go on to know of a folder that nobody uses."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         pytest.skip("this is no checkout")
 
     def checkouts():
-        told = subprocess.run(["git", "worktree", "list"], cwd=root, capture_output=True, text=True, check=True)
+        told = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True)
         return told.stdout.count(str(tmp_path))
 
     arguments = ["overhead", str(scenario_file), "--arms", "off,off@HEAD", "--out", str(tmp_path / "out")]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "sim", *arguments]
-    with subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True) as measuring:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as measuring:
         while not checkouts() and measuring.poll() is None:
             pass
         measuring.send_signal(signum)
@@ -723,8 +724,7 @@ def test_a_measurement_that_is_interrupted_again_ends_in_order(scenario_file, tm
 def test_an_interrupt_of_the_whole_terminal_is_one_line(scenario_file, tmp_path, signum):
     """Ctrl-C, and the end of a terminal, reach every process of a measurement; none but the first tells of it."""
     command = [sys.executable, "-m", "sim", "overhead", str(scenario_file), "--out", str(tmp_path / "out")]
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, process_group=0) as measuring:
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, process_group=0) as measuring:
         while measuring.poll() is None and not serving(measuring.pid):
             pass
         os.killpg(measuring.pid, signum)
@@ -835,6 +835,25 @@ def test_allocations_are_counted_whatever_the_disk_takes(scenario_file, tmp_path
     assert footprint.allocations > 10
 
 
+@pytest.mark.parametrize("heard", [True, False], ids=["with an answer unread", "before it answers"])
+def test_worker_whose_bench_has_gone_ends_in_silence(scenario_file, heard):
+    """Whoever interrupts a measurement asked for no traceback of a process that has nobody to answer."""
+    hosts = dict.fromkeys(("default", "collector"), ("127.0.0.1", 9))
+    told = {"scenario": str(scenario_file), "arms": [asdict(Arm.parse("off"))], "hosts": hosts, "seed": 1}
+    order = json.dumps(told | {"traces_endpoint": "http://127.0.0.1:9/v1/traces"}) + "\n"
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "sim.overhead.worker"]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, text=True, cwd=ROOT) as worker:
+        theirs.close()
+        with ours:
+            ours.sendall(order.encode())
+            if heard:
+                ours.recv(1, socket.MSG_PEEK)
+        _out, err = worker.communicate()
+
+    assert (worker.returncode, err) == (0, "")
+
+
 def test_worker_keeps_no_memory_of_what_it_has_counted(scenario_file, tmp_path):
     """The next measurement of its memory would count that too."""
     arms = (Arm.parse("off"),)
@@ -929,7 +948,7 @@ def fields(told, rows):
 
 def documented_fields():
     """What the page names in code."""
-    page = (Path(__file__).parents[2] / "docs/overhead-method.md").read_text()
+    page = (ROOT / "docs/overhead-method.md").read_text()
     section = page.partition("\n## overhead.json")[2].partition("\n## ")[0]
     return {word for code in re.findall(r"`([^`]*)`", section) for word in code.replace("[]", "").split()}
 
