@@ -34,6 +34,8 @@ _STANDARD_OUTPUT: Final = 1
 _STANDARD_ERROR: Final = 2
 _UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """What a full disk, and a terminal that is gone, answer to who writes."""
+_LIMITS: Final = {errno.EMFILE: "ulimit -n", errno.ENFILE: "fs.file-max", errno.EAGAIN: "ulimit -u"}
+"""Where what the system has too little of for another file or process is set."""
 
 EXIT_FAILED: Final = 1
 EXIT_USER_ERROR: Final = 2
@@ -60,11 +62,15 @@ def main() -> None:
         _complain("interrupted")
         code = EXIT_INTERRUPTED
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
+        if error.errno in _LIMITS:
+            _complain(f"{error.strerror}: raise the limit ({_LIMITS[error.errno]})")
+            code = EXIT_USER_ERROR
+        elif error.errno in _UNWRITABLE:
+            _print_no_more()
+            _complain(f"cannot write what came of it: {error.strerror}")
+            code = EXIT_FAILED
+        else:
             raise
-        _print_no_more()
-        _complain(f"cannot write what came of it: {error.strerror}")
-        code = EXIT_FAILED
     sys.exit(code)
 
 

@@ -326,6 +326,20 @@ def test_standard_files_may_be_closed(files):
         assert done.returncode == 0
 
 
+def test_a_limit_of_the_system_is_named(files):
+    """What to raise; nothing of where in the program it was reached."""
+    command = ["sh", "-c", f"ulimit -n 18; exec {shlex.quote(sys.executable)} -m sim run short.yaml --out out"]
+
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (
+        2,
+        ["kongsim: Too many open files: raise the limit (ulimit -n)"],
+    )
+
+
 UNENCODABLE = """\
 class Shop:
     PRIORITY = 1
