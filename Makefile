@@ -7,6 +7,7 @@ LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
 SITE := build/site
 INSTALLED := $(SITE)/.ready
+OLDEST := build/oldest
 # What is installed goes before the working copy, in every process that is started too.
 WITH_INSTALLED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SITE):$(CURDIR)
 # Most of a test's time is waiting: two at a time take half as long.
@@ -17,7 +18,7 @@ INSTALLED_TESTS := $(patsubst %,tests/live/test_%.py,bundled checked exporter ga
 	$(patsubst %,tests/sim/test_%.py,connection forwarding instrumentation plugin proxy) tests/test_installed.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-installed soak bench check lock clean
+.PHONY: help setup run test test-installed test-oldest soak bench check lock clean
 
 help: ## show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +52,12 @@ test: $(READY) ## run every test
 
 test-installed: $(INSTALLED) ## run the gateway's tests on what is installed, compiled
 	$(WITH_INSTALLED) $(BIN)/python -m pytest -o pythonpath= $(AT_ONCE) $(INSTALLED_TESTS) $(TEST_ARGS)
+
+test-oldest: $(READY) ## run every test on the oldest dependencies that pyproject.toml allows
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/python -m venv --clear $(OLDEST)
+	@$(BIN)/uv pip install --quiet --resolution lowest-direct --python $(OLDEST) -e '.[dev]'
+	$(OLDEST)/bin/python -m pytest $(AT_ONCE) $(TEST_ARGS)
 
 soak: $(READY) ## some twenty minutes of faults, hostile input and large bodies; print what each fault costs
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/live/test_faults.py tests/live/test_http.py \

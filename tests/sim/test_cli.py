@@ -706,7 +706,7 @@ def test_a_variable_that_names_no_kong_yml_is_named(kongsim, files, monkeypatch,
     [
         (["overhead"], "kongsim: Missing argument 'SCENARIO'. (see kongsim overhead --help)"),
         (["verify", "x", "--seed", "y"], "kongsim: Invalid value for '--seed': 'y' is not a valid integer."),
-        (["run", "x", "--bogus"], "kongsim: No such option '--bogus'."),
+        (["run", "x", "--bogus"], "kongsim: No such option"),  # how it is quoted differs from one click to the next
         (["bogus"], "kongsim: No such command 'bogus'. (see kongsim --help)"),
     ],
 )
@@ -715,6 +715,7 @@ def test_wrong_usage_is_told_in_one_line(kongsim, arguments, line):
     code, out, err = kongsim(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(line)
+    assert all(argument in err for argument in arguments if argument.endswith("bogus"))
 
 
 def test_no_command_at_all_shows_what_there_is(kongsim):
