@@ -471,9 +471,8 @@ def check_scenario(scenario: Scenario, expected: Expected) -> list[Finding]:
 
     Its own load is the rate; what nobody expected otherwise is its collector's latency, and its longest outage.
     """
-    rate = max(max(first, last) for load in scenario.load for _, first, last in load.stages_per_s)
     trip_s = (scenario.collector.latency or None) if expected.round_trip_s is None else expected.round_trip_s
-    expected = expected._replace(requests_per_s=rate, round_trip_s=trip_s)
+    expected = expected._replace(requests_per_s=scenario.peak_rate_per_s, round_trip_s=trip_s)
     document, below = (scenario.document, _CONFIG) if scenario.kong_yml is None else (scenario.kong_yml, ())
     return _findings(scenario.gateway, scenario, Tracing.model_fields, expected, document, below)
 

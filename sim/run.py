@@ -28,7 +28,6 @@ from math import inf
 from pathlib import Path
 from socket import socket
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -46,7 +45,7 @@ from sim.report.environment import environment
 from sim.report.progress import Moment, Progress
 from sim.report.recording import Recording
 from sim.report.summary import Summary, summarize
-from sim.scenario import RampingArrivalRate, Scenario, Upstream
+from sim.scenario import ConstantArrivalRate, RampingArrivalRate, Scenario, Upstream
 from sim.scoreboard import Scoreboard
 
 UPDATE_S: Final = 0.25
@@ -209,7 +208,8 @@ class _Run:
         receive = partial(collector.serve, listener, latency_ms=latency_ms, capture=capture)
         self._fork(_COLLECTOR, receive, keeping=listener)
         self._fork(_MASTER, partial(_cycle, self.master))
-        self.url = url_of(self.master.listeners[0])
+        public = self.master.listeners[0]
+        self.url, self.address = url_of(public), public.getsockname()[:2]
         for listener in self.listeners.values():
             listener.close()
         self.master.close()
@@ -223,15 +223,8 @@ class _Run:
         return bool(self.children[_MASTER].message == _READY)
 
     def _start_load(self) -> None:
-        asked, address = self.scenario.load[0].request, urlsplit(self.url)
-        assert address.hostname is not None
-        assert address.port is not None
-        arrivals = _arrivals(self.scenario, child_seed(self.scenario.seed, "load", 0))
-        request = Request(
-            host=address.hostname, port=address.port, method=asked.method, path=asked.path, headers=asked.headers
-        )
         self.may_end.add(_LOAD)
-        self._fork(_LOAD, partial(driver.drive, load=arrivals, request=request))
+        self._fork(_LOAD, partial(driver.drive, load=_open_load(self.scenario, *self.address)))
         load = self.children[_LOAD]
         load.ask("report")
         self._await(lambda: load.message is not None)
@@ -439,18 +432,25 @@ def _origin(upstream: Upstream, seed: int) -> origin.Origin:
     )
 
 
-def _arrivals(scenario: Scenario, seed: int) -> driver.OpenLoad:
-    load, faults = scenario.load[0], scenario.faults
-    changes: dict[str, Any] = {
-        "pauses": tuple(fault.window_s for fault in faults if fault.kind == "pause"),
-        "bursts": tuple((*fault.window_s, fault.rate) for fault in faults if fault.kind == "burst"),
-        "windows": tuple(fault.window_s for fault in faults if fault.kind != "pause"),
-    }
-    if isinstance(load, RampingArrivalRate):
-        return driver.RampingArrivalRate(stages=load.stages_per_s, arrival=load.arrival, seed=seed, **changes)
-    return driver.ConstantArrivalRate(
-        rate_per_s=load.rate, duration_s=load.duration, arrival=load.arrival, seed=seed, **changes
+def _open_load(scenario: Scenario, host: str, port: int) -> driver.OpenLoad:
+    faults = scenario.faults
+    arrivals = [
+        _arrivals(load, Request.of(load.request, host, port), child_seed(scenario.seed, "load", index))
+        for index, load in enumerate(scenario.load)
+    ]
+    return driver.OpenLoad(
+        arrivals=tuple(arrivals),
+        pauses=tuple(fault.window_s for fault in faults if fault.kind == "pause"),
+        bursts=tuple((*fault.window_s, fault.rate) for fault in faults if fault.rate is not None),
+        windows=tuple(fault.window_s for fault in faults if fault.kind != "pause"),
     )
+
+
+def _arrivals(load: ConstantArrivalRate | RampingArrivalRate, request: Request, seed: int) -> driver.Arrivals:
+    told: dict[str, Any] = {"request": request, "start_s": load.startTime, "arrival": load.arrival, "seed": seed}
+    if isinstance(load, RampingArrivalRate):
+        return driver.RampingArrivalRate(stages=load.stages_per_s, **told)
+    return driver.ConstantArrivalRate(rate_per_s=load.rate, duration_s=load.duration, **told)
 
 
 def _unix_ns() -> int:

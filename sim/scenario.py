@@ -9,6 +9,7 @@ that this version cannot act on is refused by name; any other is an unknown fiel
 import math
 import pathlib
 import secrets
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
@@ -107,18 +108,23 @@ class Collector(Model):
 HeaderValue = Annotated[str, matching(r"[ -~]*", "a header value of printable ASCII")]
 
 
-def _of_no_body(name: str) -> str:
+def _not_of_framing(name: str) -> str:
     if name.lower() in {"content-length", "transfer-encoding"}:
-        raise FieldError("the request has no body, and would never be answered", cure="leave it out")
+        raise FieldError("the body is sent with its length anyway", cure="leave it out")
     return name
 
 
 class Request(Model):
-    """The request that is sent again and again."""
+    """The request that is sent again and again.
+
+    Attributes:
+        body: its content, sent in UTF-8 with its length.
+    """
 
     method: Method = "GET"
     path: Path = "/"
-    headers: dict[Annotated[HeaderName, AfterValidator(_of_no_body)], HeaderValue] = Field(default_factory=dict)
+    headers: dict[Annotated[HeaderName, AfterValidator(_not_of_framing)], HeaderValue] = Field(default_factory=dict)
+    body: str = ""
 
 
 _EXECUTORS: Final = ("constant-arrival-rate", "ramping-arrival-rate")
@@ -137,12 +143,12 @@ class _OpenLoad(Model):
     """An open load: requests arrive at their times, whatever became of those before.
 
     Attributes:
+        startTime: seconds after the beginning of the run that requests begin to arrive.
         arrival: ``uniform``, evenly spaced, or ``poisson``, as many independent clients make them.
         request: what is sent.
     """
 
     fields_not_built: ClassVar[Mapping[str, str]] = {
-        "startTime": "it delays a load",
         "timeUnit": "it divides the rate; write rate: 500/s",
         "vus": "it makes a closed load of virtual users",
         "preAllocatedVUs": "it makes a closed load of virtual users",
@@ -160,8 +166,32 @@ class _OpenLoad(Model):
         }
     }
 
+    startTime: Seconds = 0.0  # noqa: N815 - k6's name
     arrival: Literal["uniform", "poisson"] = "uniform"
     request: Request = Request()
+
+    @property
+    @abstractmethod
+    def stages_per_s(self) -> tuple[tuple[float, float, float], ...]:
+        """Duration in s and rate per s at the beginning and the end of each stage."""
+
+    @property
+    def duration_s(self) -> float:
+        """How long requests arrive, in seconds."""
+        return sum(length_s for length_s, _first, _last in self.stages_per_s)
+
+    @property
+    def mean_rate_per_s(self) -> float:
+        """Requests per second, on average."""
+        return sum(length_s * (first + last) / 2 for length_s, first, last in self.stages_per_s) / self.duration_s
+
+    @property
+    def lines(self) -> Iterator[tuple[float, float, float, float]]:
+        """Begin and end of each stage in s after the beginning of the run, and the rates per s there."""
+        begin_s = self.startTime
+        for length_s, first, last in self.stages_per_s:
+            yield begin_s, begin_s + length_s, first, last
+            begin_s += length_s
 
 
 class ConstantArrivalRate(_OpenLoad):
@@ -175,11 +205,6 @@ class ConstantArrivalRate(_OpenLoad):
     executor: Annotated[Literal["constant-arrival-rate"], _Executor]
     rate: Annotated[PerSecond, Field(gt=0)]
     duration: Annotated[Seconds, Field(gt=0)]
-
-    @property
-    def mean_rate_per_s(self) -> float:
-        """Requests per second, on average."""
-        return self.rate
 
     @property
     def stages_per_s(self) -> tuple[tuple[float, float, float], ...]:
@@ -216,16 +241,6 @@ class RampingArrivalRate(_OpenLoad):
         if not any((self.startRate, *(stage.target for stage in self.stages))):
             raise FieldError("every rate is 0", field="stages", cure="write a target of more than 0/s")
         return self
-
-    @property
-    def duration(self) -> float:
-        """Seconds that requests arrive."""
-        return sum(stage.duration for stage in self.stages)
-
-    @property
-    def mean_rate_per_s(self) -> float:
-        """Requests per second, on average."""
-        return sum(length_s * (first + last) / 2 for length_s, first, last in self.stages_per_s) / self.duration
 
     @property
     def stages_per_s(self) -> tuple[tuple[float, float, float], ...]:
@@ -318,8 +333,22 @@ class Scenario:
 
     @property
     def duration_s(self) -> float:
-        """How long requests arrive, in seconds."""
-        return sum(load.duration for load in self.load)
+        """How long requests arrive, in seconds: until the last load is over."""
+        return _duration_s(self.load)
+
+    @property
+    def mean_rate_per_s(self) -> float:
+        """Requests of all loads per second, on average."""
+        return sum(load.mean_rate_per_s * load.duration_s for load in self.load) / self.duration_s
+
+    @property
+    def peak_rate_per_s(self) -> float:
+        """Requests of all loads per second where they are most: at the beginning or the end of a stage."""
+        lines = [line for load in self.load for line in load.lines]
+        ends = {time_s for line in lines for time_s in line[:2]}
+        after = (sum(_rate(line, t) for line in lines if line[0] <= t < line[1]) for t in ends)
+        before = (sum(_rate(line, t) for line in lines if line[0] < t <= line[1]) for t in ends)
+        return max(*after, *before)
 
     def addresses(self, servers: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
         """Return where each name of the collector and of an upstream leads, given where these listen."""
@@ -331,6 +360,15 @@ class Scenario:
         if error.file is not None or error.field is None:
             return error
         return self.document.error(error.message, ("gateway", error.field), cure=error.cure)
+
+
+def _duration_s(loads: Iterable[ConstantArrivalRate | RampingArrivalRate]) -> float:
+    return round(max(load.startTime + load.duration_s for load in loads), _NS_DIGITS)
+
+
+def _rate(line: tuple[float, float, float, float], time_s: float) -> float:
+    begin_s, end_s, first, last = line
+    return first + (last - first) * (time_s - begin_s) / (end_s - begin_s)
 
 
 def load(file: str | Document, overrides: Iterable[Override] = ()) -> Scenario:
@@ -355,7 +393,6 @@ def load(file: str | Document, overrides: Iterable[Override] = ()) -> Scenario:
     settings = {name: getattr(content.gateway, name) for name in told}
     settings |= {"profile": content.profile, "seed": content.seed, "plugin_classes": classes}
     gateway = Gateway.model_validate(settings | entities._asdict())
-    _check_load(document, content)
     faults = tuple(_faults(document, content))
     return Scenario(
         name=content.name,
@@ -430,14 +467,9 @@ def _hosts(document: Document, content: _File) -> set[str]:
     return {host for upstream in content.upstreams.values() for host in upstream.hosts}
 
 
-def _check_load(document: Document, content: _File) -> None:
-    if len(content.load) > 1:
-        raise document.error("a second load is not built yet", ("load", 1), cure="leave it out")
-
-
 def _faults(document: Document, content: _File) -> Iterator[Fault]:
     """Check the faults, and return each as often as it comes."""
-    workers, duration_s = content.gateway.workers, round(content.load[0].duration, _NS_DIGITS)
+    workers, duration_s = content.gateway.workers, _duration_s(content.load)
     for index, fault in enumerate(content.faults):
         place = ("faults", index)
         if fault.slot >= workers:

@@ -23,7 +23,7 @@ class Owner(Protocol):
     def opened(self, connection: "Connection") -> None:
         """Hear that the connection stands and sends its first request."""
 
-    def answered(self, intended_ns: int, status: int) -> None:
+    def answered(self, request: "Request", intended_ns: int, status: int) -> None:
         """Hear that the whole answer to a request has arrived."""
 
     def ready(self, connection: "Connection") -> None:
@@ -38,11 +38,12 @@ class Connection(asyncio.Protocol):
 
     Args:
         owner: Who is told.
-        request: What is sent.
-        intended_ns: Intended start of the first request.
-        again: Whether that request was sent before, on another connection.
+        request: The first one.
+        intended_ns: Its intended start.
+        again: Whether it was sent before, on another connection.
 
     Attributes:
+        request: The one under way, or the last.
         intended_ns: Intended start of the request under way; 0 when there is none.
         answers: Complete answers so far.
         established: Whether the connection has been made.
@@ -58,10 +59,9 @@ class Connection(asyncio.Protocol):
         self.established = False
         self.failure = "connect"
         self._owner = owner
-        self._is_head = request.is_head
-        self._encoded = request.encoded
         self._parser = httptools.HttpResponseParser(self)
         # The lifetime of the request under way.
+        self.request = request
         self.intended_ns = intended_ns
         self._head = b""  # of its answer, as far as it has come
         self._in_body = False
@@ -73,10 +73,11 @@ class Connection(asyncio.Protocol):
         """Whether any byte of the answer has come."""
         return bool(self._head)
 
-    def send(self, intended_ns: int) -> None:
+    def send(self, request: "Request", intended_ns: int) -> None:
         """Send a request on the idle connection."""
+        self.request = request
         self.intended_ns = intended_ns
-        self.transport.write(self._encoded)
+        self.transport.write(request.encoded)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the request that the connection was opened for."""
@@ -84,7 +85,7 @@ class Connection(asyncio.Protocol):
         self.established = True
         self.failure = "reset"
         self._owner.opened(self)
-        self.transport.write(self._encoded)
+        self.transport.write(self.request.encoded)
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived of an answer."""
@@ -107,19 +108,19 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Take the head for the whole answer to HEAD."""
         self._in_body = True
-        if self._is_head:
+        if self.request.is_head:
             self._end_answer()
 
     def on_message_complete(self) -> None:
         """Note the end of the answer."""
         self._in_body = False
-        if not self._is_head:
+        if not self.request.is_head:
             self._end_answer()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Take the end of the connection for that of the answer, where nothing else marks it (RFC 9112 6.3)."""
         if self.intended_ns and self._in_body and error is None and not _is_framed(self._head):
-            self._owner.answered(self.intended_ns, self._parser.get_status_code())
+            self._owner.answered(self.request, self.intended_ns, self._parser.get_status_code())
             self.intended_ns = 0
         self._owner.lost(self)
 
@@ -130,12 +131,12 @@ class Connection(asyncio.Protocol):
             self._status = status
 
     def _complete(self) -> None:
-        self._owner.answered(self.intended_ns, self._status)
+        self._owner.answered(self.request, self.intended_ns, self._status)
         self.intended_ns = self._status = 0
         self._head = b""
         self._in_body = False
         self.answers += 1
-        if self._is_head:
+        if self.request.is_head:
             self._parser = httptools.HttpResponseParser(self)  # the old one expects a body
         if self._keep_alive:
             self._owner.ready(self)

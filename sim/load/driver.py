@@ -28,6 +28,8 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
+from itertools import repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from sim import peer
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from sim.load.request import Request
     from sim.process import Connection
 
-__all__ = ["ConstantArrivalRate", "OpenLoad", "RampingArrivalRate", "drive", "invalid_reason"]
+__all__ = ["Arrivals", "ConstantArrivalRate", "OpenLoad", "RampingArrivalRate", "drive", "invalid_reason"]
 
 _NS_PER_S: Final = 1_000_000_000
 _SWEEP_S: Final = 0.1  # how late a timeout may be noticed
@@ -57,95 +59,78 @@ LAG_MS_NEGLIGIBLE: Final = 10.0
 process on a busy machine may have to wait now and then."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenLoad(ABC):
-    """A load whose requests arrive at their times, whatever became of those before.
+@dataclass(frozen=True, kw_only=True)
+class Arrivals(ABC):
+    """Arrivals of one request, again and again, whatever became of those before.
 
     Attributes:
+        request: What arrives.
+        start_s: When they begin, in s after the beginning of the load.
         arrival: `uniform` or `poisson`, see `sim.load.arrivals`.
-        seed: Of the generator that draws the arrivals.
-        connections_max: Connections at most; more requests than that at once wait, and their latency shows it.
-        timeout_s: How long an answer is waited for, from the intended start; the default is k6's.
-        stop_timeout_s: How long answers are waited for at most once the load has been stopped.
-        pauses: From when until when nothing arrives, in s.
-        bursts: From when until when more arrive, in s, and how many a second.
-        windows: From when until when faults are felt, in s: latencies of requests that start then are told apart.
+        seed: Of the generator that draws them.
 
     Raises:
         ValueError: A value out of range; the message names it.
     """
 
+    request: "Request"
+    start_s: float = 0.0
     arrival: str = "uniform"
     seed: int = 0
-    connections_max: int = 1000
-    timeout_s: float = 60.0
-    stop_timeout_s: float = 5.0
-    pauses: tuple[tuple[float, float], ...] = ()
-    bursts: tuple[tuple[float, float, float], ...] = ()
-    windows: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in self._positive():
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.arrival not in SCHEDULES:
             raise ValueError(f"arrival must be one of {', '.join(SCHEDULES)}, not {self.arrival!r}")
 
-    def schedule(self) -> "Iterator[int]":
-        """Return the intended starts, in ns after the beginning."""
-        starts_ns = self._arrivals(random.Random(self.seed))
-        if self.bursts:
-            starts_ns = heapq.merge(starts_ns, *map(self._burst, self.bursts))
-        return filter(_outside(self.pauses, self.length_s), starts_ns) if self.pauses else starts_ns
-
-    def _burst(self, burst: tuple[float, float, float]) -> "Iterator[int]":
-        first_s, last_s, rate_per_s = burst
-        first_ns = round(first_s * _NS_PER_S)
-        offsets_ns = uniform(rate_per_s, min(last_s, self.length_s) - first_s, random.Random(0))
-        return (first_ns + offset_ns for offset_ns in offsets_ns)
+    @property
+    def end_s(self) -> float:
+        """When they are over, in s after the beginning of the load, also where the last one comes long before."""
+        return self.start_s + self.length_s
 
     @property
     @abstractmethod
     def length_s(self) -> float:
-        """How long the load lasts, in s, also where its last request arrives long before."""
+        """How long they go on, in s."""
+
+    def schedule(self) -> "Iterator[int]":
+        """Return the intended starts, in ns after the beginning of the load."""
+        starts_ns = self._drawn(random.Random(self.seed))
+        offset_ns = round(self.start_s * _NS_PER_S)
+        return (offset_ns + start_ns for start_ns in starts_ns) if offset_ns else starts_ns
 
     @abstractmethod
-    def _arrivals(self, generator: random.Random) -> "Iterator[int]":
-        """Return the intended starts without pauses and bursts, in ns after the beginning."""
-
-    @classmethod
-    def _positive(cls) -> tuple[str, ...]:
-        return ("connections_max", "timeout_s", "stop_timeout_s")
+    def _drawn(self, generator: random.Random) -> "Iterator[int]":
+        """Return the intended starts, in ns after `start_s`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConstantArrivalRate(OpenLoad):
-    """An open load of constant rate; the name is that of k6's executor.
+@dataclass(frozen=True, kw_only=True)
+class ConstantArrivalRate(Arrivals):
+    """Arrivals of constant rate; the name is that of k6's executor.
 
     Attributes:
         rate_per_s: Requests per second.
-        duration_s: How long requests arrive.
+        duration_s: How long they go on.
     """
 
     rate_per_s: float
     duration_s: float
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "rate_per_s", "duration_s")
+
     @property
     def length_s(self) -> float:
-        """How long requests arrive, in s."""
+        """How long they go on, in s."""
         return self.duration_s
 
-    def _arrivals(self, generator: random.Random) -> "Iterator[int]":
+    def _drawn(self, generator: random.Random) -> "Iterator[int]":
         return SCHEDULES[self.arrival](self.rate_per_s, self.duration_s, generator)
 
-    @classmethod
-    def _positive(cls) -> tuple[str, ...]:
-        return ("rate_per_s", "duration_s", "connections_max", "timeout_s", "stop_timeout_s")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RampingArrivalRate(OpenLoad):
-    """An open load whose rate goes in straight lines; the name is that of k6's executor.
+@dataclass(frozen=True, kw_only=True)
+class RampingArrivalRate(Arrivals):
+    """Arrivals whose rate goes in straight lines; the name is that of k6's executor.
 
     Attributes:
         stages: Duration in s, and rate per s at the beginning and at the end of each.
@@ -155,11 +140,67 @@ class RampingArrivalRate(OpenLoad):
 
     @property
     def length_s(self) -> float:
-        """How long requests arrive, in s."""
+        """How long they go on, in s."""
         return sum(duration_s for duration_s, _first, _last in self.stages)
 
-    def _arrivals(self, generator: random.Random) -> "Iterator[int]":
+    def _drawn(self, generator: random.Random) -> "Iterator[int]":
         return ramping(self.stages, self.arrival, generator)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenLoad:
+    """What arrives at one address, side by side, over the same connections.
+
+    Attributes:
+        arrivals: Each with a request of its own.
+        connections_max: Connections at most; more requests than that at once wait, and their latency shows it.
+        timeout_s: How long an answer is waited for, from the intended start; the default is k6's.
+        stop_timeout_s: How long answers are waited for at most once the load has been stopped.
+        pauses: From when until when nothing arrives, in s.
+        bursts: From when until when more of the first arrivals' requests come, in s, and how many a second.
+        windows: From when until when faults are felt, in s: latencies of requests that start then are told apart.
+
+    Raises:
+        ValueError: A value out of range; the message names it.
+    """
+
+    arrivals: tuple[Arrivals, ...]
+    connections_max: int = 1000
+    timeout_s: float = 60.0
+    stop_timeout_s: float = 5.0
+    pauses: tuple[tuple[float, float], ...] = ()
+    bursts: tuple[tuple[float, float, float], ...] = ()
+    windows: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "connections_max", "timeout_s", "stop_timeout_s")
+
+    @property
+    def length_s(self) -> float:
+        """How long the load lasts, in s."""
+        return max(arrivals.end_s for arrivals in self.arrivals)
+
+    def schedule(self) -> "Iterator[tuple[int, Request]]":
+        """Return the intended starts, in ns after the beginning, and what is sent then."""
+        requests = [zip(arrivals.schedule(), repeat(arrivals.request)) for arrivals in self.arrivals]
+        requests += [zip(self._burst(burst), repeat(self.arrivals[0].request)) for burst in self.bursts]
+        due = heapq.merge(*requests, key=itemgetter(0))
+        if not self.pauses:
+            return due
+        is_outside = _outside(self.pauses, self.length_s)
+        return (each for each in due if is_outside(each[0]))
+
+    def _burst(self, burst: tuple[float, float, float]) -> "Iterator[int]":
+        first_s, last_s, rate_per_s = burst
+        first_ns = round(first_s * _NS_PER_S)
+        offsets_ns = uniform(rate_per_s, min(last_s, self.length_s) - first_s, random.Random(0))
+        return (first_ns + offset_ns for offset_ns in offsets_ns)
+
+
+def _require_positive(load: object, *names: str) -> None:
+    for name in names:
+        if getattr(load, name) <= 0:
+            raise ValueError(f"{name} must be above 0, not {getattr(load, name)}")
 
 
 def _outside(spans_s: "tuple[tuple[float, float], ...]", end_s: float) -> "Callable[[int], bool]":
@@ -167,7 +208,7 @@ def _outside(spans_s: "tuple[tuple[float, float], ...]", end_s: float) -> "Calla
     return lambda start_ns: not any(first_ns <= start_ns < last_ns for first_ns, last_ns in spans_ns)
 
 
-def drive(control: "Connection", load: OpenLoad, request: "Request") -> None:
+def drive(control: "Connection", load: OpenLoad) -> None:
     """Drive the load from this process, as a peer; it ends by itself once every request has.
 
     Its report:
@@ -176,6 +217,7 @@ def drive(control: "Connection", load: OpenLoad, request: "Request") -> None:
             intended time has come, outstanding those under way (0 at the end), waited those that found all
             `connections_max` connections busy.
         by_status: completed requests by status.
+        arrivals: `{offered, completed, failed, unsent, by_status, latency_ms}` of each of the load's, in their order.
         failed_by_reason: failed requests by reason.
         latency_ms: `{p50, p90, p99, p99_9, max, mean}` of completed requests.
         latest: of the requests that were completed since the last report, `{requests, latency_ms}`.
@@ -189,7 +231,7 @@ def drive(control: "Connection", load: OpenLoad, request: "Request") -> None:
         begun_s: the beginning, in s of `time.monotonic`, which all processes share.
         elapsed_s, cpu_s: time since the beginning; CPU time of the process.
     """
-    driver = _Driver(load, request)
+    driver = _Driver(load)
     peer.run(control, driver.run, driver.report)
 
 
@@ -211,24 +253,41 @@ def invalid_reason(lag_ms: "Mapping[str, float]", latency_ms: "Mapping[str, floa
     )
 
 
+class _Account:
+    """What became of the requests of one of the arrivals."""
+
+    def __init__(self) -> None:
+        self.offered = 0
+        self.unsent = 0
+        self.failed_by_reason: Counter[str] = Counter()
+        self.by_status: Counter[int] = Counter()
+        self.latency = Latencies()
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "offered": self.offered,
+            "completed": len(self.latency),
+            "failed": self.failed_by_reason.total(),
+            "unsent": self.unsent,
+            "by_status": dict(self.by_status),
+            "latency_ms": self.latency.summary_ms(),
+        }
+
+
 class _Driver:
-    def __init__(self, load: OpenLoad, request: "Request") -> None:
+    def __init__(self, load: OpenLoad) -> None:
         self._load = load
         # The accounts.
-        self._offered = 0
-        self._completed = 0
-        self._unsent = 0
-        self._failed_by_reason: Counter[str] = Counter()
-        self._by_status: Counter[int] = Counter()
-        self._latency = Latencies()
+        self._accounts = {arrivals.request: _Account() for arrivals in load.arrivals}
+        self._outstanding = 0
         self._latency_latest = Latencies()  # since the last report
         self._latency_inside = Latencies()  # of those that started while a fault was felt
         self._is_outside = _outside(load.windows, load.length_s) if load.windows else None
         self._lag = Latencies()
         # The load under way.
-        self._pool = Pool(request, load.connections_max, self)
-        self._starts_ns: Iterator[int] = iter(())
-        self._next_ns: int | None = None  # the next intended start
+        self._pool = Pool(load.connections_max, self)
+        self._due: Iterator[tuple[int, Request]] = iter(())
+        self._next: tuple[int, Request] | None = None  # the next intended start, and what is sent then
         self._begun_ns = 0
         self._end_ns = 0  # when it is over, however long before that the last request arrives
         self._arrived_ns = 0  # when it was over or stopped; 0 until then
@@ -240,10 +299,10 @@ class _Driver:
         self._over, self._settled = asyncio.Event(), asyncio.Event()
         self._begun_ns = time.monotonic_ns()
         self._end_ns = self._begun_ns + round(self._load.length_s * _NS_PER_S)
-        self._starts_ns = (self._begun_ns + offset_ns for offset_ns in self._load.schedule())
+        self._due = ((self._begun_ns + offset_ns, request) for offset_ns, request in self._load.schedule())
         self._advance()
         timer = TimerFd(asyncio.get_running_loop(), self._send_due)
-        timer.arm(self._next_ns or self._end_ns)
+        timer.arm(self._next[0] if self._next else self._end_ns)
         self._sweep()
         await _first(self._over, stop)
         timer.close()
@@ -258,47 +317,54 @@ class _Driver:
         self._finished_ns = time.monotonic_ns()
         self._pool.close()
 
-    def completed(self, intended_ns: int, status: int) -> None:
+    def completed(self, request: "Request", intended_ns: int, status: int) -> None:
         """Account for a request whose whole answer has arrived."""
-        self._completed += 1
+        account = self._accounts[request]
         latency_us = (time.monotonic_ns() - intended_ns) // 1000
-        self._latency.record(latency_us)
+        account.latency.record(latency_us)
+        account.by_status[status] += 1
         self._latency_latest.record(latency_us)
         if self._is_outside is not None and not self._is_outside(intended_ns - self._begun_ns):
             self._latency_inside.record(latency_us)
-        self._by_status[status] += 1
-        self._check_settled()
+        self._settle_one()
 
-    def failed(self, reason: str) -> None:
+    def failed(self, request: "Request", reason: str) -> None:
         """Account for a request that gets no answer."""
-        self._failed_by_reason[reason] += 1
-        self._check_settled()
+        self._accounts[request].failed_by_reason[reason] += 1
+        self._settle_one()
 
     def report(self) -> dict[str, Any]:
         """Return the report of `drive`."""
         now_ns = self._finished_ns or time.monotonic_ns()
-        latency_ms, lag_ms = self._latency.summary_ms(), self._lag.summary_ms()
+        accounts = self._accounts.values()
+        latency, by_status, failed_by_reason = Latencies(), Counter[int](), Counter[str]()
+        for account in accounts:
+            latency.add(account.latency)
+            by_status.update(account.by_status)
+            failed_by_reason.update(account.failed_by_reason)
+        latency_ms, lag_ms = latency.summary_ms(), self._lag.summary_ms()
         latest, self._latency_latest = self._latency_latest, Latencies()
         reason = invalid_reason(lag_ms, latency_ms)
         return {
             "state": "finished" if self._finished_ns else "draining" if self._arrived_ns else "running",
             "requests": {
-                "offered": self._offered,
+                "offered": sum(account.offered for account in accounts),
                 "sent": self._pool.sent,
-                "completed": self._completed,
-                "failed": self._failed_by_reason.total(),
-                "unsent": self._unsent,
-                "outstanding": self._outstanding(),
+                "completed": len(latency),
+                "failed": failed_by_reason.total(),
+                "unsent": sum(account.unsent for account in accounts),
+                "outstanding": self._outstanding,
                 "resent": self._pool.resent,
                 "waited": self._pool.waited,
             },
-            "by_status": dict(self._by_status),
-            "failed_by_reason": dict(self._failed_by_reason),
+            "by_status": dict(by_status),
+            "arrivals": [account.report() for account in accounts],
+            "failed_by_reason": dict(failed_by_reason),
             "latency_ms": latency_ms,
             "latest": {"requests": len(latest), "latency_ms": latest.summary_ms()},
-            "fault_window": self._fault_window(),
+            "fault_window": self._fault_window(latency),
             "lag_ms": lag_ms,
-            "histogram": self._latency.encode() if self._finished_ns else None,
+            "histogram": latency.encode() if self._finished_ns else None,
             "achieved_rate_per_s": self._pool.sent * _NS_PER_S / max(1, (self._arrived_ns or now_ns) - self._begun_ns),
             "valid": reason is None,
             "invalid_reason": reason,
@@ -308,10 +374,10 @@ class _Driver:
             "cpu_s": time.process_time(),
         }
 
-    def _fault_window(self) -> dict[str, Any] | None:
+    def _fault_window(self, latency: Latencies) -> dict[str, Any] | None:
         if self._is_outside is None:
             return None
-        inside, outside = self._latency_inside, self._latency.without(self._latency_inside)
+        inside, outside = self._latency_inside, latency.without(self._latency_inside)
         return {
             "requests": len(inside),
             "outside_requests": len(outside),
@@ -321,39 +387,42 @@ class _Driver:
 
     def _send_due(self, now_ns: int) -> int | None:
         for _ in range(_BATCH_MAX):
-            intended_ns = self._next_ns
-            if intended_ns is None or intended_ns > now_ns:
+            if self._next is None or self._next[0] > now_ns:
                 break
-            self._offered += 1
+            intended_ns, request = self._next
+            self._accounts[request].offered += 1
+            self._outstanding += 1
             self._lag.record((now_ns - intended_ns) // 1000)
-            self._pool.begin(intended_ns)
+            self._pool.begin(request, intended_ns)
             self._advance()
             now_ns = time.monotonic_ns()
-        if self._next_ns is not None:
-            return self._next_ns
+        if self._next is not None:
+            return self._next[0]
         if now_ns < self._end_ns:
             return self._end_ns
         self._over.set()
         return None
 
     def _advance(self) -> None:
-        self._next_ns = next(self._starts_ns, None)
+        self._next = next(self._due, None)
 
     def _leave_unsent(self) -> None:
         self._arrived_ns = time.monotonic_ns()
         # What would have come later is not walked: of a load of a day that takes longer than anybody waits for it.
-        while self._next_ns is not None and self._next_ns <= self._arrived_ns:
-            self._offered += 1
-            self._unsent += 1
-            self._next_ns = next(self._starts_ns, None)
-        self._next_ns = None
+        while self._next is not None and self._next[0] <= self._arrived_ns:
+            account = self._accounts[self._next[1]]
+            account.offered += 1
+            account.unsent += 1
+            self._advance()
+        self._next = None
         self._check_settled()
 
-    def _outstanding(self) -> int:
-        return self._offered - self._completed - self._failed_by_reason.total() - self._unsent
+    def _settle_one(self) -> None:
+        self._outstanding -= 1
+        self._check_settled()
 
     def _check_settled(self) -> None:
-        if self._next_ns is None and not self._outstanding():
+        if self._next is None and not self._outstanding:
             self._settled.set()
 
     def _sweep(self) -> None:

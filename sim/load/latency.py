@@ -47,6 +47,12 @@ class Latencies:
                 self._counts[bucket_us] = self._counts.get(bucket_us, 0) + item.count_at_value_iterated_to
         return self
 
+    def add(self, others: "Latencies") -> Self:
+        """Add others to these."""
+        for bucket_us, count in others._counts.items():  # noqa: SLF001 - of its own kind
+            self._counts[bucket_us] = self._counts.get(bucket_us, 0) + count
+        return self
+
     def without(self, others: "Latencies") -> "Latencies":
         """Return the latencies that are not among `others`, which are some of these."""
         rest = Latencies()

@@ -26,15 +26,15 @@ __all__ = ["Accounts", "Pool"]
 class Accounts(Protocol):
     """Where requests end."""
 
-    def completed(self, intended_ns: int, status: int) -> None:
+    def completed(self, request: "Request", intended_ns: int, status: int) -> None:
         """Account for a request whose whole answer has arrived."""
 
-    def failed(self, reason: str) -> None:
+    def failed(self, request: "Request", reason: str) -> None:
         """Account for a request that gets no answer."""
 
 
 class Pool:
-    """The connections of one load.
+    """Connections to one address: all requests go there.
 
     Attributes:
         sent: Requests sent; each counts once.
@@ -44,34 +44,33 @@ class Pool:
         peak: Most connections at once, those being opened too.
     """
 
-    def __init__(self, request: "Request", connections_max: int, accounts: Accounts) -> None:
+    def __init__(self, connections_max: int, accounts: Accounts) -> None:
         self.sent = 0
         self.resent = 0
         self.waited = 0
         self.opened_total = 0
         self.peak = 0
-        self._request = request
         self._connections_max = connections_max
         self._accounts = accounts
         self._connections: dict[Connection, asyncio.Task[None]] = {}  # each with the attempt to open it
         self._idle: dict[Connection, None] = {}  # a stack: the last one is that used last
-        self._waiting: deque[int] = deque()  # intended starts
+        self._waiting: deque[tuple[Request, int]] = deque()  # each with its intended start
 
-    def begin(self, intended_ns: int) -> None:
+    def begin(self, request: "Request", intended_ns: int) -> None:
         """Send a request, as soon as that can be."""
         if self._idle:
-            self._send(self._idle.popitem()[0], intended_ns)
+            self._send(self._idle.popitem()[0], request, intended_ns)
         elif len(self._connections) < self._connections_max:
-            self._open(intended_ns)
+            self._open(request, intended_ns)
         else:
             self.waited += 1
-            self._waiting.append(intended_ns)
+            self._waiting.append((request, intended_ns))
 
     def give_up(self, limit_ns: int) -> None:
         """Fail the requests with an intended start up to `limit_ns`, reason `timeout`; the loop's next turn does so."""
-        while self._waiting and self._waiting[0] <= limit_ns:
-            self._waiting.popleft()
-            self._accounts.failed("timeout")
+        while self._waiting and self._waiting[0][1] <= limit_ns:
+            request, _intended_ns = self._waiting.popleft()
+            self._accounts.failed(request, "timeout")
         for connection, attempt in self._connections.items():
             if 0 < connection.intended_ns <= limit_ns:
                 connection.failure = "timeout"
@@ -88,14 +87,14 @@ class Pool:
         self.resent += connection.again
         self.sent += not connection.again
 
-    def answered(self, intended_ns: int, status: int) -> None:
+    def answered(self, request: "Request", intended_ns: int, status: int) -> None:
         """Account for a request whose whole answer has arrived."""
-        self._accounts.completed(intended_ns, status)
+        self._accounts.completed(request, intended_ns, status)
 
     def ready(self, connection: Connection) -> None:
         """Use a connection that has become idle."""
         if self._waiting:
-            self._send(connection, self._waiting.popleft())
+            self._send(connection, *self._waiting.popleft())
         else:
             self._idle[connection] = None
 
@@ -105,14 +104,14 @@ class Pool:
         self._idle.pop(connection, None)
         if connection.intended_ns:
             if self._may_send_again(connection):
-                self._open(connection.intended_ns, again=True)
+                self._open(connection.request, connection.intended_ns, again=True)
             else:
-                self._accounts.failed(connection.failure)
+                self._accounts.failed(connection.request, connection.failure)
         if self._waiting and len(self._connections) < self._connections_max:
-            self._open(self._waiting.popleft())
+            self._open(*self._waiting.popleft())
 
-    def _send(self, connection: Connection, intended_ns: int) -> None:
-        connection.send(intended_ns)
+    def _send(self, connection: Connection, request: "Request", intended_ns: int) -> None:
+        connection.send(request, intended_ns)
         self.sent += 1
 
     def _may_send_again(self, connection: Connection) -> bool:
@@ -120,18 +119,18 @@ class Pool:
             connection.failure == "reset"
             and connection.answers > 0
             and not connection.answer_begun
-            and self._request.is_idempotent
+            and connection.request.is_idempotent
         )
 
-    def _open(self, intended_ns: int, *, again: bool = False) -> None:
-        connection = Connection(self, self._request, intended_ns, again=again)
+    def _open(self, request: "Request", intended_ns: int, *, again: bool = False) -> None:
+        connection = Connection(self, request, intended_ns, again=again)
         self._connections[connection] = asyncio.get_running_loop().create_task(self._connect(connection))
         self.peak = max(self.peak, len(self._connections))
 
     async def _connect(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await loop.create_connection(lambda: connection, self._request.host, self._request.port)
+            await loop.create_connection(lambda: connection, connection.request.host, connection.request.port)
         except OSError:
             self.lost(connection)
         except (

@@ -1,20 +1,23 @@
 """The request that a load sends again and again, and where it goes."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["Request"]
+    from sim import scenario
+
+__all__ = ["Request", "Shares", "in_turn"]
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 9.2.2
 _WITH_CONTENT: Final = frozenset({"POST", "PUT", "PATCH"})  # say so even when it is empty (RFC 9110 8.6)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """A request template.
+    """A request template. Two are told apart even where they send the same: each has a load of its own.
 
     Attributes:
         host: Name or address to connect to.
@@ -43,6 +46,12 @@ class Request:
             if not value.isprintable():
                 raise ValueError(f"header {name} must hold no control character, not {value!r}")
 
+    @classmethod
+    def of(cls, asked: "scenario.Request", host: str, port: int) -> Self:
+        """Return the request that a scenario asks for, to be sent to an address."""
+        body = asked.body.encode()
+        return cls(host=host, port=port, method=asked.method, path=asked.path, headers=asked.headers, body=body)
+
     @property
     def is_head(self) -> bool:
         """Whether the answer has no body, whatever its head says (RFC 9110 9.3.2)."""
@@ -53,7 +62,7 @@ class Request:
         """Whether sending it twice does no harm (RFC 9110 9.2.2)."""
         return self.method in _IDEMPOTENT
 
-    @property
+    @cached_property
     def encoded(self) -> bytes:
         """The request as it is sent."""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -63,3 +72,20 @@ class Request:
             headers["Content-Length"] = str(len(self.body))
         lines = [f"{self.method} {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         return "\r\n".join([*lines, "", ""]).encode() + self.body
+
+
+Shares = tuple[tuple[Request, float], ...]
+"""Requests, each with its share of a load."""
+
+
+def in_turn(shares: Shares) -> "Iterator[Request]":
+    """Yield requests for ever, each as often as its share says, and as evenly as can be.
+
+    As nginx balances by weight: it is the turn of whichever lags most behind its share.
+    """
+    total, owed = sum(share for _request, share in shares), [0.0] * len(shares)
+    while True:
+        owed = [each + share for each, (_request, share) in zip(owed, shares, strict=True)]
+        turn = owed.index(max(owed))
+        owed[turn] -= total
+        yield shares[turn][0]

@@ -32,7 +32,7 @@ from sim import collector, origin
 from sim.cycle import child_seed
 from sim.errors import UserError
 from sim.interruption import INTERRUPTS
-from sim.load.request import Request
+from sim.load.request import Request, Shares
 from sim.master import listen, url_of
 from sim.overhead import load
 from sim.overhead.arms import Arm
@@ -309,11 +309,11 @@ class Bench:
         blocks = []
         for place, arm in enumerate(self._random.sample(arms, len(arms))):
             worker, number = launch.places[arm.name]
-            request = self._request(worker.ports[number])
+            requests = self._requests(worker.ports[number])
             order = (
-                load.Saturated(request, SATURATED_CONNECTIONS, saturated_s)
+                load.Saturated(requests, SATURATED_CONNECTIONS, saturated_s)
                 if saturated_s
-                else load.Paced(request, self.plan.rate_per_s, self.plan.block_requests, self._arrival, seed)
+                else load.Paced(requests, self.plan.rate_per_s, self.plan.block_requests, self._arrival, seed)
             )
             received = self._collector.ask("report")["bytes"]
             before = worker.reading("read", number)
@@ -330,7 +330,7 @@ class Bench:
         """Let an arm serve so many requests, evenly spaced."""
         worker, number = launch.places[arm.name]
         worker.reading("read", number)
-        self._loaded(load.Paced(self._request(worker.ports[number]), rate_per_s, count, "uniform", 0), arm)
+        self._loaded(load.Paced(self._requests(worker.ports[number]), rate_per_s, count, "uniform", 0), arm)
         worker.reading("rest", number)
 
     def _loaded(self, order: load.Paced | load.Saturated, arm: Arm) -> Load:
@@ -339,9 +339,9 @@ class Bench:
         loaded: Load = self._load.ask(order, takes_s + UNANSWERED_S, f"requests of arm {arm.name} are not answered")
         return loaded
 
-    def _request(self, port: int) -> Request:
-        asked = self.plan.scenario.load[0].request
-        return Request(host=_HOST, port=port, method=asked.method, path=asked.path, headers=asked.headers)
+    def _requests(self, port: int) -> Shares:
+        loads = self.plan.scenario.load
+        return tuple((Request.of(load.request, _HOST, port), load.mean_rate_per_s * load.duration_s) for load in loads)
 
     @property
     def _errors_are_meant(self) -> bool:
@@ -353,7 +353,7 @@ class Bench:
 
     @property
     def _arrival(self) -> str:
-        return self.plan.scenario.load[0].arrival
+        return "poisson" if any(load.arrival == "poisson" for load in self.plan.scenario.load) else "uniform"
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def asked(scenario: Scenario, options: Mapping[str, str | None]) -> Asked:
         raise UserError("an arm stands there twice", field="--arms", cure="the baseline is measured twice anyway")
     if len(arms) < 2:
         raise UserError("expected two arms or more", field="--arms", cure="write --arms off,0.1")
-    rate_per_s = scenario.load[0].mean_rate_per_s / scenario.gateway.workers
+    rate_per_s = scenario.mean_rate_per_s / scenario.gateway.workers
     if options["rate"]:
         rate_per_s = _read("--rate", parse_rate, options["rate"])
     time_s = _read("--time", parse_duration, options["time"])

@@ -21,7 +21,7 @@ import uvloop
 from sim.load.arrivals import SCHEDULES
 from sim.load.latency import Latencies
 from sim.load.pool import Pool
-from sim.load.request import Request
+from sim.load.request import Request, Shares, in_turn
 from sim.overhead.blocks import Load
 from sim.process import Connection
 from sim.timerfd import TimerFd
@@ -36,14 +36,14 @@ class Paced:
     """A block at a rate.
 
     Attributes:
-        request: what is sent.
+        requests: what is sent, each with its share; all to one address.
         rate_per_s: requests per second.
         count: requests.
         arrival: see `sim.load.arrivals`.
         seed: of the arrivals.
     """
 
-    request: Request
+    requests: Shares
     rate_per_s: float
     count: int
     arrival: str
@@ -55,12 +55,12 @@ class Saturated:
     """A block as fast as the worker can.
 
     Attributes:
-        request: what is sent.
+        requests: what is sent, each with its share; all to one address.
         connections: requests under way at any time.
         duration_s: how long new ones are sent.
     """
 
-    request: Request
+    requests: Shares
     connections: int
     duration_s: float
 
@@ -78,10 +78,7 @@ async def _serve(control: Connection) -> None:
     blocks: set[asyncio.Task[None]] = set()
 
     async def carry_out(order: Paced | Saturated) -> None:
-        port = order.request.port
-        if port not in targets:
-            targets[port] = _Target(order.request)
-        target = targets[port]
+        target = targets.setdefault(order.requests[0][0].port, _Target())
         block = target.paced(order) if isinstance(order, Paced) else target.saturated(order)
         load = await block
         with contextlib.suppress(OSError):
@@ -113,13 +110,12 @@ async def _serve(control: Connection) -> None:
 class _Target:
     """One arm, as the load sees it: its connections, and the accounts of the block under way."""
 
-    def __init__(self, request: Request) -> None:
-        self.pool = Pool(request, CONNECTIONS_MAX, self)
-        self._begin()
+    def __init__(self) -> None:
+        self.pool = Pool(CONNECTIONS_MAX, self)
 
     async def paced(self, block: Paced) -> Load:
         """Send at the intended times, and wait for the answers."""
-        self._begin()
+        self._begin(block)
         self._left = block.count
         begun_ns = time.monotonic_ns()
         starts = _starts(block, begun_ns)
@@ -129,7 +125,7 @@ class _Target:
             nonlocal following
             while following is not None and following <= now_ns:
                 self._lag.record((now_ns - following) // 1000)
-                self.pool.begin(following)
+                self.pool.begin(next(self._requests), following)
                 following = next(starts, None)
             return following
 
@@ -141,16 +137,16 @@ class _Target:
 
     async def saturated(self, block: Saturated) -> Load:
         """Keep so many requests under way, and wait for the last answers."""
-        self._begin()
+        self._begin(block)
         self._left = block.connections
         begun_ns = time.monotonic_ns()
         self._until_ns = begun_ns + round(block.duration_s * _NS_PER_S)
         for _ in range(block.connections):
-            self.pool.begin(begun_ns)
+            self.pool.begin(next(self._requests), begun_ns)
         await self._over
         return self._load(begun_ns)
 
-    def completed(self, intended_ns: int, status: int) -> None:
+    def completed(self, _request: Request, intended_ns: int, status: int) -> None:
         """Account for an answer."""
         now_ns = time.monotonic_ns()
         self._completed += 1
@@ -158,12 +154,13 @@ class _Target:
         self._latency.record((now_ns - intended_ns) // 1000)
         self._one_less(now_ns)
 
-    def failed(self, _reason: str) -> None:
+    def failed(self, _request: Request, _reason: str) -> None:
         """Account for a request without an answer."""
         self._failed += 1
         self._one_less(time.monotonic_ns())
 
-    def _begin(self) -> None:
+    def _begin(self, block: Paced | Saturated) -> None:
+        self._requests = in_turn(block.requests)
         self._latency, self._lag = Latencies(), Latencies()
         self._completed = self._failed = self._errors = self._left = self._until_ns = 0
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -171,7 +168,7 @@ class _Target:
     def _one_less(self, now_ns: int) -> None:
         if now_ns < self._until_ns:
             # The connection is idle once this answer has been accounted for.
-            asyncio.get_running_loop().call_soon(self.pool.begin, now_ns)
+            asyncio.get_running_loop().call_soon(self.pool.begin, next(self._requests), now_ns)
             return
         self._left -= 1
         if not self._left:

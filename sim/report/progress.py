@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from sim.scenario import Scenario
+    from sim.scenario import ConstantArrivalRate, RampingArrivalRate, Scenario
 
 _BAR_WIDTH: Final = 24
 _NS_PER_S: Final = 1_000_000_000
@@ -56,13 +56,11 @@ class Progress:
     def start(self, scenario: "Scenario", url: str) -> None:
         """Show that the gateway listens on ``url``."""
         self._scenario = scenario
-        load = scenario.load[0]
         workers = f"{scenario.gateway.workers} worker{'s' * (scenario.gateway.workers > 1)}"
-        rates = dict.fromkeys(about(rate) for _duration_s, *ends in load.stages_per_s for rate in ends)
-        what = f"{' to '.join(map(format_rate, rates))} for {format_duration(about(load.duration))}"
+        loads = ", ".join(map(_shape, scenario.load))
         with suppress(OSError):
             self._console.print(
-                f"{scenario.name}: {workers} on {url}, profile {scenario.profile}, {what}",
+                f"{scenario.name}: {workers} on {url}, profile {scenario.profile}, {loads}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
@@ -95,6 +93,12 @@ class Progress:
         grid = Table.grid(padding=(0, 2))
         grid.add_row(bar, f"{elapsed_s:.1f} s of {total_s:g} s", str(moment["load"]["state"]))
         return grid
+
+
+def _shape(load: "ConstantArrivalRate | RampingArrivalRate") -> str:
+    rates = dict.fromkeys(about(rate) for _duration_s, *ends in load.stages_per_s for rate in ends)
+    begins = f" after {format_duration(about(load.startTime))}" if load.startTime else ""
+    return f"{' to '.join(map(format_rate, rates))} for {format_duration(about(load.duration_s))}{begins}"
 
 
 def _facts(moment: Moment) -> Table:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sim.faults import Fault
 from sim.ledger import PoolBalance
-from sim.scenario import Scenario
+from sim.scenario import ConstantArrivalRate, RampingArrivalRate, Scenario
 from sim.scoreboard import POOLS, Reading, Retired, Snapshot
 from sim.threshold import evaluate
 from sim.traces import SPANS_MAX
@@ -120,6 +120,18 @@ class Load(_Section):
     lag_ms: dict[str, float]
     connections_opened: int
     cpu_s: float
+
+
+class Arrivals(_Section):
+    """What became of the requests of one of the loads."""
+
+    request: str
+    offered: int
+    completed: int
+    failed: int
+    unsent: int
+    by_status: dict[str, int]
+    latency_ms: LatencyMs
 
 
 class Collector(_Section):
@@ -231,6 +243,7 @@ class Summary(_Section):
     requests: Requests
     latency_ms: LatencyMs
     load: Load
+    loads: list[Arrivals]
     ledger: dict[str, int]
     collector: Collector
     upstreams: dict[str, Upstream]
@@ -312,13 +325,14 @@ def summarize(
             "invalid_reason": load["invalid_reason"],
             "thresholds": thresholds,
             "load": {
-                "offered_rate_per_s": scenario.load[0].mean_rate_per_s,
+                "offered_rate_per_s": scenario.mean_rate_per_s,
                 "achieved_rate_per_s": load["achieved_rate_per_s"],
                 "duration_s": scenario.duration_s,
                 "lag_ms": load["lag_ms"],
                 "connections_opened": load["connections"]["opened"],
                 "cpu_s": load["cpu_s"],
             },
+            "loads": [_arrivals(*each) for each in zip(scenario.load, load["arrivals"], strict=True)],
             "upstreams": {name: _upstream(report) for name, report in upstreams.items()},
             "workers": [_worker(account) for account in sorted(workers.accounts, key=_birth) if _incarnations(account)],
             "faults": faults,
@@ -352,6 +366,11 @@ def _requests(load: Mapping[str, Any]) -> dict[str, Any]:
 
 def _latency(latency_ms: Mapping[str, float], requests: int) -> Mapping[str, float | None]:
     return latency_ms if requests else dict.fromkeys(LatencyMs.model_fields)
+
+
+def _arrivals(load: ConstantArrivalRate | RampingArrivalRate, report: Mapping[str, Any]) -> dict[str, Any]:
+    told = {"request": f"{load.request.method} {load.request.path}", "by_status": _by_status(report)}
+    return {**report, **told, "latency_ms": _latency(report["latency_ms"], report["completed"])}
 
 
 def _fault_window(window: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from sim.report.summary import Summary, Worker
+    from sim.report.summary import Arrivals, Summary, Worker
 
 ACCOUNTS: Final = (
     ("created", "created"),
@@ -128,7 +128,20 @@ def _load(summary: "Summary") -> "Sequence[Table | str]":
     shown = (latency.mean, latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max, load.lag_ms["p99"])
     times.add_row("", *(_number(value, 2) for value in shown))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in requests.failed_by_reason.items() if count)
-    return [counts, *([f"failed: {reasons}"] if reasons else []), times]
+    each = [_loads(summary.loads)] if len(summary.loads) > 1 else []
+    return [counts, *([f"failed: {reasons}"] if reasons else []), times, *each]
+
+
+def _loads(loads: "Iterable[Arrivals]") -> Table:
+    table = _table("each load", "offered", "completed", "failed", "5xx", "p50 ms", "p99 ms", "max ms")
+    table.columns[0].justify, table.columns[0].overflow = "left", "fold"
+    for load in loads:
+        counts = (load.offered, load.completed, load.failed, sum(n for s, n in load.by_status.items() if s[0] == "5"))
+        latency = (load.latency_ms.p50, load.latency_ms.p99, load.latency_ms.max)
+        table.add_row(
+            Text(load.request), *(f"{count:,}" for count in counts), *(_number(value, 2) for value in latency)
+        )
+    return table
 
 
 def _workers(workers: "Iterable[Worker]") -> Table:

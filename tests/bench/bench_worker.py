@@ -18,7 +18,7 @@ from sim import collector, origin
 from sim.config import Tracing
 from sim.entity import Plugin
 from sim.load import driver
-from sim.load.driver import ConstantArrivalRate
+from sim.load.driver import ConstantArrivalRate, OpenLoad
 from sim.load.request import Request
 from sim.process import pipe, reap, start
 from tests import peers
@@ -123,8 +123,11 @@ def _round(proxies: list[tuple[str, int, int]], number: int) -> dict[str, float]
 
 def _load(port: int, seed: int) -> int:
     ours, theirs = pipe()
-    arrivals = ConstantArrivalRate(rate_per_s=RATE_PER_S, duration_s=ROUND_S, arrival="poisson", seed=seed)
-    child = start(driver.drive, theirs, arrivals, Request(host="127.0.0.1", port=port), name="load", closing=[ours])
+    request = Request(host="127.0.0.1", port=port)
+    arrivals = ConstantArrivalRate(
+        request=request, rate_per_s=RATE_PER_S, duration_s=ROUND_S, arrival="poisson", seed=seed
+    )
+    child = start(driver.drive, theirs, OpenLoad(arrivals=(arrivals,)), name="load", closing=[ours])
     theirs.close()
     report = ours.recv()
     reap(child, peers.TIMEOUT_S)

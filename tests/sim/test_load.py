@@ -6,29 +6,54 @@ import re
 import resource
 import signal
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hdrh.histogram import HdrHistogram
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sim import process
-from sim.load.driver import LAG_MS_NEGLIGIBLE, ConstantArrivalRate, RampingArrivalRate, drive, invalid_reason
+from sim.load.driver import (
+    LAG_MS_NEGLIGIBLE,
+    ConstantArrivalRate,
+    OpenLoad,
+    RampingArrivalRate,
+    drive,
+    invalid_reason,
+)
 from sim.load.latency import LATENCY_US_MAX, Latencies
 from sim.load.pool import Pool
-from sim.load.request import Request
+from sim.load.request import Request, in_turn
 from sim.origin import Origin
 from sim.origin import serve as serve_origin
 from tests.peers import free_port, listening, serving, started
 
+ARRIVALS = frozenset({"rate_per_s", "duration_s", "arrival", "seed", "start_s"})
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
 
-def _load(**fields):
-    return ConstantArrivalRate(**{"rate_per_s": 200, "duration_s": 0.25} | fields)
+def _to(port, **fields):
+    return Request(host="127.0.0.1", port=port, **fields)
+
+
+def _constant(request=None, **fields):
+    return ConstantArrivalRate(request=request or _to(1), **{"rate_per_s": 200, "duration_s": 0.25} | fields)
+
+
+def _load(request=None, **fields):
+    of_arrivals = {name: fields.pop(name) for name in ARRIVALS & fields.keys()}
+    return OpenLoad(arrivals=(_constant(request, **of_arrivals),), **fields)
+
+
+def _starts_ns(load):
+    return [start_ns for start_ns, _request in load.schedule()]
 
 
 def _driving(port, *, method="GET", body=b"", **fields):
-    return started(drive, _load(**fields), Request(host="127.0.0.1", port=port, method=method, body=body))
+    return started(drive, _load(_to(port, method=method, body=body), **fields))
 
 
 def _driven(port, **options):
@@ -162,6 +187,26 @@ def test_request_refuses_what_would_break_the_head(fields):
         Request(host="a", port=1, **fields)
 
 
+@pytest.mark.parametrize(("shares", "turns"), [((3, 1), "aabaaaba"), ((5, 1, 1), "aabacaa"), ((1,), "aaa")])
+def test_requests_take_turns_by_their_shares(shares, turns):
+    """As evenly as can be, in the order of nginx's weighted round robin."""
+    requests = {_to(1): name for name in "abc"[: len(shares)]}
+    in_order = in_turn(tuple(zip(requests, shares, strict=True)))
+
+    assert "".join(requests[next(in_order)] for _ in turns) == turns
+
+
+@given(shares=st.lists(st.floats(0.001, 1000.0), min_size=1, max_size=5), count=st.integers(1, 200))
+def test_no_request_lags_behind_its_share(shares, count):
+    """After any number of turns each request has had its share of them, but for one turn for each of the others."""
+    requests = [_to(1) for _ in shares]
+    in_order = in_turn(tuple(zip(requests, shares, strict=True)))
+    had = Counter(next(in_order) for _ in range(count))
+
+    for request, share in zip(requests, shares, strict=True):
+        assert had[request] == pytest.approx(count * share / sum(shares), abs=len(shares))
+
+
 # The model.
 
 
@@ -288,7 +333,7 @@ def test_every_offered_request_is_completed(arrival):
         report = _driven(origin.port, arrival=arrival)
         served = origin.stop()
 
-    offered = len(list(_load(arrival=arrival).schedule()))
+    offered = len(_starts_ns(_load(arrival=arrival)))
     assert report["state"] == "finished"
     assert report["requests"] == {
         "offered": offered,
@@ -451,7 +496,8 @@ def test_connection_that_stands_as_it_is_given_up_is_not_waited_for():
     reasons = []
 
     class Accounts:
-        failed = reasons.append
+        def failed(self, _request, reason):
+            reasons.append(reason)
 
     class Wire(asyncio.Transport):
         def write(self, data):
@@ -465,9 +511,9 @@ def test_connection_that_stands_as_it_is_given_up_is_not_waited_for():
 
     async def play():
         asyncio.get_running_loop().create_connection = connect
-        pool = Pool(Request(host="127.0.0.1", port=1), 1, Accounts())
+        pool = Pool(1, Accounts())
         for intended_ns in (1, 2):
-            pool.begin(intended_ns)
+            pool.begin(_to(1), intended_ns)
             await asyncio.sleep(0)
             pool.give_up(intended_ns)
             await asyncio.sleep(0)
@@ -565,20 +611,21 @@ def test_progress_is_told_at_any_time():
 @pytest.mark.parametrize(
     "lasting",
     [
-        lambda length_s: ConstantArrivalRate(rate_per_s=0.5 / length_s, duration_s=length_s),
-        lambda length_s: ConstantArrivalRate(rate_per_s=100, duration_s=length_s, pauses=((0.1, length_s),)),
-        lambda length_s: RampingArrivalRate(stages=((0.1, 100.0, 0.0), (length_s - 0.1, 0.0, 0.0))),
+        lambda to, length_s: _load(to, rate_per_s=0.5 / length_s, duration_s=length_s),
+        lambda to, length_s: _load(to, rate_per_s=100, duration_s=length_s, pauses=((0.1, length_s),)),
+        lambda to, length_s: OpenLoad(
+            arrivals=(RampingArrivalRate(request=to, stages=((0.1, 100.0, 0.0), (length_s - 0.1, 0.0, 0.0))),)
+        ),
     ],
     ids=["constant", "paused", "ramping"],
 )
 def test_load_lasts_its_whole_duration(lasting):
     """However early its last request arrives: what is to happen later still does, as in k6."""
     with serving(_Server) as port:
-        request = Request(host="127.0.0.1", port=port)
-        with started(drive, lasting(0.5), request) as driver:
+        with started(drive, lasting(_to(port), 0.5)) as driver:
             assert driver.end()["elapsed_s"] >= 0.5
-        with started(drive, lasting(60.0), request) as driver:
-            count = len(list(lasting(60.0).schedule()))
+        with started(drive, lasting(_to(port), 60.0)) as driver:
+            count = len(_starts_ns(lasting(_to(port), 60.0)))
             report = _reported(driver, lambda report: report["requests"]["completed"] == count)
             assert report["state"] == "running"
             driver.stop()
@@ -596,7 +643,7 @@ def test_load_that_waits_for_its_end_can_be_stopped():
 
 def test_load_without_arrivals_ends():
     """A Poisson schedule may be empty."""
-    seed = next(seed for seed in range(100) if not list(_load(rate_per_s=1, arrival="poisson", seed=seed).schedule()))
+    seed = next(seed for seed in range(100) if not _starts_ns(_load(rate_per_s=1, arrival="poisson", seed=seed)))
     report = _driven(free_port(), rate_per_s=1, arrival="poisson", seed=seed)
 
     assert report["requests"]["offered"] == 0
@@ -617,9 +664,7 @@ def test_more_connections_than_descriptors_were_allowed():
 
     with (
         _together(200) as port,
-        started(
-            drive_with_few_descriptors, _load(rate_per_s=1000, duration_s=0.2), Request(host="127.0.0.1", port=port)
-        ) as driver,
+        started(drive_with_few_descriptors, _load(_to(port), rate_per_s=1000, duration_s=0.2)) as driver,
     ):
         report = driver.end()
 
@@ -629,7 +674,7 @@ def test_more_connections_than_descriptors_were_allowed():
 
 def test_paused_load_sends_nothing_meanwhile():
     """What would have arrived in the pause does not arrive later."""
-    starts_ns = list(_load(rate_per_s=100, duration_s=1, pauses=((0.2, 0.5),)).schedule())
+    starts_ns = _starts_ns(_load(rate_per_s=100, duration_s=1, pauses=((0.2, 0.5),)))
 
     assert len(starts_ns) == 70
     assert not [start_ns for start_ns in starts_ns if 0.2e9 <= start_ns < 0.5e9]
@@ -637,18 +682,82 @@ def test_paused_load_sends_nothing_meanwhile():
 
 def test_pause_swallows_what_comes_before_its_end():
     """A thousand a second for a tenth of it are a hundred, though no float is exactly 1.2."""
-    starts_ns = list(_load(rate_per_s=1000, duration_s=2, pauses=((1.1, 1.1 + 0.1),)).schedule())
+    starts_ns = _starts_ns(_load(rate_per_s=1000, duration_s=2, pauses=((1.1, 1.1 + 0.1),)))
 
     assert len(starts_ns) == 1900
 
 
 def test_burst_comes_on_top_of_the_load_and_ends_with_it():
     """In order, and none after the end of the load."""
-    starts_ns = list(_load(rate_per_s=100, duration_s=1, bursts=((0.2, 0.4, 1000.0), (0.9, 5.0, 1000.0))).schedule())
+    starts_ns = _starts_ns(_load(rate_per_s=100, duration_s=1, bursts=((0.2, 0.4, 1000.0), (0.9, 5.0, 1000.0))))
 
     assert len(starts_ns) == 100 + 200 + 100
     assert starts_ns == sorted(starts_ns)
     assert sum(0.2e9 <= start_ns < 0.4e9 for start_ns in starts_ns) == 20 + 200
+
+
+def test_burst_is_of_the_requests_that_arrive_first_in_the_list():
+    """Whether these arrive at that time or not."""
+    first, second = _to(1), _to(1)
+    arrivals = (_constant(first, rate_per_s=10, duration_s=0.1), _constant(second, rate_per_s=10, duration_s=1))
+    sent = Counter(request for _ns, request in OpenLoad(arrivals=arrivals, bursts=((0.5, 0.6, 100.0),)).schedule())
+
+    assert sent == {first: 1 + 10, second: 10}
+
+
+def test_arrivals_begin_at_their_time_and_go_on_side_by_side():
+    """The load lasts until the last of them are over; what comes first is sent first, whoever asks for it."""
+    late = RampingArrivalRate(request=_to(1), start_s=0.5, stages=((1.0, 10.0, 10.0),))
+    early = _constant(rate_per_s=10, duration_s=1)
+    load = OpenLoad(arrivals=(late, early))
+    sent = list(load.schedule())
+
+    assert load.length_s == 1.5
+    assert [start_ns for start_ns, _request in sent] == sorted(start_ns for start_ns, _request in sent)
+    assert [ns for ns, request in sent if request is early.request] == [k * 100_000_000 for k in range(10)]
+    assert [ns for ns, request in sent if request is late.request] == [k * 100_000_000 for k in range(5, 15)]
+
+
+def test_answers_are_told_apart_by_what_was_asked():
+    """Whatever went before over the same connection: a HEAD, whose answer has no body, or a POST, which has one."""
+    head, post = _to(0, method="HEAD"), _to(0, method="POST", body=b"x" * 10)
+    with listening(serve_origin, Origin(body_bytes=1000)) as origin:
+        to_origin = [replace(request, port=origin.port) for request in (head, post)]
+        load = OpenLoad(
+            arrivals=(
+                _constant(to_origin[0], rate_per_s=100, duration_s=0.2),
+                _constant(to_origin[1], rate_per_s=50, duration_s=0.2, start_s=0.1),
+            ),
+            connections_max=1,
+        )
+        with started(drive, load) as driver:
+            report = driver.end()
+
+    assert report["connections"]["opened"] == 1
+    assert [(each["offered"], each["completed"], each["by_status"]) for each in report["arrivals"]] == [
+        (20, 20, {200: 20}),
+        (10, 10, {200: 10}),
+    ]
+    assert report["requests"]["completed"] == 30
+    assert max(each["latency_ms"]["max"] for each in report["arrivals"]) == report["latency_ms"]["max"]
+
+
+def test_every_arrival_has_its_own_account_of_failure():
+    """Also of what was never sent, since the load was stopped."""
+    with serving(_Silent) as port:
+        load = OpenLoad(
+            arrivals=(_constant(_to(port), duration_s=0.05), _constant(_to(port), rate_per_s=1, duration_s=3600)),
+            timeout_s=0.1,
+            stop_timeout_s=0.1,
+        )
+        with started(drive, load) as driver:
+            _reported(driver, lambda report: report["requests"]["failed"] == 11)
+            report = driver.stop()
+
+    first, second = report["arrivals"]
+    assert (first["offered"], first["failed"]) == (10, 10)
+    assert second["offered"] == second["failed"] + second["unsent"] >= 1
+    assert _balance(report) == 0
 
 
 def test_latencies_of_requests_that_start_in_a_window_are_told_apart():
@@ -677,8 +786,11 @@ def test_latest_latencies_are_those_since_the_report_before():
 
 def test_ramping_load_sends_what_its_stages_say():
     """From 0 to 100 a second in half a second, and down again: 50 requests."""
-    ramp = RampingArrivalRate(stages=((0.5, 0.0, 100.0), (0.5, 100.0, 0.0)))
-    with serving(_Server) as port, started(drive, ramp, Request(host="127.0.0.1", port=port)) as load:
+    stages = ((0.5, 0.0, 100.0), (0.5, 100.0, 0.0))
+    with (
+        serving(_Server) as port,
+        started(drive, OpenLoad(arrivals=(RampingArrivalRate(request=_to(port), stages=stages),))) as load,
+    ):
         report = load.end()
 
     assert (report["requests"]["offered"], report["requests"]["completed"]) == (50, 50)

@@ -674,6 +674,27 @@ def test_errors_that_the_scenario_asks_for_are_no_failures(tmp_path):
     assert block.load.errors == block.load.completed == 20
 
 
+def test_requests_of_several_loads_take_turns(tmp_path):
+    """Each comes as often as it does among all; those with a body too."""
+    path = tmp_path / "mixed.yaml"
+    failing = "{name: failing, url: 'http://failing', routes: [{name: posts, paths: [/posts], methods: [POST]}]}"
+    posts = "{executor: constant-arrival-rate, rate: 50/s, duration: 2s, startTime: 1s, "
+    posts += "request: {method: POST, path: /posts, body: text}}"
+    path.write_text(
+        SCENARIO.replace("paths: [/]}]}]", f"paths: [/]}}]}}, {failing}]")
+        .replace("default: {}", "default: {}, failing: {status: {503: 1.0}}")
+        .replace("duration: 1s}]", f"duration: 1s}}, {posts}]")
+    )
+    arms = (Arm.parse("off"),)
+
+    with Bench(Plan(load(str(path)), arms, 400.0, 5, tmp_path)) as bench, bench.launch(arms) as launch:
+        (paced,) = bench.turn(launch, "paced", arms)
+        (saturated,) = bench.turn(launch, "saturated", arms, saturated_s=0.1)
+
+    assert (paced.load.completed, paced.load.errors) == (20, 4)
+    assert saturated.load.errors == pytest.approx(saturated.load.completed / 5, abs=1)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 def test_a_measurement_that_is_ended_leaves_no_checkout(scenario_file, tmp_path, signum):
     """As after Ctrl-C: the repository does not go on to know of a folder that nobody uses."""
@@ -930,7 +951,8 @@ def test_load_that_is_given_up_ends_in_silence(caplog):
 
     async def given_up():
         ours, theirs = pipe()
-        ours.send(overhead_load.Paced(Request(host="127.0.0.1", port=1), 1e-6, 1, "poisson", 1))  # in some days
+        requests = ((Request(host="127.0.0.1", port=1), 1.0),)
+        ours.send(overhead_load.Paced(requests, 1e-6, 1, "poisson", 1))  # in some days
         ours.close()
         await overhead_load._serve(theirs)
         theirs.close()

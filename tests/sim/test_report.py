@@ -51,6 +51,16 @@ LOAD = {
     },
     "by_status": {200: 2990, 503: 8},
     "failed_by_reason": {"reset": 2},
+    "arrivals": [
+        {
+            "offered": 3000,
+            "completed": 2998,
+            "failed": 2,
+            "unsent": 0,
+            "by_status": {200: 2990, 503: 8},
+            "latency_ms": {"mean": 4.2, "p50": 3.11, "p90": 9.4, "p99": 21.4, "p99_9": 45.1, "max": 62.7},
+        }
+    ],
     "latency_ms": {"mean": 4.2, "p50": 3.11, "p90": 9.4, "p99": 21.4, "p99_9": 45.1, "max": 62.7},
     "latest": {
         "requests": 75,
@@ -273,6 +283,35 @@ def test_latency_is_null_when_nothing_was_completed(summary):
     assert "not measured" in text_of(made, 80)
 
 
+TWO_LOADS = (
+    "load=[{executor: constant-arrival-rate, rate: 250/s, duration: 10s},"
+    "{executor: ramping-arrival-rate, startTime: 5s, stages: [{target: 100/s, duration: 10s}],"
+    " request: {method: POST, path: '/orders?a=%20'}}]"
+)
+
+
+def test_each_of_several_loads_has_its_own_account(summary):
+    """In the order of the file, by what is sent; the rate of all is that over the whole time."""
+    of_post = {"offered": 500, "completed": 0, "failed": 500, "unsent": 0, "by_status": {}, "latency_ms": {}}
+    made = summary(TWO_LOADS, arrivals=[*LOAD["arrivals"], of_post])
+
+    assert [(load.request, load.offered, load.failed) for load in made.loads] == [
+        ("GET /", 3000, 2),
+        ("POST /orders?a=%20", 500, 500),
+    ]
+    assert made.loads[0].by_status == {"200": 2990, "503": 8}
+    assert (made.loads[0].latency_ms.p99, made.loads[1].latency_ms.p99) == (21.4, None)
+    assert made.load.duration_s == 15
+    assert made.load.offered_rate_per_s == 3000 / 15
+    assert re.search(r"GET / +3,000 +2,998 +2 +8 +3.11 +21.40 +62.70", text_of(made, 80))
+    assert re.search(r"POST /orders\?a=%20 +500 +0 +500 +0 +- +- +-", text_of(made, 80))
+
+
+def test_a_single_load_is_told_once(summary):
+    """What the table of all says need not be said again."""
+    assert "each load" not in text_of(summary(), 80)
+
+
 def test_summary_is_read_as_it_was_written(summary, tmp_path):
     """Another program of this version can take it up again."""
     made = summary()
@@ -382,6 +421,14 @@ def test_progress_is_one_line_where_nobody_watches(reading):
     progress.close()
 
     assert out.getvalue() == "quickstart: 2 workers on http://127.0.0.1:8000, profile kong, 300/s for 10s\n"
+
+
+def test_progress_tells_each_load():
+    """Its rates, how long it goes on, and when it begins, where that is not at once."""
+    out = io.StringIO()
+    Progress(Console(file=out, width=80)).start(load(str(SCENARIO), [parse_override(TWO_LOADS)]), "http://127.0.0.1:1")
+
+    assert out.getvalue().endswith(", profile kong, 250/s for 10s, 0/s to 100/s for 10s after 5s\n")
 
 
 def test_progress_shows_living_workers_and_what_they_do():

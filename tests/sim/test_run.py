@@ -44,6 +44,28 @@ faults: {faults}
 thresholds: [ledger.unaccounted == 0, requests.failed == 0]
 """
 
+LOADS = """
+name: loads
+gateway:
+  workers: 1
+  nginx: {client_max_body_size: 12B}
+  config:
+    services: [{name: shop, host: default}, {name: orders, host: orders}]
+    routes: [{name: all, service: shop, paths: [/]}, {name: orders, service: orders, paths: [/orders], methods: [POST]}]
+    plugins: [{name: opentelemetry, config: {queue: {max_coalescing_delay: 0.1}}}]
+upstreams:
+  default: {}
+  orders: {status: {201: 1.0}}
+load:
+  - {executor: constant-arrival-rate, rate: 100/s, duration: 500ms}
+  - executor: ramping-arrival-rate
+    startTime: 400ms
+    startRate: 50/s
+    stages: [{target: 50/s, duration: 400ms}]
+    request: {method: POST, path: /orders, body: '{"lamp": ö}'}
+thresholds: [ledger.unaccounted == 0, requests.failed == 0]
+"""
+
 
 def tiny(directory, *, duration="500ms", faults="[]", listen="127.0.0.1:0"):
     path = directory / "tiny.yaml"
@@ -130,6 +152,23 @@ def test_run_gives_a_summary_of_what_all_processes_saw(tmp_path):
     assert summary.ledger["created"] == summary.ledger["acknowledged"] == summary.collector.received_unique > 0
     assert summary.ledger["unaccounted"] == 0
     assert [(worker.slot, worker.ended) for worker in summary.workers] == [(0, "exit 0"), (1, "exit 0")]
+
+
+def test_each_load_sends_its_own_request_from_its_own_time_on(tmp_path):
+    """Side by side: both reach the upstream that their routes lead to, bodies and all."""
+    path = tmp_path / "loads.yaml"
+    path.write_text(LOADS)
+
+    summary = runs.run(scenario.load(str(path)), out_dir=tmp_path, progress=View())
+
+    assert [(load.request, load.offered, load.completed, load.by_status) for load in summary.loads] == [
+        ("GET /", 50, 50, {"200": 50}),
+        ("POST /orders", 20, 20, {"201": 20}),
+    ]
+    assert {name: upstream.requests for name, upstream in summary.upstreams.items()} == {"default": 50, "orders": 20}
+    assert summary.requests.completed == summary.totals.requests == 70
+    assert summary.load.duration_s == 0.8
+    assert summary.verdict == "passed"
 
 
 def test_run_is_shown_from_the_beginning_of_the_load_to_its_end(tmp_path):

@@ -193,7 +193,7 @@ MISTAKES = [
         "duration: 10s",
         "stages: []",
         "24: load[0].stages",
-        "unknown field; known here: arrival, request, executor, rate, duration",
+        "unknown field; known here: startTime, arrival, request, executor, rate, duration",
     ),
     ("    duration: 10s\n", "", "22: load[0].duration", "missing; add duration"),
     (
@@ -234,7 +234,7 @@ MISTAKES = [
         "Host: api.example.com",
         "Content-Length: '5'",
         "26: load[0].request.headers.Content-Length",
-        "the request has no body, and would never be answered; leave it out",
+        "the body is sent with its length anyway; leave it out",
     ),
     ("Host: api", "Ho st: api", "26: load[0].request.headers.Ho st", "expected the name of a header, not 'Ho st'"),
     ("profile: safe", "profile: sage", "2: profile", "expected kong or safe, not 'sage'; did you mean safe?"),
@@ -382,10 +382,49 @@ def test_a_mistake_is_one_line_with_file_line_field_and_cure(changed, old, new, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_second_load_is_refused_by_name(scenario):
-    """It is part of the vocabulary."""
-    with pytest.raises(UserError, match=r"a\.yaml:9: load\[1\]: a second load is not built yet; leave it out"):
-        scenario(MINIMAL + "  - {executor: constant-arrival-rate, rate: 5/s, duration: 1s}\n")
+SEVERAL_LOADS = """\
+  - {executor: constant-arrival-rate, rate: 20/s, duration: 2s, startTime: 3s}
+  - executor: ramping-arrival-rate
+    startRate: 10/s
+    startTime: 500ms
+    stages: [{target: 50/s, duration: 2s}, {target: 0/s, duration: 1s}]
+    request: {method: POST, path: /orders, body: '{"wanted": 2}'}
+"""
+
+
+def test_loads_go_on_side_by_side(scenario):
+    """Each from its startTime on, k6's word; the whole lasts until the last is over."""
+    several = scenario(MINIMAL + SEVERAL_LOADS)
+
+    assert several.duration_s == 5.0
+    assert several.mean_rate_per_s == (5 + 40 + 60 + 25) / 5
+    assert several.load[2].request.body == '{"wanted": 2}'
+
+
+@pytest.mark.parametrize(
+    ("loads", "peak_per_s"),
+    [
+        ("", 5),
+        (SEVERAL_LOADS, 50),
+        ("  - {executor: constant-arrival-rate, rate: 20/s, duration: 1s, startTime: 1s}\n", 20),
+        ("  - {executor: constant-arrival-rate, rate: 20/s, duration: 1s, startTime: 999ms}\n", 25),
+        ("  - {executor: ramping-arrival-rate, stages: [{target: 20/s, duration: 2s}]}\n", 20),
+        ("  - {executor: ramping-arrival-rate, startRate: 20/s, stages: [{target: 0/s, duration: 2s}]}\n", 25),
+        ("  - {executor: ramping-arrival-rate, stages: [{target: 10/s, duration: 2s}]}\n", 10),
+        ("  - {executor: ramping-arrival-rate, stages: [{target: 8/s, duration: 2s}]}\n", 9),
+    ],
+)
+def test_peak_rate_is_that_of_all_loads_together(scenario, loads, peak_per_s):
+    """Where they are most at one time, which need not be where any of them is."""
+    assert scenario(MINIMAL + loads).peak_rate_per_s == peak_per_s
+
+
+def test_a_fault_may_come_until_the_last_load_is_over(scenario):
+    """And no later."""
+    faults = "faults: [{at: 4999ms, target: master, kind: reload}]"
+    assert scenario(MINIMAL + SEVERAL_LOADS + faults).faults
+    with pytest.raises(UserError, match=r"faults\[0\]\.at: comes when the load is over, after 5s"):
+        scenario(MINIMAL + SEVERAL_LOADS + faults.replace("4999ms", "5s"))
 
 
 @pytest.mark.parametrize("config", ["", "[]", "5"])
