@@ -393,6 +393,7 @@ def load(file: str | Document, overrides: Iterable[Override] = ()) -> Scenario:
     settings = {name: getattr(content.gateway, name) for name in told}
     settings |= {"profile": content.profile, "seed": content.seed, "plugin_classes": classes}
     gateway = Gateway.model_validate(settings | entities._asdict())
+    _require_loads(document, content)
     faults = tuple(_faults(document, content))
     return Scenario(
         name=content.name,
@@ -465,6 +466,16 @@ def _hosts(document: Document, content: _File) -> set[str]:
         if servers.setdefault(host.lower(), server) != server:
             raise document.error(f"{host} leads elsewhere already", place, cure="leave it out")
     return {host for upstream in content.upstreams.values() for host in upstream.hosts}
+
+
+def _require_loads(document: Document, content: _File) -> None:
+    """Refuse a threshold of a load that is not there."""
+    last = len(content.load) - 1
+    for index, threshold in enumerate(content.thresholds):
+        for load in threshold.loads:
+            if load > last:
+                cure = f"loads are 0 to {last}" if last else "the only one is load[0]"
+                raise document.error(f"there is no load {load}", ("thresholds", index), cure=cure)
 
 
 def _faults(document: Document, content: _File) -> Iterator[Fault]:

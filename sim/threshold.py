@@ -2,14 +2,15 @@
 
 An expression is ``METRIC OP NUMBER`` or ``METRIC / METRIC OP NUMBER``: ``ledger.unaccounted == 0``,
 ``latency.p99 < 200ms``, ``requests.failed / requests.sent < 1%``. Metrics are the fields of ``summary.json``
-(``METRICS`` says which); a latency is compared with a duration, a ratio with a number or a percentage, a count with a
-number. A metric that the run could not measure, or a ratio over nothing, has no value and does not pass.
+(``METRICS`` says which), those of one load with its number: ``load[1].latency.p99``. A latency is compared with a
+duration, a ratio with a number or a percentage, a count with a number. A metric that the run could not measure, or a
+ratio over nothing, has no value and does not pass.
 """
 
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,12 +23,14 @@ _MS_PER_S: Final = 1_000
 _MS_DIGITS: Final = 9  # of a limit, behind the point: 2.035 ms in s, times 1000, are a trifle less
 _DECIMALS_MAX: Final = 20
 
+_STATUSES: Final = ("status_2xx", "status_3xx", "status_4xx", "status_5xx")
+_LATENCIES: Final = ("mean", "p50", "p90", "p99", "p99_9", "max")
 _NAMES: Final = {
     ("requests", "requests"): (
         *("offered", "sent", "completed", "failed", "unsent", "resent", "waited"),
-        *("status_2xx", "status_3xx", "status_4xx", "status_5xx"),
+        *_STATUSES,
     ),
-    ("latency", "latency_ms"): ("mean", "p50", "p90", "p99", "p99_9", "max"),
+    ("latency", "latency_ms"): _LATENCIES,
     ("ledger", "ledger"): Ledger.__slots__,
     ("collector", "collector"): (
         *("requests", "refused", "received_unique", "received_duplicates", "unchecked", "unanswered", "needless"),
@@ -46,6 +49,12 @@ _NAMES: Final = {
 METRICS: Final = {f"{prefix}.{name}": (section, name) for (prefix, section), names in _NAMES.items() for name in names}
 """Where each metric stands in ``summary.json``."""
 
+LOAD_METRICS: Final[Mapping[str, tuple[str, ...]]] = {
+    **{name: (name,) for name in ("offered", "completed", "failed", "unsent", *_STATUSES)},
+    **{f"latency.{name}": ("latency_ms", name) for name in _LATENCIES},
+}
+"""Where each metric of a load stands in its entry of ``summary.json``."""
+
 _OPERATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     "==": operator.eq,
     "!=": operator.ne,
@@ -55,7 +64,8 @@ _OPERATORS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     ">": operator.gt,
 }
 
-_EXPRESSION = re.compile(r"\s*([\w.]+)\s*(?:/\s*([\w.]+)\s*)?(==|!=|<=|>=|<|>)\s*(\S+)\s*", re.ASCII)
+_EXPRESSION = re.compile(r"\s*([\w.[\]]+)\s*(?:/\s*([\w.[\]]+)\s*)?(==|!=|<=|>=|<|>)\s*(\S+)\s*", re.ASCII)
+_OF_LOAD = re.compile(r"load\[(\d{1,4})\]\.", re.ASCII)
 _NUMBER = re.compile(r"-?\d{1,30}(\.\d{1,30})?", re.ASCII)
 _PERCENTAGE = re.compile(r"(-?\d{1,30}(?:\.\d{1,30})?)%", re.ASCII)
 
@@ -66,7 +76,7 @@ class Threshold:
 
     Attributes:
         expression: as written.
-        metric: a key of ``METRICS``.
+        metric: a key of ``METRICS``, or one of ``LOAD_METRICS`` behind ``load[0].`` or another number.
         over: the metric that it is divided by, if any.
         relation: ``==``, ``!=``, ``<=``, ``>=``, ``<`` or ``>``.
         limit: in the unit of the metric: ms for a latency.
@@ -86,6 +96,11 @@ class Threshold:
             value = value / over if over else None
         return {"expression": self.expression, "value": value, "passed": value is not None and self.holds(value)}
 
+    @property
+    def loads(self) -> list[int]:
+        """The loads that it names."""
+        return [int(named[1]) for metric in (self.metric, self.over or "") if (named := _OF_LOAD.match(metric))]
+
     def holds(self, value: float) -> bool:
         """Whether a value of the metric, in its unit, is within the limit."""
         return _OPERATORS[self.relation](value, self.limit)
@@ -100,7 +115,7 @@ def parse(value: object) -> Threshold:
         )
     metric, over, relation, limit = match.groups()
     for name in (metric, over):
-        if name is not None and name not in METRICS:
+        if name is not None and name not in _known(name):
             raise FieldError(f"there is no metric {name}", cure=_meant(name))
     return Threshold(match[0].strip(), metric, over, relation, _limit(limit, metric, over))
 
@@ -124,7 +139,7 @@ def value_text(expression: str, value: float | None) -> str:
     scale, unit, digits = 1, "", 4
     if "%" in expression:
         scale, unit, digits = 100, "%", 3
-    elif expression.startswith("latency.") and "/" not in expression:
+    elif _is_latency(expression) and "/" not in expression:
         unit = " ms"
     holds: Callable[[float], bool] = bool
     with suppress(FieldError):
@@ -139,13 +154,24 @@ def value_text(expression: str, value: float | None) -> str:
     return (text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text) + unit
 
 
+def _known(name: str) -> Collection[str]:
+    """The metrics among which a name is: those of the load that it names, or of the run."""
+    load = _OF_LOAD.match(name)
+    return [load[0] + metric for metric in LOAD_METRICS] if load else METRICS
+
+
 def _meant(name: str) -> str | None:
-    section = [metric for metric in METRICS if metric.split(".")[0] == name.split(".", maxsplit=1)[0]]
-    return nearest(name, section or METRICS)
+    known = _known(name)
+    section = [metric for metric in known if metric.split(".")[0] == name.split(".", maxsplit=1)[0]]
+    return nearest(name, section or known)
+
+
+def _is_latency(metric: str) -> bool:
+    return _OF_LOAD.sub("", metric, count=1).startswith("latency.")
 
 
 def _limit(text: str, metric: str, over: str | None) -> float:
-    if over is None and metric.startswith("latency."):
+    if over is None and _is_latency(metric):
         try:
             return round(parse_duration(text) * _MS_PER_S, _MS_DIGITS)
         except FieldError as error:
@@ -161,6 +187,13 @@ def _limit(text: str, metric: str, over: str | None) -> float:
 
 
 def _measured(summary: Mapping[str, Any], metric: str) -> float | None:
-    section, name = METRICS[metric]
-    value: float | None = summary[section][name]
+    path: tuple[str | int, ...]
+    if load := _OF_LOAD.match(metric):
+        path = ("loads", int(load[1]), *LOAD_METRICS[metric[load.end() :]])
+    else:
+        path = METRICS[metric]
+    found: Any = summary
+    for step in path:
+        found = found[step]
+    value: float | None = found
     return value

@@ -130,6 +130,10 @@ class Arrivals(_Section):
     completed: int
     failed: int
     unsent: int
+    status_2xx: int
+    status_3xx: int
+    status_4xx: int
+    status_5xx: int
     by_status: dict[str, int]
     latency_ms: LatencyMs
 
@@ -304,6 +308,7 @@ def summarize(
     sections = {
         "requests": _requests(load),
         "latency_ms": _latency(load["latency_ms"], load["requests"]["completed"]),
+        "loads": [_arrivals(*each) for each in zip(scenario.load, load["arrivals"], strict=True)],
         "fault_window": _fault_window(load["fault_window"]),
         "sampling": {name: sum(r["sampling"][name] for r in upstreams.values()) for name in Sampling.model_fields},
         "error_log": {name: error_log[name] for name in ErrorLog.model_fields},
@@ -332,7 +337,6 @@ def summarize(
                 "connections_opened": load["connections"]["opened"],
                 "cpu_s": load["cpu_s"],
             },
-            "loads": [_arrivals(*each) for each in zip(scenario.load, load["arrivals"], strict=True)],
             "upstreams": {name: _upstream(report) for name, report in upstreams.items()},
             "workers": [_worker(account) for account in sorted(workers.accounts, key=_birth) if _incarnations(account)],
             "faults": faults,
@@ -351,26 +355,30 @@ def _verdict(thresholds: Iterable[Mapping[str, Any]], *, valid: bool, interrupte
 
 
 def _requests(load: Mapping[str, Any]) -> dict[str, Any]:
-    by_status = _by_status(load)
     counts = ("offered", "sent", "completed", "failed", "unsent", "resent", "waited")
     return {
         **{name: load["requests"][name] for name in counts},
-        **{
-            f"status_{name}": sum(count for status, count in by_status.items() if status[0] == name[0])
-            for name in _STATUS_CLASSES
-        },
+        **_statuses(load),
         "failed_by_reason": load["failed_by_reason"],
-        "by_status": by_status,
     }
+
+
+def _arrivals(load: ConstantArrivalRate | RampingArrivalRate, report: Mapping[str, Any]) -> dict[str, Any]:
+    told = {"request": f"{load.request.method} {load.request.path}", **_statuses(report)}
+    return {**report, **told, "latency_ms": _latency(report["latency_ms"], report["completed"])}
+
+
+def _statuses(report: Mapping[str, Any]) -> dict[str, Any]:
+    by_status = _by_status(report)
+    classes = {
+        f"status_{name}": sum(count for status, count in by_status.items() if status[0] == name[0])
+        for name in _STATUS_CLASSES
+    }
+    return {**classes, "by_status": by_status}
 
 
 def _latency(latency_ms: Mapping[str, float], requests: int) -> Mapping[str, float | None]:
     return latency_ms if requests else dict.fromkeys(LatencyMs.model_fields)
-
-
-def _arrivals(load: ConstantArrivalRate | RampingArrivalRate, report: Mapping[str, Any]) -> dict[str, Any]:
-    told = {"request": f"{load.request.method} {load.request.path}", "by_status": _by_status(report)}
-    return {**report, **told, "latency_ms": _latency(report["latency_ms"], report["completed"])}
 
 
 def _fault_window(window: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _loads(loads: "Iterable[Arrivals]") -> Table:
     table = _table("each load", "offered", "completed", "failed", "5xx", "p50 ms", "p99 ms", "max ms")
     table.columns[0].justify, table.columns[0].overflow = "left", "fold"
     for load in loads:
-        counts = (load.offered, load.completed, load.failed, sum(n for s, n in load.by_status.items() if s[0] == "5"))
+        counts = (load.offered, load.completed, load.failed, load.status_5xx)
         latency = (load.latency_ms.p50, load.latency_ms.p99, load.latency_ms.max)
         table.add_row(
             Text(load.request), *(f"{count:,}" for count in counts), *(_number(value, 2) for value in latency)

@@ -63,7 +63,7 @@ load:
     startRate: 50/s
     stages: [{target: 50/s, duration: 400ms}]
     request: {method: POST, path: /orders, body: '{"lamp": ö}'}
-thresholds: [ledger.unaccounted == 0, requests.failed == 0]
+thresholds: [ledger.unaccounted == 0, requests.failed == 0, "load[1].status_2xx == 20", "load[1].latency.p99 < 60s"]
 """
 
 

@@ -419,6 +419,16 @@ def test_peak_rate_is_that_of_all_loads_together(scenario, loads, peak_per_s):
     assert scenario(MINIMAL + loads).peak_rate_per_s == peak_per_s
 
 
+@pytest.mark.parametrize(("loads", "cure"), [(SEVERAL_LOADS, "loads are 0 to 2"), ("", "the only one is load[0]")])
+def test_a_threshold_names_a_load_that_is_there(scenario, loads, cure):
+    """By its place in the list, from 0."""
+    thresholds = "thresholds:\n  - load[0].completed > 0\n  - load[0].failed / load[3].offered < 1%\n"
+    with pytest.raises(UserError) as told:
+        scenario(MINIMAL + loads + thresholds)
+
+    assert str(told.value).endswith(f": thresholds[1]: there is no load 3; {cure}")
+
+
 def test_a_fault_may_come_until_the_last_load_is_over(scenario):
     """And no later."""
     faults = "faults: [{at: 4999ms, target: master, kind: reload}]"

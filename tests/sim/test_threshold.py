@@ -3,8 +3,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sim.errors import FieldError
-from sim.report.summary import Summary
-from sim.threshold import METRICS, evaluate, parse, value_text
+from sim.report.summary import Arrivals, LatencyMs, Summary
+from sim.threshold import LOAD_METRICS, METRICS, evaluate, parse, value_text
 
 FORM = "write METRIC OP NUMBER: latency.p99 < 200ms"
 
@@ -12,6 +12,10 @@ SUMMARY = {
     "requests": {"sent": 200, "failed": 1, "status_5xx": 0},
     "latency_ms": {"p99": 150.0, "max": None},
     "ledger": {"unaccounted": 0},
+    "loads": [
+        {"completed": 80, "status_5xx": 0, "latency_ms": {"p99": 12.5}},
+        {"completed": 20, "status_5xx": 5, "latency_ms": {"p99": None}},
+    ],
 }
 
 
@@ -26,10 +30,15 @@ SUMMARY = {
         ("latency.p99>0", 150.0, True),
         ("requests.failed / requests.sent < 1%", 0.005, True),
         ("requests.failed / requests.sent >= 0.01", 0.005, False),
+        ("load[0].latency.p99 < 20ms", 12.5, True),
+        ("load[1].latency.p99 < 20ms", None, False),
+        ("load[1].completed > 10", 20, True),
+        ("load[1].status_5xx/load[1].completed <= 10%", 0.25, False),
+        ("load[0].completed / requests.sent == 40%", 0.4, True),
     ],
 )
 def test_threshold_compares_a_metric_with_its_limit(expression, value, passed):
-    """All relations, ratios, percentages and durations."""
+    """All relations, ratios, percentages and durations; of all requests or of those of one load."""
     (result,) = evaluate([parse(expression)], SUMMARY)
 
     assert result == {"expression": expression, "value": value, "passed": passed}
@@ -67,6 +76,10 @@ def test_what_was_not_measured_does_not_pass(expression):
             "write METRIC OP NUMBER: latency.p99 < 200ms",
         ),
         (5, "expected an expression, not 5", FORM),
+        ("load[1].latency.p99 < 200", "expected a duration such as 30s or 2ms, not '200'", "write 200ms"),
+        ("load[1].latncy.p99 < 1s", "there is no metric load[1].latncy.p99", "did you mean load[1].latency.p99?"),
+        ("load[1].sent > 0", "there is no metric load[1].sent", "did you mean load[1].unsent?"),
+        ("load.latency.p99 < 1s", "there is no metric load.latency.p99", "did you mean latency.p99?"),
     ],
 )
 def test_a_wrong_expression_is_refused_with_a_suggestion(expression, message, cure):
@@ -82,6 +95,9 @@ def test_every_metric_is_a_field_of_the_summary():
     for section, name in METRICS.values():
         model = sections[section].annotation
         assert section == "ledger" or name in model.model_fields
+    for first, *further in LOAD_METRICS.values():
+        assert first in Arrivals.model_fields
+        assert set(further) <= LatencyMs.model_fields.keys()
 
 
 @pytest.mark.parametrize(
@@ -91,6 +107,7 @@ def test_every_metric_is_a_field_of_the_summary():
         ("latency.p99 < 200ms", 12345.678, "12,346 ms"),
         ("latency.p99 < 200ms", 199.98, "199.98 ms"),
         ("latency.p99 < 200ms", 0.0, "0 ms"),
+        ("load[3].latency.p99 < 200ms", 23.1963, "23.2 ms"),
         ("requests.failed / requests.sent < 1%", 0.0099996, "0.99996%"),
         ("ledger.lost / ledger.created < 50%", 0.28171, "28.2%"),
         ("ledger.created > 0", 1_234_567, "1,234,567"),
