@@ -37,7 +37,7 @@ from sim.error_log import ErrorLog, count_lines
 from sim.errors import UserError
 from sim.faults import Event, Fault, Timeline
 from sim.interruption import INTERRUPTS
-from sim.load import driver
+from sim.load import driver, executor
 from sim.load.request import Request
 from sim.master import Master, listen, url_of
 from sim.process import Connection, Process, Signals, kill, pipe, reap, send_signal, start, wait
@@ -45,7 +45,7 @@ from sim.report.environment import environment
 from sim.report.progress import Moment, Progress
 from sim.report.recording import Recording
 from sim.report.summary import Summary, summarize
-from sim.scenario import ConstantArrivalRate, RampingArrivalRate, Scenario, Upstream
+from sim.scenario import ClosedLoad, ConstantArrivalRate, OpenLoad, RampingArrivalRate, Scenario, Upstream
 from sim.scoreboard import Scoreboard
 
 UPDATE_S: Final = 0.25
@@ -224,7 +224,7 @@ class _Run:
 
     def _start_load(self) -> None:
         self.may_end.add(_LOAD)
-        self._fork(_LOAD, partial(driver.drive, load=_open_load(self.scenario, *self.address)))
+        self._fork(_LOAD, partial(driver.drive, load=_load(self.scenario, *self.address)))
         load = self.children[_LOAD]
         load.ask("report")
         self._await(lambda: load.message is not None)
@@ -432,25 +432,30 @@ def _origin(upstream: Upstream, seed: int) -> origin.Origin:
     )
 
 
-def _open_load(scenario: Scenario, host: str, port: int) -> driver.OpenLoad:
+def _load(scenario: Scenario, host: str, port: int) -> executor.Load:
     faults = scenario.faults
-    arrivals = [
-        _arrivals(load, Request.of(load.request, host, port), child_seed(scenario.seed, "load", index))
+    executors = [
+        _executor(load, Request.of(load.request, host, port), child_seed(scenario.seed, "load", index))
         for index, load in enumerate(scenario.load)
     ]
-    return driver.OpenLoad(
-        arrivals=tuple(arrivals),
+    return executor.Load(
+        executors=tuple(executors),
         pauses=tuple(fault.window_s for fault in faults if fault.kind == "pause"),
         bursts=tuple((*fault.window_s, fault.rate) for fault in faults if fault.rate is not None),
         windows=tuple(fault.window_s for fault in faults if fault.kind != "pause"),
     )
 
 
-def _arrivals(load: ConstantArrivalRate | RampingArrivalRate, request: Request, seed: int) -> driver.Arrivals:
-    told: dict[str, Any] = {"request": request, "start_s": load.startTime, "arrival": load.arrival, "seed": seed}
-    if isinstance(load, RampingArrivalRate):
-        return driver.RampingArrivalRate(stages=load.stages_per_s, **told)
-    return driver.ConstantArrivalRate(rate_per_s=load.rate, duration_s=load.duration, **told)
+def _executor(load: OpenLoad | ClosedLoad, request: Request, seed: int) -> executor.Executor:
+    told: dict[str, Any] = {"request": request, "start_s": load.startTime}
+    match load:
+        case ConstantArrivalRate():
+            told |= {"arrival": load.arrival, "seed": seed}
+            return executor.ConstantArrivalRate(rate_per_s=load.rate, duration_s=load.duration, **told)
+        case RampingArrivalRate():
+            told |= {"arrival": load.arrival, "seed": seed}
+            return executor.RampingArrivalRate(stages=load.stages_per_s, **told)
+    return executor.VirtualUsers(stages=load.stages_users, **told)
 
 
 def _unix_ns() -> int:

@@ -127,48 +127,64 @@ class Request(Model):
     body: str = ""
 
 
-_EXECUTORS: Final = ("constant-arrival-rate", "ramping-arrival-rate")
+_EXECUTORS: Final = ("constant-arrival-rate", "ramping-arrival-rate", "constant-vus", "ramping-vus")
 
 
 def _executor(word: object) -> object:
     if word not in _EXECUTORS:
-        raise FieldError(f"expected {' or '.join(_EXECUTORS)}, not {shown(word)}", cure=meant(word, _EXECUTORS))
+        expected = f"{', '.join(_EXECUTORS[:-1])} or {_EXECUTORS[-1]}"
+        raise FieldError(f"expected {expected}, not {shown(word)}", cure=meant(word, _EXECUTORS))
     return word
 
 
 _Executor = BeforeValidator(_executor)
 
+VIRTUAL_USERS_MAX: Final = 1000
+"""Virtual users of a load at most: the load generator has so many connections."""
 
-class _OpenLoad(Model):
-    """An open load: requests arrive at their times, whatever became of those before.
+_VirtualUsers = Annotated[int, Field(ge=0, le=VIRTUAL_USERS_MAX)]
+
+
+class _Load(Model):
+    """Requests of one kind, again and again.
 
     Attributes:
-        startTime: seconds after the beginning of the run that requests begin to arrive.
-        arrival: ``uniform``, evenly spaced, or ``poisson``, as many independent clients make them.
+        startTime: seconds after the beginning of the run that the first is sent.
         request: what is sent.
     """
 
-    fields_not_built: ClassVar[Mapping[str, str]] = {
-        "timeUnit": "it divides the rate; write rate: 500/s",
-        "vus": "it makes a closed load of virtual users",
-        "preAllocatedVUs": "it makes a closed load of virtual users",
-        "maxVUs": "it makes a closed load of virtual users",
-        "iterations": "it makes a closed load of virtual users",
-        "gracefulStop": "it waits for virtual users",
-    }
     words_not_built: ClassVar[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "executor": {
-            "constant-vus": ("it makes a closed load of virtual users", _EXECUTORS[0]),
-            "ramping-vus": ("it makes a closed load of virtual users", _EXECUTORS[1]),
-            "shared-iterations": ("it makes a closed load of virtual users", _EXECUTORS[0]),
-            "per-vu-iterations": ("it makes a closed load of virtual users", _EXECUTORS[0]),
-            "externally-controlled": ("it takes orders during the run", _EXECUTORS[1]),
+            "shared-iterations": ("it ends after so many requests", "constant-vus"),
+            "per-vu-iterations": ("it ends after so many requests", "constant-vus"),
+            "externally-controlled": ("it takes orders during the run", "ramping-arrival-rate"),
         }
     }
 
     startTime: Seconds = 0.0  # noqa: N815 - k6's name
-    arrival: Literal["uniform", "poisson"] = "uniform"
     request: Request = Request()
+
+    @property
+    @abstractmethod
+    def duration_s(self) -> float:
+        """How long requests are sent, in seconds."""
+
+
+class _OpenLoad(_Load):
+    """An open load: requests arrive at their times, whatever became of those before.
+
+    Attributes:
+        arrival: ``uniform``, evenly spaced, or ``poisson``, as many independent clients make them.
+    """
+
+    fields_not_built: ClassVar[Mapping[str, str]] = {
+        "timeUnit": "it divides the rate; write rate: 500/s",
+        "preAllocatedVUs": "it makes virtual users before they are needed",
+        "maxVUs": "it bounds the requests under way",
+        "gracefulStop": "it bounds how long answers are waited for",
+    }
+
+    arrival: Literal["uniform", "poisson"] = "uniform"
 
     @property
     @abstractmethod
@@ -249,13 +265,94 @@ class RampingArrivalRate(_OpenLoad):
         return tuple((stage.duration, rates[k], rates[k + 1]) for k, stage in enumerate(self.stages))
 
 
+class _ClosedLoad(_Load):
+    """A closed load: virtual users each wait for an answer before they send the next request."""
+
+    fields_not_built: ClassVar[Mapping[str, str]] = {
+        "gracefulStop": "it bounds how long answers are waited for",
+        "gracefulRampDown": "it bounds how long a user who goes is waited for",
+    }
+
+    @property
+    @abstractmethod
+    def stages_users(self) -> tuple[tuple[float, int, int], ...]:
+        """Duration in s and users at the beginning and the end of each stage."""
+
+    @property
+    def duration_s(self) -> float:
+        """How long requests are sent, in seconds."""
+        return sum(length_s for length_s, _first, _last in self.stages_users)
+
+
+class ConstantVirtualUsers(_ClosedLoad):
+    """So many users from the beginning to the end.
+
+    Attributes:
+        vus: users.
+        duration: seconds that they send requests.
+    """
+
+    executor: Annotated[Literal["constant-vus"], _Executor]
+    vus: Annotated[_VirtualUsers, Field(ge=1)] = 1
+    duration: Annotated[Seconds, Field(gt=0)]
+
+    @property
+    def stages_users(self) -> tuple[tuple[float, int, int], ...]:
+        """Duration in s and users at the beginning and the end of each stage."""
+        return ((self.duration, self.vus, self.vus),)
+
+
+class UserStage(Model):
+    """A part of a ramping load of users.
+
+    Attributes:
+        target: users at its end.
+        duration: seconds.
+    """
+
+    target: _VirtualUsers
+    duration: Annotated[Seconds, Field(gt=0)]
+
+
+class RampingVirtualUsers(_ClosedLoad):
+    """The number of users goes in straight lines from stage to stage.
+
+    Attributes:
+        startVUs: users at the beginning.
+        stages: in order.
+    """
+
+    executor: Annotated[Literal["ramping-vus"], _Executor]
+    startVUs: _VirtualUsers = 1  # noqa: N815 - k6's name
+    stages: Annotated[Many[UserStage], NotEmpty]
+
+    @model_validator(mode="after")
+    def _has_users(self) -> Self:
+        if not any((self.startVUs, *(stage.target for stage in self.stages))):
+            raise FieldError("there is never a user", field="stages", cure="write a target of more than 0")
+        return self
+
+    @property
+    def stages_users(self) -> tuple[tuple[float, int, int], ...]:
+        """Duration in s and users at the beginning and the end of each stage."""
+        users = (self.startVUs, *(stage.target for stage in self.stages))
+        return tuple((stage.duration, users[k], users[k + 1]) for k, stage in enumerate(self.stages))
+
+
+OpenLoad = ConstantArrivalRate | RampingArrivalRate
+ClosedLoad = ConstantVirtualUsers | RampingVirtualUsers
+
+
 def _executor_tag(load: object) -> str:
-    ramping = load.get("executor") == _EXECUTORS[1] if isinstance(load, dict) else isinstance(load, RampingArrivalRate)
-    return "[ramping]" if ramping else "[constant]"
+    word = load.get("executor") if isinstance(load, dict) else getattr(load, "executor", None)
+    return f"[{word if word in _EXECUTORS else _EXECUTORS[0]}]"
 
 
 Load = Annotated[
-    Annotated[ConstantArrivalRate, Tag("[constant]")] | Annotated[RampingArrivalRate, Tag("[ramping]")],
+    Annotated[ConstantArrivalRate, Tag("[constant-arrival-rate]")]
+    | Annotated[RampingArrivalRate, Tag("[ramping-arrival-rate]")]
+    | Annotated[ConstantVirtualUsers, Tag("[constant-vus]")]
+    | Annotated[RampingVirtualUsers, Tag("[ramping-vus]")],
     Discriminator(_executor_tag),
 ]
 """A load, by its executor."""
@@ -320,7 +417,7 @@ class Scenario:
     gateway: Gateway
     upstreams: Mapping[str, Upstream]
     collector: Collector
-    load: tuple[ConstantArrivalRate | RampingArrivalRate, ...]
+    load: tuple[OpenLoad | ClosedLoad, ...]
     faults: tuple[Fault, ...]
     thresholds: tuple[Threshold, ...]
     document: Document = field(repr=False, compare=False)
@@ -337,14 +434,23 @@ class Scenario:
         return _duration_s(self.load)
 
     @property
-    def mean_rate_per_s(self) -> float:
-        """Requests of all loads per second, on average."""
-        return sum(load.mean_rate_per_s * load.duration_s for load in self.load) / self.duration_s
+    def open_loads(self) -> tuple[OpenLoad, ...]:
+        """The loads whose requests arrive at a rate."""
+        return tuple(load for load in self.load if isinstance(load, OpenLoad))
 
     @property
-    def peak_rate_per_s(self) -> float:
-        """Requests of all loads per second where they are most: at the beginning or the end of a stage."""
-        lines = [line for load in self.load for line in load.lines]
+    def mean_rate_per_s(self) -> float | None:
+        """Requests of all loads per second, on average; None: virtual users have no rate."""
+        if len(self.open_loads) < len(self.load):
+            return None
+        return sum(load.mean_rate_per_s * load.duration_s for load in self.open_loads) / self.duration_s
+
+    @property
+    def peak_rate_per_s(self) -> float | None:
+        """The same where they are most, at the beginning or the end of a stage."""
+        if len(self.open_loads) < len(self.load):
+            return None
+        lines = [line for load in self.open_loads for line in load.lines]
         ends = {time_s for line in lines for time_s in line[:2]}
         after = (sum(_rate(line, t) for line in lines if line[0] <= t < line[1]) for t in ends)
         before = (sum(_rate(line, t) for line in lines if line[0] < t <= line[1]) for t in ends)
@@ -362,7 +468,7 @@ class Scenario:
         return self.document.error(error.message, ("gateway", error.field), cure=error.cure)
 
 
-def _duration_s(loads: Iterable[ConstantArrivalRate | RampingArrivalRate]) -> float:
+def _duration_s(loads: Iterable[OpenLoad | ClosedLoad]) -> float:
     return round(max(load.startTime + load.duration_s for load in loads), _NS_DIGITS)
 
 
@@ -492,6 +598,9 @@ def _faults(document: Document, content: _File) -> Iterator[Fault]:
         if fault.target == "upstream" and not content.upstreams:
             cure = "add upstreams: {default: {}}, and let a service have it as its host"
             raise document.error("there is no built-in upstream", (*place, "target"), cure=cure)
+        if fault.target == "load" and any(isinstance(load, ClosedLoad) for load in content.load):
+            cure = "write a load of arrivals, or another fault"
+            raise document.error("virtual users do not arrive", (*place, "target"), cure=cure)
         if fault.at >= duration_s:
             message = f"comes when the load is over, after {format_duration(duration_s)}"
             raise document.error(message, (*place, "at"), cure="let it come earlier")

@@ -1,8 +1,9 @@
-"""The driver of an open load: every request starts at its intended time, whatever became of those before it.
+"""The driver of a load: sends what its executors say, and accounts for it.
 
-Theory of operation. One timer walks the arrival schedule; what is due goes to the pool of connections at once. Latency
-counts from the *intended* start, so neither a wait for a connection nor what a client would have held back is hidden
-("coordinated omission", G. Tene; the measure of wrk2).
+Theory of operation. One timer walks the schedule of what waits for no answer: arrivals, and users who come. What is due
+goes to the pool of connections at once. Latency counts from the *intended* start, so neither a wait for a connection
+nor what a client would have held back is hidden ("coordinated omission", G. Tene; the measure of wrk2). The next
+request of a virtual user is intended when the answer to the last has come: a slow server gets fewer of them.
 
 Every offered request ends in exactly one account: `completed` when a whole answer arrived, whatever its status;
 `failed` when none did, by reason; `unsent` when its time had come and the load was stopped before it was sent.
@@ -16,35 +17,30 @@ Every offered request ends in exactly one account: `completed` when a whole answ
 
 The generator's own lateness is measured too: `lag_ms`, from the intended start to the moment the driver gets to it
 (timer, its own work, lack of CPU; never a slow server). A load that fell behind is not valid, see `invalid_reason`.
+Virtual users have no schedule to fall behind.
 
 Times in s and ms as named, ns inside.
 """
 
 import asyncio
-import heapq
-import random
 import resource
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
-from dataclasses import dataclass
-from itertools import repeat
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from sim import peer
-from sim.load.arrivals import SCHEDULES, ramping, uniform
+from sim.load.executor import Executor, Load, VirtualUsers, outside
 from sim.load.latency import Latencies
 from sim.load.pool import Pool
 from sim.timerfd import TimerFd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from sim.load.request import Request
     from sim.process import Connection
 
-__all__ = ["Arrivals", "ConstantArrivalRate", "OpenLoad", "RampingArrivalRate", "drive", "invalid_reason"]
+__all__ = ["drive", "invalid_reason"]
 
 _NS_PER_S: Final = 1_000_000_000
 _SWEEP_S: Final = 0.1  # how late a timeout may be noticed
@@ -59,156 +55,7 @@ LAG_MS_NEGLIGIBLE: Final = 10.0
 process on a busy machine may have to wait now and then."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arrivals(ABC):
-    """Arrivals of one request, again and again, whatever became of those before.
-
-    Attributes:
-        request: What arrives.
-        start_s: When they begin, in s after the beginning of the load.
-        arrival: `uniform` or `poisson`, see `sim.load.arrivals`.
-        seed: Of the generator that draws them.
-
-    Raises:
-        ValueError: A value out of range; the message names it.
-    """
-
-    request: "Request"
-    start_s: float = 0.0
-    arrival: str = "uniform"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.arrival not in SCHEDULES:
-            raise ValueError(f"arrival must be one of {', '.join(SCHEDULES)}, not {self.arrival!r}")
-
-    @property
-    def end_s(self) -> float:
-        """When they are over, in s after the beginning of the load, also where the last one comes long before."""
-        return self.start_s + self.length_s
-
-    @property
-    @abstractmethod
-    def length_s(self) -> float:
-        """How long they go on, in s."""
-
-    def schedule(self) -> "Iterator[int]":
-        """Return the intended starts, in ns after the beginning of the load."""
-        starts_ns = self._drawn(random.Random(self.seed))
-        offset_ns = round(self.start_s * _NS_PER_S)
-        return (offset_ns + start_ns for start_ns in starts_ns) if offset_ns else starts_ns
-
-    @abstractmethod
-    def _drawn(self, generator: random.Random) -> "Iterator[int]":
-        """Return the intended starts, in ns after `start_s`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConstantArrivalRate(Arrivals):
-    """Arrivals of constant rate; the name is that of k6's executor.
-
-    Attributes:
-        rate_per_s: Requests per second.
-        duration_s: How long they go on.
-    """
-
-    rate_per_s: float
-    duration_s: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require_positive(self, "rate_per_s", "duration_s")
-
-    @property
-    def length_s(self) -> float:
-        """How long they go on, in s."""
-        return self.duration_s
-
-    def _drawn(self, generator: random.Random) -> "Iterator[int]":
-        return SCHEDULES[self.arrival](self.rate_per_s, self.duration_s, generator)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RampingArrivalRate(Arrivals):
-    """Arrivals whose rate goes in straight lines; the name is that of k6's executor.
-
-    Attributes:
-        stages: Duration in s, and rate per s at the beginning and at the end of each.
-    """
-
-    stages: tuple[tuple[float, float, float], ...]
-
-    @property
-    def length_s(self) -> float:
-        """How long they go on, in s."""
-        return sum(duration_s for duration_s, _first, _last in self.stages)
-
-    def _drawn(self, generator: random.Random) -> "Iterator[int]":
-        return ramping(self.stages, self.arrival, generator)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenLoad:
-    """What arrives at one address, side by side, over the same connections.
-
-    Attributes:
-        arrivals: Each with a request of its own.
-        connections_max: Connections at most; more requests than that at once wait, and their latency shows it.
-        timeout_s: How long an answer is waited for, from the intended start; the default is k6's.
-        stop_timeout_s: How long answers are waited for at most once the load has been stopped.
-        pauses: From when until when nothing arrives, in s.
-        bursts: From when until when more of the first arrivals' requests come, in s, and how many a second.
-        windows: From when until when faults are felt, in s: latencies of requests that start then are told apart.
-
-    Raises:
-        ValueError: A value out of range; the message names it.
-    """
-
-    arrivals: tuple[Arrivals, ...]
-    connections_max: int = 1000
-    timeout_s: float = 60.0
-    stop_timeout_s: float = 5.0
-    pauses: tuple[tuple[float, float], ...] = ()
-    bursts: tuple[tuple[float, float, float], ...] = ()
-    windows: tuple[tuple[float, float], ...] = ()
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "connections_max", "timeout_s", "stop_timeout_s")
-
-    @property
-    def length_s(self) -> float:
-        """How long the load lasts, in s."""
-        return max(arrivals.end_s for arrivals in self.arrivals)
-
-    def schedule(self) -> "Iterator[tuple[int, Request]]":
-        """Return the intended starts, in ns after the beginning, and what is sent then."""
-        requests = [zip(arrivals.schedule(), repeat(arrivals.request)) for arrivals in self.arrivals]
-        requests += [zip(self._burst(burst), repeat(self.arrivals[0].request)) for burst in self.bursts]
-        due = heapq.merge(*requests, key=itemgetter(0))
-        if not self.pauses:
-            return due
-        is_outside = _outside(self.pauses, self.length_s)
-        return (each for each in due if is_outside(each[0]))
-
-    def _burst(self, burst: tuple[float, float, float]) -> "Iterator[int]":
-        first_s, last_s, rate_per_s = burst
-        first_ns = round(first_s * _NS_PER_S)
-        offsets_ns = uniform(rate_per_s, min(last_s, self.length_s) - first_s, random.Random(0))
-        return (first_ns + offset_ns for offset_ns in offsets_ns)
-
-
-def _require_positive(load: object, *names: str) -> None:
-    for name in names:
-        if getattr(load, name) <= 0:
-            raise ValueError(f"{name} must be above 0, not {getattr(load, name)}")
-
-
-def _outside(spans_s: "tuple[tuple[float, float], ...]", end_s: float) -> "Callable[[int], bool]":
-    spans_ns = [(round(first_s * _NS_PER_S), round(min(last_s, end_s) * _NS_PER_S)) for first_s, last_s in spans_s]
-    return lambda start_ns: not any(first_ns <= start_ns < last_ns for first_ns, last_ns in spans_ns)
-
-
-def drive(control: "Connection", load: OpenLoad) -> None:
+def drive(control: "Connection", load: Load) -> None:
     """Drive the load from this process, as a peer; it ends by itself once every request has.
 
     Its report:
@@ -217,13 +64,13 @@ def drive(control: "Connection", load: OpenLoad) -> None:
             intended time has come, outstanding those under way (0 at the end), waited those that found all
             `connections_max` connections busy.
         by_status: completed requests by status.
-        arrivals: `{offered, completed, failed, unsent, by_status, latency_ms}` of each of the load's, in their order.
+        executors: `{offered, completed, failed, unsent, by_status, latency_ms}` of each, in their order.
         failed_by_reason: failed requests by reason.
         latency_ms: `{p50, p90, p99, p99_9, max, mean}` of completed requests.
         latest: of the requests that were completed since the last report, `{requests, latency_ms}`.
         fault_window: of the completed requests that started while a fault was felt and of all others, `{requests,
             outside_requests}` and `{latency_ms, outside_latency_ms}`; None when there are no `windows`.
-        lag_ms: the same of the generator's own lateness.
+        lag_ms: the same of the generator's own lateness; each None where nothing arrived.
         histogram: the latencies for `Latencies.merge`, once finished.
         achieved_rate_per_s: requests sent, by the time that passed or the duration, whichever is longer.
         valid, invalid_reason: whether the figures count; see `invalid_reason`.
@@ -254,9 +101,11 @@ def invalid_reason(lag_ms: "Mapping[str, float]", latency_ms: "Mapping[str, floa
 
 
 class _Account:
-    """What became of the requests of one of the arrivals."""
+    """What became of the requests of an executor."""
 
-    def __init__(self) -> None:
+    def __init__(self, executor: Executor) -> None:
+        self.users = executor if isinstance(executor, VirtualUsers) else None
+        self.users_now = 0
         self.offered = 0
         self.unsent = 0
         self.failed_by_reason: Counter[str] = Counter()
@@ -275,14 +124,14 @@ class _Account:
 
 
 class _Driver:
-    def __init__(self, load: OpenLoad) -> None:
+    def __init__(self, load: Load) -> None:
         self._load = load
         # The accounts.
-        self._accounts = {arrivals.request: _Account() for arrivals in load.arrivals}
+        self._accounts = {executor.request: _Account(executor) for executor in load.executors}
         self._outstanding = 0
         self._latency_latest = Latencies()  # since the last report
         self._latency_inside = Latencies()  # of those that started while a fault was felt
-        self._is_outside = _outside(load.windows, load.length_s) if load.windows else None
+        self._is_outside = outside(load.windows, load.length_s) if load.windows else None
         self._lag = Latencies()
         # The load under way.
         self._pool = Pool(load.connections_max, self)
@@ -319,19 +168,20 @@ class _Driver:
 
     def completed(self, request: "Request", intended_ns: int, status: int) -> None:
         """Account for a request whose whole answer has arrived."""
-        account = self._accounts[request]
-        latency_us = (time.monotonic_ns() - intended_ns) // 1000
+        account, now_ns = self._accounts[request], time.monotonic_ns()
+        latency_us = (now_ns - intended_ns) // 1000
         account.latency.record(latency_us)
         account.by_status[status] += 1
         self._latency_latest.record(latency_us)
         if self._is_outside is not None and not self._is_outside(intended_ns - self._begun_ns):
             self._latency_inside.record(latency_us)
-        self._settle_one()
+        self._end(request, account, now_ns)
 
     def failed(self, request: "Request", reason: str) -> None:
         """Account for a request that gets no answer."""
-        self._accounts[request].failed_by_reason[reason] += 1
-        self._settle_one()
+        account = self._accounts[request]
+        account.failed_by_reason[reason] += 1
+        self._end(request, account, time.monotonic_ns())
 
     def report(self) -> dict[str, Any]:
         """Return the report of `drive`."""
@@ -358,12 +208,12 @@ class _Driver:
                 "waited": self._pool.waited,
             },
             "by_status": dict(by_status),
-            "arrivals": [account.report() for account in accounts],
+            "executors": [account.report() for account in accounts],
             "failed_by_reason": dict(failed_by_reason),
             "latency_ms": latency_ms,
             "latest": {"requests": len(latest), "latency_ms": latest.summary_ms()},
             "fault_window": self._fault_window(latency),
-            "lag_ms": lag_ms,
+            "lag_ms": lag_ms if len(self._lag) else dict.fromkeys(lag_ms),
             "histogram": latency.encode() if self._finished_ns else None,
             "achieved_rate_per_s": self._pool.sent * _NS_PER_S / max(1, (self._arrived_ns or now_ns) - self._begun_ns),
             "valid": reason is None,
@@ -389,11 +239,7 @@ class _Driver:
         for _ in range(_BATCH_MAX):
             if self._next is None or self._next[0] > now_ns:
                 break
-            intended_ns, request = self._next
-            self._accounts[request].offered += 1
-            self._outstanding += 1
-            self._lag.record((now_ns - intended_ns) // 1000)
-            self._pool.begin(request, intended_ns)
+            self._begin(*self._next, now_ns)
             self._advance()
             now_ns = time.monotonic_ns()
         if self._next is not None:
@@ -402,6 +248,19 @@ class _Driver:
             return self._end_ns
         self._over.set()
         return None
+
+    def _begin(self, intended_ns: int, request: "Request", now_ns: int) -> None:
+        account = self._accounts[request]
+        if account.users is None:
+            self._lag.record((now_ns - intended_ns) // 1000)
+        elif account.users_now < account.users.users_at(now_ns - self._begun_ns):
+            account.users_now += 1
+            intended_ns = now_ns
+        else:
+            return  # the user who was to go has not gone yet
+        account.offered += 1
+        self._outstanding += 1
+        self._pool.begin(request, intended_ns)
 
     def _advance(self) -> None:
         self._next = next(self._due, None)
@@ -417,7 +276,15 @@ class _Driver:
         self._next = None
         self._check_settled()
 
-    def _settle_one(self) -> None:
+    def _end(self, request: "Request", account: _Account, now_ns: int) -> None:
+        """End a request; its user sends the next one, unless it is time to go."""
+        if account.users is not None and not self._arrived_ns:
+            if account.users_now <= account.users.users_at(now_ns - self._begun_ns):
+                account.offered += 1
+                # The connection is idle once this answer has been accounted for.
+                asyncio.get_running_loop().call_soon(self._pool.begin, request, now_ns)
+                return
+            account.users_now -= 1
         self._outstanding -= 1
         self._check_settled()
 

@@ -340,7 +340,7 @@ class Bench:
         return loaded
 
     def _requests(self, port: int) -> Shares:
-        loads = self.plan.scenario.load
+        loads = self.plan.scenario.open_loads
         return tuple((Request.of(load.request, _HOST, port), load.mean_rate_per_s * load.duration_s) for load in loads)
 
     @property
@@ -353,7 +353,7 @@ class Bench:
 
     @property
     def _arrival(self) -> str:
-        return "poisson" if any(load.arrival == "poisson" for load in self.plan.scenario.load) else "uniform"
+        return "poisson" if any(load.arrival == "poisson" for load in self.plan.scenario.open_loads) else "uniform"
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def asked(scenario: Scenario, options: Mapping[str, str | None]) -> Asked:
         raise UserError("an arm stands there twice", field="--arms", cure="the baseline is measured twice anyway")
     if len(arms) < 2:
         raise UserError("expected two arms or more", field="--arms", cure="write --arms off,0.1")
-    rate_per_s = scenario.mean_rate_per_s / scenario.gateway.workers
+    rate_per_s = _mean_rate_per_s(scenario) / scenario.gateway.workers
     if options["rate"]:
         rate_per_s = _read("--rate", parse_rate, options["rate"])
     time_s = _read("--time", parse_duration, options["time"])
@@ -59,6 +59,14 @@ def asked(scenario: Scenario, options: Mapping[str, str | None]) -> Asked:
     for arm in arms:
         arm.require_runnable(others.get(arm.base, scenario).gateway)
     return Asked(scenario, arms, rate_per_s, time_s, precision, others)
+
+
+def _mean_rate_per_s(scenario: Scenario) -> float:
+    if scenario.mean_rate_per_s is None:
+        closed = next(index for index, load in enumerate(scenario.load) if load not in scenario.open_loads)
+        cure = "measure a scenario with constant-arrival-rate"
+        raise scenario.document.error("virtual users have no rate", ("load", closed, "executor"), cure=cure)
+    return scenario.mean_rate_per_s
 
 
 def _others(scenario: Scenario, arms: Sequence[Arm]) -> dict[str, Scenario]:

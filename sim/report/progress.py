@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from sim.scenario import OpenLoad
 from sim.scoreboard import Reading, Snapshot
 from sim.units import about, format_duration, format_rate
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from sim.scenario import ConstantArrivalRate, RampingArrivalRate, Scenario
+    from sim.scenario import ClosedLoad, Scenario
 
 _BAR_WIDTH: Final = 24
 _NS_PER_S: Final = 1_000_000_000
@@ -95,10 +96,17 @@ class Progress:
         return grid
 
 
-def _shape(load: "ConstantArrivalRate | RampingArrivalRate") -> str:
-    rates = dict.fromkeys(about(rate) for _duration_s, *ends in load.stages_per_s for rate in ends)
+def _shape(load: "OpenLoad | ClosedLoad") -> str:
     begins = f" after {format_duration(about(load.startTime))}" if load.startTime else ""
-    return f"{' to '.join(map(format_rate, rates))} for {format_duration(about(load.duration_s))}{begins}"
+    return f"{_amount(load)} for {format_duration(about(load.duration_s))}{begins}"
+
+
+def _amount(load: "OpenLoad | ClosedLoad") -> str:
+    if isinstance(load, OpenLoad):
+        rates = (rate for _duration_s, *ends in load.stages_per_s for rate in ends)
+        return " to ".join(dict.fromkeys(format_rate(about(rate)) for rate in rates))
+    users = dict.fromkeys(str(count) for _duration_s, *ends in load.stages_users for count in ends)
+    return f"{' to '.join(users)} virtual user{'s' * (list(users) != ['1'])}"
 
 
 def _facts(moment: Moment) -> Table:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sim.faults import Fault
 from sim.ledger import PoolBalance
-from sim.scenario import ConstantArrivalRate, RampingArrivalRate, Scenario
+from sim.scenario import ClosedLoad, OpenLoad, Scenario
 from sim.scoreboard import POOLS, Reading, Retired, Snapshot
 from sim.threshold import evaluate
 from sim.traces import SPANS_MAX
@@ -30,6 +30,9 @@ FILE_NAME: Final = "summary.json"
 Verdict = Literal["passed", "failed", "invalid", "interrupted"]
 
 EXIT_CODES: Final[Mapping[Verdict, int]] = {"passed": 0, "failed": 99, "invalid": 98, "interrupted": 130}
+
+BUSY_MAX: Final = 0.8
+"""Share of a CPU beyond which the load generator itself holds virtual users up."""
 
 _STATUS_CLASSES: Final = ("2xx", "3xx", "4xx", "5xx")
 _NS_PER_US: Final = 1_000
@@ -114,17 +117,18 @@ class ErrorLog(_Section):
 class Load(_Section):
     """How well the load generator kept up."""
 
-    offered_rate_per_s: float
+    offered_rate_per_s: float | None
     achieved_rate_per_s: float
     duration_s: float
-    lag_ms: dict[str, float]
+    lag_ms: dict[str, float | None]
     connections_opened: int
     cpu_s: float
 
 
-class Arrivals(_Section):
+class LoadEntry(_Section):
     """What became of the requests of one of the loads."""
 
+    executor: str
     request: str
     offered: int
     completed: int
@@ -247,7 +251,7 @@ class Summary(_Section):
     requests: Requests
     latency_ms: LatencyMs
     load: Load
-    loads: list[Arrivals]
+    loads: list[LoadEntry]
     ledger: dict[str, int]
     collector: Collector
     upstreams: dict[str, Upstream]
@@ -308,7 +312,7 @@ def summarize(
     sections = {
         "requests": _requests(load),
         "latency_ms": _latency(load["latency_ms"], load["requests"]["completed"]),
-        "loads": [_arrivals(*each) for each in zip(scenario.load, load["arrivals"], strict=True)],
+        "loads": [_load_entry(*each) for each in zip(scenario.load, load["executors"], strict=True)],
         "fault_window": _fault_window(load["fault_window"]),
         "sampling": {name: sum(r["sampling"][name] for r in upstreams.values()) for name in Sampling.model_fields},
         "error_log": {name: error_log[name] for name in ErrorLog.model_fields},
@@ -340,7 +344,11 @@ def summarize(
             "upstreams": {name: _upstream(report) for name, report in upstreams.items()},
             "workers": [_worker(account) for account in sorted(workers.accounts, key=_birth) if _incarnations(account)],
             "faults": faults,
-            "warnings": [*scenario.gateway.warnings, *_caveats(collector, not_carried_out, interrupted=interrupted)],
+            "warnings": [
+                *scenario.gateway.warnings,
+                *_caveats(collector, not_carried_out, interrupted=interrupted),
+                *_held_up_by(scenario, load),
+            ],
             "environment": environment,
         }
     )
@@ -363,8 +371,8 @@ def _requests(load: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _arrivals(load: ConstantArrivalRate | RampingArrivalRate, report: Mapping[str, Any]) -> dict[str, Any]:
-    told = {"request": f"{load.request.method} {load.request.path}", **_statuses(report)}
+def _load_entry(load: OpenLoad | ClosedLoad, report: Mapping[str, Any]) -> dict[str, Any]:
+    told = {"executor": load.executor, "request": f"{load.request.method} {load.request.path}", **_statuses(report)}
     return {**report, **told, "latency_ms": _latency(report["latency_ms"], report["completed"])}
 
 
@@ -407,6 +415,16 @@ def _caveats(collector: Mapping[str, Any], not_carried_out: Iterable[Fault], *, 
         yield (
             f"spans.parquet holds the first {kept:,} of the {taken_in:,} spans that arrived: "
             f"a shorter load, or a lower sampling rate, has room for all"
+        )
+
+
+def _held_up_by(scenario: Scenario, load: Mapping[str, Any]) -> Iterable[str]:
+    """Say so where virtual users waited for themselves: the generator serves them all on one CPU."""
+    busy = load["cpu_s"] / load["elapsed_s"]
+    if busy > BUSY_MAX and len(scenario.open_loads) < len(scenario.load):
+        yield (
+            f"the load generator was busy {min(busy, 1):.0%} of the time: its virtual users waited for it too, "
+            f"and the gateway may be able to serve more; take fewer workers"
         )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from sim.report.summary import Arrivals, Summary, Worker
+    from sim.report.summary import LoadEntry, Summary, Worker
 
 ACCOUNTS: Final = (
     ("created", "created"),
@@ -101,8 +101,9 @@ def sections(summary: "Summary", width: int) -> "Iterable[tuple[str, Sequence[Ta
 
 def headline(summary: "Summary") -> str:
     """Return in one line how the scenario was run."""
-    rate, duration = about(summary.load.offered_rate_per_s), about(summary.load.duration_s)
-    shape = f"{format_rate(rate)} for {format_duration(duration)}"
+    rate_per_s = summary.load.offered_rate_per_s
+    what = "virtual users" if rate_per_s is None else format_rate(about(rate_per_s))
+    shape = f"{what} for {format_duration(about(summary.load.duration_s))}"
     return f"profile {summary.profile}, seed {summary.seed}, {shape}, run of {summary.elapsed_s:.1f} s"
 
 
@@ -121,7 +122,7 @@ def _load(summary: "Summary") -> "Sequence[Table | str]":
         "",
         *(f"{count:,}" for count in (requests.offered, requests.sent, requests.completed, requests.failed)),
         f"{requests.status_5xx:,}",
-        f"{load.offered_rate_per_s:,.1f}",
+        _number(load.offered_rate_per_s, 1),
         f"{load.achieved_rate_per_s:,.1f}",
     )
     times = _table("latency, ms", "mean", "p50", "p90", "p99", "p99.9", "max", "generator lag p99")
@@ -132,7 +133,7 @@ def _load(summary: "Summary") -> "Sequence[Table | str]":
     return [counts, *([f"failed: {reasons}"] if reasons else []), times, *each]
 
 
-def _loads(loads: "Iterable[Arrivals]") -> Table:
+def _loads(loads: "Iterable[LoadEntry]") -> Table:
     table = _table("each load", "offered", "completed", "failed", "5xx", "p50 ms", "p99 ms", "max ms")
     table.columns[0].justify, table.columns[0].overflow = "left", "fold"
     for load in loads:

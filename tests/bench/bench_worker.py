@@ -18,7 +18,7 @@ from sim import collector, origin
 from sim.config import Tracing
 from sim.entity import Plugin
 from sim.load import driver
-from sim.load.driver import ConstantArrivalRate, OpenLoad
+from sim.load.executor import ConstantArrivalRate, Load
 from sim.load.request import Request
 from sim.process import pipe, reap, start
 from tests import peers
@@ -127,7 +127,7 @@ def _load(port: int, seed: int) -> int:
     arrivals = ConstantArrivalRate(
         request=request, rate_per_s=RATE_PER_S, duration_s=ROUND_S, arrival="poisson", seed=seed
     )
-    child = start(driver.drive, theirs, OpenLoad(arrivals=(arrivals,)), name="load", closing=[ours])
+    child = start(driver.drive, theirs, Load(executors=(arrivals,)), name="load", closing=[ours])
     theirs.close()
     report = ours.recv()
     reap(child, peers.TIMEOUT_S)

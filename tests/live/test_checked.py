@@ -8,7 +8,7 @@ from kongtrace.checked import tracer_provider
 from sim import collector, origin
 from sim.entity import Plugin
 from sim.load import driver
-from sim.load.driver import ConstantArrivalRate, OpenLoad
+from sim.load.executor import ConstantArrivalRate, Load
 from sim.load.request import Request
 from tests import peers
 from tests.gateway import attributes, echo, gateway_to, live, recording_collector
@@ -84,7 +84,7 @@ def loaded(directory, profile, plugins=(), **options):
         with live(directory, gateway, make_provider=checked, **options) as running:
             request = Request(host="127.0.0.1", port=running.port)
             arrivals = ConstantArrivalRate(request=request, rate_per_s=200, duration_s=2, arrival="poisson", seed=7)
-            with peers.started(driver.drive, OpenLoad(arrivals=(arrivals,))) as load:
+            with peers.started(driver.drive, Load(executors=(arrivals,))) as load:
                 assert load.end()["requests"]["failed"] == 0
             reading = running.stop()
             return running.log.read_text(), reading

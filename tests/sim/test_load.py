@@ -16,14 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim import process
-from sim.load.driver import (
-    LAG_MS_NEGLIGIBLE,
-    ConstantArrivalRate,
-    OpenLoad,
-    RampingArrivalRate,
-    drive,
-    invalid_reason,
-)
+from sim.load.driver import LAG_MS_NEGLIGIBLE, drive, invalid_reason
+from sim.load.executor import ConstantArrivalRate, Load, RampingArrivalRate, VirtualUsers
 from sim.load.latency import LATENCY_US_MAX, Latencies
 from sim.load.pool import Pool
 from sim.load.request import Request, in_turn
@@ -45,7 +39,7 @@ def _constant(request=None, **fields):
 
 def _load(request=None, **fields):
     of_arrivals = {name: fields.pop(name) for name in ARRIVALS & fields.keys()}
-    return OpenLoad(arrivals=(_constant(request, **of_arrivals),), **fields)
+    return Load(executors=(_constant(request, **of_arrivals),), **fields)
 
 
 def _starts_ns(load):
@@ -613,8 +607,8 @@ def test_progress_is_told_at_any_time():
     [
         lambda to, length_s: _load(to, rate_per_s=0.5 / length_s, duration_s=length_s),
         lambda to, length_s: _load(to, rate_per_s=100, duration_s=length_s, pauses=((0.1, length_s),)),
-        lambda to, length_s: OpenLoad(
-            arrivals=(RampingArrivalRate(request=to, stages=((0.1, 100.0, 0.0), (length_s - 0.1, 0.0, 0.0))),)
+        lambda to, length_s: Load(
+            executors=(RampingArrivalRate(request=to, stages=((0.1, 100.0, 0.0), (length_s - 0.1, 0.0, 0.0))),)
         ),
     ],
     ids=["constant", "paused", "ramping"],
@@ -700,7 +694,7 @@ def test_burst_is_of_the_requests_that_arrive_first_in_the_list():
     """Whether these arrive at that time or not."""
     first, second = _to(1), _to(1)
     arrivals = (_constant(first, rate_per_s=10, duration_s=0.1), _constant(second, rate_per_s=10, duration_s=1))
-    sent = Counter(request for _ns, request in OpenLoad(arrivals=arrivals, bursts=((0.5, 0.6, 100.0),)).schedule())
+    sent = Counter(request for _ns, request in Load(executors=arrivals, bursts=((0.5, 0.6, 100.0),)).schedule())
 
     assert sent == {first: 1 + 10, second: 10}
 
@@ -709,7 +703,7 @@ def test_arrivals_begin_at_their_time_and_go_on_side_by_side():
     """The load lasts until the last of them are over; what comes first is sent first, whoever asks for it."""
     late = RampingArrivalRate(request=_to(1), start_s=0.5, stages=((1.0, 10.0, 10.0),))
     early = _constant(rate_per_s=10, duration_s=1)
-    load = OpenLoad(arrivals=(late, early))
+    load = Load(executors=(late, early))
     sent = list(load.schedule())
 
     assert load.length_s == 1.5
@@ -723,8 +717,8 @@ def test_answers_are_told_apart_by_what_was_asked():
     head, post = _to(0, method="HEAD"), _to(0, method="POST", body=b"x" * 10)
     with listening(serve_origin, Origin(body_bytes=1000)) as origin:
         to_origin = [replace(request, port=origin.port) for request in (head, post)]
-        load = OpenLoad(
-            arrivals=(
+        load = Load(
+            executors=(
                 _constant(to_origin[0], rate_per_s=100, duration_s=0.2),
                 _constant(to_origin[1], rate_per_s=50, duration_s=0.2, start_s=0.1),
             ),
@@ -734,19 +728,19 @@ def test_answers_are_told_apart_by_what_was_asked():
             report = driver.end()
 
     assert report["connections"]["opened"] == 1
-    assert [(each["offered"], each["completed"], each["by_status"]) for each in report["arrivals"]] == [
+    assert [(each["offered"], each["completed"], each["by_status"]) for each in report["executors"]] == [
         (20, 20, {200: 20}),
         (10, 10, {200: 10}),
     ]
     assert report["requests"]["completed"] == 30
-    assert max(each["latency_ms"]["max"] for each in report["arrivals"]) == report["latency_ms"]["max"]
+    assert max(each["latency_ms"]["max"] for each in report["executors"]) == report["latency_ms"]["max"]
 
 
 def test_every_arrival_has_its_own_account_of_failure():
     """Also of what was never sent, since the load was stopped."""
     with serving(_Silent) as port:
-        load = OpenLoad(
-            arrivals=(_constant(_to(port), duration_s=0.05), _constant(_to(port), rate_per_s=1, duration_s=3600)),
+        load = Load(
+            executors=(_constant(_to(port), duration_s=0.05), _constant(_to(port), rate_per_s=1, duration_s=3600)),
             timeout_s=0.1,
             stop_timeout_s=0.1,
         )
@@ -754,10 +748,117 @@ def test_every_arrival_has_its_own_account_of_failure():
             _reported(driver, lambda report: report["requests"]["failed"] == 11)
             report = driver.stop()
 
-    first, second = report["arrivals"]
+    first, second = report["executors"]
     assert (first["offered"], first["failed"]) == (10, 10)
     assert second["offered"] == second["failed"] + second["unsent"] >= 1
     assert _balance(report) == 0
+
+
+# Virtual users.
+
+
+def _users(port, *stages, **fields):
+    return VirtualUsers(request=_to(port), stages=stages, **fields)
+
+
+@pytest.mark.parametrize(
+    ("stages", "elapsed_s", "users"),
+    [
+        (((10.0, 5, 5),), 0.0, 5),
+        (((10.0, 5, 5),), 9.999, 5),
+        (((10.0, 5, 5),), 10.0, 0),
+        (((10.0, 0, 10),), 0.999, 0),
+        (((10.0, 0, 10),), 1.0, 1),
+        (((10.0, 0, 10), (5.0, 10, 0)), 10.0, 10),
+        (((10.0, 0, 10), (5.0, 10, 0)), 12.499, 5),
+        (((10.0, 0, 10), (5.0, 10, 0)), 12.51, 4),
+    ],
+)
+def test_number_of_users_goes_in_straight_lines(stages, elapsed_s, users):
+    """In whole ones: one comes when its number is reached, and goes when it is no more."""
+    assert _users(1, *stages).users_at(round(elapsed_s * 1e9)) == users
+    assert _users(1, *stages, start_s=2.5).users_at(round((elapsed_s + 2.5) * 1e9)) == users
+    assert _users(1, *stages, start_s=2.5).users_at(0) == 0
+
+
+@given(
+    start_s=st.floats(0.0, 1e5),
+    before=st.tuples(st.floats(0.001, 1e4), st.integers(0, 1000)),
+    rising=st.tuples(st.floats(0.01, 1e4), st.integers(0, 1000)),
+)
+def test_user_is_wanted_when_it_comes(start_s, before, rising):
+    """Whatever rounding makes of the time: one that is not counted then would never come."""
+    (before_s, first), (rising_s, more) = before, rising
+    stages = ((before_s, first, first), (rising_s, first, first + more), (1.0, first + more, 0))
+    executor = _users(1, *stages, start_s=start_s)
+
+    wanted = [executor.users_at(due_ns) for due_ns in executor.schedule()]
+
+    assert wanted == [first] * first + [first + user for user in range(1, more + 1)]
+
+
+def test_users_wait_for_their_answers():
+    """Never more requests under way than there are users, and as many requests as the server lets through."""
+    with (
+        listening(serve_origin, Origin(latency_p50_ms=20, latency_p99_ms=20)) as origin,
+        started(drive, Load(executors=(_users(origin.port, (1.0, 3, 3)),))) as driver,
+    ):
+        while (report := driver.report())["state"] == "running":
+            assert report["requests"]["outstanding"] <= 3
+        report = driver.end()
+
+    requests = report["requests"]
+    assert 3 < requests["offered"] == requests["completed"] <= 3 * (1000 / 20 + 1)
+    assert report["connections"] == {"opened": 3, "peak": 3}
+    assert report["latency_ms"]["p50"] >= 20
+    assert set(report["lag_ms"].values()) == {None}
+    assert report["valid"]
+
+
+def test_users_come_and_go():
+    """Each sends a request at once when it comes; who is too many goes with the answer, and comes again when wanted."""
+    stages = ((0.2, 1, 4), (0.2, 4, 4), (0.2, 4, 0), (0.2, 0, 2), (0.2, 2, 2))
+    with serving(_Server) as port, started(drive, Load(executors=(_users(port, *stages),))) as driver:
+        report = driver.end()
+
+    assert report["connections"]["opened"] == 4
+    assert report["requests"]["completed"] == report["requests"]["offered"] > 4
+    assert report["elapsed_s"] >= 1.0
+
+
+def test_user_whose_request_fails_goes_on():
+    """As k6's do; each failure is in the account."""
+    with started(drive, Load(executors=(_users(free_port(), (0.2, 2, 2)),))) as driver:
+        report = driver.end()
+
+    assert report["failed_by_reason"]["connect"] == report["requests"]["offered"] > 2
+    assert _balance(report) == 0
+
+
+def test_users_are_stopped_with_the_load():
+    """They wait for their answers, and send nothing more."""
+    with (
+        listening(serve_origin, Origin(latency_p50_ms=50, latency_p99_ms=50)) as origin,
+        started(drive, Load(executors=(_users(origin.port, (3600.0, 5, 5)),))) as driver,
+    ):
+        _reported(driver, lambda report: report["requests"]["completed"])
+        report = driver.stop()
+
+    assert report["state"] == "finished"
+    assert report["requests"]["completed"] == report["requests"]["offered"] == report["requests"]["sent"]
+
+
+def test_users_and_arrivals_go_on_side_by_side():
+    """The lag is that of the arrivals."""
+    with serving(_Server) as port:
+        load = Load(executors=(_users(port, (0.2, 2, 2)), _constant(_to(port), rate_per_s=50, duration_s=0.4)))
+        with started(drive, load) as driver:
+            report = driver.end()
+
+    users, arrivals = report["executors"]
+    assert users["completed"] == users["offered"] > 2
+    assert (arrivals["offered"], arrivals["completed"]) == (20, 20)
+    assert report["lag_ms"]["max"] is not None
 
 
 def test_latencies_of_requests_that_start_in_a_window_are_told_apart():
@@ -789,7 +890,7 @@ def test_ramping_load_sends_what_its_stages_say():
     stages = ((0.5, 0.0, 100.0), (0.5, 100.0, 0.0))
     with (
         serving(_Server) as port,
-        started(drive, OpenLoad(arrivals=(RampingArrivalRate(request=_to(port), stages=stages),))) as load,
+        started(drive, Load(executors=(RampingArrivalRate(request=_to(port), stages=stages),))) as load,
     ):
         report = load.end()
 

@@ -674,6 +674,16 @@ def test_errors_that_the_scenario_asks_for_are_no_failures(tmp_path):
     assert block.load.errors == block.load.completed == 20
 
 
+def test_virtual_users_have_no_rate_to_measure_at(tmp_path):
+    """Whose fault it is is told with its line."""
+    path = tmp_path / "users.yaml"
+    path.write_text(SCENARIO.replace("duration: 1s}]", "duration: 1s}, {executor: constant-vus, duration: 1s}]"))
+    options = {"arms": "off,noop", "rate": "5/s", "time": "1s", "precision": "1%"}
+
+    with pytest.raises(UserError, match=r"users\.yaml:11: load\[1\]\.executor: virtual users have no rate; measure a"):
+        overhead_command.asked(load(str(path)), options)
+
+
 def test_requests_of_several_loads_take_turns(tmp_path):
     """Each comes as often as it does among all; those with a body too."""
     path = tmp_path / "mixed.yaml"

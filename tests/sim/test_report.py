@@ -51,7 +51,7 @@ LOAD = {
     },
     "by_status": {200: 2990, 503: 8},
     "failed_by_reason": {"reset": 2},
-    "arrivals": [
+    "executors": [
         {
             "offered": 3000,
             "completed": 2998,
@@ -293,7 +293,7 @@ TWO_LOADS = (
 def test_each_of_several_loads_has_its_own_account(summary):
     """In the order of the file, by what is sent; the rate of all is that over the whole time."""
     of_post = {"offered": 500, "completed": 0, "failed": 500, "unsent": 0, "by_status": {}, "latency_ms": {}}
-    made = summary(TWO_LOADS, arrivals=[*LOAD["arrivals"], of_post])
+    made = summary(TWO_LOADS, executors=[*LOAD["executors"], of_post])
 
     assert [(load.request, load.offered, load.failed) for load in made.loads] == [
         ("GET /", 3000, 2),
@@ -305,6 +305,30 @@ def test_each_of_several_loads_has_its_own_account(summary):
     assert made.load.offered_rate_per_s == 3000 / 15
     assert re.search(r"GET / +3,000 +2,998 +2 +8 +3.11 +21.40 +62.70", text_of(made, 80))
     assert re.search(r"POST /orders\?a=%20 +500 +0 +500 +0 +- +- +-", text_of(made, 80))
+
+
+USERS = "load=[{executor: ramping-vus, startVUs: 2, stages: [{target: 8, duration: 10s}, {target: 0, duration: 5s}]}]"
+
+
+def test_virtual_users_have_no_rate_and_no_lag(summary):
+    """Nothing is told of what nobody asked for."""
+    made = summary(USERS, lag_ms=dict.fromkeys(LOAD["lag_ms"]))
+
+    assert (made.load.offered_rate_per_s, made.load.lag_ms["p99"]) == (None, None)
+    assert made.loads[0].executor == "ramping-vus"
+    text = text_of(made, 80)
+    assert ", virtual users for 15s, run of" in text
+    assert re.search(r"3,000 +3,000 +2,998 +2 +8 +- +299.8", text)
+    assert re.search(r"45.10 +62.70 +-\n", text)
+
+
+def test_virtual_users_who_waited_for_the_generator_are_told(summary):
+    """It is one process: what it cannot do nobody has asked of the gateway."""
+    told = "the load generator was busy 81% of the time: its virtual users waited for it too"
+
+    assert summary(USERS, cpu_s=8.1).warnings[0].startswith(told)
+    assert not summary(USERS, cpu_s=8.0).warnings
+    assert not summary(cpu_s=8.1).warnings
 
 
 def test_a_single_load_is_told_once(summary):
@@ -429,6 +453,23 @@ def test_progress_tells_each_load():
     Progress(Console(file=out, width=80)).start(load(str(SCENARIO), [parse_override(TWO_LOADS)]), "http://127.0.0.1:1")
 
     assert out.getvalue().endswith(", profile kong, 250/s for 10s, 0/s to 100/s for 10s after 5s\n")
+
+
+@pytest.mark.parametrize(
+    ("load_of_users", "told"),
+    [
+        (USERS, "2 to 8 to 0 virtual users for 15s"),
+        ("load=[{executor: constant-vus, duration: 1m}]", "1 virtual user for 60s"),
+        ("load=[{executor: constant-vus, vus: 2, duration: 1m}]", "2 virtual users for 60s"),
+    ],
+)
+def test_progress_tells_how_many_users_there_are(load_of_users, told):
+    """At the beginning and at the end of each stage."""
+    out = io.StringIO()
+    scenario = load(str(SCENARIO), [parse_override("faults=[]"), parse_override(load_of_users)])
+    Progress(Console(file=out, width=80)).start(scenario, "http://127.0.0.1:1")
+
+    assert out.getvalue().endswith(f", profile kong, {told}\n")
 
 
 def test_progress_shows_living_workers_and_what_they_do():

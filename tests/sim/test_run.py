@@ -171,6 +171,24 @@ def test_each_load_sends_its_own_request_from_its_own_time_on(tmp_path):
     assert summary.verdict == "passed"
 
 
+def test_virtual_users_ask_as_much_as_the_gateway_answers(tmp_path):
+    """Beside requests that arrive; every process agrees on how many there were."""
+    path = tmp_path / "users.yaml"
+    users = "load:\n  - {executor: constant-vus, vus: 4, duration: 500ms, request: {method: POST, path: /orders}}\n"
+    path.write_text(LOADS.replace("load:\n", users).replace("load[1].status_2xx == 20", "load[0].completed > 4"))
+
+    summary = runs.run(scenario.load(str(path)), out_dir=tmp_path, progress=View())
+
+    asked = summary.loads[0].offered
+    assert [load.executor for load in summary.loads] == [
+        *("constant-vus", "constant-arrival-rate", "ramping-arrival-rate"),
+    ]
+    assert summary.upstreams["orders"].requests == asked + 20
+    assert summary.requests.completed == summary.totals.requests == asked + 70
+    assert summary.load.offered_rate_per_s is None
+    assert summary.verdict == "passed"
+
+
 def test_run_is_shown_from_the_beginning_of_the_load_to_its_end(tmp_path):
     """The view starts with the gateway's address, is updated with what is known, and is closed at the end."""
     view = View()

@@ -15,11 +15,14 @@ from sim.plugins.opentelemetry import OpenTelemetryConfig
 from sim.scenario import (
     Collector,
     ConstantArrivalRate,
+    ConstantVirtualUsers,
     Latency,
     RampingArrivalRate,
+    RampingVirtualUsers,
     Request,
     Stage,
     Upstream,
+    UserStage,
     _File,
     _Gateway,
     load,
@@ -193,7 +196,7 @@ MISTAKES = [
         "duration: 10s",
         "stages: []",
         "24: load[0].stages",
-        "unknown field; known here: startTime, arrival, request, executor, rate, duration",
+        "unknown field; known here: startTime, request, arrival, executor, rate, duration",
     ),
     ("    duration: 10s\n", "", "22: load[0].duration", "missing; add duration"),
     (
@@ -204,30 +207,33 @@ MISTAKES = [
     ),
     (
         "constant-arrival-rate",
-        "ramping-vus",
+        "shared-iterations",
         "22: load[0].executor",
-        "ramping-vus is not built yet: it makes a closed load of virtual users; write ramping-arrival-rate",
-    ),
-    (
-        "constant-arrival-rate",
-        "constant-vus",
-        "22: load[0].executor",
-        "constant-vus is not built yet: it makes a closed load of virtual users; write constant-arrival-rate",
+        "shared-iterations is not built yet: it ends after so many requests; write constant-vus",
     ),
     (
         "constant-arrival-rate",
         "constant",
         "22: load[0].executor",
-        "expected constant-arrival-rate or ramping-arrival-rate, not 'constant'",
+        (
+            "expected constant-arrival-rate, ramping-arrival-rate, constant-vus or ramping-vus, not 'constant'; "
+            "did you mean constant-vus?"
+        ),
     ),
     (
         "constant-arrival-rate",
         "constant-arival-rate",
         "22: load[0].executor",
         (
-            "expected constant-arrival-rate or ramping-arrival-rate, not 'constant-arival-rate'; did you mean "
-            "constant-arrival-rate?"
+            "expected constant-arrival-rate, ramping-arrival-rate, constant-vus or ramping-vus, "
+            "not 'constant-arival-rate'; did you mean constant-arrival-rate?"
         ),
+    ),
+    (
+        "constant-arrival-rate",
+        "constant-vus",
+        "23: load[0].rate",
+        "unknown field; known here: startTime, request, executor, vus, duration",
     ),
     ("path: /orders", "path: orders", "26: load[0].request.path", "expected a path that begins with /, not 'orders'"),
     (
@@ -419,6 +425,62 @@ def test_peak_rate_is_that_of_all_loads_together(scenario, loads, peak_per_s):
     assert scenario(MINIMAL + loads).peak_rate_per_s == peak_per_s
 
 
+USERS = """\
+  - {executor: constant-vus, vus: 8, duration: 2s}
+  - executor: ramping-vus
+    startTime: 1s
+    stages: [{target: 20, duration: 3s}, {target: 0, duration: 1s}]
+"""
+
+
+def test_virtual_users_are_read(scenario):
+    """A closed load has no rate, and so has a run with one: nobody knows it before."""
+    with_users = scenario(MINIMAL + USERS)
+
+    assert with_users.load[1].stages_users == ((2.0, 8, 8),)
+    assert with_users.load[2].stages_users == ((3.0, 1, 20), (1.0, 20, 0))
+    assert with_users.duration_s == 5.0
+    assert (with_users.mean_rate_per_s, with_users.peak_rate_per_s) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("vus: 8", "vus: 0", "9: load[1].vus: must be at least 1, not 0"),
+        ("vus: 8", "vus: 1001", "9: load[1].vus: must be at most 1000, not 1001"),
+        ("vus: 8", "vus: 8/s", "9: load[1].vus: expected a whole number, not '8/s'"),
+        ("target: 20", "target: 20/s", "12: load[2].stages[0].target: expected a whole number, not '20/s'"),
+        (
+            "startTime: 1s\n    stages: [{target: 20, ",
+            "startVUs: 0\n    stages: [{target: 0, ",
+            "12: load[2].stages: there is never a user; write a target of more than 0",
+        ),
+        (
+            "vus: 8",
+            "gracefulStop: 1s",
+            (
+                "9: load[1].gracefulStop: gracefulStop is not built yet: it bounds how long answers are waited for; "
+                "leave it out"
+            ),
+        ),
+    ],
+)
+def test_a_mistake_in_virtual_users_is_told_with_its_place(scenario, old, new, message):
+    """As everywhere."""
+    assert old in USERS
+    with pytest.raises(UserError) as told:
+        scenario(MINIMAL + USERS.replace(old, new))
+
+    assert str(told.value).split("/a.yaml:")[1] == message
+
+
+@pytest.mark.parametrize("fault", ["kind: pause, for: 1s", "kind: burst, for: 1s, rate: 5/s"])
+def test_virtual_users_have_no_schedule_that_a_fault_could_change(scenario, fault):
+    """They send when an answer has come."""
+    with pytest.raises(UserError, match=r":13: faults\[0\]\.target: virtual users do not arrive; write a load of"):
+        scenario(MINIMAL + USERS + f"faults: [{{at: 1s, target: load, {fault}}}]")
+
+
 @pytest.mark.parametrize(("loads", "cure"), [(SEVERAL_LOADS, "loads are 0 to 2"), ("", "the only one is load[0]")])
 def test_a_threshold_names_a_load_that_is_there(scenario, loads, cure):
     """By its place in the list, from 0."""
@@ -583,6 +645,7 @@ def test_every_word_of_the_vocabulary_is_documented():
     for model in (
         *(_File, _Gateway, Tracing, Nginx, Upstream, Latency, Collector, Request),
         *(ConstantArrivalRate, RampingArrivalRate, Stage, Fault),
+        *(ConstantVirtualUsers, RampingVirtualUsers, UserStage),
     ):
         assert {info.alias or name for name, info in model.model_fields.items()} <= words
         assert {word for meanings in model.words_not_built.values() for word in meanings} <= words

@@ -3,7 +3,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sim.errors import FieldError
-from sim.report.summary import Arrivals, LatencyMs, Summary
+from sim.report.summary import LatencyMs, LoadEntry, Summary
 from sim.threshold import LOAD_METRICS, METRICS, evaluate, parse, value_text
 
 FORM = "write METRIC OP NUMBER: latency.p99 < 200ms"
@@ -96,7 +96,7 @@ def test_every_metric_is_a_field_of_the_summary():
         model = sections[section].annotation
         assert section == "ledger" or name in model.model_fields
     for first, *further in LOAD_METRICS.values():
-        assert first in Arrivals.model_fields
+        assert first in LoadEntry.model_fields
         assert set(further) <= LatencyMs.model_fields.keys()
 
 
