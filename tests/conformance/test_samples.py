@@ -22,10 +22,11 @@ KONG_YML = """\
 _format_version: "3.0"
 services: [{name: a, url: http://127.0.0.1:9, routes: [{paths: [/]}]}]
 """
-SCENARIO = """\
-name: sample
-load: [{executor: constant-arrival-rate, rate: 50/s, duration: 1s}]
-"""
+SCENARIO = {
+    "name": "sample",
+    "gateway": "{config: kong.yml}",
+    "load": "[{executor: constant-arrival-rate, rate: 50/s, duration: 1s}]",
+}
 
 
 def blocks(page, language):
@@ -49,8 +50,7 @@ def completed(block):
     given = set(re.findall(r"^(\w+):", block, re.MULTILINE))
     if "name" in given:
         return block
-    gateway = "" if "gateway" in given else "gateway: {config: kong.yml}\n"
-    return SCENARIO + gateway + block
+    return "".join(f"{field}: {value}\n" for field, value in SCENARIO.items() if field not in given) + block
 
 
 def write_plugins(folder):
