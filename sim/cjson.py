@@ -7,7 +7,35 @@ slashes (`\/`) and control characters. What json of the standard library writes 
 import json
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any
+from typing import Any, Final
+
+DEPTH_MAX: Final = 1000
+"""Lists and objects within each other that are read at most, cjson's `decode_max_depth`."""
+
+_TOO_DEEP: Final = "Found too many nested data structures"
+
+
+def decode(text: bytes) -> Any:
+    """Return what JSON says.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    if text.count(b"[") + text.count(b"{") > DEPTH_MAX and _is_deeper(value, DEPTH_MAX):
+        raise ValueError(_TOO_DEEP)
+    return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    within = [value]
+    for _level in range(levels):
+        within = [entry for each in within for entry in (each.values() if isinstance(each, dict) else each)]
+        within = [entry for entry in within if isinstance(entry, dict | list)]
+    return bool(within)
 
 
 def encode(value: Any) -> str:

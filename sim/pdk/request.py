@@ -4,7 +4,6 @@ Header names are case-insensitive, and an underscore finds a dash. The `forwarde
 says (`trusted_ips`), else the same as those of their name without it. The functions that need the body wait for it.
 """
 
-import json
 import re
 from contextlib import suppress
 from email.message import Message
@@ -14,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import unquote_plus, unquote_to_bytes
 
 from kongtrace.lua import lua_lower
+from sim import cjson
 from sim.arguments import checked_number, checked_text
 from sim.framing import octets
 from sim.pdk.headers import HEADERS_MAX, checked_max_headers, gathered
@@ -192,8 +192,8 @@ def parsed_body(kind: str, content_type: str, body: bytes) -> tuple[Any, str | N
     if kind == "application/x-www-form-urlencoded":
         return decoded_args(body.decode("utf-8", "surrogateescape")), None
     if kind == "application/json":
-        with suppress(ValueError, RecursionError):
-            if isinstance(said := json.loads(body), dict | list):
+        with suppress(ValueError):
+            if isinstance(said := cjson.decode(body), dict | list):
                 return said, None
         return None, "invalid json body"
     if kind == "multipart/form-data":

@@ -541,6 +541,7 @@ DEEP_PARTS = b"".join(b"--%d\r\nContent-Type: multipart/mixed; boundary=%d\r\n\r
             None,
         ),
         ("application/json", b"[" * 100_000, None, "invalid json body"),
+        ("application/json", b"[" * 1001 + b"]" * 1001, None, "invalid json body"),
         ("multipart/form-data; boundary=0", DEEP_PARTS, {}, None),
         ("multipart/form-data; boundary=x", b"--x\r\nContent-Type: a; b*\r\n\r\n--x--", None, "invalid multipart body"),
         (

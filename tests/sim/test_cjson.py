@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sim.arguments import encoded_json
-from sim.cjson import encode
+from sim.cjson import DEPTH_MAX, decode, encode
 from sim.framing import octets
 from sim.pdk.response import error_body
 
@@ -58,3 +58,21 @@ def test_message_of_an_error_goes_out_as_it_is():
     """Kong writes it into the form with no other escapes than it needs."""
     _type, body = error_body("application/json", b"1", 'no "caf\udce9" at \xe9/')
     assert body == b'{\n  "message":"no \\"caf\xe9\\" at \xc3\xa9/",\n  "request_id":"1"\n}'
+
+
+def nested(levels, beside=""):
+    return ('{"a":' * levels + "1" + f"{beside}}}" * levels).encode()
+
+
+def test_text_nested_too_deeply_is_refused():
+    """At the depth where cjson does so, however far Python would go; what stands side by side does not count."""
+    assert decode(nested(900, ',"b":[1,"[[",{}]')).keys() == {"a", "b"}
+    for text in (nested(DEPTH_MAX + 1), nested(100_000)):
+        with pytest.raises(ValueError, match="too many nested data structures"):
+            decode(text)
+
+
+def test_text_that_is_no_json_is_refused():
+    """As such, whatever brackets it has."""
+    with pytest.raises(ValueError, match="Expecting"):
+        decode(b"[" * 2)
