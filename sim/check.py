@@ -469,10 +469,12 @@ RULES: Final[Mapping[str, Rule]] = {
 def check_scenario(scenario: Scenario, expected: Expected) -> list[Finding]:
     """Return what is risky in a scenario, in the order of its lines.
 
-    Its own load is the rate; what nobody expected otherwise is its collector's latency, and its longest outage.
+    Its own load is the rate, unless one is expected since it has virtual users; what nobody expected otherwise is its
+    collector's latency, and its longest outage.
     """
     trip_s = (scenario.collector.latency or None) if expected.round_trip_s is None else expected.round_trip_s
-    expected = expected._replace(requests_per_s=scenario.peak_rate_per_s, round_trip_s=trip_s)
+    rate = expected.requests_per_s or scenario.peak_rate_per_s
+    expected = expected._replace(requests_per_s=rate, round_trip_s=trip_s)
     document, below = (scenario.document, _CONFIG) if scenario.kong_yml is None else (scenario.kong_yml, ())
     return _findings(scenario.gateway, scenario, Tracing.model_fields, expected, document, below)
 

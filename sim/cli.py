@@ -426,10 +426,12 @@ def check(
         tracing = [str(setting.path[1]) for setting in settings if setting.path[0] == "tracing"]
         findings = checks.check_gateway(gateway, document, expected, tracing)
     else:
+        loaded = scenario.load(document)
         given = {"plugin": plugins, "stand-in": stand_ins, **{name: options[name] for name in _OF_A_KONG_YML}}
+        if loaded.mean_rate_per_s is None:
+            del given["rate"]
         for name in (name for name, value in given.items() if value):
             raise UserError("is for a kong.yml; a scenario says it itself", field=f"--{name}", cure="leave it out")
-        loaded = scenario.load(document)
         warnings, kind = loaded.gateway.warnings, "scenario"
         findings = checks.check_scenario(loaded, expected)
     for warning in warnings:

@@ -59,6 +59,8 @@ QUIT_S_MAX: Final = 100.0  # a queue gives a batch up after 82 s (kong-semantics
 TERMINATE_S_MAX: Final = 10.0  # the master kills after 3.15 s (kong-semantics W9)
 STOP_S_MAX: Final = 5.0
 KILL_S_MAX: Final = 1.0
+CONNECTIONS_MAX: Final = 1000
+"""Connections of open loads at most; each virtual user has one of its own beside."""
 
 _COLLECTOR: Final = "collector"
 _MASTER: Final = "master"
@@ -438,8 +440,11 @@ def _load(scenario: Scenario, host: str, port: int) -> executor.Load:
         _executor(load, Request.of(load.request, host, port), child_seed(scenario.seed, "load", index))
         for index, load in enumerate(scenario.load)
     ]
+    closed = (load for load in scenario.load if isinstance(load, ClosedLoad))
+    users_max = sum(max(max(ends) for _duration_s, *ends in load.stages_users) for load in closed)
     return executor.Load(
         executors=tuple(executors),
+        connections_max=CONNECTIONS_MAX + users_max,
         pauses=tuple(fault.window_s for fault in faults if fault.kind == "pause"),
         bursts=tuple((*fault.window_s, fault.rate) for fault in faults if fault.rate is not None),
         windows=tuple(fault.window_s for fault in faults if fault.kind != "pause"),

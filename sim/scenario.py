@@ -130,18 +130,10 @@ class Request(Model):
 _EXECUTORS: Final = ("constant-arrival-rate", "ramping-arrival-rate", "constant-vus", "ramping-vus")
 
 
-def _executor(word: object) -> object:
-    if word not in _EXECUTORS:
-        expected = f"{', '.join(_EXECUTORS[:-1])} or {_EXECUTORS[-1]}"
-        raise FieldError(f"expected {expected}, not {shown(word)}", cure=meant(word, _EXECUTORS))
-    return word
-
-
-_Executor = BeforeValidator(_executor)
-
 VIRTUAL_USERS_MAX: Final = 1000
-"""Virtual users of a load at most: the load generator has so many connections."""
+"""Virtual users of a load at most, each of whom has a connection."""
 
+_Lasting = Annotated[Seconds, Field(gt=0), Field(ge=1e-9)]
 _VirtualUsers = Annotated[int, Field(ge=0, le=VIRTUAL_USERS_MAX)]
 
 
@@ -163,6 +155,20 @@ class _Load(Model):
 
     startTime: Seconds = 0.0  # noqa: N815 - k6's name
     request: Request = Request()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_executor(cls, data: Any) -> Any:
+        """Look at the executor first: by it the other fields are known or not."""
+        if not isinstance(data, dict):
+            return data
+        if "executor" not in data:
+            raise FieldError("missing", field="executor", cure="add executor")
+        word = data["executor"]
+        if word not in (*_EXECUTORS, *cls.words_not_built["executor"]):
+            expected = f"expected {', '.join(_EXECUTORS[:-1])} or {_EXECUTORS[-1]}, not {shown(word)}"
+            raise FieldError(expected, field="executor", cure=meant(word, _EXECUTORS))
+        return data
 
     @property
     @abstractmethod
@@ -204,10 +210,11 @@ class _OpenLoad(_Load):
     @property
     def lines(self) -> Iterator[tuple[float, float, float, float]]:
         """Begin and end of each stage in s after the beginning of the run, and the rates per s there."""
-        begin_s = self.startTime
+        begin_s = round(self.startTime, _NS_DIGITS)
         for length_s, first, last in self.stages_per_s:
-            yield begin_s, begin_s + length_s, first, last
-            begin_s += length_s
+            end_s = round(begin_s + length_s, _NS_DIGITS)
+            yield begin_s, end_s, first, last
+            begin_s = end_s
 
 
 class ConstantArrivalRate(_OpenLoad):
@@ -218,9 +225,9 @@ class ConstantArrivalRate(_OpenLoad):
         duration: seconds that they arrive.
     """
 
-    executor: Annotated[Literal["constant-arrival-rate"], _Executor]
+    executor: Literal["constant-arrival-rate"]
     rate: Annotated[PerSecond, Field(gt=0)]
-    duration: Annotated[Seconds, Field(gt=0)]
+    duration: _Lasting
 
     @property
     def stages_per_s(self) -> tuple[tuple[float, float, float], ...]:
@@ -237,7 +244,7 @@ class Stage(Model):
     """
 
     target: PerSecond
-    duration: Annotated[Seconds, Field(gt=0)]
+    duration: _Lasting
 
 
 class RampingArrivalRate(_OpenLoad):
@@ -248,7 +255,7 @@ class RampingArrivalRate(_OpenLoad):
         stages: in order.
     """
 
-    executor: Annotated[Literal["ramping-arrival-rate"], _Executor]
+    executor: Literal["ramping-arrival-rate"]
     startRate: PerSecond = 0.0  # noqa: N815 - k6's name
     stages: Annotated[Many[Stage], NotEmpty]
 
@@ -292,9 +299,9 @@ class ConstantVirtualUsers(_ClosedLoad):
         duration: seconds that they send requests.
     """
 
-    executor: Annotated[Literal["constant-vus"], _Executor]
+    executor: Literal["constant-vus"]
     vus: Annotated[_VirtualUsers, Field(ge=1)] = 1
-    duration: Annotated[Seconds, Field(gt=0)]
+    duration: _Lasting
 
     @property
     def stages_users(self) -> tuple[tuple[float, int, int], ...]:
@@ -311,7 +318,7 @@ class UserStage(Model):
     """
 
     target: _VirtualUsers
-    duration: Annotated[Seconds, Field(gt=0)]
+    duration: _Lasting
 
 
 class RampingVirtualUsers(_ClosedLoad):
@@ -322,7 +329,7 @@ class RampingVirtualUsers(_ClosedLoad):
         stages: in order.
     """
 
-    executor: Annotated[Literal["ramping-vus"], _Executor]
+    executor: Literal["ramping-vus"]
     startVUs: _VirtualUsers = 1  # noqa: N815 - k6's name
     stages: Annotated[Many[UserStage], NotEmpty]
 
@@ -439,6 +446,15 @@ class Scenario:
         return tuple(load for load in self.load if isinstance(load, OpenLoad))
 
     @property
+    def arriving_s(self) -> float:
+        """How long any requests arrive, in seconds, without the time in which none do."""
+        total_s = until_s = 0.0
+        for begin_s, end_s, _first, _last in sorted(line for load in self.open_loads for line in load.lines):
+            total_s += max(0.0, end_s - max(begin_s, until_s))
+            until_s = max(until_s, end_s)
+        return total_s
+
+    @property
     def mean_rate_per_s(self) -> float | None:
         """Requests of all loads per second, on average; None: virtual users have no rate."""
         if len(self.open_loads) < len(self.load):
@@ -447,8 +463,11 @@ class Scenario:
 
     @property
     def peak_rate_per_s(self) -> float | None:
-        """The same where they are most, at the beginning or the end of a stage."""
-        if len(self.open_loads) < len(self.load):
+        """Requests that arrive per second where they are most, at the beginning or the end of a stage; None: none do.
+
+        What virtual users send comes on top.
+        """
+        if not self.open_loads:
             return None
         lines = [line for load in self.open_loads for line in load.lines]
         ends = {time_s for line in lines for time_s in line[:2]}

@@ -50,7 +50,7 @@ METRICS: Final = {f"{prefix}.{name}": (section, name) for (prefix, section), nam
 """Where each metric stands in ``summary.json``."""
 
 LOAD_METRICS: Final[Mapping[str, tuple[str, ...]]] = {
-    **{name: (name,) for name in ("offered", "completed", "failed", "unsent", *_STATUSES)},
+    **{name: (name,) for name in ("offered", "completed", "failed", "unsent", "completed_per_s", *_STATUSES)},
     **{f"latency.{name}": ("latency_ms", name) for name in _LATENCIES},
 }
 """Where each metric of a load stands in its entry of ``summary.json``."""

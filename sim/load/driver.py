@@ -64,7 +64,9 @@ def drive(control: "Connection", load: Load) -> None:
             intended time has come, outstanding those under way (0 at the end), waited those that found all
             `connections_max` connections busy.
         by_status: completed requests by status.
-        executors: `{offered, completed, failed, unsent, by_status, latency_ms}` of each, in their order.
+        executors: `{offered, completed, failed, unsent, completed_per_s, by_status, latency_ms}` of each, in their
+            order, once finished.
+        busy_with_users: share of a CPU that the generator took while there were virtual users; None without any.
         failed_by_reason: failed requests by reason.
         latency_ms: `{p50, p90, p99, p99_9, max, mean}` of completed requests.
         latest: of the requests that were completed since the last report, `{requests, latency_ms}`.
@@ -73,7 +75,7 @@ def drive(control: "Connection", load: Load) -> None:
         lag_ms: the same of the generator's own lateness; each None where nothing arrived.
         histogram: the latencies for `Latencies.merge`, once finished.
         achieved_rate_per_s: requests sent, by the time that passed or the duration, whichever is longer.
-        valid, invalid_reason: whether the figures count; see `invalid_reason`.
+        valid, invalid_reason: whether the figures count, once finished; see `invalid_reason`.
         connections: `{opened, peak}`: all of them, and the most at once.
         begun_s: the beginning, in s of `time.monotonic`, which all processes share.
         elapsed_s, cpu_s: time since the beginning; CPU time of the process.
@@ -104,6 +106,7 @@ class _Account:
     """What became of the requests of an executor."""
 
     def __init__(self, executor: Executor) -> None:
+        self.executor = executor
         self.users = executor if isinstance(executor, VirtualUsers) else None
         self.users_now = 0
         self.offered = 0
@@ -112,12 +115,14 @@ class _Account:
         self.by_status: Counter[int] = Counter()
         self.latency = Latencies()
 
-    def report(self) -> dict[str, Any]:
+    def report(self, elapsed_s: float) -> dict[str, Any]:
+        lasted_s = min(elapsed_s, self.executor.end_s) - self.executor.start_s
         return {
             "offered": self.offered,
             "completed": len(self.latency),
             "failed": self.failed_by_reason.total(),
             "unsent": self.unsent,
+            "completed_per_s": len(self.latency) / lasted_s if lasted_s > 0 else None,
             "by_status": dict(self.by_status),
             "latency_ms": self.latency.summary_ms(),
         }
@@ -129,10 +134,13 @@ class _Driver:
         # The accounts.
         self._accounts = {executor.request: _Account(executor) for executor in load.executors}
         self._outstanding = 0
-        self._latency_latest = Latencies()  # since the last report
+        self._latency = Latencies()  # until the last report
+        self._latency_latest = Latencies()  # since then
         self._latency_inside = Latencies()  # of those that started while a fault was felt
         self._is_outside = outside(load.windows, load.length_s) if load.windows else None
-        self._lag = Latencies()
+        self._lag = Latencies()  # of arrivals: users have no time to keep
+        self._users_from: tuple[int, int] | None = None  # the first user's coming: CPU time and time, both in ns
+        self._users_until = (0, 0)  # the last one's going, or the end
         # The load under way.
         self._pool = Pool(load.connections_max, self)
         self._due: Iterator[tuple[int, Request]] = iter(())
@@ -186,21 +194,22 @@ class _Driver:
     def report(self) -> dict[str, Any]:
         """Return the report of `drive`."""
         now_ns = self._finished_ns or time.monotonic_ns()
+        elapsed_s = (now_ns - self._begun_ns) / _NS_PER_S
         accounts = self._accounts.values()
-        latency, by_status, failed_by_reason = Latencies(), Counter[int](), Counter[str]()
+        latest, self._latency_latest = self._latency_latest, Latencies()
+        latency_ms = self._latency.add(latest).summary_ms()
+        by_status, failed_by_reason = Counter[int](), Counter[str]()
         for account in accounts:
-            latency.add(account.latency)
             by_status.update(account.by_status)
             failed_by_reason.update(account.failed_by_reason)
-        latency_ms, lag_ms = latency.summary_ms(), self._lag.summary_ms()
-        latest, self._latency_latest = self._latency_latest, Latencies()
-        reason = invalid_reason(lag_ms, latency_ms)
+        lag_ms = self._lag.summary_ms()
+        reason = self._invalid_reason(lag_ms) if self._finished_ns else None
         return {
             "state": "finished" if self._finished_ns else "draining" if self._arrived_ns else "running",
             "requests": {
                 "offered": sum(account.offered for account in accounts),
                 "sent": self._pool.sent,
-                "completed": len(latency),
+                "completed": by_status.total(),
                 "failed": failed_by_reason.total(),
                 "unsent": sum(account.unsent for account in accounts),
                 "outstanding": self._outstanding,
@@ -208,26 +217,39 @@ class _Driver:
                 "waited": self._pool.waited,
             },
             "by_status": dict(by_status),
-            "executors": [account.report() for account in accounts],
+            "executors": [account.report(elapsed_s) for account in accounts] if self._finished_ns else None,
             "failed_by_reason": dict(failed_by_reason),
             "latency_ms": latency_ms,
             "latest": {"requests": len(latest), "latency_ms": latest.summary_ms()},
-            "fault_window": self._fault_window(latency),
+            "fault_window": self._fault_window(),
             "lag_ms": lag_ms if len(self._lag) else dict.fromkeys(lag_ms),
-            "histogram": latency.encode() if self._finished_ns else None,
+            "busy_with_users": self._busy_with_users(),
+            "histogram": self._latency.encode() if self._finished_ns else None,
             "achieved_rate_per_s": self._pool.sent * _NS_PER_S / max(1, (self._arrived_ns or now_ns) - self._begun_ns),
             "valid": reason is None,
             "invalid_reason": reason,
             "connections": {"opened": self._pool.opened_total, "peak": self._pool.peak},
             "begun_s": self._begun_ns / _NS_PER_S,
-            "elapsed_s": (now_ns - self._begun_ns) / _NS_PER_S,
+            "elapsed_s": elapsed_s,
             "cpu_s": time.process_time(),
         }
 
-    def _fault_window(self, latency: Latencies) -> dict[str, Any] | None:
+    def _invalid_reason(self, lag_ms: "Mapping[str, float]") -> str | None:
+        """Of what arrived: where any latency may be the generator's own, no figure counts."""
+        arrived = (account for account in self._accounts.values() if account.users is None)
+        reasons = (invalid_reason(lag_ms, account.latency.summary_ms()) for account in arrived)
+        return next(filter(None, reasons), None)
+
+    def _busy_with_users(self) -> float | None:
+        if self._users_from is None or self._users_until <= self._users_from:
+            return None
+        cpu_ns, passed_ns = (until - since for until, since in zip(self._users_until, self._users_from, strict=True))
+        return cpu_ns / passed_ns
+
+    def _fault_window(self) -> dict[str, Any] | None:
         if self._is_outside is None:
             return None
-        inside, outside = self._latency_inside, latency.without(self._latency_inside)
+        inside, outside = self._latency_inside, self._latency.without(self._latency_inside)
         return {
             "requests": len(inside),
             "outside_requests": len(outside),
@@ -254,6 +276,7 @@ class _Driver:
         if account.users is None:
             self._lag.record((now_ns - intended_ns) // 1000)
         elif account.users_now < account.users.users_at(now_ns - self._begun_ns):
+            self._users_from = self._users_from or _time_spent()
             account.users_now += 1
             intended_ns = now_ns
         else:
@@ -274,6 +297,8 @@ class _Driver:
             account.unsent += 1
             self._advance()
         self._next = None
+        if any(account.users_now for account in self._accounts.values()):
+            self._users_until = _time_spent()
         self._check_settled()
 
     def _end(self, request: "Request", account: _Account, now_ns: int) -> None:
@@ -285,6 +310,7 @@ class _Driver:
                 asyncio.get_running_loop().call_soon(self._pool.begin, request, now_ns)
                 return
             account.users_now -= 1
+            self._users_until = _time_spent()
         self._outstanding -= 1
         self._check_settled()
 
@@ -295,6 +321,10 @@ class _Driver:
     def _sweep(self) -> None:
         self._pool.give_up(time.monotonic_ns() - round(self._load.timeout_s * _NS_PER_S))
         asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+
+def _time_spent() -> tuple[int, int]:
+    return time.process_time_ns(), time.monotonic_ns()
 
 
 async def _first(*events: asyncio.Event) -> None:

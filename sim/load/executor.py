@@ -12,8 +12,10 @@ import heapq
 import math
 import random
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import repeat
+from functools import cached_property
+from itertools import accumulate, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
@@ -130,6 +132,9 @@ class RampingArrivalRate(Arrivals):
 class VirtualUsers(Executor):
     """A closed load of users whose number goes in straight lines: `constant-vus` and `ramping-vus`.
 
+    A user comes when the line has risen to its number, and goes when it has fallen by a whole one: as in k6, all are
+    there when it begins to fall.
+
     Attributes:
         stages: Duration in s, and users at the beginning and at the end of each, which is the beginning of the next.
     """
@@ -143,12 +148,17 @@ class VirtualUsers(Executor):
 
     def users_at(self, elapsed_ns: int) -> int:
         """Return how many there are at a time; 0 before the first and after the last stage."""
-        left_s = (elapsed_ns - round(self.start_s * _NS_PER_S)) / _NS_PER_S
-        for duration_s, first, last in self.stages:
-            if 0 <= left_s < duration_s:
-                return math.floor(first + (last - first) * left_s / duration_s + _TRIFLE)
-            left_s -= duration_s
-        return 0
+        stage_s = (elapsed_ns - round(self.start_s * _NS_PER_S)) / _NS_PER_S
+        if not 0 <= stage_s < self._ends_s[-1]:
+            return 0
+        number = bisect_right(self._ends_s, stage_s)
+        duration_s, first, last = self.stages[number]
+        users = last + (first - last) * (self._ends_s[number] - stage_s) / duration_s
+        return math.floor(users + _TRIFLE) if first <= last else math.ceil(users - _TRIFLE)
+
+    @cached_property
+    def _ends_s(self) -> list[float]:
+        return list(accumulate(duration_s for duration_s, _first, _last in self.stages))
 
     def _due_ns(self) -> "Iterator[int]":
         """Return when users come, each of whom sends a first request then."""

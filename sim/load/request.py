@@ -5,11 +5,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from sim import scenario
 
-__all__ = ["Request", "Shares", "in_turn"]
+__all__ = ["Request"]
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 9.2.2
 _WITH_CONTENT: Final = frozenset({"POST", "PUT", "PATCH"})  # say so even when it is empty (RFC 9110 8.6)
@@ -72,20 +72,3 @@ class Request:
             headers["Content-Length"] = str(len(self.body))
         lines = [f"{self.method} {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         return "\r\n".join([*lines, "", ""]).encode() + self.body
-
-
-Shares = tuple[tuple[Request, float], ...]
-"""Requests, each with its share of a load."""
-
-
-def in_turn(shares: Shares) -> "Iterator[Request]":
-    """Yield requests for ever, each as often as its share says, and as evenly as can be.
-
-    As nginx balances by weight: it is the turn of whichever lags most behind its share.
-    """
-    total, owed = sum(share for _request, share in shares), [0.0] * len(shares)
-    while True:
-        owed = [each + share for each, (_request, share) in zip(owed, shares, strict=True)]
-        turn = owed.index(max(owed))
-        owed[turn] -= total
-        yield shares[turn][0]

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -32,7 +33,7 @@ from sim import collector, origin
 from sim.cycle import child_seed
 from sim.errors import UserError
 from sim.interruption import INTERRUPTS
-from sim.load.request import Request, Shares
+from sim.load.request import Request
 from sim.master import listen, url_of
 from sim.overhead import load
 from sim.overhead.arms import Arm
@@ -47,6 +48,9 @@ on two shared cores, 25 s of blocks of 0.06, 0.15 and 0.5 s left intervals of 2.
 BLOCK_REQUESTS_MIN: Final = 20
 SATURATED_CONNECTIONS: Final = 32
 """Requests under way in a saturated block, as in the reference's figures."""
+
+SATURATED_MIX: Final = 1000
+"""Requests of a saturated block before it begins with the first again."""
 
 ANSWER_S_MAX: Final = 120.0
 UNANSWERED_S: Final = 30.0
@@ -225,6 +229,7 @@ class Bench:
     def __enter__(self) -> Self:
         scenario = self.plan.scenario
         self._random = random.Random(self.plan.seed)
+        self._mix = load.in_turn([each.mean_rate_per_s * each.duration_s for each in scenario.open_loads])
         with ExitStack() as ended:
             self._signals = ended.enter_context(Signals(*INTERRUPTS))
             listeners = {name: ended.enter_context(listen(_HOST, 0)) for name in ("collector", *scenario.upstreams)}
@@ -306,14 +311,15 @@ class Bench:
         """Give each arm one block, in random order and with the same arrivals; a saturated one lasts `saturated_s`."""
         turn, self._turns = self._turns, self._turns + 1
         seed = self._random.getrandbits(32)
+        mix = list(islice(self._mix, SATURATED_MIX if saturated_s else self.plan.block_requests))
         blocks = []
         for place, arm in enumerate(self._random.sample(arms, len(arms))):
             worker, number = launch.places[arm.name]
-            requests = self._requests(worker.ports[number])
+            requests = self._requests(worker.ports[number], mix)
             order = (
                 load.Saturated(requests, SATURATED_CONNECTIONS, saturated_s)
                 if saturated_s
-                else load.Paced(requests, self.plan.rate_per_s, self.plan.block_requests, self._arrival, seed)
+                else load.Paced(requests, self.plan.rate_per_s, self._arrival, seed)
             )
             received = self._collector.ask("report")["bytes"]
             before = worker.reading("read", number)
@@ -330,18 +336,19 @@ class Bench:
         """Let an arm serve so many requests, evenly spaced."""
         worker, number = launch.places[arm.name]
         worker.reading("read", number)
-        self._loaded(load.Paced(self._requests(worker.ports[number]), rate_per_s, count, "uniform", 0), arm)
+        requests = self._requests(worker.ports[number], islice(self._mix, count))
+        self._loaded(load.Paced(requests, rate_per_s, "uniform", 0), arm)
         worker.reading("rest", number)
 
     def _loaded(self, order: load.Paced | load.Saturated, arm: Arm) -> Load:
         # Random arrivals may take longer than their rate says.
-        takes_s = order.duration_s if isinstance(order, load.Saturated) else 3 * order.count / order.rate_per_s
+        takes_s = order.duration_s if isinstance(order, load.Saturated) else 3 * len(order.requests) / order.rate_per_s
         loaded: Load = self._load.ask(order, takes_s + UNANSWERED_S, f"requests of arm {arm.name} are not answered")
         return loaded
 
-    def _requests(self, port: int) -> Shares:
-        loads = self.plan.scenario.open_loads
-        return tuple((Request.of(load.request, _HOST, port), load.mean_rate_per_s * load.duration_s) for load in loads)
+    def _requests(self, port: int, mix: Iterable[int]) -> tuple[Request, ...]:
+        requests = [Request.of(each.request, _HOST, port) for each in self.plan.scenario.open_loads]
+        return tuple(requests[number] for number in mix)
 
     @property
     def _errors_are_meant(self) -> bool:

@@ -62,11 +62,12 @@ def asked(scenario: Scenario, options: Mapping[str, str | None]) -> Asked:
 
 
 def _mean_rate_per_s(scenario: Scenario) -> float:
+    """Return the rate while anything arrives: a worker that waits costs nothing."""
     if scenario.mean_rate_per_s is None:
         closed = next(index for index, load in enumerate(scenario.load) if load not in scenario.open_loads)
         cure = "measure a scenario with constant-arrival-rate"
         raise scenario.document.error("virtual users have no rate", ("load", closed, "executor"), cure=cure)
-    return scenario.mean_rate_per_s
+    return scenario.mean_rate_per_s * scenario.duration_s / scenario.arriving_s
 
 
 def _others(scenario: Scenario, arms: Sequence[Arm]) -> dict[str, Scenario]:

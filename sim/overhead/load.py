@@ -12,8 +12,9 @@ import contextlib
 import gc
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Final
 
 import uvloop
@@ -21,7 +22,7 @@ import uvloop
 from sim.load.arrivals import SCHEDULES
 from sim.load.latency import Latencies
 from sim.load.pool import Pool
-from sim.load.request import Request, Shares, in_turn
+from sim.load.request import Request
 from sim.overhead.blocks import Load
 from sim.process import Connection
 from sim.timerfd import TimerFd
@@ -36,16 +37,14 @@ class Paced:
     """A block at a rate.
 
     Attributes:
-        requests: what is sent, each with its share; all to one address.
+        requests: what is sent, in order; all to one address.
         rate_per_s: requests per second.
-        count: requests.
         arrival: see `sim.load.arrivals`.
         seed: of the arrivals.
     """
 
-    requests: Shares
+    requests: Sequence[Request]
     rate_per_s: float
-    count: int
     arrival: str
     seed: int
 
@@ -55,12 +54,12 @@ class Saturated:
     """A block as fast as the worker can.
 
     Attributes:
-        requests: what is sent, each with its share; all to one address.
+        requests: what is sent, in order, again and again; all to one address.
         connections: requests under way at any time.
         duration_s: how long new ones are sent.
     """
 
-    requests: Shares
+    requests: Sequence[Request]
     connections: int
     duration_s: float
 
@@ -78,7 +77,7 @@ async def _serve(control: Connection) -> None:
     blocks: set[asyncio.Task[None]] = set()
 
     async def carry_out(order: Paced | Saturated) -> None:
-        target = targets.setdefault(order.requests[0][0].port, _Target())
+        target = targets.setdefault(order.requests[0].port, _Target())
         block = target.paced(order) if isinstance(order, Paced) else target.saturated(order)
         load = await block
         with contextlib.suppress(OSError):
@@ -116,7 +115,7 @@ class _Target:
     async def paced(self, block: Paced) -> Load:
         """Send at the intended times, and wait for the answers."""
         self._begin(block)
-        self._left = block.count
+        self._left = len(block.requests)
         begun_ns = time.monotonic_ns()
         starts = _starts(block, begun_ns)
         following: int | None = next(starts)
@@ -160,7 +159,7 @@ class _Target:
         self._one_less(time.monotonic_ns())
 
     def _begin(self, block: Paced | Saturated) -> None:
-        self._requests = in_turn(block.requests)
+        self._requests = cycle(block.requests)
         self._latency, self._lag = Latencies(), Latencies()
         self._completed = self._failed = self._errors = self._left = self._until_ns = 0
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -188,7 +187,20 @@ class _Target:
 
 
 def _starts(block: Paced, begun_ns: int) -> Iterator[int]:
-    """Yield exactly `count` intended starts: another length of the schedule would be another load."""
+    """Yield an intended start for each request: another length of the schedule would be another load."""
     schedule = SCHEDULES[block.arrival](block.rate_per_s, float("1e6"), random.Random(block.seed))
-    for _ in range(block.count):
+    for _ in block.requests:
         yield begun_ns + next(schedule)
+
+
+def in_turn(shares: Sequence[float]) -> Iterator[int]:
+    """Yield numbers for ever, each as often as its share says, and as evenly as can be.
+
+    As nginx balances by weight: it is the turn of whichever lags most behind its share.
+    """
+    total, owed = sum(shares), [0.0] * len(shares)
+    while True:
+        owed = [each + share for each, share in zip(owed, shares, strict=True)]
+        turn = owed.index(max(owed))
+        owed[turn] -= total
+        yield turn

@@ -6,6 +6,7 @@ written to, stops the view and not the run.
 """
 
 from contextlib import suppress
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from rich.console import Console, Group
@@ -18,7 +19,7 @@ from sim.scoreboard import Reading, Snapshot
 from sim.units import about, format_duration, format_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from rich.console import RenderableType
 
@@ -103,10 +104,13 @@ def _shape(load: "OpenLoad | ClosedLoad") -> str:
 
 def _amount(load: "OpenLoad | ClosedLoad") -> str:
     if isinstance(load, OpenLoad):
-        rates = (rate for _duration_s, *ends in load.stages_per_s for rate in ends)
-        return " to ".join(dict.fromkeys(format_rate(about(rate)) for rate in rates))
-    users = dict.fromkeys(str(count) for _duration_s, *ends in load.stages_users for count in ends)
-    return f"{' to '.join(users)} virtual user{'s' * (list(users) != ['1'])}"
+        return _course(format_rate(about(rate)) for _duration_s, *ends in load.stages_per_s for rate in ends)
+    users = _course(str(count) for _duration_s, *ends in load.stages_users for count in ends)
+    return f"{users} virtual user{'s' * (users != '1')}"
+
+
+def _course(amounts: "Iterable[str]") -> str:
+    return " to ".join(amount for amount, _alike in groupby(amounts))
 
 
 def _facts(moment: Moment) -> Table:

@@ -134,6 +134,7 @@ class LoadEntry(_Section):
     completed: int
     failed: int
     unsent: int
+    completed_per_s: float | None
     status_2xx: int
     status_3xx: int
     status_4xx: int
@@ -347,7 +348,7 @@ def summarize(
             "warnings": [
                 *scenario.gateway.warnings,
                 *_caveats(collector, not_carried_out, interrupted=interrupted),
-                *_held_up_by(scenario, load),
+                *_held_up_by(load),
             ],
             "environment": environment,
         }
@@ -418,13 +419,13 @@ def _caveats(collector: Mapping[str, Any], not_carried_out: Iterable[Fault], *, 
         )
 
 
-def _held_up_by(scenario: Scenario, load: Mapping[str, Any]) -> Iterable[str]:
-    """Say so where virtual users waited for themselves: the generator serves them all on one CPU."""
-    busy = load["cpu_s"] / load["elapsed_s"]
-    if busy > BUSY_MAX and len(scenario.open_loads) < len(scenario.load):
+def _held_up_by(load: Mapping[str, Any]) -> Iterable[str]:
+    """Say so where virtual users waited for the generator, which serves all of them on one CPU."""
+    busy, requests = load["busy_with_users"], load["requests"]
+    if busy is not None and busy > BUSY_MAX and requests["completed"] > requests["failed"]:
         yield (
-            f"the load generator was busy {min(busy, 1):.0%} of the time: its virtual users waited for it too, "
-            f"and the gateway may be able to serve more; take fewer workers"
+            f"the load generator was busy {min(busy, 1):.0%} of the time that it had virtual users: "
+            f"they waited for it too, and the gateway may be able to serve more"
         )
 
 

@@ -102,7 +102,9 @@ def sections(summary: "Summary", width: int) -> "Iterable[tuple[str, Sequence[Ta
 def headline(summary: "Summary") -> str:
     """Return in one line how the scenario was run."""
     rate_per_s = summary.load.offered_rate_per_s
-    what = "virtual users" if rate_per_s is None else format_rate(about(rate_per_s))
+    users_alone = all(load.executor.endswith("vus") for load in summary.loads)
+    users = "virtual users" if users_alone else "arrivals and virtual users"
+    what = users if rate_per_s is None else format_rate(about(rate_per_s))
     shape = f"{what} for {format_duration(about(summary.load.duration_s))}"
     return f"profile {summary.profile}, seed {summary.seed}, {shape}, run of {summary.elapsed_s:.1f} s"
 
@@ -134,13 +136,16 @@ def _load(summary: "Summary") -> "Sequence[Table | str]":
 
 
 def _loads(loads: "Iterable[LoadEntry]") -> Table:
-    table = _table("each load", "offered", "completed", "failed", "5xx", "p50 ms", "p99 ms", "max ms")
-    table.columns[0].justify, table.columns[0].overflow = "left", "fold"
-    for load in loads:
+    table = _table("load", "offered", "completed", "failed", "5xx", "per s", "p50 ms", "p99 ms", "max ms")
+    table.columns[0].justify, table.columns[0].no_wrap = "left", True
+    for number, load in enumerate(loads):
         counts = (load.offered, load.completed, load.failed, load.status_5xx)
         latency = (load.latency_ms.p50, load.latency_ms.p99, load.latency_ms.max)
         table.add_row(
-            Text(load.request), *(f"{count:,}" for count in counts), *(_number(value, 2) for value in latency)
+            Text(f"[{number}] {load.request}"),
+            *(f"{count:,}" for count in counts),
+            _number(load.completed_per_s, 0),
+            *(_number(value, 2) for value in latency),
         )
     return table
 

@@ -12,8 +12,11 @@ from tests.faults import BATCH, Unseen, unexplained
 
 SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").glob("*.yaml"))
 
-OF_SPEED = ("latency.", "fault_window.", "collector.received_per_s >")
+OF_SPEED = re.compile(r"(load\[\d+\]\.)?(latency|completed_per_s)|fault_window\.|collector\.received_per_s >")
 """Metrics that a busy machine decides about."""
+
+SLOW_LOAD = "the load generator was busy"
+"""The warning that it does."""
 
 
 def shorter(path):
@@ -32,7 +35,8 @@ def test_scenario_shows_what_it_says(tmp_path, path):
     summary = runs.run(loaded, out_dir=tmp_path, progress=Unseen())
 
     assert list(unexplained(summary, in_doubt=BATCH if summary.totals.deaths else 0)) == []
-    failed = [held for held in summary.thresholds if not held.passed and not held.expression.startswith(OF_SPEED)]
+    failed = [held for held in summary.thresholds if not held.passed and not OF_SPEED.match(held.expression)]
     assert failed == []
     assert len(summary.faults) == len(loaded.faults)
-    assert summary.warnings == list(loaded.gateway.warnings)
+    warnings = [warning for warning in summary.warnings if not warning.startswith(SLOW_LOAD)]
+    assert warnings == list(loaded.gateway.warnings)

@@ -426,6 +426,16 @@ def test_a_scenario_names_its_own_outage(findings):
     assert findings(outage, Expected(outage_s=OUTAGE_S), load=load) == []
 
 
+def test_arrivals_are_judged_although_nobody_knows_what_virtual_users_send(findings):
+    """They come on top; how much that is can be told."""
+    outage = {"faults": [{"at": "1s", "for": "50s", "target": "collector", "kind": "refuse"}]}
+    arrivals = {"executor": "constant-arrival-rate", "rate": "100/s", "duration": "60s"}
+    users = {"executor": "constant-vus", "duration": "60s"}
+    assert [finding.rule for finding in findings(outage, load=[arrivals, users])] == ["KC005"]
+    assert findings(outage, load=[users]) == []
+    assert [finding.rule for finding in findings(outage, Expected(requests_per_s=100), load=[users])] == ["KC005"]
+
+
 @pytest.mark.parametrize(
     ("fault", "profiles"),
     [
@@ -536,6 +546,15 @@ def test_command_refuses_for_a_scenario_what_the_scenario_says(kongsim, option):
     """Passed over in silence, it would be taken for what was checked."""
     code, _, err = kongsim("check", ROOT / "scenarios" / "quickstart.yaml", option)
     assert (code, err.startswith(f"kongsim: {option.partition('=')[0]}: is for a kong.yml")) == (2, True)
+
+
+def test_command_takes_the_rate_of_virtual_users(kongsim):  # noqa: F811 - the fixture
+    """Which no scenario says."""
+    users = ROOT / "scenarios" / "capacity.yaml"
+    assert kongsim("check", users, "--rate", "10/s")[0] == 0
+    code, out, _ = kongsim("check", users, "--rate", "100000/s")
+    assert (code, "KC005" in out) == (97, True)
+    assert kongsim("check", users, "--workers", "2")[0] == 2
 
 
 def test_command_judges_a_kong_yml_by_its_profile(kongsim, tmp_path):  # noqa: F811 - the fixture

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -684,25 +685,58 @@ def test_virtual_users_have_no_rate_to_measure_at(tmp_path):
         overhead_command.asked(load(str(path)), options)
 
 
+@pytest.mark.parametrize(("shares", "turns"), [((3, 1), "aabaaaba"), ((5, 1, 1), "aabacaa"), ((1,), "aaa")])
+def test_loads_take_turns_by_their_shares(shares, turns):
+    """As evenly as can be, in the order of nginx's weighted round robin."""
+    in_order = overhead_load.in_turn(shares)
+
+    assert "".join("abc"[next(in_order)] for _ in turns) == turns
+
+
+@given(shares=st.lists(st.floats(0.001, 1000.0), min_size=1, max_size=5), count=st.integers(1, 200))
+def test_no_load_lags_behind_its_share(shares, count):
+    """After any number of turns each has had its share of them, but for one turn for each of the others."""
+    in_order = overhead_load.in_turn(shares)
+    had = Counter(next(in_order) for _ in range(count))
+
+    for number, share in enumerate(shares):
+        assert had[number] == pytest.approx(count * share / sum(shares), abs=len(shares))
+
+
+def test_rate_is_that_of_the_time_in_which_anything_arrives(tmp_path):
+    """A worker that waits for its load costs nothing."""
+    path = tmp_path / "late.yaml"
+    second = "{executor: constant-arrival-rate, rate: 100/s, duration: 2s, startTime: 3s}"
+    third = "{executor: constant-arrival-rate, rate: 200/s, duration: 1s, startTime: 3500ms}"
+    path.write_text(SCENARIO.replace("duration: 1s}]", f"duration: 1s}}, {second}, {third}]"))
+    options = {"arms": "off,noop", "rate": None, "time": "1s", "precision": "1%"}
+
+    assert overhead_command.asked(load(str(path)), options).rate_per_s == pytest.approx((400 + 200 + 200) / 3)
+
+
 def test_requests_of_several_loads_take_turns(tmp_path):
     """Each comes as often as it does among all; those with a body too."""
     path = tmp_path / "mixed.yaml"
     failing = "{name: failing, url: 'http://failing', routes: [{name: posts, paths: [/posts], methods: [POST]}]}"
-    posts = "{executor: constant-arrival-rate, rate: 50/s, duration: 2s, startTime: 1s, "
+    posts = "{executor: constant-arrival-rate, rate: 5/s, duration: 2s, startTime: 1s, "
     posts += "request: {method: POST, path: /posts, body: text}}"
     path.write_text(
         SCENARIO.replace("paths: [/]}]}]", f"paths: [/]}}]}}, {failing}]")
         .replace("default: {}", "default: {}, failing: {status: {503: 1.0}}")
         .replace("duration: 1s}]", f"duration: 1s}}, {posts}]")
     )
-    arms = (Arm.parse("off"),)
+    arms = (Arm.parse("off"), Arm.parse("noop"))
 
     with Bench(Plan(load(str(path)), arms, 400.0, 5, tmp_path)) as bench, bench.launch(arms) as launch:
-        (paced,) = bench.turn(launch, "paced", arms)
-        (saturated,) = bench.turn(launch, "saturated", arms, saturated_s=0.1)
+        turns = [bench.turn(launch, "paced", arms) for _ in range(5)]
+        saturated = bench.turn(launch, "saturated", arms, saturated_s=0.1)
 
-    assert (paced.load.completed, paced.load.errors) == (20, 4)
-    assert saturated.load.errors == pytest.approx(saturated.load.completed / 5, abs=1)
+    assert [[block.load.completed for block in turn] for turn in turns] == [[20, 20]] * 5
+    errors = [[block.load.errors for block in turn] for turn in turns]
+    assert sum(one for one, _other in errors) in {2, 3}  # 10 of 410 requests, of 100
+    assert all(one == other for one, other in errors)
+    for block in saturated:
+        assert block.load.errors == pytest.approx(block.load.completed / 41, abs=2)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
@@ -961,8 +995,8 @@ def test_load_that_is_given_up_ends_in_silence(caplog):
 
     async def given_up():
         ours, theirs = pipe()
-        requests = ((Request(host="127.0.0.1", port=1), 1.0),)
-        ours.send(overhead_load.Paced(requests, 1e-6, 1, "poisson", 1))  # in some days
+        requests = (Request(host="127.0.0.1", port=1),)
+        ours.send(overhead_load.Paced(requests, 1e-6, "poisson", 1))  # in some days
         ours.close()
         await overhead_load._serve(theirs)
         theirs.close()

@@ -51,12 +51,14 @@ LOAD = {
     },
     "by_status": {200: 2990, 503: 8},
     "failed_by_reason": {"reset": 2},
+    "busy_with_users": None,
     "executors": [
         {
             "offered": 3000,
             "completed": 2998,
             "failed": 2,
             "unsent": 0,
+            "completed_per_s": 299.8,
             "by_status": {200: 2990, 503: 8},
             "latency_ms": {"mean": 4.2, "p50": 3.11, "p90": 9.4, "p99": 21.4, "p99_9": 45.1, "max": 62.7},
         }
@@ -292,7 +294,8 @@ TWO_LOADS = (
 
 def test_each_of_several_loads_has_its_own_account(summary):
     """In the order of the file, by what is sent; the rate of all is that over the whole time."""
-    of_post = {"offered": 500, "completed": 0, "failed": 500, "unsent": 0, "by_status": {}, "latency_ms": {}}
+    of_post = LOAD["executors"][0] | {"offered": 500, "completed": 0, "failed": 500, "completed_per_s": 0.0}
+    of_post |= {"by_status": {}, "latency_ms": {}}
     made = summary(TWO_LOADS, executors=[*LOAD["executors"], of_post])
 
     assert [(load.request, load.offered, load.failed) for load in made.loads] == [
@@ -303,8 +306,10 @@ def test_each_of_several_loads_has_its_own_account(summary):
     assert (made.loads[0].latency_ms.p99, made.loads[1].latency_ms.p99) == (21.4, None)
     assert made.load.duration_s == 15
     assert made.load.offered_rate_per_s == 3000 / 15
-    assert re.search(r"GET / +3,000 +2,998 +2 +8 +3.11 +21.40 +62.70", text_of(made, 80))
-    assert re.search(r"POST /orders\?a=%20 +500 +0 +500 +0 +- +- +-", text_of(made, 80))
+    text = text_of(made, 80)
+    assert re.search(r"\[0\] GET / +3,000 +2,998 +2 +8 +300 +3.11 +21.40 +62.70", text)
+    assert re.search(r"\[1\] POST /o.* +500 +0 +500 +0 +0 +- +- +-", text)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 USERS = "load=[{executor: ramping-vus, startVUs: 2, stages: [{target: 8, duration: 10s}, {target: 0, duration: 5s}]}]"
@@ -318,17 +323,23 @@ def test_virtual_users_have_no_rate_and_no_lag(summary):
     assert made.loads[0].executor == "ramping-vus"
     text = text_of(made, 80)
     assert ", virtual users for 15s, run of" in text
+    mixed = summary(
+        USERS.replace("load=[", "load=[{executor: constant-arrival-rate, rate: 1/s, duration: 1s}, "),
+        executors=2 * LOAD["executors"],
+    )
+    assert ", arrivals and virtual users for 15s, run of" in text_of(mixed, 80)
     assert re.search(r"3,000 +3,000 +2,998 +2 +8 +- +299.8", text)
     assert re.search(r"45.10 +62.70 +-\n", text)
 
 
 def test_virtual_users_who_waited_for_the_generator_are_told(summary):
     """It is one process: what it cannot do nobody has asked of the gateway."""
-    told = "the load generator was busy 81% of the time: its virtual users waited for it too"
+    told = "the load generator was busy 81% of the time that it had virtual users: they waited for it too"
 
-    assert summary(USERS, cpu_s=8.1).warnings[0].startswith(told)
-    assert not summary(USERS, cpu_s=8.0).warnings
-    assert not summary(cpu_s=8.1).warnings
+    assert summary(busy_with_users=0.81).warnings[0].startswith(told)
+    assert not summary(busy_with_users=0.8).warnings
+    failed = {"completed": 100, "failed": 2900}
+    assert not summary(busy_with_users=0.81, requests=LOAD["requests"] | failed).warnings
 
 
 def test_a_single_load_is_told_once(summary):
@@ -459,6 +470,7 @@ def test_progress_tells_each_load():
     ("load_of_users", "told"),
     [
         (USERS, "2 to 8 to 0 virtual users for 15s"),
+        (USERS.replace("target: 0", "target: 2"), "2 to 8 to 2 virtual users for 15s"),
         ("load=[{executor: constant-vus, duration: 1m}]", "1 virtual user for 60s"),
         ("load=[{executor: constant-vus, vus: 2, duration: 1m}]", "2 virtual users for 60s"),
     ],

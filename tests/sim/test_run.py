@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from sim import process, scenario
 from sim import run as runs
 from sim.cycle import ALARM_S_FIRST
+from sim.document import parse_override
 from sim.errors import UserError
 from sim.interruption import INTERRUPTS
 from sim.master import Master, listen
@@ -169,6 +170,21 @@ def test_each_load_sends_its_own_request_from_its_own_time_on(tmp_path):
     assert summary.requests.completed == summary.totals.requests == 70
     assert summary.load.duration_s == 0.8
     assert summary.verdict == "passed"
+
+
+def test_each_load_has_its_time_its_seed_and_its_connections(tmp_path):
+    """Two Poisson loads do not arrive in step, and virtual users take no connection of what arrives."""
+    path = tmp_path / "loads.yaml"
+    users = "  - {executor: ramping-vus, stages: [{target: 30, duration: 1s}, {target: 10, duration: 1s}]}\n"
+    more = "  - {executor: constant-vus, vus: 7, duration: 1s}\n"
+    path.write_text(LOADS.replace("thresholds:", users + more + "thresholds:"))
+
+    load = runs._load(scenario.load(str(path), [parse_override("seed=7")]), "127.0.0.1", 1)
+
+    first, second, *_users = load.executors
+    assert (first.start_s, second.start_s) == (0.0, 0.4)
+    assert first.seed != second.seed
+    assert load.connections_max == 1000 + 30 + 7
 
 
 def test_virtual_users_ask_as_much_as_the_gateway_answers(tmp_path):

@@ -229,6 +229,8 @@ MISTAKES = [
             "not 'constant-arival-rate'; did you mean constant-arrival-rate?"
         ),
     ),
+    ("executor: constant-arrival-rate", "vus: 5", "22: load[0].executor", "missing; add executor"),
+    ("duration: 10s", "duration: 0.1ns", "24: load[0].duration", "must be at least 1e-09, not '0.1ns'"),
     (
         "constant-arrival-rate",
         "constant-vus",
@@ -407,6 +409,14 @@ def test_loads_go_on_side_by_side(scenario):
     assert several.load[2].request.body == '{"wanted": 2}'
 
 
+ONE_AFTER_THE_OTHER = """\
+  - executor: ramping-arrival-rate
+    startRate: 7/s
+    stages: [{target: 7/s, duration: 100ms}, {target: 7/s, duration: 200ms}]
+  - {executor: constant-arrival-rate, rate: 6/s, duration: 200ms, startTime: 300ms}
+"""  # beside 5/s of the first load; in floats 0.1 + 0.2 are more than 0.3
+
+
 @pytest.mark.parametrize(
     ("loads", "peak_per_s"),
     [
@@ -418,6 +428,7 @@ def test_loads_go_on_side_by_side(scenario):
         ("  - {executor: ramping-arrival-rate, startRate: 20/s, stages: [{target: 0/s, duration: 2s}]}\n", 25),
         ("  - {executor: ramping-arrival-rate, stages: [{target: 10/s, duration: 2s}]}\n", 10),
         ("  - {executor: ramping-arrival-rate, stages: [{target: 8/s, duration: 2s}]}\n", 9),
+        (ONE_AFTER_THE_OTHER, 12),
     ],
 )
 def test_peak_rate_is_that_of_all_loads_together(scenario, loads, peak_per_s):
@@ -440,12 +451,21 @@ def test_virtual_users_are_read(scenario):
     assert with_users.load[1].stages_users == ((2.0, 8, 8),)
     assert with_users.load[2].stages_users == ((3.0, 1, 20), (1.0, 20, 0))
     assert with_users.duration_s == 5.0
-    assert (with_users.mean_rate_per_s, with_users.peak_rate_per_s) == (None, None)
+    assert (with_users.mean_rate_per_s, with_users.peak_rate_per_s) == (None, 5)
+    assert scenario(MINIMAL.replace("arrival-rate, rate: 5/s", "vus")).peak_rate_per_s is None
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        (
+            "constant-vus",
+            "constant-vu",
+            (
+                "9: load[1].executor: expected constant-arrival-rate, ramping-arrival-rate, constant-vus or "
+                "ramping-vus, not 'constant-vu'; did you mean constant-vus?"
+            ),
+        ),
         ("vus: 8", "vus: 0", "9: load[1].vus: must be at least 1, not 0"),
         ("vus: 8", "vus: 1001", "9: load[1].vus: must be at most 1000, not 1001"),
         ("vus: 8", "vus: 8/s", "9: load[1].vus: expected a whole number, not '8/s'"),
