@@ -54,6 +54,7 @@ WIDTH_MIN: Final = 80
 
 _NAME_WIDTH: Final = 21
 _COLUMN_WIDTH: Final = 11
+_REQUEST_WIDTH: Final = 60  # what tells a path from others, as a rule
 _INDENT: Final = 2
 _FAULT_COLUMNS: Final = frozenset({"at_s", "planned_s", "for_s", "ended_at_s", "target", "kind"})
 _DETAILS: Final = {
@@ -136,13 +137,18 @@ def _load(summary: "Summary") -> "Sequence[Table | str]":
 
 
 def _loads(loads: "Iterable[LoadEntry]") -> Table:
-    table = _table("load", "offered", "completed", "failed", "5xx", "per s", "p50 ms", "p99 ms", "max ms")
-    table.columns[0].justify, table.columns[0].no_wrap = "left", True
+    table = _table("load", "completed", "failed", "5xx", "per s", "p50 ms", "p99 ms", "max ms")
+    request, *figures = table.columns
+    request.justify, request.overflow = "left", "fold"
+    for column in figures:
+        column.no_wrap = True
     for number, load in enumerate(loads):
-        counts = (load.offered, load.completed, load.failed, load.status_5xx)
+        counts = (load.completed, load.failed, load.status_5xx)
         latency = (load.latency_ms.p50, load.latency_ms.p99, load.latency_ms.max)
+        told = Text(f"[{number}] {load.request}")
+        told.truncate(_REQUEST_WIDTH, overflow="ellipsis")
         table.add_row(
-            Text(f"[{number}] {load.request}"),
+            told,
             *(f"{count:,}" for count in counts),
             _number(load.completed_per_s, 0),
             *(_number(value, 2) for value in latency),

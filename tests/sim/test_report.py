@@ -307,9 +307,20 @@ def test_each_of_several_loads_has_its_own_account(summary):
     assert made.load.duration_s == 15
     assert made.load.offered_rate_per_s == 3000 / 15
     text = text_of(made, 80)
-    assert re.search(r"\[0\] GET / +3,000 +2,998 +2 +8 +300 +3.11 +21.40 +62.70", text)
-    assert re.search(r"\[1\] POST /o.* +500 +0 +500 +0 +0 +- +- +-", text)
-    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"\[0\] GET / +2,998 +2 +8 +300 +3.11 +21.40 +62.70", text)
+    assert re.search(r"\[1\] POST /orders\?a=%20 +0 +500 +0 +0 +- +- +-", text)
+
+
+def test_load_with_a_long_path_takes_a_few_lines(summary):
+    """Whose figures are all there all the same."""
+    made = summary(TWO_LOADS.replace("/orders", "/orders" * 40), executors=LOAD["executors"] * 2)
+    lines = text_of(made, 80).splitlines()
+
+    assert max(map(len, lines)) <= 80
+    [first] = [number for number, line in enumerate(lines) if "[1] POST" in line]
+    assert re.search(r"POST +2,998 +2 +8 +300 +3.11 +21.40 +62.70", lines[first])
+    assert lines[first + 3].rstrip().endswith("/…")
+    assert not lines[first + 4].strip()
 
 
 USERS = "load=[{executor: ramping-vus, startVUs: 2, stages: [{target: 8, duration: 10s}, {target: 0, duration: 5s}]}]"
