@@ -14,8 +14,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.cells import cell_len
@@ -26,7 +27,7 @@ from rich.text import Text
 from sim.document import Document, FieldPath, explain, read_text, written
 from sim.errors import FieldError, UserError, printable, shown
 from sim.report.summary import EXIT_CODES, FILE_NAME, Verdict
-from sim.report.tables import ACCOUNTS, VERDICT_STYLE, WIDTH_MIN
+from sim.report.tables import ACCOUNTS, VERDICT_STYLE, WIDTH_MIN, load_title
 from sim.threshold import value_text
 
 SCHEMA: Final = "kongsim.compare/1"
@@ -95,6 +96,16 @@ FIGURES: Final[Mapping[str, Sequence[Figure]]] = {
 }
 """The figures by the title of their table."""
 
+LOAD_FIGURES: Final = (
+    Figure("completed", "completed", 0),
+    Figure("failed", "failed", 0),
+    Figure("per s", "completed_per_s", 1),
+    Figure("p50 ms", "latency_ms.p50", 2),
+    Figure("p99 ms", "latency_ms.p99", 2),
+    Figure("max ms", "latency_ms.max", 2),
+)
+"""The figures of each of several loads, by their path in its entry."""
+
 _ALWAYS: Final = frozenset({"ledger.lost", "ledger.unaccounted"})
 """The accounts that are told even when they are empty in both runs: that is what one wants to know of them."""
 
@@ -105,11 +116,33 @@ class _Read(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
+_Number = Annotated[float, Field(allow_inf_nan=False, ge=-FIGURE_MAX, le=FIGURE_MAX)] | None
+
+
 class Held(_Read):
     """What became of a threshold in one run: its value, in the unit of the metric, and whether it held."""
 
-    value: float | None = Field(None, allow_inf_nan=False, ge=-FIGURE_MAX, le=FIGURE_MAX)
+    value: _Number = None
     passed: bool
+
+
+class _LatencyMs(_Read):
+    p50: _Number = None
+    p99: _Number = None
+    max: _Number = None
+
+
+class _Load(_Read):
+    request: str
+    completed: _Number = None
+    failed: _Number = None
+    completed_per_s: _Number = None
+    latency_ms: _LatencyMs = _LatencyMs()
+
+    def figure(self, path: str) -> float | None:
+        """Return a figure by its path; None: not measured."""
+        value: float | None = attrgetter(path)(self)
+        return value
 
 
 class _Threshold(Held):
@@ -145,6 +178,7 @@ class Run(Head):
     requests: dict[str, Any] = Field(default_factory=dict)
     latency_ms: dict[str, Any] = Field(default_factory=dict)
     load: dict[str, Any] = Field(default_factory=dict)
+    loads: list[_Load] = Field(default_factory=list)
     ledger: dict[str, Any] = Field(default_factory=dict)
     collector: dict[str, Any] = Field(default_factory=dict)
     totals: dict[str, Any] = Field(default_factory=dict)
@@ -190,6 +224,14 @@ class Change(BaseModel):
     change_percent: float | None
 
 
+class LoadChange(BaseModel):
+    """The figures of a load that sent the same request in both runs, by their path in its entry of the summary."""
+
+    number: int
+    request: str
+    figures: dict[str, Change]
+
+
 class ThresholdChange(BaseModel):
     """A threshold in both runs; null: it was not asked there."""
 
@@ -216,6 +258,7 @@ class Comparison(BaseModel):
     b: Head
     differences: list[Difference]
     figures: dict[str, Change]
+    loads: list[LoadChange]
     thresholds: list[ThresholdChange]
     cautions: list[str]
 
@@ -298,6 +341,7 @@ def compare(a: Run, b: Run) -> Comparison:
         b=b,
         differences=list(_differences(*_asked(a, b))),
         figures={figure.path: _change(a.figure(figure.path), b.figure(figure.path)) for figure in _figures()},
+        loads=list(_loads(a, b)),
         thresholds=sorted(_thresholds(a, b), key=lambda threshold: not threshold.changed),
         cautions=list(_cautions(a, b)),
     )
@@ -356,6 +400,14 @@ def _change(a: float | None, b: float | None) -> Change:
     return Change(a=a, b=b, change=change, change_percent=percent)
 
 
+def _loads(a: Run, b: Run) -> Iterator[LoadChange]:
+    """Compare the loads of the same place and request; what a single one did is told of the run already."""
+    for number, (of_a, of_b) in enumerate(zip(a.loads, b.loads, strict=False)):
+        if of_a.request == of_b.request and len(a.loads) + len(b.loads) > 2:
+            figures = {path: _change(of_a.figure(path), of_b.figure(path)) for _label, path, _digits in LOAD_FIGURES}
+            yield LoadChange(number=number, request=of_a.request, figures=figures)
+
+
 def _thresholds(a: Run, b: Run) -> Iterator[ThresholdChange]:
     of_a, of_b = ({threshold.expression: threshold for threshold in run.thresholds} for run in (a, b))
     for expression in dict.fromkeys([*of_a, *of_b]):
@@ -393,7 +445,11 @@ _TIMES_MIN: Final = 10
 def show(comparison: Comparison, console: Console) -> None:
     """Print a comparison."""
     console.width = max(console.width, WIDTH_MIN)
-    blocks = [_asked_table(comparison.differences, console.width), *_figure_tables(comparison.figures)]
+    blocks = [_asked_table(comparison.differences, console.width)]
+    blocks += [_figure_table(title, figures, comparison.figures) for title, figures in FIGURES.items()]
+    for load in comparison.loads:
+        title = load_title(load.number, printable(load.request))
+        blocks.append(_figure_table(title, LOAD_FIGURES, load.figures))
     if comparison.thresholds:
         blocks.append(_threshold_table(comparison.thresholds))
     for line in _heads(comparison):
@@ -455,17 +511,16 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _figure_tables(changes: Mapping[str, Change]) -> Iterator[Table]:
-    for title, figures in FIGURES.items():
-        table = _table(title, width=_NAME_WIDTH)
-        for heading in ("A", "B", "change"):
-            table.add_column(heading, justify="right", width=_FIGURE_WIDTH, overflow="fold")
-        table.add_column("", justify="right", width=_SHARE_WIDTH)
-        for label, path, digits in figures:
-            change = changes[path]
-            if change.a or change.b or path in _ALWAYS or not path.startswith("ledger."):
-                table.add_row(f"  {label}", *_cells(change, digits))
-        yield table
+def _figure_table(title: str, figures: Sequence[Figure], changes: Mapping[str, Change]) -> Table:
+    table = _table(title, width=_NAME_WIDTH)
+    for heading in ("A", "B", "change"):
+        table.add_column(heading, justify="right", width=_FIGURE_WIDTH, overflow="fold")
+    table.add_column("", justify="right", width=_SHARE_WIDTH)
+    for label, path, digits in figures:
+        change = changes[path]
+        if change.a or change.b or path in _ALWAYS or not path.startswith("ledger."):
+            table.add_row(f"  {label}", *_cells(change, digits))
+    return table
 
 
 def _cells(change: Change, digits: int) -> Iterator[str]:

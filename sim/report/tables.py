@@ -54,7 +54,7 @@ WIDTH_MIN: Final = 80
 
 _NAME_WIDTH: Final = 21
 _COLUMN_WIDTH: Final = 11
-_REQUEST_WIDTH: Final = 60  # what tells a path from others, as a rule
+_TITLE_WIDTH: Final = 60  # what tells a path from others, as a rule
 _INDENT: Final = 2
 _FAULT_COLUMNS: Final = frozenset({"at_s", "planned_s", "for_s", "ended_at_s", "target", "kind"})
 _DETAILS: Final = {
@@ -110,6 +110,12 @@ def headline(summary: "Summary") -> str:
     return f"profile {summary.profile}, seed {summary.seed}, {shape}, run of {summary.elapsed_s:.1f} s"
 
 
+def load_title(number: int, request: str) -> str:
+    """Return how one of several loads is called, without the end of a long path."""
+    title = f"[{number}] {request}"
+    return title if len(title) <= _TITLE_WIDTH else title[: _TITLE_WIDTH - 1] + "…"
+
+
 def _spaced(parts: "Sequence[Table | str]") -> Group:
     """Put a blank line above each table but the first."""
     lines: list[RenderableType] = [parts[0]]
@@ -145,10 +151,8 @@ def _loads(loads: "Iterable[LoadEntry]") -> Table:
     for number, load in enumerate(loads):
         counts = (load.completed, load.failed, load.status_5xx)
         latency = (load.latency_ms.p50, load.latency_ms.p99, load.latency_ms.max)
-        told = Text(f"[{number}] {load.request}")
-        told.truncate(_REQUEST_WIDTH, overflow="ellipsis")
         table.add_row(
-            told,
+            Text(load_title(number, load.request)),
             *(f"{count:,}" for count in counts),
             _number(load.completed_per_s, 0),
             *(_number(value, 2) for value in latency),

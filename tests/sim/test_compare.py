@@ -32,6 +32,7 @@ MADE = {
     "requests": {"completed": 2_000, "failed": 0, "status_5xx": 0, "by_status": {"200": 2_000}},
     "latency_ms": {"p50": 4.0, "p90": 8.0, "p99": 20.0, "p99_9": 40.0, "max": 50.0},
     "load": {"achieved_rate_per_s": 200.0},
+    "loads": [],
     "ledger": {"created": 16_000, "enqueued": 16_000, "acknowledged": 16_000, "lost": 0, "unaccounted": 0},
     "collector": {"received_unique": 16_000, "received_duplicates": 0},
     "totals": {
@@ -92,6 +93,35 @@ def test_figures_stand_side_by_side_with_their_change():
     assert told["p99"] == ["20.00", "23.00", "+3.00", "+15.0%"]
     assert told["CPU us/req"] == ["400.0", "390.0", "-10.0", "-2.5%"]
     assert told["spans/req"] == ["8.00", "8.00", "0"]
+
+
+def of_load(request, p99, **figures):
+    """A load as a summary has it."""
+    figures = {"completed": 100, "failed": 0, "completed_per_s": 10.0} | figures
+    return {"request": request, "latency_ms": {"p50": 1.0, "p99": p99, "max": p99}, **figures}
+
+
+def test_each_of_several_loads_stands_beside_that_of_the_same_request():
+    """By its place; another request in that place is no change of this one."""
+    a = run(loads=[of_load("GET /", 5.0), of_load("GET /a", 5.0), of_load("PUT /" + "b" * 99, 5.0)])
+    b = run(loads=[of_load("GET /", 6.0, completed=90), of_load("POST /a", 9.0), of_load("PUT /" + "b" * 99, 5.0)])
+    comparison = compare(a, b)
+
+    assert [(load.number, load.request) for load in comparison.loads] == [(0, "GET /"), (2, "PUT /" + "b" * 99)]
+    assert comparison.loads[0].figures["latency_ms.p99"].change == 1.0
+    told = screen(comparison)
+    assert re.search(r"^\[0\] GET / +A +B +change +\n  completed +100 +90 +-10 +-10.0%", told, re.MULTILINE)
+    assert re.search(r"^  p99 ms +5.00 +6.00 +\+1.00 +\+20.0%", told, re.MULTILINE)
+    assert max(map(len, told.splitlines()[2:-3])) <= 80
+
+
+def test_single_loads_are_not_compared_again():
+    """Their figures are those of the runs; an older summary tells of none."""
+    one, two = [of_load("GET /", 5.0)], [of_load("GET /", 5.0), of_load("GET /a", 5.0)]
+
+    assert compare(run(loads=one), run(loads=one)).loads == []
+    assert compare(run(loads=two), run()).loads == []
+    assert [load.request for load in compare(run(loads=one), run(loads=two)).loads] == ["GET /"]
 
 
 def test_what_grew_from_nothing_has_no_percentage():
@@ -382,7 +412,7 @@ def test_json_is_the_same_as_a_document():
     """Schema, runs, differences, figures by their path, thresholds, cautions."""
     document = json.loads(compare(run(thresholds=HELD), run({**SCENARIO, "x": 1}, thresholds=FAILED)).to_json())
 
-    assert list(document) == ["schema", "a", "b", "differences", "figures", "thresholds", "cautions"]
+    assert list(document) == ["schema", "a", "b", "differences", "figures", "loads", "thresholds", "cautions"]
     assert document["schema"] == "kongsim.compare/1"
     assert document["a"].items() >= {"folder": "runs/1", "scenario": "outage", "verdict": "passed", "seed": 7}.items()
     assert document["differences"] == [{"field": "x", "a": None, "b": 1}]
@@ -553,6 +583,7 @@ def any_run(draw):
             "verdict": draw(st.sampled_from(["passed", "failed", "invalid", "interrupted"])),
             "thresholds": draw(st.lists(thresholds, max_size=4)),
             "environment": draw(environment),
+            "loads": draw(st.lists(st.builds(of_load, st.text(max_size=8), numbers, completed=numbers), max_size=3)),
             **sections,
         }
     )
