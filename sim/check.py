@@ -30,6 +30,7 @@ from sim.plugins.opentelemetry import OpenTelemetryConfig, flaw
 from sim.resolver import is_address
 from sim.scenario import Scenario
 from sim.units import format_duration, parse_duration, parse_rate
+from sim.workload import peak_rate_per_s
 
 OUTAGE_S: Final = 5.0
 """How long a collector may be away where nothing says otherwise: for a restart of one."""
@@ -473,7 +474,7 @@ def check_scenario(scenario: Scenario, expected: Expected) -> list[Finding]:
     collector's latency, and its longest outage.
     """
     trip_s = (scenario.collector.latency or None) if expected.round_trip_s is None else expected.round_trip_s
-    rate = expected.requests_per_s or scenario.peak_rate_per_s
+    rate = expected.requests_per_s or peak_rate_per_s(scenario.load)
     expected = expected._replace(requests_per_s=rate, round_trip_s=trip_s)
     document, below = (scenario.document, _CONFIG) if scenario.kong_yml is None else (scenario.kong_yml, ())
     return _findings(scenario.gateway, scenario, Tracing.model_fields, expected, document, below)

@@ -411,7 +411,7 @@ def check(
 ) -> int:
     """Check the scenario or kong.yml in FILE, name its risky settings, and start nothing."""
     from sim import check as checks  # noqa: PLC0415 - imported when needed: kongsim --help is quick
-    from sim import declarative, kong_environment, otlp_environment, scenario  # noqa: PLC0415 - the same as above
+    from sim import declarative, kong_environment, otlp_environment, scenario, workload  # noqa: PLC0415 - as above
     from sim.document import Document  # noqa: PLC0415 - the same
 
     expected = checks.expected_of(options)
@@ -428,7 +428,7 @@ def check(
     else:
         loaded = scenario.load(document)
         given = {"plugin": plugins, "stand-in": stand_ins, **{name: options[name] for name in _OF_A_KONG_YML}}
-        if loaded.mean_rate_per_s is None:
+        if workload.mean_rate_per_s(loaded.load) is None:
             del given["rate"]
         for name in (name for name, value in given.items() if value):
             raise UserError("is for a kong.yml; a scenario says it itself", field=f"--{name}", cure="leave it out")

@@ -45,8 +45,9 @@ from sim.report.environment import environment
 from sim.report.progress import Moment, Progress
 from sim.report.recording import Recording
 from sim.report.summary import Summary, summarize
-from sim.scenario import ClosedLoad, ConstantArrivalRate, OpenLoad, RampingArrivalRate, Scenario, Upstream
+from sim.scenario import Scenario, Upstream
 from sim.scoreboard import Scoreboard
+from sim.workload import ClosedLoad, ConstantArrivalRate, OpenLoad, RampingArrivalRate
 
 UPDATE_S: Final = 0.25
 REST_POLL_S: Final = 0.05

@@ -9,12 +9,11 @@ that this version cannot act on is refused by name; any other is an unknown fiel
 import math
 import pathlib
 import secrets
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sim import plugin as plugins
 from sim.config import (
@@ -33,16 +32,16 @@ from sim.config import (
 )
 from sim.declarative import is_kong_yml, read_entities, require_use, with_stand_ins
 from sim.document import Document, FieldPath, Model, NotEmpty, Override, matching
-from sim.entity import Method
-from sim.errors import FieldError, UserError, asked_for, meant, nearest, shown
+from sim.errors import FieldError, UserError, asked_for, nearest, shown
 from sim.faults import Fault
-from sim.field import HeaderName, Many, Path, Rate01
+from sim.field import Many, Rate01
 from sim.plugin import is_file
 from sim.plugins import BUNDLED
 from sim.plugins.synthetic import SyntheticConfig
 from sim.threshold import Threshold
 from sim.threshold import parse as parse_threshold
-from sim.units import Bytes, PerSecond, Seconds, format_duration
+from sim.units import Bytes, Seconds, format_duration
+from sim.workload import ClosedLoad, Load, OpenLoad, duration_s
 
 _NAME: Final = matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name of up to 64 letters, digits, dots and dashes")
 Name = Annotated[str, _NAME]
@@ -103,266 +102,6 @@ class Collector(Model):
 
     latency: Seconds = 0.0
     hosts: Hosts = ()
-
-
-HeaderValue = Annotated[str, matching(r"[ -~]*", "a header value of printable ASCII")]
-
-
-def _not_of_framing(name: str) -> str:
-    if name.lower() in {"content-length", "transfer-encoding"}:
-        raise FieldError("the body is sent with its length anyway", cure="leave it out")
-    return name
-
-
-class Request(Model):
-    """The request that is sent again and again.
-
-    Attributes:
-        body: its content, sent in UTF-8 with its length.
-    """
-
-    method: Method = "GET"
-    path: Path = "/"
-    headers: dict[Annotated[HeaderName, AfterValidator(_not_of_framing)], HeaderValue] = Field(default_factory=dict)
-    body: str = ""
-
-
-_EXECUTORS: Final = ("constant-arrival-rate", "ramping-arrival-rate", "constant-vus", "ramping-vus")
-
-
-VIRTUAL_USERS_MAX: Final = 1000
-"""Virtual users of a load at most, each of whom has a connection."""
-
-_Lasting = Annotated[Seconds, Field(gt=0), Field(ge=1e-9)]
-_VirtualUsers = Annotated[int, Field(ge=0, le=VIRTUAL_USERS_MAX)]
-
-
-class _Load(Model):
-    """Requests of one kind, again and again.
-
-    Attributes:
-        startTime: seconds after the beginning of the run that the first is sent.
-        request: what is sent.
-    """
-
-    words_not_built: ClassVar[Mapping[str, Mapping[str, tuple[str, str]]]] = {
-        "executor": {
-            "shared-iterations": ("it ends after so many requests", "constant-vus"),
-            "per-vu-iterations": ("it ends after so many requests", "constant-vus"),
-            "externally-controlled": ("it takes orders during the run", "ramping-arrival-rate"),
-        }
-    }
-
-    startTime: Seconds = 0.0  # noqa: N815 - k6's name
-    request: Request = Request()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _know_executor(cls, data: Any) -> Any:
-        """Look at the executor first: by it the other fields are known or not."""
-        if not isinstance(data, dict):
-            return data
-        if "executor" not in data:
-            raise FieldError("missing", field="executor", cure="add executor")
-        word = data["executor"]
-        if word not in (*_EXECUTORS, *cls.words_not_built["executor"]):
-            expected = f"expected {', '.join(_EXECUTORS[:-1])} or {_EXECUTORS[-1]}, not {shown(word)}"
-            raise FieldError(expected, field="executor", cure=meant(word, _EXECUTORS))
-        return data
-
-    @property
-    @abstractmethod
-    def duration_s(self) -> float:
-        """How long requests are sent, in seconds."""
-
-
-class _OpenLoad(_Load):
-    """An open load: requests arrive at their times, whatever became of those before.
-
-    Attributes:
-        arrival: ``uniform``, evenly spaced, or ``poisson``, as many independent clients make them.
-    """
-
-    fields_not_built: ClassVar[Mapping[str, str]] = {
-        "timeUnit": "it divides the rate; write rate: 500/s",
-        "preAllocatedVUs": "it makes virtual users before they are needed",
-        "maxVUs": "it bounds the requests under way",
-        "gracefulStop": "it bounds how long answers are waited for",
-    }
-
-    arrival: Literal["uniform", "poisson"] = "uniform"
-
-    @property
-    @abstractmethod
-    def stages_per_s(self) -> tuple[tuple[float, float, float], ...]:
-        """Duration in s and rate per s at the beginning and the end of each stage."""
-
-    @property
-    def duration_s(self) -> float:
-        """How long requests arrive, in seconds."""
-        return sum(length_s for length_s, _first, _last in self.stages_per_s)
-
-    @property
-    def mean_rate_per_s(self) -> float:
-        """Requests per second, on average."""
-        return sum(length_s * (first + last) / 2 for length_s, first, last in self.stages_per_s) / self.duration_s
-
-    @property
-    def lines(self) -> Iterator[tuple[float, float, float, float]]:
-        """Begin and end of each stage in s after the beginning of the run, and the rates per s there."""
-        begin_s = round(self.startTime, _NS_DIGITS)
-        for length_s, first, last in self.stages_per_s:
-            end_s = round(begin_s + length_s, _NS_DIGITS)
-            yield begin_s, end_s, first, last
-            begin_s = end_s
-
-
-class ConstantArrivalRate(_OpenLoad):
-    """Requests arrive at a constant rate.
-
-    Attributes:
-        rate: requests per second.
-        duration: seconds that they arrive.
-    """
-
-    executor: Literal["constant-arrival-rate"]
-    rate: Annotated[PerSecond, Field(gt=0)]
-    duration: _Lasting
-
-    @property
-    def stages_per_s(self) -> tuple[tuple[float, float, float], ...]:
-        """Duration in s and rate per s at the beginning and the end of each stage."""
-        return ((self.duration, self.rate, self.rate),)
-
-
-class Stage(Model):
-    """A part of a ramping load.
-
-    Attributes:
-        target: requests per second at its end.
-        duration: seconds.
-    """
-
-    target: PerSecond
-    duration: _Lasting
-
-
-class RampingArrivalRate(_OpenLoad):
-    """The rate of arrivals goes in straight lines from stage to stage.
-
-    Attributes:
-        startRate: requests per second at the beginning.
-        stages: in order.
-    """
-
-    executor: Literal["ramping-arrival-rate"]
-    startRate: PerSecond = 0.0  # noqa: N815 - k6's name
-    stages: Annotated[Many[Stage], NotEmpty]
-
-    @model_validator(mode="after")
-    def _sends_something(self) -> Self:
-        if not any((self.startRate, *(stage.target for stage in self.stages))):
-            raise FieldError("every rate is 0", field="stages", cure="write a target of more than 0/s")
-        return self
-
-    @property
-    def stages_per_s(self) -> tuple[tuple[float, float, float], ...]:
-        """Duration in s and rate per s at the beginning and the end of each stage."""
-        rates = (self.startRate, *(stage.target for stage in self.stages))
-        return tuple((stage.duration, rates[k], rates[k + 1]) for k, stage in enumerate(self.stages))
-
-
-class _ClosedLoad(_Load):
-    """A closed load: virtual users each wait for an answer before they send the next request."""
-
-    fields_not_built: ClassVar[Mapping[str, str]] = {
-        "gracefulStop": "it bounds how long answers are waited for",
-        "gracefulRampDown": "it bounds how long a user who goes is waited for",
-    }
-
-    @property
-    @abstractmethod
-    def stages_users(self) -> tuple[tuple[float, int, int], ...]:
-        """Duration in s and users at the beginning and the end of each stage."""
-
-    @property
-    def duration_s(self) -> float:
-        """How long requests are sent, in seconds."""
-        return sum(length_s for length_s, _first, _last in self.stages_users)
-
-
-class ConstantVirtualUsers(_ClosedLoad):
-    """So many users from the beginning to the end.
-
-    Attributes:
-        vus: users.
-        duration: seconds that they send requests.
-    """
-
-    executor: Literal["constant-vus"]
-    vus: Annotated[_VirtualUsers, Field(ge=1)] = 1
-    duration: _Lasting
-
-    @property
-    def stages_users(self) -> tuple[tuple[float, int, int], ...]:
-        """Duration in s and users at the beginning and the end of each stage."""
-        return ((self.duration, self.vus, self.vus),)
-
-
-class UserStage(Model):
-    """A part of a ramping load of users.
-
-    Attributes:
-        target: users at its end.
-        duration: seconds.
-    """
-
-    target: _VirtualUsers
-    duration: _Lasting
-
-
-class RampingVirtualUsers(_ClosedLoad):
-    """The number of users goes in straight lines from stage to stage.
-
-    Attributes:
-        startVUs: users at the beginning.
-        stages: in order.
-    """
-
-    executor: Literal["ramping-vus"]
-    startVUs: _VirtualUsers = 1  # noqa: N815 - k6's name
-    stages: Annotated[Many[UserStage], NotEmpty]
-
-    @model_validator(mode="after")
-    def _has_users(self) -> Self:
-        if not any((self.startVUs, *(stage.target for stage in self.stages))):
-            raise FieldError("there is never a user", field="stages", cure="write a target of more than 0")
-        return self
-
-    @property
-    def stages_users(self) -> tuple[tuple[float, int, int], ...]:
-        """Duration in s and users at the beginning and the end of each stage."""
-        users = (self.startVUs, *(stage.target for stage in self.stages))
-        return tuple((stage.duration, users[k], users[k + 1]) for k, stage in enumerate(self.stages))
-
-
-OpenLoad = ConstantArrivalRate | RampingArrivalRate
-ClosedLoad = ConstantVirtualUsers | RampingVirtualUsers
-
-
-def _executor_tag(load: object) -> str:
-    word = load.get("executor") if isinstance(load, dict) else getattr(load, "executor", None)
-    return f"[{word if word in _EXECUTORS else _EXECUTORS[0]}]"
-
-
-Load = Annotated[
-    Annotated[ConstantArrivalRate, Tag("[constant-arrival-rate]")]
-    | Annotated[RampingArrivalRate, Tag("[ramping-arrival-rate]")]
-    | Annotated[ConstantVirtualUsers, Tag("[constant-vus]")]
-    | Annotated[RampingVirtualUsers, Tag("[ramping-vus]")],
-    Discriminator(_executor_tag),
-]
-"""A load, by its executor."""
 
 
 class _Tracing(Tracing):
@@ -438,42 +177,7 @@ class Scenario:
     @property
     def duration_s(self) -> float:
         """How long requests arrive, in seconds: until the last load is over."""
-        return _duration_s(self.load)
-
-    @property
-    def open_loads(self) -> tuple[OpenLoad, ...]:
-        """The loads whose requests arrive at a rate."""
-        return tuple(load for load in self.load if isinstance(load, OpenLoad))
-
-    @property
-    def arriving_s(self) -> float:
-        """How long any requests arrive, in seconds, without the time in which none do."""
-        total_s = until_s = 0.0
-        for begin_s, end_s, _first, _last in sorted(line for load in self.open_loads for line in load.lines):
-            total_s += max(0.0, end_s - max(begin_s, until_s))
-            until_s = max(until_s, end_s)
-        return total_s
-
-    @property
-    def mean_rate_per_s(self) -> float | None:
-        """Requests of all loads per second, on average; None: virtual users have no rate."""
-        if len(self.open_loads) < len(self.load):
-            return None
-        return sum(load.mean_rate_per_s * load.duration_s for load in self.open_loads) / self.duration_s
-
-    @property
-    def peak_rate_per_s(self) -> float | None:
-        """Requests that arrive per second where they are most, at the beginning or the end of a stage; None: none do.
-
-        What virtual users send comes on top.
-        """
-        if not self.open_loads:
-            return None
-        lines = [line for load in self.open_loads for line in load.lines]
-        ends = {time_s for line in lines for time_s in line[:2]}
-        after = (sum(_rate(line, t) for line in lines if line[0] <= t < line[1]) for t in ends)
-        before = (sum(_rate(line, t) for line in lines if line[0] < t <= line[1]) for t in ends)
-        return max(*after, *before)
+        return duration_s(self.load)
 
     def addresses(self, servers: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
         """Return where each name of the collector and of an upstream leads, given where these listen."""
@@ -485,15 +189,6 @@ class Scenario:
         if error.file is not None or error.field is None:
             return error
         return self.document.error(error.message, ("gateway", error.field), cure=error.cure)
-
-
-def _duration_s(loads: Iterable[OpenLoad | ClosedLoad]) -> float:
-    return round(max(load.startTime + load.duration_s for load in loads), _NS_DIGITS)
-
-
-def _rate(line: tuple[float, float, float, float], time_s: float) -> float:
-    begin_s, end_s, first, last = line
-    return first + (last - first) * (time_s - begin_s) / (end_s - begin_s)
 
 
 def load(file: str | Document, overrides: Iterable[Override] = ()) -> Scenario:
@@ -534,8 +229,6 @@ def load(file: str | Document, overrides: Iterable[Override] = ()) -> Scenario:
         kong_yml=kong_yml,
     )
 
-
-_NS_DIGITS: Final = 9  # behind the point, of seconds: a sum of stages is told from no time in a file
 
 _CONFIG: Final = ("gateway", "config")
 _PLUGIN_PATHS: Final = ("gateway", "plugin_paths")
@@ -605,7 +298,7 @@ def _require_loads(document: Document, content: _File) -> None:
 
 def _faults(document: Document, content: _File) -> Iterator[Fault]:
     """Check the faults, and return each as often as it comes."""
-    workers, duration_s = content.gateway.workers, _duration_s(content.load)
+    workers, lasts_s = content.gateway.workers, duration_s(content.load)
     for index, fault in enumerate(content.faults):
         place = ("faults", index)
         if fault.slot >= workers:
@@ -620,10 +313,10 @@ def _faults(document: Document, content: _File) -> Iterator[Fault]:
         if fault.target == "load" and any(isinstance(load, ClosedLoad) for load in content.load):
             cure = "write a load of arrivals, or another fault"
             raise document.error("virtual users do not arrive", (*place, "target"), cure=cure)
-        if fault.at >= duration_s:
-            message = f"comes when the load is over, after {format_duration(duration_s)}"
+        if fault.at >= lasts_s:
+            message = f"comes when the load is over, after {format_duration(lasts_s)}"
             raise document.error(message, (*place, "at"), cure="let it come earlier")
         try:
-            yield from fault.occurrences(duration_s)
+            yield from fault.occurrences(lasts_s)
         except FieldError as error:
             raise document.error(error.message, (*place, str(error.field)), cure=error.cure) from None

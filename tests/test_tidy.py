@@ -138,7 +138,7 @@ LAYERS = {
         "phase_times | health_check | exporter",
         "runloop",
         "instrumentation | pdk ngx | plugin | proxy | router balancer | connection",
-        "timers | upstream http_client | forwarding",
+        "timers | upstream http_client | forwarding | workload",
         "phases | request | resolver | config entity | faults",
         "runtime | scoreboard | field document | threshold | access_log | connection_table | arguments | table",
         "units | cached_clock | ledger | light_thread | error_log | process | timerfd | wall_clock | framing | tally",

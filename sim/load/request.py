@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Self
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sim import scenario
+    from sim import workload
 
 __all__ = ["Request"]
 
@@ -47,7 +47,7 @@ class Request:
                 raise ValueError(f"header {name} must hold no control character, not {value!r}")
 
     @classmethod
-    def of(cls, asked: "scenario.Request", host: str, port: int) -> Self:
+    def of(cls, asked: "workload.Request", host: str, port: int) -> Self:
         """Return the request that a scenario asks for, to be sent to an address."""
         body = asked.body.encode()
         return cls(host=host, port=port, method=asked.method, path=asked.path, headers=asked.headers, body=body)

@@ -40,6 +40,7 @@ from sim.overhead.arms import Arm
 from sim.overhead.blocks import Block, Load, Reading
 from sim.process import Connection, Process, Signals, kill, pipe, reap, run, start, wait
 from sim.scenario import Scenario
+from sim.workload import open_loads
 
 BLOCK_S: Final = 0.05
 """How long requests arrive in a block. The shorter, the more alike is what the machine does to the blocks of one turn:
@@ -229,7 +230,7 @@ class Bench:
     def __enter__(self) -> Self:
         scenario = self.plan.scenario
         self._random = random.Random(self.plan.seed)
-        self._mix = load.in_turn([each.mean_rate_per_s * each.duration_s for each in scenario.open_loads])
+        self._mix = load.in_turn([each.mean_rate_per_s * each.duration_s for each in open_loads(scenario.load)])
         with ExitStack() as ended:
             self._signals = ended.enter_context(Signals(*INTERRUPTS))
             listeners = {name: ended.enter_context(listen(_HOST, 0)) for name in ("collector", *scenario.upstreams)}
@@ -347,7 +348,7 @@ class Bench:
         return loaded
 
     def _requests(self, port: int, mix: Iterable[int]) -> tuple[Request, ...]:
-        requests = [Request.of(each.request, _HOST, port) for each in self.plan.scenario.open_loads]
+        requests = [Request.of(each.request, _HOST, port) for each in open_loads(self.plan.scenario.load)]
         return tuple(requests[number] for number in mix)
 
     @property
@@ -360,7 +361,9 @@ class Bench:
 
     @property
     def _arrival(self) -> str:
-        return "poisson" if any(load.arrival == "poisson" for load in self.plan.scenario.open_loads) else "uniform"
+        return (
+            "poisson" if any(load.arrival == "poisson" for load in open_loads(self.plan.scenario.load)) else "uniform"
+        )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from sim.overhead.measurement import STAGES, measure
 from sim.overhead.outcome import Outcome, outcome
 from sim.scenario import Scenario, load
 from sim.units import parse_duration, parse_rate
+from sim.workload import ClosedLoad, arriving_s, mean_rate_per_s
 
 __all__ = ["Asked", "MeasurementError", "asked", "measured"]
 
@@ -63,11 +64,12 @@ def asked(scenario: Scenario, options: Mapping[str, str | None]) -> Asked:
 
 def _mean_rate_per_s(scenario: Scenario) -> float:
     """Return the rate while anything arrives: a worker that waits costs nothing."""
-    if scenario.mean_rate_per_s is None:
-        closed = next(index for index, load in enumerate(scenario.load) if load not in scenario.open_loads)
+    mean_per_s = mean_rate_per_s(scenario.load)
+    if mean_per_s is None:
+        closed = next(index for index, load in enumerate(scenario.load) if isinstance(load, ClosedLoad))
         cure = "measure a scenario with constant-arrival-rate"
         raise scenario.document.error("virtual users have no rate", ("load", closed, "executor"), cure=cure)
-    return scenario.mean_rate_per_s * scenario.duration_s / scenario.arriving_s
+    return mean_per_s * scenario.duration_s / arriving_s(scenario.load)
 
 
 def _others(scenario: Scenario, arms: Sequence[Arm]) -> dict[str, Scenario]:

@@ -14,16 +14,17 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from sim.scenario import OpenLoad
 from sim.scoreboard import Reading, Snapshot
 from sim.units import about, format_duration, format_rate
+from sim.workload import OpenLoad
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from rich.console import RenderableType
 
-    from sim.scenario import ClosedLoad, Scenario
+    from sim.scenario import Scenario
+    from sim.workload import ClosedLoad
 
 _BAR_WIDTH: Final = 24
 _NS_PER_S: Final = 1_000_000_000

@@ -18,11 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sim.faults import Fault
 from sim.ledger import PoolBalance
-from sim.scenario import ClosedLoad, OpenLoad, Scenario
+from sim.scenario import Scenario
 from sim.scoreboard import POOLS, Reading, Retired, Snapshot
 from sim.threshold import evaluate
 from sim.traces import SPANS_MAX
 from sim.units import format_duration
+from sim.workload import ClosedLoad, OpenLoad, mean_rate_per_s
 
 SCHEMA: Final = "kongsim.summary/1"
 FILE_NAME: Final = "summary.json"
@@ -335,7 +336,7 @@ def summarize(
             "invalid_reason": load["invalid_reason"],
             "thresholds": thresholds,
             "load": {
-                "offered_rate_per_s": scenario.mean_rate_per_s,
+                "offered_rate_per_s": mean_rate_per_s(scenario.load),
                 "achieved_rate_per_s": load["achieved_rate_per_s"],
                 "duration_s": scenario.duration_s,
                 "lag_ms": load["lag_ms"],

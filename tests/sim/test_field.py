@@ -3,7 +3,7 @@ from pydantic import ValidationError
 
 from sim.config import Export
 from sim.entity import Route, Service
-from sim.scenario import Request
+from sim.workload import Request
 
 
 @pytest.mark.parametrize(

@@ -735,8 +735,9 @@ def test_requests_of_several_loads_take_turns(tmp_path):
     errors = [[block.load.errors for block in turn] for turn in turns]
     assert sum(one for one, _other in errors) in {2, 3}  # 10 of 410 requests, of 100
     assert all(one == other for one, other in errors)
-    for block in saturated:
-        assert block.load.errors == pytest.approx(block.load.completed / 41, abs=2)
+    for block in saturated:  # each time that the mix begins again, it may have one too many or too few
+        rounds = 1 + block.load.completed / overhead_bench.SATURATED_MIX
+        assert block.load.errors == pytest.approx(block.load.completed / 41, abs=1 + rounds)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])

@@ -14,20 +14,24 @@ from sim.pdk import QueueConfig
 from sim.plugins.opentelemetry import OpenTelemetryConfig
 from sim.scenario import (
     Collector,
-    ConstantArrivalRate,
-    ConstantVirtualUsers,
     Latency,
-    RampingArrivalRate,
-    RampingVirtualUsers,
-    Request,
-    Stage,
     Upstream,
-    UserStage,
     _File,
     _Gateway,
     load,
 )
 from sim.threshold import METRICS
+from sim.workload import (
+    ConstantArrivalRate,
+    ConstantVirtualUsers,
+    RampingArrivalRate,
+    RampingVirtualUsers,
+    Request,
+    Stage,
+    UserStage,
+    mean_rate_per_s,
+    peak_rate_per_s,
+)
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 DOCS = Path(__file__).parents[2] / "docs" / "scenarios.md"
@@ -405,7 +409,7 @@ def test_loads_go_on_side_by_side(scenario):
     several = scenario(MINIMAL + SEVERAL_LOADS)
 
     assert several.duration_s == 5.0
-    assert several.mean_rate_per_s == (5 + 40 + 60 + 25) / 5
+    assert mean_rate_per_s(several.load) == (5 + 40 + 60 + 25) / 5
     assert several.load[2].request.body == '{"wanted": 2}'
 
 
@@ -433,7 +437,7 @@ ONE_AFTER_THE_OTHER = """\
 )
 def test_peak_rate_is_that_of_all_loads_together(scenario, loads, peak_per_s):
     """Where they are most at one time, which need not be where any of them is."""
-    assert scenario(MINIMAL + loads).peak_rate_per_s == peak_per_s
+    assert peak_rate_per_s(scenario(MINIMAL + loads).load) == peak_per_s
 
 
 USERS = """\
@@ -451,8 +455,8 @@ def test_virtual_users_are_read(scenario):
     assert with_users.load[1].stages_users == ((2.0, 8, 8),)
     assert with_users.load[2].stages_users == ((3.0, 1, 20), (1.0, 20, 0))
     assert with_users.duration_s == 5.0
-    assert (with_users.mean_rate_per_s, with_users.peak_rate_per_s) == (None, 5)
-    assert scenario(MINIMAL.replace("arrival-rate, rate: 5/s", "vus")).peak_rate_per_s is None
+    assert (mean_rate_per_s(with_users.load), peak_rate_per_s(with_users.load)) == (None, 5)
+    assert peak_rate_per_s(scenario(MINIMAL.replace("arrival-rate, rate: 5/s", "vus")).load) is None
 
 
 @pytest.mark.parametrize(
