@@ -61,7 +61,7 @@ TERMINATE_S_MAX: Final = 10.0  # the master kills after 3.15 s (kong-semantics W
 STOP_S_MAX: Final = 5.0
 KILL_S_MAX: Final = 1.0
 CONNECTIONS_MAX: Final = 1000
-"""Connections of open loads at most; each virtual user has one of its own beside."""
+"""Connections at most, beside one for each virtual user."""
 
 _COLLECTOR: Final = "collector"
 _MASTER: Final = "master"
