@@ -41,7 +41,6 @@ class Request(Model):
 
 _EXECUTORS: Final = ("constant-arrival-rate", "ramping-arrival-rate", "constant-vus", "ramping-vus")
 
-
 VIRTUAL_USERS_MAX: Final = 1000
 """Virtual users of a load at most, each of whom has a connection."""
 
