@@ -261,7 +261,8 @@ class _Driver:
         for _ in range(_BATCH_MAX):
             if self._next is None or self._next[0] > now_ns:
                 break
-            self._begin(*self._next, now_ns)
+            intended_ns, request = self._next
+            self._begin(intended_ns, request, now_ns)
             self._advance()
             now_ns = time.monotonic_ns()
         if self._next is not None:

@@ -52,7 +52,7 @@ class Request:
         body = asked.body.encode()
         return cls(host=host, port=port, method=asked.method, path=asked.path, headers=asked.headers, body=body)
 
-    @property
+    @cached_property
     def is_head(self) -> bool:
         """Whether the answer has no body, whatever its head says (RFC 9110 9.3.2)."""
         return self.method == "HEAD"
