@@ -442,7 +442,7 @@ def _load(scenario: Scenario, host: str, port: int) -> executor.Load:
         for index, load in enumerate(scenario.load)
     ]
     closed = (load for load in scenario.load if isinstance(load, ClosedLoad))
-    users_max = sum(max(max(ends) for _duration_s, *ends in load.stages_users) for load in closed)
+    users_max = sum(max(max(ends) for _duration_s, *ends in load.course) for load in closed)
     return executor.Load(
         executors=tuple(executors),
         connections_max=CONNECTIONS_MAX + users_max,
@@ -460,8 +460,8 @@ def _executor(load: OpenLoad | ClosedLoad, request: Request, seed: int) -> execu
             return executor.ConstantArrivalRate(rate_per_s=load.rate, duration_s=load.duration, **told)
         case RampingArrivalRate():
             told |= {"arrival": load.arrival, "seed": seed}
-            return executor.RampingArrivalRate(stages=load.stages_per_s, **told)
-    return executor.VirtualUsers(stages=load.stages_users, **told)
+            return executor.RampingArrivalRate(stages=load.course, **told)
+    return executor.VirtualUsers(stages=load.course, **told)
 
 
 def _unix_ns() -> int:

@@ -5,7 +5,7 @@ Seconds, requests per second and users, whatever the units of the file; times co
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
@@ -14,6 +14,8 @@ from sim.entity import Method
 from sim.errors import FieldError, meant, shown
 from sim.field import HeaderName, Many, Path
 from sim.units import PerSecond, Seconds
+
+_Amount = TypeVar("_Amount", int, float)
 
 _NS_DIGITS: Final = 9  # behind the point, of seconds: a sum of stages is told from no time in a file
 
@@ -54,8 +56,10 @@ class _Load(Model):
     Attributes:
         startTime: seconds after the beginning of the run that the first is sent.
         request: what is sent.
+        without_anything: what is said, with its cure, of stages in which nothing is sent.
     """
 
+    without_anything: ClassVar[tuple[str, str]]
     words_not_built: ClassVar[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "executor": {
             "shared-iterations": ("it ends after so many requests", "constant-vus"),
@@ -81,10 +85,22 @@ class _Load(Model):
             raise FieldError(expected, field="executor", cure=meant(word, _EXECUTORS))
         return data
 
+    @model_validator(mode="after")
+    def _sends_something(self) -> Self:
+        if not any(amount for _duration_s, *ends in self.course for amount in ends):
+            message, cure = self.without_anything
+            raise FieldError(message, field="stages", cure=cure)
+        return self
+
     @property
     @abstractmethod
+    def course(self) -> tuple[tuple[float, float, float], ...]:
+        """Duration in s, and rate per s or users at the beginning and the end of each stage."""
+
+    @property
     def duration_s(self) -> float:
         """How long requests are sent, in seconds."""
+        return sum(length_s for length_s, _first, _last in self.course)
 
 
 class _OpenLoad(_Load):
@@ -101,28 +117,20 @@ class _OpenLoad(_Load):
         "gracefulStop": "it bounds how long answers are waited for",
     }
 
+    without_anything = ("every rate is 0", "write a target of more than 0/s")
+
     arrival: Literal["uniform", "poisson"] = "uniform"
-
-    @property
-    @abstractmethod
-    def stages_per_s(self) -> tuple[tuple[float, float, float], ...]:
-        """Duration in s and rate per s at the beginning and the end of each stage."""
-
-    @property
-    def duration_s(self) -> float:
-        """How long requests arrive, in seconds."""
-        return sum(length_s for length_s, _first, _last in self.stages_per_s)
 
     @property
     def mean_rate_per_s(self) -> float:
         """Requests per second, on average."""
-        return sum(length_s * (first + last) / 2 for length_s, first, last in self.stages_per_s) / self.duration_s
+        return sum(length_s * (first + last) / 2 for length_s, first, last in self.course) / self.duration_s
 
     @property
     def lines(self) -> Iterator[tuple[float, float, float, float]]:
         """Begin and end of each stage in s after the beginning of the run, and the rates per s there."""
         begin_s = round(self.startTime, _NS_DIGITS)
-        for length_s, first, last in self.stages_per_s:
+        for length_s, first, last in self.course:
             end_s = round(begin_s + length_s, _NS_DIGITS)
             yield begin_s, end_s, first, last
             begin_s = end_s
@@ -141,8 +149,8 @@ class ConstantArrivalRate(_OpenLoad):
     duration: _Lasting
 
     @property
-    def stages_per_s(self) -> tuple[tuple[float, float, float], ...]:
-        """Duration in s and rate per s at the beginning and the end of each stage."""
+    def course(self) -> tuple[tuple[float, float, float], ...]:
+        """Duration in s and rate per s at the beginning and the end of its one stage."""
         return ((self.duration, self.rate, self.rate),)
 
 
@@ -170,17 +178,10 @@ class RampingArrivalRate(_OpenLoad):
     startRate: PerSecond = 0.0  # noqa: N815 - k6's name
     stages: Annotated[Many[Stage], NotEmpty]
 
-    @model_validator(mode="after")
-    def _sends_something(self) -> Self:
-        if not any((self.startRate, *(stage.target for stage in self.stages))):
-            raise FieldError("every rate is 0", field="stages", cure="write a target of more than 0/s")
-        return self
-
     @property
-    def stages_per_s(self) -> tuple[tuple[float, float, float], ...]:
+    def course(self) -> tuple[tuple[float, float, float], ...]:
         """Duration in s and rate per s at the beginning and the end of each stage."""
-        rates = (self.startRate, *(stage.target for stage in self.stages))
-        return tuple((stage.duration, rates[k], rates[k + 1]) for k, stage in enumerate(self.stages))
+        return _course(self.startRate, ((stage.duration, stage.target) for stage in self.stages))
 
 
 class _ClosedLoad(_Load):
@@ -190,16 +191,7 @@ class _ClosedLoad(_Load):
         "gracefulStop": "it bounds how long answers are waited for",
         "gracefulRampDown": "it bounds how long a user who goes is waited for",
     }
-
-    @property
-    @abstractmethod
-    def stages_users(self) -> tuple[tuple[float, int, int], ...]:
-        """Duration in s and users at the beginning and the end of each stage."""
-
-    @property
-    def duration_s(self) -> float:
-        """How long requests are sent, in seconds."""
-        return sum(length_s for length_s, _first, _last in self.stages_users)
+    without_anything = ("there is never a user", "write a target of more than 0")
 
 
 class ConstantVirtualUsers(_ClosedLoad):
@@ -215,8 +207,8 @@ class ConstantVirtualUsers(_ClosedLoad):
     duration: _Lasting
 
     @property
-    def stages_users(self) -> tuple[tuple[float, int, int], ...]:
-        """Duration in s and users at the beginning and the end of each stage."""
+    def course(self) -> tuple[tuple[float, int, int], ...]:
+        """Duration in s and users at the beginning and the end of its one stage."""
         return ((self.duration, self.vus, self.vus),)
 
 
@@ -244,17 +236,19 @@ class RampingVirtualUsers(_ClosedLoad):
     startVUs: _VirtualUsers = 1  # noqa: N815 - k6's name
     stages: Annotated[Many[UserStage], NotEmpty]
 
-    @model_validator(mode="after")
-    def _has_users(self) -> Self:
-        if not any((self.startVUs, *(stage.target for stage in self.stages))):
-            raise FieldError("there is never a user", field="stages", cure="write a target of more than 0")
-        return self
-
     @property
-    def stages_users(self) -> tuple[tuple[float, int, int], ...]:
+    def course(self) -> tuple[tuple[float, int, int], ...]:
         """Duration in s and users at the beginning and the end of each stage."""
-        users = (self.startVUs, *(stage.target for stage in self.stages))
-        return tuple((stage.duration, users[k], users[k + 1]) for k, stage in enumerate(self.stages))
+        return _course(self.startVUs, ((stage.duration, stage.target) for stage in self.stages))
+
+
+def _course(first: _Amount, stages: Iterable[tuple[float, _Amount]]) -> tuple[tuple[float, _Amount, _Amount], ...]:
+    """Let each stage, of a duration and a target, begin where the one before it has ended."""
+    course = []
+    for duration_s, target in stages:
+        course.append((duration_s, first, target))
+        first = target
+    return tuple(course)
 
 
 OpenLoad = ConstantArrivalRate | RampingArrivalRate

@@ -105,8 +105,8 @@ def _shape(load: "OpenLoad | ClosedLoad") -> str:
 
 def _amount(load: "OpenLoad | ClosedLoad") -> str:
     if isinstance(load, OpenLoad):
-        return _course(format_rate(about(rate)) for _duration_s, *ends in load.stages_per_s for rate in ends)
-    users = _course(str(count) for _duration_s, *ends in load.stages_users for count in ends)
+        return _course(format_rate(about(rate)) for _duration_s, *ends in load.course for rate in ends)
+    users = _course(str(count) for _duration_s, *ends in load.course for count in ends)
     return f"{users} virtual user{'s' * (users != '1')}"
 
 

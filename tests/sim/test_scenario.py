@@ -452,8 +452,8 @@ def test_virtual_users_are_read(scenario):
     """A closed load has no rate, and so has a run with one: nobody knows it before."""
     with_users = scenario(MINIMAL + USERS)
 
-    assert with_users.load[1].stages_users == ((2.0, 8, 8),)
-    assert with_users.load[2].stages_users == ((3.0, 1, 20), (1.0, 20, 0))
+    assert with_users.load[1].course == ((2.0, 8, 8),)
+    assert with_users.load[2].course == ((3.0, 1, 20), (1.0, 20, 0))
     assert with_users.duration_s == 5.0
     assert (mean_rate_per_s(with_users.load), peak_rate_per_s(with_users.load)) == (None, 5)
     assert peak_rate_per_s(scenario(MINIMAL.replace("arrival-rate, rate: 5/s", "vus")).load) is None
